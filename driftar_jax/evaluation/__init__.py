@@ -1,0 +1,1 @@
+"""Measuring: quality, premise and speed, judged on what the sampler really makes."""

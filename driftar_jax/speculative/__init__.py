@@ -1,0 +1,1 @@
+"""Speculative decoding: the draft head that predicts the next encoding."""
