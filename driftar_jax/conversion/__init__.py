@@ -1,0 +1,1 @@
+"""Official checkpoints to this project's parameter trees and back."""

@@ -1,0 +1,1 @@
+"""The hosts' own many-step heads."""

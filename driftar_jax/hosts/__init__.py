@@ -1,0 +1,1 @@
+"""The autoregressive backbones; each returns features and entropy from one forward."""

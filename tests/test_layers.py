@@ -1,0 +1,162 @@
+"""The block and its entropy: two roads for every number."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from driftar_jax import layers
+
+B, N, H, K, START = 2, 7, 3, 4, 2
+WIDTH = H * K
+
+
+def _qkv(seed=0):
+    return [jax.random.normal(k, (B, N, H, K)) for k in jax.random.split(jax.random.key(seed), 3)]
+
+
+def _brute_force(q, k, v, mask, start):
+    """Float64 loop over rows and heads."""
+    q, k, v = (np.asarray(a, np.float64) for a in (q, k, v))
+    out, ent = np.zeros(q.shape), np.zeros(q.shape[:2])
+    for b in range(B):
+        for r in range(N):
+            content = []
+            for h in range(H):
+                logits = k[b, :, h] @ q[b, r, h] / np.sqrt(K)
+                w = np.exp(logits) * mask[b, r]
+                w /= w.sum()
+                out[b, r, h] = w @ v[b, :, h]
+                content.append(w[start:] / w[start:].sum())
+            p = np.mean(content, axis=0)
+            n = mask[b, r, start:].sum()
+            p = p[p > 0]
+            ent[b, r] = -(p * np.log(p)).sum() / np.log(n) if n > 1 else 0.0
+    return out, ent
+
+
+@pytest.mark.parametrize("chunk", [2, 3, 256])
+@pytest.mark.parametrize("masked", ["none", "causal"])
+def test_attention_with_entropy_matches_a_float64_loop(chunk, masked):
+    q, k, v = _qkv()
+    mask = np.ones((B, N, N), bool)
+    if masked == "causal":
+        mask = np.tril(mask)
+        mask[:, :, START] = True  # every row needs one content key for the loop above
+    given = None if masked == "none" else jnp.asarray(mask)
+    out, ent = layers.attention_with_entropy(q, k, v, given, content_start=START, chunk=chunk)
+    want_out, want_ent = _brute_force(q, k, v, mask, START)
+    np.testing.assert_allclose(out, want_out, atol=2e-6)
+    np.testing.assert_allclose(ent, want_ent, atol=2e-6)
+
+
+def test_head_average_comes_after_renormalisation():
+    q, k, v = _qkv(3)
+    _, ent = layers.attention_with_entropy(8 * q, k, v, content_start=START)
+    w = jax.nn.softmax(jnp.einsum("bqhk,bnhk->bhqn", 8 * q, k) / 2.0, axis=-1)
+    first_mean = w.mean(1)[..., START:]
+    first_mean = first_mean / first_mean.sum(-1, keepdims=True)
+    p = np.asarray(first_mean, np.float64)
+    other = -(p * np.log(p)).sum(-1) / np.log(N - START)
+    assert np.abs(np.asarray(ent) - other).max() > 1e-2
+
+
+def test_row_that_sees_nothing_is_finite_forward_and_backward():
+    q, k, v = _qkv(1)
+    mask = jnp.ones((B, N, N), bool).at[0, 3].set(False)
+
+    def total(q):
+        out, ent = layers.attention_with_entropy(q, k, v, mask, content_start=START, chunk=3)
+        return out.sum() + ent.sum(), ent
+
+    grad, ent = jax.grad(total, has_aux=True)(q)
+    assert jnp.isfinite(grad).all()
+    assert ent[0, 3] == 0.0
+
+
+def test_chunks_never_hold_the_whole_map():
+    long, chunk = 96, 8
+    q = jax.ShapeDtypeStruct((1, long, H, K), jnp.float32)
+    jaxpr = jax.make_jaxpr(lambda q: layers.attention_with_entropy(q, q, q, chunk=chunk))(q)
+    assert f"1,{H},{chunk},{long}]" in str(jaxpr)
+    assert f"1,{H},{long},{long}]" not in str(jaxpr)
+
+
+@pytest.mark.parametrize(
+    ("field", "kwargs"), [("content_start", {"content_start": N}), ("chunk", {"chunk": 0})]
+)
+def test_bad_arguments_name_the_field(field, kwargs):
+    with pytest.raises(ValueError, match=f"^{field}: got"):
+        layers.attention_with_entropy(*_qkv(), **kwargs)
+
+
+def _block(**kwargs):
+    block = layers.TransformerBlock(WIDTH, H, **kwargs)
+    x = jax.random.normal(jax.random.key(5), (B, N, WIDTH))
+    return block, nn.unbox(block.init(jax.random.key(6), x)), x
+
+
+def test_entropy_form_equals_the_fused_form():
+    block, params, x = _block(entropy_chunk=3)
+    plain = block.apply(params, x)
+    out, ent = block.apply(params, x, content_start=START, method="with_entropy")
+    np.testing.assert_allclose(out, plain, atol=2e-6)
+    assert ent.shape == (B, N - START) and ent.dtype == jnp.float32
+
+
+def test_masked_keys_equal_dropped_keys():
+    block, params, x = _block()
+    keep = jnp.array([0, 1, 3, 6])
+    mask = jnp.zeros((B, N), bool).at[:, keep].set(True)
+    masked = block.apply(params, x, mask)[:, keep]
+    np.testing.assert_allclose(masked, block.apply(params, x[:, keep]), atol=2e-6)
+
+
+def test_fully_masked_block_is_finite():
+    block, params, x = _block()
+    mask = jnp.zeros((B, N), bool)
+    assert jnp.isfinite(block.apply(params, x, mask)).all()
+    out, ent = block.apply(params, x, mask, content_start=START, method="with_entropy")
+    assert jnp.isfinite(out).all() and (ent == 0).all()
+
+
+def test_attention_dropout_keeps_entropy_and_changes_output():
+    block, params, x = _block(attention_dropout=0.5, entropy_chunk=3)
+    run = lambda key: block.apply(  # noqa: E731
+        params,
+        x,
+        content_start=START,
+        deterministic=False,
+        rngs={"dropout": key},
+        method="with_entropy",
+    )
+    (a, ent_a), (b, ent_b) = run(jax.random.key(0)), run(jax.random.key(1))
+    assert jnp.abs(a - b).max() > 1e-3
+    np.testing.assert_array_equal(ent_a, ent_b)
+    trained = block.apply(params, x, deterministic=False, rngs={"dropout": jax.random.key(0)})
+    assert jnp.abs(trained - block.apply(params, x)).max() > 1e-3
+
+
+def test_bfloat16_keeps_float32_entropy():
+    block, params, x = _block(dtype=jnp.bfloat16)
+    out, ent = block.apply(params, x.astype(jnp.bfloat16), method="with_entropy")
+    assert out.dtype == jnp.bfloat16 and ent.dtype == jnp.float32
+
+
+def test_every_matrix_has_logical_names():
+    block = layers.TransformerBlock(WIDTH, H)
+    tree = jax.eval_shape(block.init, jax.random.key(0), jnp.zeros((B, N, WIDTH)))["params"]
+    names = {
+        "qkv": ("embed", None, "heads", None),
+        "proj": ("heads", "embed"),
+        "fc1": ("embed", "mlp"),
+        "fc2": ("mlp", "embed"),
+    }
+    for name, want in names.items():
+        assert tree[name]["kernel"].names == want
+
+
+def test_heads_must_divide_width():
+    with pytest.raises(ValueError, match="^num_heads: got 5"):
+        layers.TransformerBlock(WIDTH, 5).init(jax.random.key(0), jnp.zeros((1, 2, WIDTH)))
