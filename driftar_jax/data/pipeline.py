@@ -1,0 +1,247 @@
+"""Image sets by name, and endless batches of them whose position is one number."""
+
+import threading
+import weakref
+
+import numpy as np
+
+from driftar_jax.data import folder, prepared
+from driftar_jax.data.source import READ_THREADS, ImageSource
+
+_END = 2**62  # positions are endless for every practical purpose
+_SEEDS = 2**32
+
+
+def load_source(
+    name: str,
+    split: str,
+    *,
+    data_dir: str | None = None,
+    image_size: int | None = None,
+    center_crop: bool = True,
+) -> ImageSource:
+    """Open an image set; nothing is ever downloaded.
+
+    Args:
+      name: `digits8`, `fashion28`, `emoji32` (embedded), any TFDS set `name[/config][:version]`
+        that lies prepared in array_record format, or `folder:PATH` with `class/picture.png`.
+      split: `train`, `test`, or what else the set has (`validation`, `train[:10%]` with TFDS).
+      data_dir: where TFDS sets lie; None for `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+      image_size: side of the square images; None keeps the set's own size.
+      center_crop: images of another size are cropped to their middle square (`images.crop_to`);
+        if False, squeezed whole.
+
+    Raises:
+      ValueError: one line that names the field, the value and what is allowed.
+    """
+    if not isinstance(name, str) or not name:
+        raise ValueError(f"data.name: got {name!r}, allowed the name of a set or folder:PATH")
+    if not isinstance(split, str) or not split:
+        raise ValueError(f"data.split: got {split!r}, allowed the name of a split such as 'train'")
+    if image_size is not None:
+        _check_int("data.image_size", image_size, 1, 2**14)
+    _check_bool("data.center_crop", center_crop)
+    if name.startswith(folder.PREFIX):
+        return folder.open_folder(name, split, image_size=image_size, center_crop=center_crop)
+    return prepared.open_prepared(
+        name, split, data_dir=data_dir, image_size=image_size, center_crop=center_crop
+    )
+
+
+def all_images(source: ImageSource) -> tuple[np.ndarray, np.ndarray]:
+    """Every image in the set's order: uint8 `[N, H, W, C]`, int32 `[N]`; new arrays."""
+    return source.gather(np.arange(len(source)))
+
+
+class Batches:
+    """Endless iterator of `{"image": uint8 [B/P, H, W, C], "label": int32 [B/P]}`.
+
+    Global batch `n` covers positions `n B .. (n + 1) B - 1` of an endless sequence, one
+    permutation of the set per epoch; epochs follow each other without a gap, so a batch may span
+    two. Which image stands at a position and whether it is flipped is a pure function of (seed,
+    position): not of the number of processes, of stops, or of the batch size. Of `P` processes,
+    process `p` gets rows `p B/P .. (p + 1) B/P - 1` of every batch.
+    """
+
+    def __init__(
+        self,
+        source: ImageSource,
+        *,
+        batch_size: int,
+        seed: int,
+        flip: bool = False,
+        shuffle: bool = True,
+        process_index: int = 0,
+        process_count: int = 1,
+        prefetch: int = 4,
+    ):
+        """
+        Args:
+          source: what to read.
+          batch_size: global batch `B`.
+          seed: 0 .. 2**32 - 1; decides order and flips.
+          flip: mirror each image left to right with probability 1/2.
+          shuffle: a new permutation each epoch; False keeps the set's order.
+          process_index, process_count: which share of the batch this process takes.
+          prefetch: batches read ahead in threads; 0 reads in the caller's thread.
+
+        Raises:
+          ValueError: one line that names the field, the value and what is allowed.
+        """
+        _check_int("data.batch_size", batch_size, 1, len(source))
+        _check_int("seed", seed, 0, _SEEDS - 1)
+        _check_int("process_count", process_count, 1, _SEEDS)
+        _check_int("process_index", process_index, 0, process_count - 1)
+        _check_int("data.prefetch", prefetch, 0, 1024)
+        _check_bool("data.flip", flip)
+        _check_bool("data.shuffle", shuffle)
+        if batch_size % process_count:
+            raise ValueError(
+                f"data.batch_size: got {batch_size}, allowed multiples of process_count "
+                f"{process_count}"
+            )
+        self.source, self.batch_size, self.seed = source, int(batch_size), int(seed)
+        self.flip, self.shuffle, self.prefetch = bool(flip), bool(shuffle), int(prefetch)
+        self.local_batch_size = self.batch_size // process_count
+        self._first_row = process_index * self.local_batch_size
+        self._delivered = 0
+        self._closed = False
+        self._orders: dict[int, np.ndarray] = {}
+        self._lock = threading.Lock()
+        self._iterator, self._stop = None, None
+
+    def __iter__(self):
+        return self
+
+    def __next__(self) -> dict[str, np.ndarray]:
+        if self._closed:
+            raise ValueError("batches: got a call after close(), allowed before it")
+        if self._iterator is None:
+            self._start()
+        batch = next(self._iterator)
+        self._delivered += 1
+        return batch
+
+    def state(self) -> dict:
+        """Position and what it belongs to; JSON-able, the same in every process."""
+        return {"batch": self._delivered, **self._identity()}
+
+    def restore(self, state: dict) -> None:
+        """Go on exactly after the batch that was delivered before `state` was taken.
+
+        Raises:
+          ValueError: the state belongs to another set, seed, batch size, order or flip.
+        """
+        expected = self._identity()
+        missing = sorted({"batch", *expected} - set(state))
+        if missing:
+            raise ValueError(f"data state: got no {missing}, allowed what Batches.state() returned")
+        for field, want in expected.items():
+            if state[field] != want:
+                raise ValueError(f"data state: got {field} {state[field]!r}, allowed {want!r}")
+        _check_int("data state batch", state["batch"], 0, _END // self.batch_size)
+        self._halt()
+        self._delivered = int(state["batch"])
+
+    def close(self) -> None:
+        """Stop the reading threads. Safe to call twice; `state()` stays readable."""
+        self._halt()
+        self._closed = True
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def _identity(self) -> dict:
+        return {
+            "source": self.source.fingerprint,
+            "seed": self.seed,
+            "batch_size": self.batch_size,
+            "shuffle": self.shuffle,
+            "flip": self.flip,
+        }
+
+    def _start(self) -> None:
+        import grain
+
+        first, rows = self._delivered, self.local_batch_size
+        if self.source.in_memory:
+            # One gather is so cheap that more threads would only wait for each other.
+            reads = grain.MapDataset.range(first, _END // self.batch_size).map(self._read_batch)
+            options = grain.ReadOptions(
+                num_threads=min(1, self.prefetch), prefetch_buffer_size=self.prefetch
+            )
+            ready = reads.to_iter_dataset(options)
+        else:
+            # Threads share the images of one batch, so the first batch comes soon as well.
+            reads = grain.MapDataset.range(first * rows, _END // self.batch_size * rows)
+            options = grain.ReadOptions(
+                num_threads=READ_THREADS if self.prefetch else 0,
+                prefetch_buffer_size=self.prefetch * rows,
+            )
+            ready = reads.map(self._read_image).to_iter_dataset(options).batch(rows)
+        self._iterator = iter(ready)
+        self._stop = weakref.finalize(self, self._iterator.close)
+
+    def _halt(self) -> None:
+        if self._stop is not None:
+            self._stop()
+        self._iterator, self._stop = None, None
+
+    def _read_batch(self, number: int) -> dict[str, np.ndarray]:
+        first = int(number) * self.batch_size + self._first_row
+        positions = np.arange(first, first + self.local_batch_size)
+        image, label = self.source.gather(self._indices(positions))
+        if self.flip:
+            mirrored = self._flips(first, self.local_batch_size)
+            image[mirrored] = image[mirrored, :, ::-1]
+        return {"image": image, "label": label}
+
+    def _read_image(self, local: int) -> dict[str, np.ndarray]:
+        number, row = divmod(int(local), self.local_batch_size)
+        position = number * self.batch_size + self._first_row + row
+        item = self.source[int(self._indices(np.array([position]))[0])]
+        if self.flip and self._flips(position, 1)[0]:
+            item["image"] = item["image"][:, ::-1]
+        return {"image": item["image"], "label": np.int32(item["label"])}
+
+    def _indices(self, positions: np.ndarray) -> np.ndarray:
+        """Which image stands at each of the ascending positions."""
+        epochs, places = np.divmod(positions, len(self.source))
+        if not self.shuffle:
+            return places
+        indices = np.empty_like(places)
+        for epoch in range(int(epochs[0]), int(epochs[-1]) + 1):
+            here = epochs == epoch
+            indices[here] = self._order(epoch)[places[here]]
+        return indices
+
+    def _order(self, epoch: int) -> np.ndarray:
+        with self._lock:
+            if epoch not in self._orders:
+                draw = np.random.Generator(np.random.Philox(key=[self.seed, 2 * epoch]))
+                self._orders[epoch] = draw.permutation(len(self.source))
+                # Threads that read ahead stand in two epochs at most.
+                for old in [e for e in self._orders if e < epoch - 1]:
+                    del self._orders[old]
+            return self._orders[epoch]
+
+    def _flips(self, first: int, count: int) -> np.ndarray:
+        """Bool `[count]` for the positions from `first` on."""
+        # Each step of the counter gives four words; one step per position makes them independent
+        # of where a batch begins. Odd second keys keep clear of the orders' even ones.
+        draw = np.random.Philox(key=[self.seed, 1], counter=[first, 0, 0, 0])
+        return draw.random_raw(4 * count)[::4] >> np.uint64(63) == 1
+
+
+def _check_int(field: str, value, low: int, high: int) -> None:
+    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not whole or not low <= value <= high:
+        raise ValueError(f"{field}: got {value!r}, allowed an int from {low} to {high}")
+
+
+def _check_bool(field: str, value) -> None:
+    if not isinstance(value, (bool, np.bool_)):
+        raise ValueError(f"{field}: got {value!r}, allowed True or False")

@@ -1,0 +1,221 @@
+"""TFDS sets that lie prepared in the data folder, read without tensorflow and without a network.
+
+The embedded sets take the same way: they are prepared offline on first use, then read as any
+other.
+"""
+
+import contextlib
+import difflib
+import io
+import json
+import os
+import re
+import shutil
+import tempfile
+
+from driftar_jax.data import embedded, images
+from driftar_jax.data.source import ImageSource
+
+_NAME = re.compile(r"(?P<set>\w+)(/(?P<config>[\w.-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
+_VERSION = re.compile(r"\d+\.\d+\.\d+")
+
+
+def data_folder(data_dir: str | None) -> str:
+    """`data_dir`, else `TFDS_DATA_DIR`, else `~/tensorflow_datasets`."""
+    chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return os.path.expanduser(os.fspath(chosen))
+
+
+def open_prepared(
+    name: str, split: str, *, data_dir: str | None, image_size: int | None, center_crop: bool
+) -> ImageSource:
+    """The split of a TFDS set, `name[/config][:version]`, as an `ImageSource`.
+
+    Raises:
+      ValueError: unknown name or split, nothing prepared, another file format, or a set without
+        8-bit images and class labels. One line each.
+    """
+    folder = data_folder(data_dir)
+    found = _NAME.fullmatch(name)
+    if found is None:
+        raise _unknown(name)
+    if found["set"] in embedded.NAMES:
+        _prepare_embedded(found["set"], folder)
+    full_name, info = _find(name, found, folder)
+    _check_format(name, info)
+
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder(full_name, data_dir=folder)
+        features = builder.info.features
+        channels = _channels(name, features)
+        # Decoded by `images.decode`: TFDS hands out grey or CMYK files of an RGB set as they are.
+        records = tfds.data_source(
+            full_name,
+            split=split,
+            data_dir=folder,
+            download=False,
+            decoders={"image": tfds.decode.SkipDecoding()},
+        )
+    except ValueError as error:
+        if str(error).startswith("data."):
+            raise
+        known = sorted(builder.info.splits)
+        raise ValueError(f"data.split: got {split!r} for {name!r}, allowed {known}") from error
+
+    def read(indices: list[int]):
+        items = records.__getitems__(indices)
+        return [
+            (decode(i, item), int(item["label"])) for i, item in zip(indices, items, strict=True)
+        ]
+
+    def decode(i: int, item: dict):
+        encoded = bytes(item["image"])
+        try:
+            return images.decode(
+                encoded, channels=channels, size=image_size, center_crop=center_crop
+            )
+        except images.BadImage as error:
+            raise ValueError(
+                f"data.name: got {name!r} whose image {i} of split {split!r} is bad: {error}"
+            ) from None
+
+    shape = _image_shape(name, features, image_size, channels)
+    fingerprint = f"{builder.info.full_name}|{split}|{len(records)}|{shape}|{center_crop}"
+    return ImageSource(
+        read,
+        len(records),
+        name=name,
+        split=split,
+        image_shape=shape,
+        class_names=features["label"].names,
+        fingerprint=fingerprint,
+    )
+
+
+def _find(name: str, found: re.Match, folder: str) -> tuple[str, dict]:
+    """The set's full name with config and version, and its `dataset_info.json`."""
+    from etils import epath
+
+    base = epath.Path(folder) / found["set"]
+    config = found["config"]
+    if config is None and base.exists() and not _versions(base):
+        configs = sorted(p.name for p in base.iterdir() if p.is_dir() and _versions(p))
+        if len(configs) > 1:
+            nearest = [f"{found['set']}/{c}" for c in configs]
+            raise ValueError(f"data.name: got {name!r}, allowed one of its configs: {nearest}")
+        config = configs[0] if configs else None
+    home = base / config if config else base
+    versions = _versions(home) if home.exists() else []
+    if found["version"]:
+        versions = [v for v in versions if v == found["version"]]
+    if not versions:
+        raise _missing(name, found["set"], folder)
+    info = json.loads((home / versions[-1] / "dataset_info.json").read_text())
+    return "/".join(filter(None, (found["set"], config))) + f":{versions[-1]}", info
+
+
+def _versions(path) -> list[str]:
+    """Complete versions below `path`, oldest first."""
+    names = [p.name for p in path.iterdir() if _VERSION.fullmatch(p.name)]
+    names = [n for n in names if (path / n / "dataset_info.json").exists()]
+    return sorted(names, key=lambda n: tuple(map(int, n.split("."))))
+
+
+def _check_format(name: str, info: dict) -> None:
+    got = info.get("fileFormat", "tfrecord")
+    if got != "array_record":
+        raise ValueError(
+            f"data.name: got {name!r} in file format {got!r}, allowed 'array_record'; prepare it "
+            f"with: tfds build {info['name']} --file_format=array_record --data_dir=DIR"
+        )
+
+
+def _channels(name: str, features) -> int:
+    has = sorted(features) if hasattr(features, "keys") else [type(features).__name__]
+    if not {"image", "label"} <= set(has) or not hasattr(features["label"], "names"):
+        raise ValueError(
+            f"data.name: got {name!r} with features {has}, allowed sets with an 'image' and a "
+            "class 'label'"
+        )
+    channels = features["image"].shape[-1] or 3
+    dtype = features["image"].np_dtype
+    if channels not in (1, 3, 4) or dtype not in ("uint8", "uint16"):
+        raise ValueError(
+            f"data.name: got {name!r} with {channels} channels of {dtype}, allowed 1, 3 or 4 of "
+            "uint8 or uint16"
+        )
+    return min(channels, 3)
+
+
+def _image_shape(name: str, features, image_size: int | None, channels: int):
+    height, width = features["image"].shape[:2]
+    if image_size is not None:
+        return image_size, image_size, channels
+    if height is None or width is None:
+        raise ValueError(
+            f"data.image_size: got None, allowed an int >= 1: images of {name!r} differ in size"
+        )
+    return height, width, channels
+
+
+def _prepare_embedded(name: str, folder: str) -> None:
+    """Write an embedded set under `folder` unless it is there; two processes may race.
+
+    Each writes a folder of its own and renames it into place: the rename is atomic, the first
+    one wins, and a reader sees a complete set or none.
+    """
+    from driftar_jax.data import builders  # registers the three names
+
+    version = str(builders.VERSION)
+    target = os.path.join(folder, name, version)
+    if os.path.isdir(target):
+        return
+    import tensorflow_datasets as tfds
+
+    try:
+        os.makedirs(os.path.join(folder, name), exist_ok=True)
+        scratch = tempfile.mkdtemp(prefix=f".{name}-incomplete-", dir=folder)
+    except OSError as error:
+        raise ValueError(
+            f"data.data_dir: got {folder!r}, allowed a folder that can be written: {error.strerror}"
+        ) from None
+    try:
+        tfds.disable_progress_bar()
+        builder = tfds.builder(name, data_dir=scratch, file_format="array_record")
+        # TFDS would print that it downloads, which is not so.
+        with contextlib.redirect_stdout(io.StringIO()):
+            builder.download_and_prepare()
+        os.rename(os.path.join(scratch, name, version), target)
+    except OSError:
+        if not os.path.isdir(target):
+            raise
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _known_sets() -> list[str]:
+    import tensorflow_datasets as tfds
+
+    return sorted({*tfds.list_builders(with_community_datasets=False), *embedded.NAMES})
+
+
+def _missing(name: str, set_name: str, folder: str) -> ValueError:
+    if set_name not in _known_sets():
+        return _unknown(name)
+    bare = name.split(":")[0]
+    return ValueError(
+        f"data.name: got {name!r}, not prepared under {folder}; prepare it with: "
+        f"tfds build {bare} --file_format=array_record --data_dir={folder}"
+    )
+
+
+def _unknown(name: str) -> ValueError:
+    bare = re.split("[/:]", name)[0].lower()
+    near = difflib.get_close_matches(bare, _known_sets(), n=3, cutoff=0.6)
+    hint = f" (nearest: {', '.join(near)})" if near else ""
+    return ValueError(
+        f"data.name: got {name!r}, allowed {', '.join(embedded.NAMES)}, folder:PATH or the name "
+        f"of a TFDS set{hint}"
+    )
