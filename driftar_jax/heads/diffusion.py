@@ -1,0 +1,405 @@
+"""MAR's many-step head: a small denoising MLP per token, its loss and its sampler.
+
+Source: MAR (arXiv 2406.11838), `models/diffloss.py` and `diffusion/*` of LTH14/mar at fe470ac.
+Tables are float64 and `x_t`, coefficients and losses float32 whatever the compute type: the first
+reverse step multiplies errors by about 300.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from driftar_jax import layers
+
+TRAIN_STEPS = 1000
+_TIME_FREQUENCIES = 128
+
+Denoiser = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+# --- network -----------------------------------------------------------------------------------
+
+
+def _time_features(t: jax.Array) -> jax.Array:
+    """`t [...]` -> `[..., 256]` float32, cosines first; `t` is 0..999, not rescaled."""
+    k = np.arange(_TIME_FREQUENCIES, dtype=np.float32)
+    # In float32 on the host, as the official program: at t = 999 the last digit is visible.
+    frequencies = np.exp(np.float32(-math.log(10000)) * k / np.float32(_TIME_FREQUENCIES))
+    shape = (1,) * t.ndim + frequencies.shape
+    angles = t.astype(jnp.float32)[..., None] * frequencies.reshape(shape)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def _lift(x: jax.Array, ndim: int) -> jax.Array:
+    """Leading axes of size 1 until `x` has `ndim` axes."""
+    return x.reshape((1,) * (ndim - x.ndim) + x.shape)
+
+
+class ResBlock(nn.Module):
+    """Residual MLP block of the head; the identity when fresh, for its gate starts at zero."""
+
+    width: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        """`x [..., width]`, SiLU of the condition `y [..., width]` (may broadcast) -> like `x`."""
+        zeros = nn.initializers.zeros_init()
+        ada = layers.dense(3 * self.width, ("embed", "mlp"), self.dtype, zeros, "adaLN_modulation")
+        shift, scale, gate = jnp.split(ada(y), 3, axis=-1)
+        h = layers.layer_norm(name="in_ln")(x) * (1 + scale) + shift
+        h = layers.dense(self.width, ("embed", "mlp"), self.dtype, name="mlp_0")(h)
+        h = layers.dense(self.width, ("mlp", "embed"), self.dtype, name="mlp_2")(nn.silu(h))
+        return x + gate * h
+
+
+class DiffusionHead(nn.Module):
+    """MAR's `SimpleMLPAdaLN`: predicts noise and variance of one token from its condition.
+
+    Rows never meet, so any leading axes work and may broadcast against each other.
+
+    Attributes:
+      token_dim: C, channels of a token.
+      width: W, hidden width.
+      depth: residual blocks.
+      dtype: type of the matrix products; inputs and outputs are float32.
+    """
+
+    token_dim: int
+    width: int
+    depth: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        small = nn.initializers.normal(0.02)
+        zeros = nn.initializers.zeros_init()
+        self.time_embed_0 = layers.dense(self.width, (None, "mlp"), self.dtype, small)
+        self.time_embed_2 = layers.dense(self.width, ("mlp", "embed"), self.dtype, small)
+        self.cond_embed = layers.dense(self.width, ("mlp", "embed"), self.dtype)
+        self.input_proj = layers.dense(self.width, (None, "embed"), self.dtype)
+        self.res_blocks = [ResBlock(self.width, self.dtype) for _ in range(self.depth)]
+        self.final_modulation = layers.dense(2 * self.width, ("embed", "mlp"), self.dtype, zeros)
+        self.final_norm = layers.layer_norm(affine=False)
+        self.final_linear = layers.dense(2 * self.token_dim, ("embed", None), self.dtype, zeros)
+
+    def __call__(self, x: jax.Array, t: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Predicts noise and variance of noisy tokens.
+
+        Args:
+          x: `[..., C]` floating, noisy tokens.
+          t: `[...]` integer, timesteps 0..999 of the training process, also when respaced.
+          z: `[..., D]` floating, conditions.
+
+        Returns:
+          `eps [..., C]` float32, and `v [..., C]` float32: where the log variance lies between
+          the posterior's (-1) and beta's (1).
+        """
+        return self.denoise(x, t, self.condition(z))
+
+    def condition(self, z: jax.Array) -> jax.Array:
+        """`z [..., D]` -> `c [..., W]`; once per token, the same at every step."""
+        return self.cond_embed(z)
+
+    def denoise(self, x: jax.Array, t: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """As `__call__`, with `c [..., W]` of `condition` in place of `z`.
+
+        A scalar `t` embeds the time once for all rows.
+        """
+        time = self.time_embed_2(nn.silu(self.time_embed_0(_time_features(t))))
+        ndim = max(x.ndim, time.ndim, c.ndim)
+        y = nn.silu(_lift(time, ndim) + _lift(c, ndim))
+        h = _lift(self.input_proj(x), ndim)
+        for block in self.res_blocks:
+            h = block(h, y)
+        shift, scale = jnp.split(self.final_modulation(y), 2, axis=-1)
+        out = self.final_linear(self.final_norm(h) * (1 + scale) + shift).astype(jnp.float32)
+        eps, v = jnp.split(out, 2, axis=-1)
+        return eps, v
+
+
+# --- process -----------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Schedule:
+    """Tables of a diffusion process of S steps, all `[S]` float64 (`timestep_map` int64).
+
+    `timestep_map` holds the step of the training process that the network is told.
+    """
+
+    timestep_map: np.ndarray
+    betas: np.ndarray
+    alphas_cumprod: np.ndarray
+    posterior_variance: np.ndarray
+    posterior_log_variance_clipped: np.ndarray
+    posterior_mean_coef1: np.ndarray
+    posterior_mean_coef2: np.ndarray
+    sqrt_recip_alphas_cumprod: np.ndarray
+    sqrt_recipm1_alphas_cumprod: np.ndarray
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.betas)
+
+
+def _schedule(timestep_map: np.ndarray, betas: np.ndarray) -> Schedule:
+    cumprod = np.cumprod(1.0 - betas)
+    previous = np.append(1.0, cumprod[:-1])
+    variance = betas * (1.0 - previous) / (1.0 - cumprod)
+    # The variance of index 0 is 0; its log borrows index 1, or beta where there is only one step.
+    floor = variance[1] if len(betas) > 1 else betas[0]
+    return Schedule(
+        timestep_map=timestep_map,
+        betas=betas,
+        alphas_cumprod=cumprod,
+        posterior_variance=variance,
+        posterior_log_variance_clipped=np.log(np.append(floor, variance[1:])),
+        posterior_mean_coef1=betas * np.sqrt(previous) / (1.0 - cumprod),
+        posterior_mean_coef2=(1.0 - previous) * np.sqrt(1.0 - betas) / (1.0 - cumprod),
+        sqrt_recip_alphas_cumprod=np.sqrt(1.0 / cumprod),
+        sqrt_recipm1_alphas_cumprod=np.sqrt(1.0 / cumprod - 1.0),
+    )
+
+
+def training_schedule() -> Schedule:
+    """The cosine process of 1000 steps (arXiv 2102.09672); only the last beta is clipped."""
+    u = np.arange(TRAIN_STEPS + 1, dtype=np.float64) / TRAIN_STEPS
+    bar = np.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+    betas = np.minimum(1.0 - bar[1:] / bar[:-1], 0.999)
+    return _schedule(np.arange(TRAIN_STEPS), betas)
+
+
+def respaced_schedule(steps: int | str) -> Schedule:
+    """The training process cut down to fewer steps.
+
+    Args:
+      steps: S, evenly spaced with 0 and 999 kept; or a list `"a,b,..."` that splits 0..999 into
+        equal sections and spaces that many steps in each (a section may have none). A section with
+        one step keeps its first index, so `1` keeps timestep 0 alone, as in the official program:
+        the result is then hardly more than the initial noise. `"0,0,0,0,0,0,0,0,0,1"` (timestep
+        900) is a fairer single step.
+
+    Returns:
+      Schedule of S steps with every table recomputed from the new betas.
+
+    Raises:
+      ValueError: a count is no integer, is negative, does not fit its section, or all are 0.
+    """
+    try:
+        counts = [int(part) for part in str(steps).split(",")]
+    except ValueError:
+        raise ValueError(f"steps: got {steps!r}, allowed an integer or a list 'a,b,...'") from None
+    size, extra = divmod(TRAIN_STEPS, len(counts))
+    kept, start = [], 0
+    for i, count in enumerate(counts):
+        length = size + (i < extra)
+        if not 0 <= count <= length:
+            raise ValueError(f"steps: got {count} in a section, allowed 0..{length}")
+        stride = (length - 1) / (count - 1) if count > 1 else 1.0
+        # A running sum, not k * stride: near a half its last digit decides, as in the original.
+        position = 0.0
+        for _ in range(count):
+            kept.append(start + round(position))
+            position += stride
+        start += length
+    if not kept:
+        raise ValueError(f"steps: got {steps!r}, allowed at least one step")
+    bar = training_schedule().alphas_cumprod[kept]
+    return _schedule(np.asarray(kept), 1.0 - bar / np.append(1.0, bar[:-1]))
+
+
+def _at(table: np.ndarray, index: jax.Array, ndim: int) -> jax.Array:
+    """`table[index]` in float32 with axes of size 1 for the channels, and up to `ndim`."""
+    return _lift(jnp.asarray(table, jnp.float32)[index][..., None], ndim)
+
+
+class Prediction(NamedTuple):
+    """What one look at `x_t` says, all `[..., C]` float32: clean token, mean and log variance."""
+
+    clean: jax.Array
+    mean: jax.Array
+    log_variance: jax.Array
+
+
+def predict(
+    schedule: Schedule, index: jax.Array, x: jax.Array, eps: jax.Array, v: jax.Array
+) -> Prediction:
+    """Distribution of the next `x` in the reverse process; nothing is clipped.
+
+    Args:
+      schedule: of S steps.
+      index: `[...]` integer in 0..S-1 (scalar: the same for all rows).
+      x: `[..., C]` float32, the noisy tokens.
+      eps: `[..., C]` float32, predicted noise.
+      v: `[..., C]` float32, 1: log variance of beta, -1: of the posterior; may go beyond.
+
+    Returns:
+      Prediction.
+    """
+    at = lambda table: _at(table, index, x.ndim)  # noqa: E731
+    clean = at(schedule.sqrt_recip_alphas_cumprod) * x
+    clean = clean - at(schedule.sqrt_recipm1_alphas_cumprod) * eps
+    mean = at(schedule.posterior_mean_coef1) * clean + at(schedule.posterior_mean_coef2) * x
+    share = (v + 1.0) / 2.0
+    log_variance = share * at(np.log(schedule.betas))
+    log_variance += (1.0 - share) * at(schedule.posterior_log_variance_clipped)
+    return Prediction(clean, mean, log_variance)
+
+
+def add_noise(schedule: Schedule, x0: jax.Array, t: jax.Array, noise: jax.Array) -> jax.Array:
+    """`x_t [..., C]` float32 of clean tokens `x0 [..., C]` at index `t [...]`."""
+    signal = _at(np.sqrt(schedule.alphas_cumprod), t, x0.ndim)
+    return signal * x0 + _at(np.sqrt(1.0 - schedule.alphas_cumprod), t, x0.ndim) * noise
+
+
+# --- loss --------------------------------------------------------------------------------------
+
+
+def _normal_cdf(x: jax.Array) -> jax.Array:
+    """Tanh approximation of the standard normal's CDF."""
+    # Beyond +-10 float32 is exactly 0 or 1; the cube of a large input would overflow in the slope.
+    x = jnp.clip(x, -10.0, 10.0)
+    return 0.5 * (1.0 + jnp.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
+
+
+def _discretised_log_likelihood(x: jax.Array, mean: jax.Array, log_std: jax.Array) -> jax.Array:
+    """Log probability of the bin of half-width 1/255 around `x`, tails beyond +-0.999.
+
+    Code for 8-bit images that MAR applies to latents; kept as it is.
+    """
+    log = lambda p: jnp.log(jnp.maximum(p, 1e-12))  # noqa: E731
+    scale = jnp.exp(-log_std)
+    above = _normal_cdf(scale * (x - mean + 1.0 / 255.0))
+    below = _normal_cdf(scale * (x - mean - 1.0 / 255.0))
+    inside = jnp.where(x > 0.999, log(1.0 - below), log(above - below))
+    return jnp.where(x < -0.999, log(above), inside)
+
+
+class Loss(NamedTuple):
+    """Per-token loss `[...]` float32: mean squared error of the noise, and bits per channel."""
+
+    mse: jax.Array
+    vb: jax.Array
+
+
+def head_loss_terms(
+    denoise: Denoiser, schedule: Schedule, x0: jax.Array, t: jax.Array, noise: jax.Array
+) -> Loss:
+    """The two terms of `head_loss`, same arguments."""
+    x0, noise = x0.astype(jnp.float32), noise.astype(jnp.float32)
+    x_t = add_noise(schedule, x0, t, noise)
+    eps, v = denoise(x_t, jnp.asarray(schedule.timestep_map)[t])
+    eps, v = eps.astype(jnp.float32), v.astype(jnp.float32)
+    mse = jnp.mean((noise - eps) ** 2, axis=-1)
+
+    model = predict(schedule, t, x_t, jax.lax.stop_gradient(eps), v)
+    true_mean = _at(schedule.posterior_mean_coef1, t, x0.ndim) * x0
+    true_mean = true_mean + _at(schedule.posterior_mean_coef2, t, x0.ndim) * x_t
+    true_log_variance = _at(schedule.posterior_log_variance_clipped, t, x0.ndim)
+    difference = true_log_variance - model.log_variance
+    kl = jnp.exp(difference) + (true_mean - model.mean) ** 2 * jnp.exp(-model.log_variance)
+    kl = 0.5 * (kl - 1.0 - difference)
+    first = -_discretised_log_likelihood(x0, model.mean, 0.5 * model.log_variance)
+    nats = jnp.where(_lift(t[..., None], x0.ndim) == 0, first, kl)
+    return Loss(mse, jnp.mean(nats, axis=-1) / math.log(2.0))
+
+
+def head_loss(
+    denoise: Denoiser, schedule: Schedule, x0: jax.Array, t: jax.Array, noise: jax.Array
+) -> jax.Array:
+    """MAR's training loss: squared error of the noise plus the variational bound, weight 1.
+
+    The noise prediction is detached inside the bound, which therefore trains `v` alone (and,
+    through `v`, everything below it).
+
+    Args:
+      denoise: `(x_t, timestep) -> (eps, v)`.
+      schedule: normally `training_schedule()`.
+      x0: `[..., C]` clean tokens.
+      t: `[...]` integer index into `schedule`.
+      noise: `[..., C]` standard normal.
+
+    Returns:
+      `[...]` float32, one loss per token.
+    """
+    terms = head_loss_terms(denoise, schedule, x0, t, noise)
+    return terms.mse + terms.vb
+
+
+# --- sampler -----------------------------------------------------------------------------------
+
+
+def reverse_step(
+    schedule: Schedule,
+    index: jax.Array,
+    x: jax.Array,
+    eps: jax.Array,
+    v: jax.Array,
+    noise: jax.Array,
+    temperature: float | jax.Array = 1.0,
+) -> jax.Array:
+    """`x [..., C]` one step later; the last step (index 0) is the mean itself, without noise."""
+    step = predict(schedule, index, x, eps, v)
+    spread = jnp.exp(0.5 * step.log_variance) * noise * temperature
+    return step.mean + jnp.where(_lift(index[..., None], x.ndim) > 0, spread, 0.0)
+
+
+def head_sample(
+    head: DiffusionHead,
+    params: dict,
+    z: jax.Array,
+    noise: Callable[[jax.Array], jax.Array],
+    *,
+    schedule: Schedule,
+    guidance: float | jax.Array | None = None,
+    z_uncond: jax.Array | None = None,
+    temperature: float | jax.Array = 1.0,
+) -> jax.Array:
+    """Draws one token per condition by the whole reverse process, in one `lax.scan`.
+
+    Guidance acts on the noise prediction alone, and both branches look at the same `x` (MAR's
+    `forward_with_cfg`); the unconditional branch gives nothing but that prediction.
+
+    Args:
+      head: the module; `params` its parameter tree (what stands under `"params"`).
+      z: `[n, D]` conditions.
+      noise: pure function of a (traced) int32 step, `-> [n, C]` standard normal: step S is the
+        initial noise, S-1..1 are the noises of the steps; step 0 is asked for and not used.
+      schedule: of S steps.
+      guidance: scale, a number, traced scalar or `[n, 1]`; needs `z_uncond`.
+      z_uncond: `[n, D]` conditions of the unconditional branch. Without it, or with
+        `guidance=None`, one branch runs.
+      temperature: factor of the step noises, not of the initial noise.
+
+    Returns:
+      `[n, C]` float32.
+
+    Raises:
+      ValueError: `guidance` without `z_uncond`.
+    """
+    if guidance is not None and z_uncond is None:
+        raise ValueError("z_uncond: got None, allowed [n, D] conditions when guidance is given")
+    variables = {"params": params}
+    guided = guidance is not None
+    both = jnp.concatenate([z, z_uncond]) if guided else z
+    condition = head.apply(variables, both, method="condition")
+    timesteps = jnp.asarray(schedule.timestep_map, jnp.int32)
+
+    def step(x, index):
+        x_in = jnp.concatenate([x, x]) if guided else x
+        eps, v = head.apply(variables, x_in, timesteps[index], condition, method="denoise")
+        if guided:
+            eps, eps_uncond = jnp.split(eps, 2)
+            eps = eps_uncond + guidance * (eps - eps_uncond)
+            v = jnp.split(v, 2)[0]
+        return reverse_step(schedule, index, x, eps, v, noise(index), temperature), None
+
+    start = noise(jnp.int32(schedule.num_steps)).astype(jnp.float32)
+    order = jnp.arange(schedule.num_steps - 1, -1, -1, dtype=jnp.int32)
+    return jax.lax.scan(step, start, order)[0]

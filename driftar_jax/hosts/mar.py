@@ -1,0 +1,221 @@
+"""MAR: masked autoregressive backbone over continuous tokens.
+
+Source: MAR (arXiv 2406.11838), `models/mar.py` of LTH14/mar at fe470ac. An encoder sees the known
+tokens behind `buffer_size` copies of the class embedding; a decoder sees every position, with a
+mask token where unknown. Both are bidirectional, so every content key is visible (n_r = N).
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from driftar_jax import layers
+from driftar_jax.types import Encoding
+
+# Released sizes. The head is not fixed by the size: these are the heads of the released weights.
+PRESETS = {
+    "base": dict(
+        width=768, encoder_depth=12, decoder_depth=12, num_heads=12, head_depth=6, head_width=1024
+    ),
+    "large": dict(
+        width=1024, encoder_depth=16, decoder_depth=16, num_heads=16, head_depth=8, head_width=1280
+    ),
+    "huge": dict(
+        width=1280, encoder_depth=20, decoder_depth=20, num_heads=16, head_depth=12, head_width=1536
+    ),
+}
+
+
+class MAR(nn.Module):
+    """The backbone: tokens and known mask to features `z` and entropy `E`, in one forward.
+
+    Attributes:
+      num_tokens: N, positions of the token grid in raster order.
+      token_dim: C, channels of a token.
+      num_classes: classes; label -1 is the unconditional embedding.
+      width: D of encoder and decoder.
+      encoder_depth: blocks of the encoder, at least 1.
+      decoder_depth: blocks of the decoder, at least 2: the last but one gives the entropy.
+      num_heads: attention heads; divides `width`.
+      buffer_size: F, class rows in front of the tokens.
+      mlp_ratio: hidden width of a block's MLP over `width`.
+      attention_dropout: in training, on attention weights.
+      projection_dropout: in training, after projections.
+      dtype: type of the matrix products; norms, softmax and entropy stay float32.
+    """
+
+    num_tokens: int
+    token_dim: int
+    num_classes: int
+    width: int
+    encoder_depth: int
+    decoder_depth: int
+    num_heads: int
+    buffer_size: int
+    mlp_ratio: float = 4.0
+    attention_dropout: float = 0.1
+    projection_dropout: float = 0.1
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        for field, least in (("encoder_depth", 1), ("decoder_depth", 2), ("buffer_size", 1)):
+            if getattr(self, field) < least:
+                raise ValueError(f"{field}: got {getattr(self, field)}, allowed at least {least}")
+        rows = self.buffer_size + self.num_tokens
+
+        def table(name, size, axis):
+            init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (axis, "embed"))
+            return self.param(name, init, (size, self.width))
+
+        def blocks(depth):
+            return [
+                layers.TransformerBlock(
+                    self.width,
+                    self.num_heads,
+                    self.mlp_ratio,
+                    self.attention_dropout,
+                    self.projection_dropout,
+                    dtype=self.dtype,
+                )
+                for _ in range(depth)
+            ]
+
+        self.class_emb = table("class_emb", self.num_classes, "class")
+        self.fake_latent = table("fake_latent", 1, None)
+        self.mask_token = table("mask_token", 1, None)
+        self.encoder_pos_embed = table("encoder_pos_embed", rows, "position")
+        self.decoder_pos_embed = table("decoder_pos_embed", rows, "position")
+        self.diffusion_pos_embed = table("diffusion_pos_embed", self.num_tokens, "position")
+        self.z_proj = layers.dense(self.width, (None, "embed"), self.dtype)
+        self.z_proj_ln = layers.layer_norm()
+        self.encoder_blocks = blocks(self.encoder_depth)
+        self.encoder_norm = layers.layer_norm()
+        self.decoder_embed = layers.dense(self.width, ("mlp", "embed"), self.dtype)
+        self.decoder_blocks = blocks(self.decoder_depth)
+        self.decoder_norm = layers.layer_norm()
+
+    def __call__(
+        self,
+        tokens: jax.Array,
+        known: jax.Array,
+        label: jax.Array,
+        *,
+        keep: int | None = None,
+        deterministic: bool = True,
+    ) -> Encoding:
+        """One backbone call.
+
+        Args:
+          tokens: `[B, N, C]` floating; values at unknown positions are never read.
+          known: `[B, N]` bool, True where the token is given.
+          label: `[B]` integer in -1..num_classes-1; -1 is unconditional.
+          keep: None runs the encoder over all rows with unknown keys masked. A number runs it
+            over that many known tokens per image (the same result at less cost); it must be at
+            least the largest known count of the batch: tokens beyond it count as unknown.
+          deterministic: False draws dropout from the `dropout` key.
+
+        Returns:
+          Encoding with `z [B, N, D]` float32 (for known positions as well), `E [B, N]` (Eq. 4).
+
+        Raises:
+          ValueError: a shape does not fit the fields, or `keep` is outside 0..N.
+        """
+        rows = self.encode_known(tokens, known, label, keep=keep, deterministic=deterministic)
+        return self.decode(rows, known, keep=keep, deterministic=deterministic)
+
+    def encode_known(
+        self,
+        tokens: jax.Array,
+        known: jax.Array,
+        label: jax.Array,
+        *,
+        keep: int | None = None,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """The encoder; arguments as in `__call__`.
+
+        Returns:
+          `[B, F + N, D]` (`keep=None`) or `[B, F + keep, D]` float32: buffer rows, then tokens in
+          raster order. Rows of unknown tokens, and of padding, hold nothing meaningful.
+        """
+        self._check(tokens, known, label, keep)
+        class_embedding = jnp.where(
+            (label < 0)[:, None], self.fake_latent, self.class_emb[jnp.maximum(label, 0)]
+        )
+        buffer = jnp.broadcast_to(
+            class_embedding[:, None], (label.shape[0], self.buffer_size, self.width)
+        )
+        # An unknown token may hold anything; 0 * NaN would pass through a masked key's value.
+        image = self.z_proj(jnp.where(known[..., None], tokens, 0))
+        positions = self.encoder_pos_embed
+        if keep is not None:
+            first = _first_known(known, keep)
+            image = jnp.take_along_axis(image, first[..., None], axis=1)
+            positions = jnp.concatenate(
+                [
+                    jnp.broadcast_to(positions[: self.buffer_size], buffer.shape),
+                    positions[self.buffer_size + first],
+                ],
+                axis=1,
+            )
+            known = jnp.take_along_axis(known, first, axis=1)
+        else:
+            positions = positions[None]
+        h = jnp.concatenate([buffer.astype(image.dtype), image], axis=1) + positions
+        h = self.z_proj_ln(h).astype(self.dtype)
+        key_mask = jnp.concatenate([jnp.ones(buffer.shape[:2], bool), known], axis=1)
+        for block in self.encoder_blocks:
+            h = block(h, key_mask, deterministic=deterministic)
+        return self.encoder_norm(h)
+
+    def decode(
+        self,
+        rows: jax.Array,
+        known: jax.Array,
+        *,
+        keep: int | None = None,
+        deterministic: bool = True,
+    ) -> Encoding:
+        """The decoder on `rows` of `encode_known` with the same `known` and `keep`."""
+        h = self.decoder_embed(rows)
+        buffer, image = h[:, : self.buffer_size], h[:, self.buffer_size :]
+        if keep is not None:
+            rank = jnp.cumsum(known, axis=1) - 1
+            known = known & (rank < keep)
+            if keep:
+                at = jnp.clip(rank, 0, keep - 1)[..., None]
+                image = jnp.take_along_axis(image, at, axis=1)
+            else:
+                image = jnp.zeros((*known.shape, self.width), h.dtype)
+        filler = self.mask_token.astype(h.dtype)[None]
+        image = jnp.where(known[..., None], image, filler)
+        h = jnp.concatenate([buffer, image], axis=1) + self.decoder_pos_embed[None]
+        h = h.astype(self.dtype)
+        entropy = None
+        for i, block in enumerate(self.decoder_blocks):
+            if i == self.decoder_depth - 2:
+                h, entropy = block.with_entropy(
+                    h, content_start=self.buffer_size, deterministic=deterministic
+                )
+            else:
+                h = block(h, deterministic=deterministic)
+        z = self.decoder_norm(h)[:, self.buffer_size :] + self.diffusion_pos_embed[None]
+        return Encoding(z=z, entropy=entropy)
+
+    def _check(self, tokens, known, label, keep):
+        batch = label.shape[0]
+        wanted = {
+            "tokens": (tokens.shape, (batch, self.num_tokens, self.token_dim)),
+            "known": (known.shape, (batch, self.num_tokens)),
+            "label": (label.shape, (batch,)),
+        }
+        for field, (got, allowed) in wanted.items():
+            if got != allowed:
+                raise ValueError(f"{field}: got shape {got}, allowed {allowed}")
+        if keep is not None and not 0 <= keep <= self.num_tokens:
+            raise ValueError(f"keep: got {keep}, allowed 0..{self.num_tokens}")
+
+
+def _first_known(known: jax.Array, keep: int) -> jax.Array:
+    """`known [B, N]` -> `[B, keep]` int32: known positions in raster order, then unknown ones."""
+    return jnp.argsort(~known, axis=1, stable=True)[:, :keep]

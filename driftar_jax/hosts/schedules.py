@@ -1,0 +1,100 @@
+"""How MAR spends its AR steps: tokens and guidance per step, and the order inside a patch.
+
+Source: `sample_tokens`, `patchify` of LTH14/mar at fe470ac. Host-side numbers, known before
+anything is traced.
+"""
+
+import math
+
+import jax
+import numpy as np
+
+
+def cosine_counts(num_tokens: int, ar_steps: int) -> tuple[int, ...]:
+    """Tokens that each AR step fixes under MAR's cosine schedule.
+
+    Args:
+      num_tokens: N.
+      ar_steps: T, 1..N.
+
+    Returns:
+      T counts, each at least 1, with sum N.
+
+    Raises:
+      ValueError: `ar_steps` is outside 1..num_tokens.
+    """
+    return tuple(before - after for before, after in _unknown(num_tokens, ar_steps))
+
+
+def guidance_at(
+    scale: float, num_tokens: int, ar_steps: int, schedule: str = "linear"
+) -> np.ndarray:
+    """Guidance scale handed to the head at each AR step.
+
+    `linear` follows the share of tokens known after the step. The official program leaves one
+    token unknown in that count at the last step, so the nominal scale is never quite reached.
+
+    Args:
+      scale: s, nominal scale; 1 is no guidance.
+      num_tokens: N.
+      ar_steps: T, 1..N.
+      schedule: "linear" or "constant".
+
+    Returns:
+      `[T]` float32.
+
+    Raises:
+      ValueError: unknown `schedule`, or `ar_steps` is outside 1..num_tokens.
+    """
+    steps = _unknown(num_tokens, ar_steps)
+    if schedule == "constant":
+        return np.full(ar_steps, scale, np.float32)
+    if schedule != "linear":
+        raise ValueError(f"schedule: got {schedule!r}, allowed 'linear' or 'constant'")
+    left = np.array([max(after, 1) for _, after in steps], np.float64)
+    return (1.0 + (scale - 1.0) * (num_tokens - left) / num_tokens).astype(np.float32)
+
+
+def _unknown(num_tokens: int, ar_steps: int) -> list[tuple[int, int]]:
+    """Unknown tokens before and after each AR step."""
+    if not 1 <= ar_steps <= num_tokens:
+        raise ValueError(f"ar_steps: got {ar_steps}, allowed 1..{num_tokens}")
+    steps, before = [], num_tokens
+    for k in range(ar_steps):
+        after = math.floor(num_tokens * math.cos(math.pi / 2.0 * (k + 1) / ar_steps))
+        after = max(1, min(before - 1, after)) if k + 1 < ar_steps else 0
+        steps.append((before, after))
+        before = after
+    return steps
+
+
+def patchify(images: jax.Array, patch: int) -> jax.Array:
+    """`[B, H, W, C]` -> `[B, (H/p)(W/p), C*p*p]`: raster order of patches, channel slowest inside.
+
+    Raises:
+      ValueError: `patch` does not divide height and width.
+    """
+    batch, height, width, channels = images.shape
+    if patch < 1 or height % patch or width % patch:
+        raise ValueError(f"patch: got {patch}, allowed divisors of {height} and {width}")
+    x = images.reshape(batch, height // patch, patch, width // patch, patch, channels)
+    return x.transpose(0, 1, 3, 5, 2, 4).reshape(batch, -1, channels * patch * patch)
+
+
+def unpatchify(tokens: jax.Array, height: int, width: int, patch: int) -> jax.Array:
+    """`[B, N, C*p*p]` -> `[B, height, width, C]`, the inverse of `patchify`.
+
+    Raises:
+      ValueError: the token grid does not have that size.
+    """
+    batch, num_tokens, features = tokens.shape
+    rows, columns = height // max(patch, 1), width // max(patch, 1)
+    if patch < 1 or (rows * patch, columns * patch) != (height, width):
+        raise ValueError(f"patch: got {patch}, allowed divisors of {height} and {width}")
+    if rows * columns != num_tokens or features % (patch * patch):
+        raise ValueError(
+            f"tokens: got shape {tokens.shape}, allowed [B, {rows * columns}, C*{patch * patch}]"
+        )
+    channels = features // (patch * patch)
+    x = tokens.reshape(batch, rows, columns, channels, patch, patch)
+    return x.transpose(0, 1, 4, 2, 5, 3).reshape(batch, height, width, channels)
