@@ -4,14 +4,10 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from driftar_jax.layers import dense, layer_norm
+
 # Below this the standardised start would be a ratio of rounding errors.
 SIGMA_MIN = 1e-3
-
-
-def _dense(name: str, features: int, axes: tuple, dtype, init=None) -> nn.Dense:
-    init = init or nn.initializers.xavier_uniform()
-    kernel_init = nn.with_logical_partitioning(init, axes)
-    return nn.Dense(features, dtype=dtype, kernel_init=kernel_init, name=name)
 
 
 class EntropyAdaLNBlock(nn.Module):
@@ -28,12 +24,12 @@ class EntropyAdaLNBlock(nn.Module):
     def __call__(self, h: jax.Array, cond: jax.Array) -> jax.Array:
         """`h [..., G, width]`, `cond [..., width]` of the tokens -> like `h`."""
         zeros = nn.initializers.zeros_init()
-        modulation = _dense("modulation", 3 * self.width, ("mlp", "embed"), self.dtype, zeros)(cond)
+        modulation = dense(3 * self.width, ("mlp", "embed"), self.dtype, zeros, "modulation")(cond)
         shift, scale, gate = jnp.split(modulation[..., None, :], 3, axis=-1)
-        y = nn.LayerNorm(use_scale=False, use_bias=False, dtype=jnp.float32, name="norm")(h)
+        y = layer_norm(affine=False, name="norm")(h)
         y = (y * (1 + scale) + shift).astype(self.dtype)
-        y = _dense("up", self.width, ("embed", "mlp"), self.dtype)(y)
-        y = _dense("down", self.width, ("mlp", "embed"), self.dtype)(nn.silu(y))
+        y = dense(self.width, ("embed", "mlp"), self.dtype, name="up")(y)
+        y = dense(self.width, ("mlp", "embed"), self.dtype, name="down")(nn.silu(y))
         return h + gate * y
 
 
@@ -66,23 +62,23 @@ class TokenDecoder(nn.Module):
         Returns:
           `[..., G, C]` float32; equal to `x0` for fresh parameters.
         """
-        cond = _dense("cond_z", self.width, ("embed", "mlp"), self.dtype)(z.astype(self.dtype))
+        cond = dense(self.width, ("embed", "mlp"), self.dtype, name="cond_z")(z.astype(self.dtype))
         # Two kernels, not one over concat(z, E): D + 1 rows would not divide over a mesh axis.
         e = entropy[..., None].astype(self.dtype)
-        cond += _dense("cond_entropy", self.width, (None, "mlp"), self.dtype)(e)
+        cond += dense(self.width, (None, "mlp"), self.dtype, name="cond_entropy")(e)
         cond = nn.silu(cond)
 
         parts = [x0]
         if self.standardised:
             parts.append((x0 - mu[..., None, :]) / jnp.maximum(std, SIGMA_MIN)[..., None, None])
         h = jnp.concatenate(parts, axis=-1).astype(self.dtype)
-        h = _dense("input", self.width, (None, "embed"), self.dtype)(h)
+        h = dense(self.width, (None, "embed"), self.dtype, name="input")(h)
         for i in range(self.depth):
             h = EntropyAdaLNBlock(self.width, self.dtype, name=f"block_{i}")(h, cond)
         zeros = nn.initializers.zeros_init()
-        modulation = _dense("modulation", 2 * self.width, ("mlp", "embed"), self.dtype, zeros)(cond)
+        modulation = dense(2 * self.width, ("mlp", "embed"), self.dtype, zeros, "modulation")(cond)
         shift, scale = jnp.split(modulation[..., None, :], 2, axis=-1)
-        h = nn.LayerNorm(use_scale=False, use_bias=False, dtype=jnp.float32, name="norm")(h)
+        h = layer_norm(affine=False, name="norm")(h)
         h = (h * (1 + scale) + shift).astype(self.dtype)
-        residual = _dense("output", self.token_dim, ("embed", None), self.dtype, zeros)(h)
+        residual = dense(self.token_dim, ("embed", None), self.dtype, zeros, "output")(h)
         return x0 + residual.astype(jnp.float32)

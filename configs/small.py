@@ -1,0 +1,73 @@
+"""What the configs of the small embedded image sets share."""
+
+import ml_collections
+
+# Patch sizes give 16, 49 and 64 tokens; `tiny` is for tests.
+DATA = {
+    "digits8": dict(name="digits8", image_size=8, patch_size=2),
+    "fashion28": dict(name="fashion28", image_size=28, patch_size=4),
+    "emoji32": dict(name="emoji32", image_size=32, patch_size=4),
+    "tiny": dict(name="digits8", image_size=8, patch_size=4),
+}
+
+
+def base(task: str, size: str) -> ml_collections.ConfigDict:
+    """Sections every task has; `size` is the word after the colon."""
+    if size not in DATA:
+        raise ValueError(f"config size: got {size!r}, allowed {' | '.join(DATA)}")
+    c = ml_collections.ConfigDict()
+    c.task = task
+    c.seed = 0
+    c.init_from = ""  # workdir of a checkpoint whose host this run starts from
+    c.data = dict(**DATA[size], data_dir="", center_crop=True, flip=False)
+    c.optim = dict(
+        lr=1e-3,
+        schedule="cosine",
+        warmup_steps=100,
+        weight_decay=0.02,
+        b1=0.9,
+        b2=0.95,
+        clip=3.0,
+        ema=0.995,
+        accumulate=1,
+    )
+    c.train = dict(
+        batch_size=128,
+        steps=1500,
+        log_every=50,
+        sample_every=500,
+        checkpoint_every=500,
+        keep=2,
+    )
+    c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: whatever the other axes leave
+    if size == "tiny":
+        c.optim.warmup_steps = 2
+        c.train.update(batch_size=8, steps=6, log_every=2, sample_every=0, checkpoint_every=3)
+    return c
+
+
+def generative(task: str, size: str) -> ml_collections.ConfigDict:
+    """`base` with a small MAR host, its contexts and its sampling settings."""
+    c = base(task, size)
+    c.host = dict(
+        name="mar",
+        width=96,
+        encoder_depth=2,
+        decoder_depth=2,
+        num_heads=4,
+        buffer_size=4,
+        attention_dropout=0.0,
+        projection_dropout=0.0,
+        label_drop=0.1,
+        dtype="float32",
+    )
+    c.mask = dict(
+        law="generation",  # half MAR's law, half the contexts that sampling meets
+        ratio_min=0.7,
+        tokens_per_image=0,  # unknown tokens per image whose head is trained; 0: all
+    )
+    c.sample = dict(ar_steps=8, nfe=100, guidance=1.0, guidance_schedule="linear", temperature=1.0)
+    if size == "tiny":
+        c.host.update(width=16, encoder_depth=1, num_heads=2, buffer_size=2)
+        c.sample.update(ar_steps=3, nfe=4)
+    return c

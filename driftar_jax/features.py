@@ -1,0 +1,32 @@
+"""A small image classifier: the named feature network of the small benchmarks."""
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+
+class SmallClassifier(nn.Module):
+    """Three convolutions and a feature layer, for images of 8 to 64 pixels."""
+
+    num_classes: int
+    width: int
+
+    @nn.compact
+    def __call__(self, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`images [B, H, W, C]` floating in [-1, 1] -> features `[B, width]`, logits `[B, K]`."""
+        h = nn.gelu(nn.Conv(self.width // 2, (3, 3), name="conv_0")(images))
+        h = nn.gelu(nn.Conv(self.width, (3, 3), strides=2, name="conv_1")(h))
+        h = nn.gelu(nn.Conv(self.width, (3, 3), strides=2, name="conv_2")(h))
+        h = h.reshape(h.shape[0], -1)
+        features = nn.gelu(nn.Dense(self.width, name="features")(h))
+        return features, nn.Dense(self.num_classes, name="logits")(features)
+
+
+def to_unit_range(images: jax.Array) -> jax.Array:
+    """uint8 `[...]` -> float32 in [-1, 1]."""
+    return images.astype(jnp.float32) / 127.5 - 1.0
+
+
+def to_uint8(images: jax.Array) -> jax.Array:
+    """Floating in [-1, 1] -> uint8, clipped and rounded."""
+    return jnp.clip(jnp.round((images + 1.0) * 127.5), 0, 255).astype(jnp.uint8)

@@ -1,0 +1,130 @@
+"""The Python API: `driftar_jax.load(workdir).sample(labels, seed)`."""
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import ml_collections
+import numpy as np
+from flax import linen as nn
+
+from driftar_jax import assembly, sampler
+from driftar_jax.checkpoints import Checkpoints, abstract_like, read_config
+from driftar_jax.sharding import make_mesh, replicated
+from driftar_jax.training import tasks
+from driftar_jax.types import Counts
+
+
+@dataclasses.dataclass(frozen=True)
+class Samples:
+    """uint8 `images [n, H, W, C]` and what one image cost."""
+
+    images: np.ndarray
+    counts: Counts
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A checkpoint ready to sample.
+
+    Attributes:
+      config: resolved config of its run.
+      parts: modules.
+      params: averaged parameters by group.
+      step: the step they are from.
+      manifest: facts stored beside them.
+    """
+
+    config: Any
+    parts: assembly.Parts
+    params: dict[str, Any]
+    step: int
+    manifest: dict
+
+    def settings(self, **changes) -> sampler.Settings:
+        """Sampling settings of the config, with the given fields changed."""
+        c = self.config.sample
+        base = sampler.Settings(
+            method="own" if self.config.task == "host" else "drift",
+            ar_steps=c.ar_steps,
+            nfe=c.nfe,
+            guidance=float(c.guidance),
+            guidance_schedule=c.guidance_schedule,
+            temperature=float(c.temperature),
+        )
+        return dataclasses.replace(base, **{k: v for k, v in changes.items() if v is not None})
+
+    def sample(self, labels, seed: int = 0, *, batch_size: int = 256, **changes) -> Samples:
+        """Generate one image per label.
+
+        Args:
+          labels: `[n]` integers, classes; -1 for none.
+          seed: 0..2**31-1; the same seed and labels give the same images.
+          batch_size: images per call; changes the speed, not the images.
+          **changes: fields of `sampler.Settings`: method, ar_steps, nfe, guidance,
+            guidance_schedule, temperature.
+
+        Returns:
+          `Samples`.
+
+        Raises:
+          ValueError: a label or setting is out of range, before any compilation.
+        """
+        images, counts = sampler.sample_images(
+            self.parts, self.settings(**changes), self.params, labels, seed, batch_size=batch_size
+        )
+        return Samples(images=images, counts=counts)
+
+
+def load(workdir: str | pathlib.Path, step: int | None = None) -> Loaded:
+    """Read the averaged parameters of a run or of a converted checkpoint.
+
+    Args:
+      workdir: folder written by `train` or `convert`.
+      step: a kept step; None is the newest.
+
+    Returns:
+      `Loaded`.
+
+    Raises:
+      ValueError: no checkpoint there, one of another task, or one that does not fit its config.
+    """
+    config = ml_collections.ConfigDict(read_config(workdir))
+    if config.task not in ("host", "drift"):
+        raise ValueError(f"workdir: got task {config.task!r}, allowed host | drift ({workdir})")
+    params, manifest, step = read_weights(workdir, step)
+    parts = assembly.build(config, image_spec(manifest))
+    return Loaded(config=config, parts=parts, params=params, step=step, manifest=manifest)
+
+
+def image_spec(manifest: dict) -> assembly.ImageSpec:
+    """What the run's data decided, from its manifest."""
+    return assembly.ImageSpec(
+        image_shape=tuple(manifest["image_shape"]),
+        class_names=tuple(manifest["class_names"]),
+        patch_size=manifest["patch_size"],
+    )
+
+
+def read_weights(workdir: str | pathlib.Path, step: int | None = None):
+    """Averaged parameters, manifest and step of a workdir, replicated over the devices.
+
+    Raises:
+      ValueError: there is no such checkpoint, or it does not fit the workdir's config.
+    """
+    config = ml_collections.ConfigDict(read_config(workdir))
+    checkpoints = Checkpoints(workdir, create=False)
+    newest = checkpoints.latest_step()
+    if newest is None:
+        raise ValueError(f"workdir: got {str(workdir)!r}, allowed one with a finished checkpoint")
+    step = newest if step is None else step
+    manifest = checkpoints.restore(step)["manifest"]
+    task = tasks.build(config, image_spec(manifest))
+    shapes = nn.meta.unbox(jax.eval_shape(task.init, jax.random.key(0)))
+    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, np.float32), shapes)
+    everywhere = replicated(make_mesh())
+    placed = abstract_like(shapes, jax.tree.map(lambda _: everywhere, shapes))
+    params = checkpoints.restore(step, ema=placed)["ema"]
+    checkpoints.close()
+    return params, manifest, step

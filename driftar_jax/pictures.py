@@ -1,0 +1,58 @@
+"""Pictures on disk: image grids and curves as PNG."""
+
+import math
+import pathlib
+
+import numpy as np
+from PIL import Image
+
+
+def to_pil(image: np.ndarray, scale: int = 1) -> Image.Image:
+    """uint8 `[H, W, 1 or 3]`, enlarged by whole pixels so that small images can be seen."""
+    picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
+    size = (image.shape[1] * scale, image.shape[0] * scale)
+    return picture.resize(size, Image.Resampling.NEAREST)
+
+
+def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
+    """uint8 `[n, H, W, C]` -> one uint8 image, row by row, white where there is none."""
+    n, height, width, channels = images.shape
+    columns = columns or math.ceil(math.sqrt(n))
+    rows = math.ceil(n / columns)
+    padded = np.full((rows * columns, height + 2, width + 2, channels), 255, np.uint8)
+    padded[:n, 1:-1, 1:-1] = images
+    padded = padded.reshape(rows, columns, height + 2, width + 2, channels)
+    padded = padded.transpose(0, 2, 1, 3, 4)
+    return padded.reshape(rows * (height + 2), columns * (width + 2), channels)
+
+
+def save_grid(path: str | pathlib.Path, images: np.ndarray, columns: int | None = None) -> None:
+    """Write a grid as PNG, small images enlarged to about 64 pixels."""
+    to_pil(grid(images, columns), scale=max(1, 64 // images.shape[1])).save(path)
+
+
+def save_curves(path: str | pathlib.Path, curves: dict[str, list[dict]], names: list[str]) -> None:
+    """One panel per metric of `names`, one line per run of `curves` (records of metrics.jsonl)."""
+    plt = pyplot()
+    figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False)
+    for axis, name in zip(axes[0], names, strict=True):
+        for label, records in curves.items():
+            points = [(r["step"], r[name]) for r in records if name in r]
+            if points:
+                axis.plot(*zip(*points, strict=True), label=label)
+        axis.set(title=name, xlabel="step")
+        if len(curves) > 1:
+            axis.legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def pyplot():
+    """matplotlib without a screen; imported late, for it is slow to load."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    return plt

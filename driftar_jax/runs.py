@@ -1,0 +1,170 @@
+"""A training run: workdir, data, task and loop put together from a checked config."""
+
+import dataclasses
+import os
+import pathlib
+import subprocess
+from typing import Any
+
+import jax
+import numpy as np
+
+import driftar_jax
+from driftar_jax import assembly, checkpoints, config, generator, pictures, sampler
+from driftar_jax.data import pipeline
+from driftar_jax.training import loop, tasks
+
+GRID_IMAGES = 64
+VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+@dataclasses.dataclass
+class Run:
+    """One run; `start` gives its state, `go_on` trains it to the end."""
+
+    settings: Any
+    workdir: pathlib.Path
+    images: assembly.ImageSpec
+    batches: pipeline.Batches
+    loop: loop.Loop
+
+    def start(self):
+        """State of the newest checkpoint, else weights of `init_from`, else fresh.
+
+        Raises:
+          ValueError: `init_from` is no checkpoint of this host.
+        """
+        state = self.loop.restore(self.batches)
+        if state is not None:
+            return state
+        weights = None
+        if self.settings.init_from:
+            weights = _host_weights(self.settings, self.loop.abstract.params["host"])
+        return self.loop.fresh_state(weights)
+
+    def go_on(self, state):
+        """Train to the last step, with pictures on the way; data threads end with it."""
+        show = None if self.settings.task == "classifier" else self._pictures
+        try:
+            return self.loop.run(state, self.batches, on_sample=show)
+        finally:
+            self.batches.close()
+            self.loop.checkpoints.close()
+
+    def _pictures(self, step: int, state) -> None:
+        parts = assembly.build(self.settings, self.images)
+        loaded = generator.Loaded(self.settings, parts, state.ema, step, self.loop.manifest)
+        labels = np.arange(GRID_IMAGES) % self.images.num_classes
+        made = sampler.sample_images(parts, loaded.settings(), state.ema, labels, seed=0)[0]
+        folder = self.workdir / "samples"
+        folder.mkdir(exist_ok=True)
+        pictures.save_grid(folder / f"step_{step:08d}.png", made, columns=8)
+        records = loop.read_metrics(self.workdir / "metrics.jsonl")
+        names = [n for n in ("loss", "drift", "energy_score", "mu") if n in records[-1]]
+        pictures.save_curves(self.workdir / "curves.png", {"train": records}, names)
+
+
+def open_run(settings: Any, workdir: str) -> Run:
+    """Check data and workdir, then build the run; nothing has been compiled.
+
+    Raises:
+      ValueError, OSError: data, sizes or workdir do not fit; one line.
+    """
+    source = open_data(settings, "train")
+    batches = pipeline.Batches(
+        source,
+        batch_size=settings.train.batch_size,
+        seed=settings.seed,
+        flip=settings.data.flip,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    images = assembly.ImageSpec(
+        image_shape=source.image_shape,
+        class_names=tuple(source.class_names),
+        patch_size=settings.data.patch_size,
+    )
+    folder = claim_workdir(workdir, settings)
+    manifest = {
+        "task": settings.task,
+        "image_shape": list(images.image_shape),
+        "class_names": list(images.class_names),
+        "patch_size": images.patch_size,
+        **environment(),
+    }
+    return Run(
+        settings,
+        folder,
+        images,
+        batches,
+        loop.Loop(tasks.build(settings, images), settings, folder, manifest),
+    )
+
+
+def open_data(settings: Any, split: str):
+    """The image set of a config: `train` or `test` split."""
+    return pipeline.load_source(
+        settings.data.name,
+        split,
+        data_dir=settings.data.data_dir or None,
+        image_size=settings.data.image_size,
+        center_crop=settings.data.center_crop,
+    )
+
+
+def claim_workdir(workdir: str, settings: Any) -> pathlib.Path:
+    """Make the workdir, or make sure that it belongs to this config.
+
+    Raises:
+      ValueError: it belongs to another config, or is not empty and no run's; OSError: it cannot
+        be written.
+    """
+    folder = pathlib.Path(workdir).absolute()
+    if (folder / "config.json").exists():
+        config.check_same_run(settings, checkpoints.read_config(folder))
+    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise config.wrong("workdir", str(workdir), "a new or empty folder, or one of a run")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        checkpoints.write_json(folder / "config.json", settings.to_dict())
+        checkpoints.write_json(folder / "environment.json", environment())
+    except OSError as error:
+        raise config.wrong(
+            "workdir", str(workdir), f"a folder that can be written ({error.strerror})"
+        )
+    return folder
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and git hash that a result depends on."""
+    from importlib import metadata
+
+    root = pathlib.Path(driftar_jax.__file__).parent.parent
+    try:
+        asked = subprocess.run(
+            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True
+        )
+        commit = asked.stdout.strip()
+    except OSError:
+        commit = ""
+    return {
+        "driftar_jax": driftar_jax.__version__,
+        "git": commit,
+        "device": jax.devices()[0].device_kind,
+        "device_count": jax.device_count(),
+        "cpu_count": os.cpu_count(),
+        "versions": {name: metadata.version(name) for name in VERSIONED},
+    }
+
+
+def _host_weights(settings: Any, wanted) -> dict[str, Any]:
+    """The `host` group of another run, if it has these shapes."""
+    params, _, _ = generator.read_weights(settings.init_from)
+    if "host" not in params:
+        raise config.wrong("init_from", settings.init_from, "a checkpoint that holds a host")
+    have, want = jax.tree.map(np.shape, params["host"]), jax.tree.map(lambda a: a.shape, wanted)
+    if have != want:
+        raise config.wrong(
+            "init_from", settings.init_from, "a checkpoint of a host of the same sizes"
+        )
+    return {"host": params["host"]}

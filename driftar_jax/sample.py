@@ -1,0 +1,91 @@
+"""Generate images from a checkpoint.
+
+python -m driftar_jax.sample --workdir=runs/drift --num=64 --out=runs/drift/images
+"""
+
+import dataclasses
+import pathlib
+
+import numpy as np
+from absl import flags
+
+import driftar_jax
+from driftar_jax import cli, pictures
+from driftar_jax.checkpoints import write_json
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder written by train or convert.")
+_OUT = flags.DEFINE_string("out", None, "New folder for grid.png, single files and counts.json.")
+_NUM = flags.DEFINE_integer("num", 64, "How many images.")
+_LABELS = flags.DEFINE_list("labels", [], "Class numbers or names, repeated in turn; all classes.")
+_SEED = flags.DEFINE_integer("seed", 0, "Root of the randomness.")
+_METHOD = flags.DEFINE_string("method", None, "own | drift | mean; what the checkpoint holds.")
+_AR_STEPS = flags.DEFINE_integer("ar_steps", None, "AR steps; the config's by default.")
+_NFE = flags.DEFINE_integer("nfe", None, "Head evaluations per AR step (own head).")
+_GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance scale; 1 is none.")
+_TEMPERATURE = flags.DEFINE_float("temperature", None, "Temperature of the head or start noise.")
+_BATCH = flags.DEFINE_integer("batch_size", 256, "Images per call.")
+flags.mark_flags_as_required(["workdir", "out"])
+
+
+def main(_) -> None:
+    with cli.user_errors():
+        out = _new_folder(_OUT.value)
+        _at_least_one("num", _NUM.value)
+        _at_least_one("batch_size", _BATCH.value)
+        if not 0 <= _SEED.value < 2**31:
+            raise ValueError(f"seed: got {_SEED.value}, allowed 0 to 2147483647")
+        loaded = driftar_jax.load(_WORKDIR.value)
+        labels = _labels(loaded.parts.images.class_names, _LABELS.value, _NUM.value)
+        changes = {
+            "method": _METHOD.value,
+            "ar_steps": _AR_STEPS.value,
+            "nfe": _NFE.value,
+            "guidance": _GUIDANCE.value,
+            "temperature": _TEMPERATURE.value,
+        }
+        loaded.settings(**changes).check(loaded.parts)
+    made = loaded.sample(labels, _SEED.value, batch_size=_BATCH.value, **changes)
+    out.mkdir(parents=True, exist_ok=True)
+    pictures.save_grid(out / "grid.png", made.images)
+    for i, image in enumerate(made.images):
+        pictures.to_pil(image).save(out / f"{i:05d}_class{labels[i]}.png")
+    facts = {
+        "per_image": dataclasses.asdict(made.counts),
+        "images": len(labels),
+        "settings": dataclasses.asdict(loaded.settings(**changes)),
+        "seed": _SEED.value,
+        "step": loaded.step,
+    }
+    write_json(out / "counts.json", facts)
+    print(f"{out}: {len(labels)} images, {facts['per_image']}")
+
+
+def _new_folder(path: str) -> pathlib.Path:
+    out = pathlib.Path(path)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"out: got {path!r}, allowed a new or empty folder")
+    return out
+
+
+def _at_least_one(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name}: got {value}, allowed a whole number of at least 1")
+
+
+def _labels(names: tuple[str, ...], asked: list[str], num: int) -> np.ndarray:
+    """`num` class numbers, going round through `asked` (numbers or names) or all classes."""
+    chosen = []
+    for word in asked or range(len(names)):
+        if word in names:
+            chosen.append(names.index(word))
+        elif str(word).lstrip("-").isdigit() and -1 <= int(word) < len(names):
+            chosen.append(int(word))
+        else:
+            raise ValueError(
+                f"labels: got {word!r}, allowed -1 to {len(names) - 1} or a class name"
+            )
+    return np.resize(np.asarray(chosen, np.int32), num)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,298 @@
+"""Generation: `(params, labels, image numbers, seed) -> images, Counts`, one jitted function.
+
+The same function serves `sample`, `evaluate` and the training grids, for a host's own head and for
+Drift-AR, so that what is timed is what is judged.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from driftar_jax import entropy
+from driftar_jax.assembly import Parts
+from driftar_jax.features import to_uint8
+from driftar_jax.heads import diffusion
+from driftar_jax.hosts.schedules import cosine_counts, guidance_at, unpatchify
+from driftar_jax.types import Counts, Encoding
+
+METHODS = ("own", "drift", "mean")
+
+# Head rows of an AR step are padded to the next of a few sizes; each size is compiled once.
+_MAX_SIZES = 4
+
+# MAR's rule would keep timestep 0 for a single step, which denoises nothing; this keeps 900.
+_ONE_STEP = "0,0,0,0,0,0,0,0,0,1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to sample. Static: one compilation per value.
+
+    Attributes:
+      method: `own` (the host's many-step head), `drift` (one evaluation), `mean` (the prior mean).
+      ar_steps: T, 1..N.
+      nfe: head evaluations per AR step; `own` only, `drift` is always 1 and `mean` 0.
+      guidance: scale s; 1 runs no unconditional branch. On the noise prediction for `own`, on the
+        decoded tokens (`u + s (c - u)`, same start noise) for `drift`.
+      guidance_schedule: `linear` or `constant` over the AR steps.
+      temperature: factor of the head's step noise (`own`) or of the start's noise (`drift`).
+    """
+
+    method: str
+    ar_steps: int
+    nfe: int = 100
+    guidance: float = 1.0
+    guidance_schedule: str = "linear"
+    temperature: float = 1.0
+
+    def check(self, parts: Parts) -> None:
+        """Raises ValueError (field, value, allowed) where these modules cannot sample so."""
+        has = ("own",) if parts.head is not None else ("drift", "mean")
+        if self.method not in has:
+            raise ValueError(
+                f"method: got {self.method!r}, allowed {' | '.join(has)} (what this checkpoint holds)"
+            )
+        num_tokens = parts.images.num_tokens
+        if not 1 <= self.ar_steps <= num_tokens:
+            raise ValueError(
+                f"ar_steps: got {self.ar_steps}, allowed 1 to {num_tokens} (one per token)"
+            )
+        if not 1 <= self.nfe <= diffusion.TRAIN_STEPS:
+            raise ValueError(f"nfe: got {self.nfe}, allowed 1 to {diffusion.TRAIN_STEPS}")
+        if self.guidance < 0:
+            raise ValueError(f"guidance: got {self.guidance}, allowed 0 or more")
+        if self.guidance_schedule not in ("linear", "constant"):
+            raise ValueError(
+                f"guidance_schedule: got {self.guidance_schedule!r}, allowed linear | constant"
+            )
+        if self.temperature <= 0:
+            raise ValueError(f"temperature: got {self.temperature}, allowed above 0")
+
+    @property
+    def evaluations(self) -> int:
+        """Head evaluations per AR step."""
+        return {"own": self.nfe, "drift": 1, "mean": 0}[self.method]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def generate(
+    parts: Parts,
+    settings: Settings,
+    params: dict[str, Any],
+    label: jax.Array,
+    index: jax.Array,
+    seed: jax.Array,
+) -> tuple[jax.Array, Counts]:
+    """All AR steps, the head and the detokeniser.
+
+    Args:
+      parts: modules of a run.
+      settings: checked against `parts`.
+      params: parameter groups of the run.
+      label: `[B]` int32 class, -1 for none.
+      index: `[B]` int32 number of each image in the whole request; with `seed` it decides all of
+        an image's randomness, so an image does not depend on its batch.
+      seed: uint32 scalar.
+
+    Returns:
+      uint8 images `[B, H, W, C]`, and `Counts` per image.
+    """
+    images = parts.images
+    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(index)
+    steps = _Steps.plan(images.num_tokens, settings)
+    batch = label.shape[0]
+    guided = settings.guidance != 1.0
+    order = jax.vmap(lambda k: jax.random.permutation(k, images.num_tokens))(_fold(keys, 0))
+    rank = jnp.argsort(order, axis=-1)
+    token_keys = jax.vmap(lambda k: _fold(jnp.broadcast_to(k, (images.num_tokens,)), None))(
+        _fold(keys, 1)
+    )
+
+    def encode(tokens, known):
+        if guided:
+            tokens, known = jnp.concatenate([tokens] * 2), jnp.concatenate([known] * 2)
+            labels = jnp.concatenate([label, jnp.full_like(label, -1)])
+        else:
+            labels = label
+        return parts.host.apply({"params": params["host"]}, tokens, known, labels)
+
+    def ar_step(tokens, step):
+        encoding = encode(tokens, rank >= step["now"])
+        prior = _prior(parts, params, encoding, _fold(keys, 2))
+
+        def fill(size):
+            # The slots from `next` on are revealed; padding past `now` writes nowhere.
+            slots = step["next"] + jnp.arange(size)
+            positions = jnp.take(order, jnp.minimum(slots, images.num_tokens - 1), axis=1)
+            rows = jax.tree.map(lambda a: _take(a, positions, batch), (encoding, prior))
+            new = _predict(
+                parts, settings, params, *rows, _take(token_keys, positions, batch), step["scale"]
+            )
+            target = jnp.where(slots < step["now"], positions, images.num_tokens)
+            return jax.vmap(lambda t, p, x: t.at[p].set(x, mode="drop"))(tokens, target, new)
+
+        branches = [functools.partial(fill, size) for size in steps.sizes]
+        return jax.lax.switch(step["branch"], branches), None
+
+    start = jnp.zeros((batch, images.num_tokens, images.token_dim), jnp.float32)
+    tokens, _ = jax.lax.scan(ar_step, start, steps.scanned())
+    rows = 2 if guided else 1
+    counts = Counts(
+        backbone_calls=jnp.int32(settings.ar_steps),
+        head_evaluations=jnp.int32(settings.ar_steps * settings.evaluations),
+        draft_calls=jnp.int32(0),
+        backbone_rows=jnp.int32(settings.ar_steps * rows),
+    )
+    pixels = unpatchify(tokens, *images.image_shape[:2], images.patch_size)
+    return to_uint8(pixels), counts
+
+
+@dataclasses.dataclass(frozen=True)
+class _Steps:
+    """Static plan of the AR steps: tokens unknown before and after, padded size, guidance."""
+
+    now: np.ndarray
+    next: np.ndarray
+    branch: np.ndarray
+    scale: np.ndarray
+    sizes: tuple[int, ...]
+
+    @classmethod
+    def plan(cls, num_tokens: int, settings: Settings) -> "_Steps":
+        counts = np.asarray(cosine_counts(num_tokens, settings.ar_steps))
+        after = num_tokens - np.cumsum(counts)
+        sizes = _padded_sizes(counts)
+        return cls(
+            now=after + counts,
+            next=after,
+            branch=np.searchsorted(sizes, counts),
+            scale=guidance_at(
+                settings.guidance, num_tokens, settings.ar_steps, settings.guidance_schedule
+            ),
+            sizes=tuple(int(s) for s in sizes),
+        )
+
+    def scanned(self) -> dict[str, jax.Array]:
+        return {
+            "now": jnp.asarray(self.now, jnp.int32),
+            "next": jnp.asarray(self.next, jnp.int32),
+            "branch": jnp.asarray(self.branch, jnp.int32),
+            "scale": jnp.asarray(self.scale, jnp.float32),
+        }
+
+
+def _padded_sizes(counts: np.ndarray) -> np.ndarray:
+    """At most `_MAX_SIZES` sizes, ascending, the largest being the largest count."""
+    distinct = np.unique(counts)
+    if len(distinct) <= _MAX_SIZES:
+        return distinct
+    return np.unique(np.quantile(counts, np.linspace(0, 1, _MAX_SIZES + 1)[1:], method="higher"))
+
+
+def _fold(keys: jax.Array, data: int | None) -> jax.Array:
+    """Fold `data` into each key of `[n]`; None folds each key's own place."""
+    numbers = jnp.arange(keys.shape[0]) if data is None else jnp.full(keys.shape, data)
+    return jax.vmap(jax.random.fold_in)(keys, numbers)
+
+
+def _take(values: jax.Array, positions: jax.Array, batch: int) -> jax.Array:
+    """`values [B or 2B, N, ...]` at `positions [B, M]`; guided rows share the positions."""
+    if values.shape[0] == 2 * batch:
+        positions = jnp.concatenate([positions] * 2)
+    return jax.vmap(lambda v, p: v[p])(values, positions)
+
+
+def _prior(parts: Parts, params, encoding: Encoding, keys: jax.Array):
+    """(mu, sigma) of every token, or nothing for the own head."""
+    if parts.prior is None:
+        return ()
+    copies = encoding.z.shape[0] // keys.shape[0]
+    return parts.prior.apply(
+        {"params": params["prior"]}, encoding.z, encoding.entropy, jnp.concatenate([keys] * copies)
+    )
+
+
+def _predict(parts, settings, params, encoding, prior, token_keys, scale) -> jax.Array:
+    """New tokens `[B, M, C]`; `encoding` and `prior` hold `[B or 2B, M, ...]`."""
+    guided = settings.guidance != 1.0
+    batch, count = token_keys.shape
+    channels = parts.images.token_dim
+
+    def noise(draw):
+        """Standard normal `[B, M, C]`, a function of image, token and draw alone."""
+        keys = jax.vmap(jax.random.fold_in, (0, None))(token_keys.reshape(-1), draw)
+        return jax.vmap(lambda k: jax.random.normal(k, (channels,)))(keys)
+
+    if settings.method == "own":
+        z = encoding.z.reshape(-1, encoding.z.shape[-1])
+        rows = batch * count
+        new = diffusion.head_sample(
+            parts.head,
+            params["head"],
+            z[:rows],
+            noise,
+            schedule=diffusion.respaced_schedule(_ONE_STEP if settings.nfe == 1 else settings.nfe),
+            guidance=scale if guided else None,
+            z_uncond=z[rows:] if guided else None,
+            temperature=settings.temperature,
+        )
+        return new.reshape(batch, count, channels)
+    mu, std = prior
+    if settings.method == "mean":
+        new = mu
+    else:
+        eps = settings.temperature * noise(0).reshape(batch, count, channels)
+        eps = jnp.concatenate([eps] * 2) if guided else eps
+        x0 = entropy.prior_draw(mu, std, eps)
+        new = parts.decoder.apply(
+            {"params": params["decoder"]}, x0[:, :, None], mu, std, encoding.z, encoding.entropy
+        )[:, :, 0]
+    if guided:
+        conditional, unconditional = jnp.split(new, 2)
+        return unconditional + scale * (conditional - unconditional)
+    return new
+
+
+def sample_images(
+    parts: Parts,
+    settings: Settings,
+    params: dict[str, Any],
+    labels: np.ndarray,
+    seed: int,
+    *,
+    batch_size: int = 256,
+) -> tuple[np.ndarray, Counts]:
+    """Any number of images, in batches of one compiled shape.
+
+    Args:
+      parts, settings, params: as for `generate`.
+      labels: `[n]` integer classes, -1 for none.
+      seed: root of the randomness, 0..2**31-1.
+      batch_size: images per call; the last call is padded.
+
+    Returns:
+      uint8 `[n, H, W, C]`, and `Counts` per image.
+
+    Raises:
+      ValueError: a label or the settings are out of range; nothing has been compiled.
+    """
+    settings.check(parts)
+    labels = np.asarray(labels, np.int32)
+    bad = labels[(labels < -1) | (labels >= parts.images.num_classes)]
+    if labels.ndim != 1 or len(labels) == 0:
+        raise ValueError(f"labels: got shape {labels.shape}, allowed at least one in one row")
+    if len(bad):
+        allowed = f"0 to {parts.images.num_classes - 1}, or -1 for none"
+        raise ValueError(f"labels: got {int(bad[0])}, allowed {allowed}")
+    batch_size = min(batch_size, len(labels))
+    made = []
+    for first in range(0, len(labels), batch_size):
+        index = np.arange(first, first + batch_size, dtype=np.int32)
+        chosen = labels[np.minimum(index, len(labels) - 1)]
+        pixels, counts = generate(parts, settings, params, chosen, index, np.uint32(seed))
+        made.append(np.asarray(pixels)[: len(labels) - first])
+    return np.concatenate(made), jax.tree.map(int, counts)

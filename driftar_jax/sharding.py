@@ -1,0 +1,78 @@
+"""Where arrays live: one mesh, one table of logical axes, shardings of state and batch."""
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp", "tensor")
+
+# Logical axis of a parameter or activation -> mesh axes. The only place that names mesh axes.
+RULES = (
+    ("batch", ("data", "fsdp")),
+    ("embed", "fsdp"),
+    ("mlp", "tensor"),
+    ("heads", "tensor"),
+    ("position", None),
+    ("class", None),
+)
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
+    """Mesh over all devices; one axis may be -1, whatever the others leave.
+
+    Raises:
+      ValueError: the axes do not multiply to the number of devices.
+    """
+    devices = jax.devices()
+    sizes = [data, fsdp, tensor]
+    fixed = int(np.prod([s for s in sizes if s != -1]))
+    shape = [len(devices) // fixed if s == -1 else s for s in sizes]
+    if sizes.count(-1) > 1 or int(np.prod(shape)) != len(devices):
+        raise ValueError(
+            f"mesh: got data={data} fsdp={fsdp} tensor={tensor}, "
+            f"allowed axes whose product is the device count {len(devices)} (one may be -1)"
+        )
+    return Mesh(np.asarray(devices).reshape(shape), AXES)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Leading axis over `data` and `fsdp`."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A full copy on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def state_shardings(abstract, mesh: Mesh):
+    """Shardings of a tree of boxed parameters (as `eval_shape` of an init gives it).
+
+    Args:
+      abstract: tree of `ShapeDtypeStruct`, parameters boxed by `nn.with_logical_partitioning`;
+        leaves without a box are replicated.
+      mesh: from `make_mesh`.
+
+    Returns:
+      The same tree, unboxed, of `NamedSharding`.
+
+    Raises:
+      ValueError: a dimension does not divide over its mesh axes; the parameter is named.
+    """
+    specs = nn.get_partition_spec(abstract)
+    shardings = nn.logical_to_mesh_sharding(specs, mesh, RULES)
+    shapes = nn.meta.unbox(abstract)
+    jax.tree_util.tree_map_with_path(_check_divides, shapes, shardings)
+    return shardings
+
+
+def _check_divides(path, array, sharding: NamedSharding) -> None:
+    for dim, axes in zip(array.shape, sharding.spec, strict=False):
+        names = (axes,) if isinstance(axes, str) else (axes or ())
+        parts = int(np.prod([sharding.mesh.shape[a] for a in names]))
+        if dim % parts:
+            name = jax.tree_util.keystr(path, simple=True, separator=".")
+            raise ValueError(
+                f"{name}: got size {dim} over mesh axes {names}, allowed a multiple of {parts}"
+            )

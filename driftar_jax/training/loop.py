@@ -1,0 +1,279 @@
+"""The only training loop. What is trained is a `Task`; what is shown comes in as callables."""
+
+import collections
+import json
+import pathlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from tqdm import tqdm
+
+from driftar_jax import sharding
+from driftar_jax.checkpoints import Checkpoints, abstract_like
+from driftar_jax.training import optim
+from driftar_jax.training.step import make_step
+from driftar_jax.training.tasks import Task
+
+
+class NonFiniteLoss(RuntimeError):
+    """The loss or its gradient stopped being a number; the message names the steps."""
+
+
+class Loop:
+    """A run: state, compiled steps, data, log and checkpoints of one workdir.
+
+    Args:
+      task: what is trained.
+      config: checked config; read for `seed`, `optim`, `train` and `mesh` alone.
+      workdir: folder of the run, existing.
+      manifest: JSON-able facts stored beside every checkpoint.
+    """
+
+    def __init__(self, task: Task, config: Any, workdir: pathlib.Path, manifest: dict):
+        self.task, self.config, self.workdir, self.manifest = task, config, workdir, manifest
+        self.mesh = sharding.make_mesh(**config.mesh.to_dict())
+        self.optimizer = optim.make_optimizer(config.optim, config.train.steps)
+        self.checkpoints = Checkpoints(workdir, keep=config.train.keep)
+        self.compilations = 0
+        boxed = jax.eval_shape(self._init)
+        self.shardings = sharding.state_shardings(boxed, self.mesh)
+        self.abstract = abstract_like(nn.meta.unbox(boxed), self.shardings)
+        self._steps: dict[bool, Callable] = {}
+
+    def _init(self) -> optim.TrainState:
+        params = self.task.init(jax.random.key(self.config.seed))
+        return optim.init_state(params, self.optimizer, self.task.tracked)
+
+    def fresh_state(self, weights: dict[str, Any] | None = None) -> optim.TrainState:
+        """State at step 0, the groups in `weights` taken from another run."""
+
+        def init():
+            state = nn.meta.unbox(self._init())
+            params = {**state.params, **(weights or {})}
+            return optim.init_state(params, self.optimizer, self.task.tracked)
+
+        return jax.jit(init, out_shardings=self.shardings)()
+
+    def restore(self, batches) -> optim.TrainState | None:
+        """State of the workdir's newest checkpoint and the data position, or None."""
+        step = self.checkpoints.latest_step()
+        if step is None:
+            return None
+        a = self.abstract
+        rest = {"opt_state": a.opt_state, "tracked": a.tracked, "step": a.step}
+        read = self.checkpoints.restore(step, params=a.params, ema=a.ema, train=rest)
+        batches.restore(read["position"])
+        return optim.TrainState(params=read["params"], ema=read["ema"], **read["train"])
+
+    def save(self, state: optim.TrainState, batches) -> None:
+        """Checkpoint `state` with the data position, in the background."""
+        rest = {"opt_state": state.opt_state, "tracked": state.tracked, "step": state.step}
+        self.checkpoints.save(
+            int(state.step),
+            manifest=self.manifest,
+            position=batches.state(),
+            params=state.params,
+            ema=state.ema,
+            train=rest,
+        )
+
+    def step_function(self, frozen: bool) -> Callable:
+        """The compiled step of a phase: `(state, batch) -> (state, metrics)`, state donated."""
+        if frozen not in self._steps:
+            step = make_step(
+                self.task,
+                self.optimizer,
+                seed=self.config.seed,
+                frozen=frozen,
+                accumulate=self.config.optim.accumulate,
+                ema=self.config.optim.ema,
+            )
+
+            def counted(state, batch):
+                self.compilations += 1  # runs when traced, never inside a step
+                return step(state, batch)
+
+            self._steps[frozen] = jax.jit(
+                counted,
+                in_shardings=(self.shardings, sharding.batch_sharding(self.mesh)),
+                out_shardings=(self.shardings, sharding.replicated(self.mesh)),
+                donate_argnums=0,
+            )
+        return self._steps[frozen]
+
+    def run(
+        self,
+        state: optim.TrainState,
+        batches,
+        *,
+        on_sample: Callable[[int, optim.TrainState], None] | None = None,
+        say: Callable[[str], None] = print,
+    ) -> optim.TrainState:
+        """Train from `state.step` to `train.steps`.
+
+        Args:
+          state: from `fresh_state` or `restore`; donated.
+          batches: iterator with `state()`, at the matching position.
+          on_sample: called every `train.sample_every` steps and at the end.
+          say: where the log lines go.
+
+        Returns:
+          The final state, saved.
+
+        Raises:
+          NonFiniteLoss: a loss or gradient norm is not finite; nothing of it has been saved.
+        """
+        train, start = self.config.train, int(state.step)
+        log = MetricsLog(self.workdir / "metrics.jsonl", start)
+        place = sharding.batch_sharding(self.mesh)
+        # XLA's CPU pool deadlocks when steps with collectives queue up (two cores, many devices).
+        wait_each_step = self.mesh.size > 1 and jax.default_backend() == "cpu"
+        meter = Meter(train.steps, train.batch_size)
+        bar = tqdm(total=train.steps, initial=start, disable=None, leave=False)
+        pending = collections.deque()
+        for step in range(start, train.steps):
+            with meter.waiting():
+                batch = next(batches)
+            arrays = {
+                name: jax.make_array_from_process_local_data(place, array)
+                for name, array in batch.items()
+            }
+            frozen = self.task.freeze_step is not None and step >= self.task.freeze_step
+            state, metrics = self.step_function(frozen)(state, arrays)
+            pending.append((step, metrics))
+            if wait_each_step:
+                jax.block_until_ready(metrics)
+            bar.update()
+            done = step + 1
+            last = done == train.steps
+            save = last or done % train.checkpoint_every == 0
+            if done % train.log_every == 0 or save:
+                record = meter.record(done, _drain(pending))
+                log.write(record)
+                say(meter.line(record))
+            if save:
+                self.save(state, batches)
+            if on_sample and (last or (train.sample_every and done % train.sample_every == 0)):
+                with meter.aside():
+                    on_sample(done, state)
+        bar.close()
+        self.checkpoints.wait()
+        return state
+
+
+def _drain(pending: collections.deque) -> dict[str, float]:
+    """Means of the metrics since the last log line; one transfer for all of them."""
+    steps, values = zip(*pending, strict=True)
+    pending.clear()
+    values = jax.device_get(values)
+    bad = [
+        step
+        for step, value in zip(steps, values, strict=True)
+        if not (np.isfinite(value["loss"]) and np.isfinite(value["grad_norm"]))
+    ]
+    if bad:
+        first = values[steps.index(bad[0])]
+        terms = [name for name, value in first.items() if not np.isfinite(value)]
+        raise NonFiniteLoss(
+            f"loss: got a value that is not finite in steps {bad[0]} to {bad[-1]} "
+            f"(first in {', '.join(terms)}), allowed finite numbers; "
+            "the last checkpoint is from before them; try a smaller optim.lr or optim.clip"
+        )
+    # The phases report different terms, and an interval may hold steps of both.
+    names = dict.fromkeys(name for value in values for name in value)
+    return {name: float(np.mean([v[name] for v in values if name in v])) for name in names}
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one record per log interval; a resumed run drops what it redoes."""
+
+    def __init__(self, path: pathlib.Path, start: int):
+        self._path = path
+        kept = [r for r in read_metrics(path) if r["step"] <= start] if path.exists() else []
+        path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        self._board = _tensorboard(path.parent)
+
+    def write(self, record: dict) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if self._board:
+            for name, value in record.items():
+                self._board.add_scalar(name, value, record["step"])
+
+
+def _tensorboard(folder: pathlib.Path):
+    """A TensorBoard writer where tensorboardX is installed, else None."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder / "tensorboard"))
+
+
+def read_metrics(path: pathlib.Path) -> list[dict]:
+    """Records of a `metrics.jsonl`; a line cut short by a crash ends the list."""
+    records = []
+    for line in path.read_text().splitlines():
+        try:
+            records.append(json.loads(line))
+        except ValueError:
+            break
+    return records
+
+
+class Meter:
+    """Speed, share of time spent waiting for data, time left; the interval is since the last line."""
+
+    def __init__(self, steps: int, batch_size: int):
+        self._steps, self._batch_size = steps, batch_size
+        self._begin = time.monotonic()
+        self._waited = 0.0
+        self._last_step: int | None = None
+
+    def waiting(self):
+        """Context whose duration counts as waiting for data."""
+        return _Timed(self._add_wait)
+
+    def aside(self):
+        """Context whose duration belongs to no interval: pictures, not training."""
+        return _Timed(self._skip)
+
+    def _add_wait(self, seconds: float) -> None:
+        self._waited += seconds
+
+    def _skip(self, seconds: float) -> None:
+        self._begin += seconds
+
+    def record(self, done: int, means: dict[str, float]) -> dict:
+        now = time.monotonic()
+        seconds = max(now - self._begin, 1e-9)
+        made = done - self._last_step if self._last_step is not None else None
+        record = {"step": done, **means, "data_wait": round(self._waited / seconds, 4)}
+        # The first interval holds the compilation, so it says nothing of the speed.
+        if made:
+            record["images_per_s"] = round(made * self._batch_size / seconds, 1)
+            record["seconds_left"] = round((self._steps - done) * seconds / made, 1)
+        self._begin, self._waited, self._last_step = now, 0.0, done
+        return record
+
+    def line(self, record: dict) -> str:
+        fields = [f"step {record['step']}/{self._steps}"]
+        fields += [f"{k} {v:.4g}" for k, v in record.items() if k != "step"]
+        return "  ".join(fields)
+
+
+class _Timed:
+    """Hands the seconds spent inside to `add`."""
+
+    def __init__(self, add: Callable[[float], None]):
+        self._add = add
+
+    def __enter__(self):
+        self._start = time.monotonic()
+
+    def __exit__(self, *exc):
+        self._add(time.monotonic() - self._start)

@@ -1,0 +1,73 @@
+"""Loss terms of Drift-AR: the draft's (Eq. 3, 5), the two-phase weights (Eq. 9-10)."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from driftar_jax.types import Encoding
+
+ENTROPY_LOSSES = ("match", "maximize", "none")
+
+
+def draft_regression(draft: Encoding, target: Encoding, weight: jax.Array) -> jax.Array:
+    """Smooth L1 between drafted and real next features (Eq. 3); the target is detached.
+
+    Args:
+      draft: the draft head's prediction, `z [B, N, D]`.
+      target: the backbone's own encoding of the same contexts.
+      weight: `[B]` float32, 0 where an image has no next context.
+
+    Returns:
+      float32 scalar, mean over weighted images, tokens and channels.
+    """
+    goal = jax.lax.stop_gradient(target.z).astype(jnp.float32)
+    per_image = optax.huber_loss(draft.z.astype(jnp.float32), goal).mean(axis=(1, 2))
+    return jnp.sum(per_image * weight) / jnp.maximum(jnp.sum(weight), 1.0)
+
+
+def draft_entropy(draft: Encoding, target: Encoding, weight: jax.Array, kind: str) -> jax.Array:
+    """Entropy term of the draft head; never of the target.
+
+    Args:
+      draft: `entropy [B, N]` of the draft head's own attention.
+      target: `entropy [B, N]` of the backbone, detached here.
+      weight: `[B]` float32.
+      kind: `match`: `mean |E_draft - E_target|`; `maximize`: Eq. 5, `-(1/R) sum_{r>=2} E_draft`;
+        `none`: 0.
+
+    Returns:
+      float32 scalar.
+
+    Raises:
+      ValueError: an unknown `kind`.
+    """
+    if kind == "match":
+        per_image = jnp.abs(draft.entropy - jax.lax.stop_gradient(target.entropy)).mean(axis=1)
+    elif kind == "maximize":
+        per_image = -draft.entropy[:, 1:].sum(axis=1) / draft.entropy.shape[1]
+    elif kind == "none":
+        return jnp.zeros((), jnp.float32)
+    else:
+        raise ValueError(f"loss.entropy_loss: got {kind!r}, allowed {ENTROPY_LOSSES}")
+    return jnp.sum(per_image * weight) / jnp.maximum(jnp.sum(weight), 1.0)
+
+
+def freeze_step(steps: int, freeze_at: float) -> int:
+    """First step of Phase II: from here on only the decoder learns (Eq. 10)."""
+    return round(freeze_at * steps)
+
+
+def alpha(step: jax.Array, steps: int, *, start: float, freeze_at: float) -> jax.Array:
+    """Weight of the draft terms: `start` at step 0, falling linearly to 0 at the freeze (Eq. 9).
+
+    Args:
+      step: int32 scalar, traced or not.
+      steps: length of the run.
+      start: alpha at step 0, in [0, 1].
+      freeze_at: share of the run after which alpha is 0, in (0, 1].
+
+    Returns:
+      float32 scalar in [0, start].
+    """
+    end = max(freeze_step(steps, freeze_at), 1)
+    return start * jnp.clip(1.0 - jnp.asarray(step, jnp.float32) / end, 0.0, 1.0)

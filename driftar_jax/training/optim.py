@@ -1,0 +1,84 @@
+"""The optax chain, the weight-decay groups and the training state."""
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+# Groups whose parameters are never decayed: MAR decays nothing of its head (mar.md section 8.1).
+UNDECAYED_GROUPS = ("head",)
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Everything a run needs to go on exactly.
+
+    Attributes:
+      params: parameters by group.
+      ema: their exponential moving average, float32; what sampling reads.
+      opt_state: optax state.
+      tracked: running means of the task's `tracked` metrics, float32 scalars.
+      step: int32 scalar, steps done; keys are folded from it.
+    """
+
+    params: Any
+    ema: Any
+    opt_state: Any
+    tracked: dict[str, jax.Array]
+    step: jax.Array
+
+
+def decay_mask(params) -> Any:
+    """True where weight decay acts: not on 1-d arrays, biases, or anything under a head."""
+
+    def decayed(path, leaf):
+        return leaf.ndim > 1 and path[0].key not in UNDECAYED_GROUPS
+
+    return jax.tree_util.tree_map_with_path(decayed, params)
+
+
+def learning_rate(lr: float, *, schedule: str, warmup_steps: int, steps: int) -> optax.Schedule:
+    """Linear warm-up from 0, then `constant` or `cosine` down to 0 at the last step."""
+    if schedule == "cosine":
+        return optax.warmup_cosine_decay_schedule(
+            0.0 if warmup_steps else lr, lr, warmup_steps, max(steps, warmup_steps + 1)
+        )
+    if not warmup_steps:
+        return optax.constant_schedule(lr)
+    return optax.warmup_constant_schedule(0.0, lr, warmup_steps)
+
+
+def make_optimizer(optim: Any, steps: int) -> optax.GradientTransformation:
+    """AdamW with global-norm clipping, from the `optim` section of a checked config."""
+    schedule = learning_rate(
+        optim.lr, schedule=optim.schedule, warmup_steps=optim.warmup_steps, steps=steps
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(optim.clip),
+        optax.adamw(
+            schedule,
+            b1=optim.b1,
+            b2=optim.b2,
+            weight_decay=optim.weight_decay,
+            mask=decay_mask,
+        ),
+    )
+
+
+def init_state(params, optimizer: optax.GradientTransformation, tracked) -> TrainState:
+    """State at step 0; the average starts as a copy of the parameters."""
+    return TrainState(
+        params=params,
+        # A copy: the state is donated, and one buffer cannot be given away twice.
+        ema=jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params),
+        opt_state=optimizer.init(params),
+        tracked={name: jnp.zeros((), jnp.float32) for name in tracked},
+        step=jnp.zeros((), jnp.int32),
+    )
+
+
+def update_ema(ema, params, decay: float):
+    """`decay * ema + (1 - decay) * params`, in float32."""
+    return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p.astype(jnp.float32), ema, params)

@@ -1,0 +1,89 @@
+"""One training step: loss, gradient, update, averages, all inside one jit."""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from driftar_jax.training.optim import TrainState, update_ema
+from driftar_jax.training.tasks import Task
+
+TRACK_DECAY = 0.99
+
+
+def make_step(
+    task: Task,
+    optimizer: optax.GradientTransformation,
+    *,
+    seed: int,
+    frozen: bool,
+    accumulate: int,
+    ema: float,
+):
+    """`step(state, batch) -> (state, metrics)`, pure; jit it with donated state.
+
+    Args:
+      task: what is trained.
+      optimizer: from `make_optimizer`.
+      seed: root of the run's randomness; the step's key is folded from it and `state.step`.
+      frozen: True compiles Phase II, where only `task.trainable(True)` learns and the rest stays
+        bit for bit what it is.
+      accumulate: micro-batches per step, a divisor of the batch.
+      ema: decay of the average.
+    """
+    learns = task.trainable(frozen)
+
+    def gradient(params, batch, key, step):
+        fixed = {name: tree for name, tree in params.items() if name not in learns}
+
+        def loss(moving):
+            return task.loss({**fixed, **moving}, batch, key, step, frozen)
+
+        moving = {name: params[name] for name in learns}
+        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(moving)
+        return {"loss": value, **metrics}, grads
+
+    def accumulated(params, batch, key, step):
+        if accumulate == 1:
+            return gradient(params, batch, key, step)
+        parts = jax.tree.map(lambda a: a.reshape(accumulate, -1, *a.shape[1:]), batch)
+        keys = jax.random.split(key, accumulate)
+
+        def body(total, part):
+            return jax.tree.map(jnp.add, total, gradient(params, *part, step)), None
+
+        shapes = jax.eval_shape(
+            lambda: gradient(params, jax.tree.map(lambda a: a[0], parts), keys[0], step)
+        )
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        total, _ = jax.lax.scan(body, zeros, (parts, keys))
+        return jax.tree.map(lambda a: a / accumulate, total)
+
+    def step(state: TrainState, batch):
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        metrics, grads = accumulated(state.params, batch, key, state.step)
+        metrics["grad_norm"] = optax.global_norm(grads)
+        zeros = {
+            name: jax.tree.map(jnp.zeros_like, tree)
+            for name, tree in state.params.items()
+            if name not in learns
+        }
+        updates, opt_state = optimizer.update({**zeros, **grads}, state.opt_state, state.params)
+        # Momentum and decay would still move what has no gradient.
+        moved = optax.apply_updates(
+            {n: state.params[n] for n in learns}, {n: updates[n] for n in learns}
+        )
+        params = {**state.params, **moved}
+        rate = jnp.minimum(TRACK_DECAY, state.step / (state.step + 1.0))
+        tracked = {n: rate * v + (1 - rate) * metrics[n] for n, v in state.tracked.items()}
+        return (
+            TrainState(
+                params=params,
+                ema=update_ema(state.ema, params, ema),
+                opt_state=opt_state,
+                tracked=tracked,
+                step=state.step + 1,
+            ),
+            metrics,
+        )
+
+    return step

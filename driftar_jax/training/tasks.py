@@ -1,0 +1,314 @@
+"""What is trained: a host with its own head, Drift-AR on a host, or the feature classifier.
+
+A task is a frozen object with `init`, `loss` and `trainable`; the loop knows nothing else of it.
+"""
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from driftar_jax import assembly, entropy
+from driftar_jax.drift import fields
+from driftar_jax.features import SmallClassifier, to_unit_range
+from driftar_jax.heads import diffusion
+from driftar_jax.hosts import masks as mask_laws
+from driftar_jax.hosts.schedules import patchify
+from driftar_jax.training import losses
+from driftar_jax.types import Encoding
+
+Params = dict[str, Any]
+
+
+class Task(Protocol):
+    """What the loop asks of a task.
+
+    Attributes:
+      freeze_step: first step of Phase II, or None where there is one phase.
+      tracked: names of metrics whose running means are part of the checkpoint.
+    """
+
+    freeze_step: int | None
+    tracked: tuple[str, ...]
+
+    def init(self, key: jax.Array) -> Params:
+        """Fresh parameters by group, boxed with their logical axes."""
+
+    def loss(
+        self, params: Params, batch: dict, key: jax.Array, step: jax.Array, frozen: bool
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Scalar float32 loss of a batch `{"image" uint8 [B,H,W,C], "label" int32 [B]}`, metrics."""
+
+    def trainable(self, frozen: bool) -> tuple[str, ...]:
+        """Names of the parameter groups that learn in this phase."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Contexts:
+    """How training contexts are drawn: the mask law, its floor, the label drop."""
+
+    law: str
+    ratio_min: float
+    tokens_per_image: int
+    label_drop: float
+
+    def draw(self, key: jax.Array, label: jax.Array, num_tokens: int):
+        """Masks of a batch and its labels, -1 where the label is dropped."""
+        key_mask, key_drop = jax.random.split(key)
+        batch = label.shape[0]
+        masks = mask_laws.draw(key_mask, batch, num_tokens, law=self.law, ratio_min=self.ratio_min)
+        dropped = jax.random.bernoulli(key_drop, self.label_drop, (batch,))
+        return masks, jnp.where(dropped, -1, label)
+
+    def keep(self, num_tokens: int) -> int | None:
+        """Known tokens the encoder has to hold, where the law bounds them; None: all positions."""
+        return int((1 - self.ratio_min) * num_tokens) if self.law == "mar" else None
+
+    def chosen(self, masks, num_tokens: int):
+        """Positions `[B, M]` whose head is trained, and their weights."""
+        return mask_laws.some_unknown(masks, self.tokens_per_image or num_tokens)
+
+
+def _take(values: jax.Array, positions: jax.Array) -> jax.Array:
+    """`values [B, N, ...]` at `positions [B, M]`."""
+    index = positions.reshape(positions.shape + (1,) * (values.ndim - 2))
+    return jnp.take_along_axis(values, index, axis=1)
+
+
+def _weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
+    return jnp.sum(values * weight) / jnp.sum(weight)
+
+
+@dataclasses.dataclass(frozen=True)
+class HostTask:
+    """A host trained with its own many-step head, as it was published (mar.md section 4.3)."""
+
+    parts: assembly.Parts
+    contexts: Contexts
+    copies: int
+    freeze_step: None = None
+    tracked: tuple[str, ...] = ()
+
+    def init(self, key: jax.Array) -> Params:
+        return {"host": _init_host(self.parts, key), "head": _init_head(self.parts, key)}
+
+    def trainable(self, frozen: bool) -> tuple[str, ...]:
+        return ("host", "head")
+
+    def loss(self, params, batch, key, step, frozen):
+        images, head = self.parts.images, self.parts.head
+        key_context, key_dropout, key_time, key_noise = jax.random.split(key, 4)
+        tokens = patchify(to_unit_range(batch["image"]), images.patch_size)
+        masks, label = self.contexts.draw(key_context, batch["label"], images.num_tokens)
+        encoding = self.parts.host.apply(
+            {"params": params["host"]},
+            tokens,
+            masks.known,
+            label,
+            keep=self.contexts.keep(images.num_tokens),
+            deterministic=False,
+            rngs={"dropout": key_dropout},
+        )
+        positions, weight = self.contexts.chosen(masks, images.num_tokens)
+        x = _take(tokens, positions)
+        c = head.apply({"params": params["head"]}, _take(encoding.z, positions), method="condition")
+        # One condition serves all copies of a token; only its time and noise differ.
+        shape = (self.copies, *x.shape[:2])
+        t = jax.random.randint(key_time, shape, 0, diffusion.TRAIN_STEPS)
+        noise = jax.random.normal(key_noise, (*shape, images.token_dim))
+
+        def denoise(x_t, t):
+            return head.apply({"params": params["head"]}, x_t, t, c[None], method="denoise")
+
+        schedule = diffusion.training_schedule()
+        target = jnp.broadcast_to(x[None], noise.shape)
+        rows = diffusion.head_loss(denoise, schedule, target, t, noise)
+        loss = _weighted_mean(rows, jnp.broadcast_to(weight[None], rows.shape))
+        unknown = (~masks.known).astype(jnp.float32)
+        return loss, {"entropy_mean": _weighted_mean(encoding.entropy, unknown)}
+
+
+@dataclasses.dataclass(frozen=True)
+class DriftTask:
+    """Drift-AR on a host: prior, one-step decoder, draft head, two phases (Eq. 3-10)."""
+
+    parts: assembly.Parts
+    contexts: Contexts
+    draws: int
+    entropy_loss: str
+    alpha_start: float
+    freeze_at: float
+    steps: int
+    ar_steps: int
+    tracked: tuple[str, ...] = ("entropy_mean", "entropy_square")
+
+    @property
+    def freeze_step(self) -> int:
+        return losses.freeze_step(self.steps, self.freeze_at)
+
+    def init(self, key: jax.Array) -> Params:
+        return {
+            "host": _init_host(self.parts, key),
+            "prior": _init_prior(self.parts, key),
+            "decoder": _init_decoder(self.parts, key),
+            "draft": _init_draft(self.parts, key),
+        }
+
+    def trainable(self, frozen: bool) -> tuple[str, ...]:
+        return ("decoder",) if frozen else ("host", "prior", "decoder", "draft")
+
+    def loss(self, params, batch, key, step, frozen):
+        images = self.parts.images
+        key_context, key_dropout, key_eps, key_shuffle = jax.random.split(key, 4)
+        tokens = patchify(to_unit_range(batch["image"]), images.patch_size)
+        masks, label = self.contexts.draw(key_context, batch["label"], images.num_tokens)
+
+        encoding = self.parts.host.apply(
+            {"params": params["host"]},
+            tokens,
+            masks.known,
+            label,
+            keep=self.contexts.keep(images.num_tokens),
+            deterministic=frozen,
+            rngs=None if frozen else {"dropout": key_dropout},
+        )
+        mu, std = self.parts.prior.apply(
+            {"params": params["prior"]},
+            encoding.z,
+            encoding.entropy,
+            jax.random.split(key_shuffle, tokens.shape[0]),
+        )
+        positions, weight = self.contexts.chosen(masks, images.num_tokens)
+        x = self._draws(params, encoding, mu, std, positions, key_eps)
+        y = _take(tokens, positions)
+        field = fields.energy(x, y[:, :, None])
+        l_drift = _weighted_mean(fields.drift_loss(x, field).mean(axis=-1), weight)
+        unknown = (~masks.known).astype(jnp.float32)
+        metrics = {
+            "drift": l_drift,
+            "energy_score": _weighted_mean(fields.energy_score(x, y), weight),
+            "sigma_mean": _weighted_mean(std, unknown),
+            "entropy_mean": _weighted_mean(encoding.entropy, unknown),
+            "entropy_square": _weighted_mean(jnp.square(encoding.entropy), unknown),
+        }
+        if frozen:
+            return l_drift, metrics
+        l_mu = _weighted_mean(jnp.sum(jnp.square(mu - tokens), axis=-1), unknown)
+        draft_terms = self._draft_terms(params, encoding, tokens, masks, label)
+        a = losses.alpha(step, self.steps, start=self.alpha_start, freeze_at=self.freeze_at)
+        loss = a * sum(draft_terms.values()) + (1 - a) * (l_drift + l_mu)  # Eq. 9
+        return loss, metrics | draft_terms | {"mu": l_mu, "alpha": a}
+
+    def _draws(self, params, encoding, mu, std, positions, key):
+        """G decoded draws `[B, M, G, C]` of every chosen token (Eq. 7, then the decoder)."""
+        mu, std = _take(mu, positions), _take(std, positions)
+        eps = jax.random.normal(key, (*mu.shape[:2], self.draws, mu.shape[2]))
+        x0 = entropy.prior_draw(mu[:, :, None], std[:, :, None], eps)
+        return self.parts.decoder.apply(
+            {"params": params["decoder"]},
+            x0,
+            mu,
+            std,
+            _take(encoding.z, positions),
+            _take(encoding.entropy, positions),
+        )
+
+    def _draft_terms(self, params, encoding, tokens, masks, label):
+        """Eq. 3 and the draft's entropy term, one AR step ahead of the batch's contexts."""
+        later = mask_laws.advance(masks, self.ar_steps)
+        target = self.parts.host.apply({"params": params["host"]}, tokens, later.known, label)
+        last = jax.lax.stop_gradient(encoding)
+        draft = self.parts.draft.apply({"params": params["draft"]}, last, tokens, later.known)
+        weight = (later.num_unknown < masks.num_unknown).astype(jnp.float32)
+        return {
+            "draft_reg": losses.draft_regression(draft, target, weight),
+            "draft_entropy": losses.draft_entropy(draft, target, weight, self.entropy_loss),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class ClassifierTask:
+    """The small feature network, trained on the images themselves."""
+
+    module: SmallClassifier
+    images: assembly.ImageSpec
+    freeze_step: None = None
+    tracked: tuple[str, ...] = ()
+
+    def init(self, key: jax.Array) -> Params:
+        image = jnp.zeros((1, *self.images.image_shape))
+        return {"classifier": self.module.init(key, image)["params"]}
+
+    def trainable(self, frozen: bool) -> tuple[str, ...]:
+        return ("classifier",)
+
+    def loss(self, params, batch, key, step, frozen):
+        image = to_unit_range(batch["image"])
+        # Noise keeps the features smooth, so that faint speckle does not dominate a distance.
+        image += 0.1 * jax.random.normal(key, image.shape)
+        _, logits = self.module.apply({"params": params["classifier"]}, image)
+        rows = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"])
+        correct = (logits.argmax(axis=-1) == batch["label"]).astype(jnp.float32)
+        return rows.mean(), {"accuracy": correct.mean()}
+
+
+def build(config: Any, images: assembly.ImageSpec) -> Task:
+    """The task of a checked config."""
+    if config.task == "classifier":
+        module = SmallClassifier(num_classes=images.num_classes, width=config.classifier.width)
+        return ClassifierTask(module, images)
+    parts = assembly.build(config, images)
+    contexts = Contexts(
+        law=config.mask.law,
+        ratio_min=config.mask.ratio_min,
+        tokens_per_image=config.mask.tokens_per_image,
+        label_drop=config.host.label_drop,
+    )
+    if config.task == "host":
+        return HostTask(parts, contexts, copies=config.head.copies)
+    return DriftTask(
+        parts,
+        contexts,
+        draws=config.drift.draws,
+        entropy_loss=config.loss.entropy_loss,
+        alpha_start=config.loss.alpha_start,
+        freeze_at=config.loss.freeze_at,
+        steps=config.train.steps,
+        ar_steps=config.sample.ar_steps,
+    )
+
+
+def _init_host(parts: assembly.Parts, key: jax.Array):
+    n, c = parts.images.num_tokens, parts.images.token_dim
+    tokens, known = jnp.zeros((1, n, c)), jnp.zeros((1, n), bool)
+    return parts.host.init(key, tokens, known, jnp.zeros((1,), jnp.int32))["params"]
+
+
+def _shapes(parts: assembly.Parts):
+    """One token's arrays: z, a token, an entropy."""
+    n, c = parts.images.num_tokens, parts.images.token_dim
+    return jnp.zeros((1, n, parts.host.width)), jnp.zeros((1, n, c)), jnp.zeros((1, n))
+
+
+def _init_head(parts: assembly.Parts, key: jax.Array):
+    z, x, _ = _shapes(parts)
+    return parts.head.init(jax.random.fold_in(key, 1), x, jnp.zeros((1, 1), jnp.int32), z)["params"]
+
+
+def _init_prior(parts: assembly.Parts, key: jax.Array):
+    z, _, e = _shapes(parts)
+    keys = jax.random.split(key, 1)
+    return parts.prior.init(jax.random.fold_in(key, 2), z, e, keys)["params"]
+
+
+def _init_decoder(parts: assembly.Parts, key: jax.Array):
+    z, x, e = _shapes(parts)
+    return parts.decoder.init(jax.random.fold_in(key, 3), x[:, :, None], x, e, z, e)["params"]
+
+
+def _init_draft(parts: assembly.Parts, key: jax.Array):
+    z, x, e = _shapes(parts)
+    last = Encoding(z=z, entropy=e)
+    return parts.draft.init(jax.random.fold_in(key, 4), last, x, e.astype(bool))["params"]
