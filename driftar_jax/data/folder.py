@@ -33,11 +33,22 @@ def open_folder(name: str, split: str, *, image_size: int | None, center_crop: b
         raise ValueError(f"data.name: got {name!r}, allowed folder:PATH with PATH a folder")
     if all(os.path.isdir(os.path.join(root, s)) for s in SPLITS):
         class_names = _classes(name, os.path.join(root, "train"))
-        rows = _listing(name, os.path.join(root, split), class_names)
+        root = os.path.join(root, split)
+        extra = sorted(set(_classes(name, root)) - set(class_names))
+        if extra:
+            raise ValueError(
+                f"data.name: got {name!r} with classes {extra} in test alone, allowed "
+                "those of train"
+            )
+        rows = _listing(name, root, class_names, every_class=split == "train")
     else:
         class_names = _classes(name, root)
-        rows = _share(_listing(name, root, class_names), split)
-        root = os.path.join(root, "")
+        if class_names in (["train"], ["test"]):
+            raise ValueError(
+                f"data.name: got {name!r} with {class_names[0]}/ alone, allowed both "
+                "train/ and test/, or class folders"
+            )
+        rows = _share(_listing(name, root, class_names, every_class=True), split)
     paths = [path for path, _ in rows]
     shape = _common_shape(name, paths, image_size)
 
@@ -74,13 +85,10 @@ def _classes(name: str, root: str) -> list[str]:
     return found
 
 
-def _listing(name: str, root: str, class_names: list[str]) -> list[tuple[str, int]]:
+def _listing(
+    name: str, root: str, class_names: list[str], *, every_class: bool
+) -> list[tuple[str, int]]:
     """Sorted (path, label) of every picture below the class folders of `root`."""
-    extra = sorted(set(_classes(name, root)) - set(class_names))
-    if extra:
-        raise ValueError(
-            f"data.name: got {name!r} with classes {extra} in {root} alone, allowed those of train"
-        )
     rows = []
     for label, class_name in enumerate(class_names):
         pictures = []
@@ -91,8 +99,7 @@ def _listing(name: str, root: str, class_names: list[str]) -> list[tuple[str, in
                 for f in sorted(files)
                 if f.lower().endswith(_ENDINGS) and not f.startswith(".")
             ]
-        # A class may be missing from the held-out part, not from what is learnt.
-        if not pictures and os.path.basename(root) != "test":
+        if every_class and not pictures:
             raise ValueError(
                 f"data.name: got {name!r} whose class {class_name!r} holds no pictures, allowed "
                 f"at least one of {' '.join(_ENDINGS)}"

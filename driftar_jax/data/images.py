@@ -33,7 +33,9 @@ def header(file) -> tuple[int, int, bool]:
         with Image.open(file) as picture:
             _check_mode(picture)
             width, height = picture.size
-            if picture.getexif().get(_ORIENTATION) in _SIDEWAYS:
+            # Pillow decodes a whole PNG to look for EXIF behind the pixels; nobody puts it there.
+            has_exif = picture.format != "PNG" or "exif" in picture.info
+            if has_exif and picture.getexif().get(_ORIENTATION) in _SIDEWAYS:
                 width, height = height, width
             return height, width, picture.mode in _GREY_MODES
     except _DAMAGE as error:

@@ -1,5 +1,6 @@
 """Image sets by name, and endless batches of them whose position is one number."""
 
+import os
 import threading
 import weakref
 
@@ -16,7 +17,7 @@ def load_source(
     name: str,
     split: str,
     *,
-    data_dir: str | None = None,
+    data_dir: str | os.PathLike | None = None,
     image_size: int | None = None,
     center_crop: bool = True,
 ) -> ImageSource:
@@ -41,6 +42,8 @@ def load_source(
     if image_size is not None:
         _check_int("data.image_size", image_size, 1, 2**14)
     _check_bool("data.center_crop", center_crop)
+    if data_dir is not None and not isinstance(data_dir, (str, os.PathLike)):
+        raise ValueError(f"data.data_dir: got {data_dir!r}, allowed a folder or None")
     if name.startswith(folder.PREFIX):
         return folder.open_folder(name, split, image_size=image_size, center_crop=center_crop)
     return prepared.open_prepared(

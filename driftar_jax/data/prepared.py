@@ -39,17 +39,17 @@ def open_prepared(
     found = _NAME.fullmatch(name)
     if found is None:
         raise _unknown(name)
-    if found["set"] in embedded.NAMES:
+    if found["set"] in embedded.NAMES and not found["config"]:
         _prepare_embedded(found["set"], folder)
-    full_name, info = _find(name, found, folder)
-    _check_format(name, info)
+    full_name, summary = _find(name, found, folder)
+    _check_format(name, summary, folder)
 
     import tensorflow_datasets as tfds
 
+    info = tfds.builder(full_name, data_dir=folder).info
+    channels = _channels(name, info.features)
+    shape = _image_shape(name, info.features, image_size, channels)
     try:
-        builder = tfds.builder(full_name, data_dir=folder)
-        features = builder.info.features
-        channels = _channels(name, features)
         # Decoded by `images.decode`: TFDS hands out grey or CMYK files of an RGB set as they are.
         records = tfds.data_source(
             full_name,
@@ -58,14 +58,17 @@ def open_prepared(
             download=False,
             decoders={"image": tfds.decode.SkipDecoding()},
         )
-    except ValueError as error:
-        if str(error).startswith("data."):
-            raise
-        known = sorted(builder.info.splits)
-        raise ValueError(f"data.split: got {split!r} for {name!r}, allowed {known}") from error
+    except ValueError:
+        allowed = sorted(info.splits)
+        raise ValueError(f"data.split: got {split!r} for {name!r}, allowed {allowed}") from None
 
     def read(indices: list[int]):
-        items = records.__getitems__(indices)
+        try:
+            # Reading in bulk starts threads: worth it for many records, ten times slower for one.
+            many = len(indices) > 1
+            items = records.__getitems__(indices) if many else [records[indices[0]]]
+        except RuntimeError as error:
+            raise _damaged(name, folder, error) from None
         return [
             (decode(i, item), int(item["label"])) for i, item in zip(indices, items, strict=True)
         ]
@@ -81,21 +84,20 @@ def open_prepared(
                 f"data.name: got {name!r} whose image {i} of split {split!r} is bad: {error}"
             ) from None
 
-    shape = _image_shape(name, features, image_size, channels)
-    fingerprint = f"{builder.info.full_name}|{split}|{len(records)}|{shape}|{center_crop}"
+    fingerprint = f"{info.full_name}|{split}|{len(records)}|{shape}|{center_crop}"
     return ImageSource(
         read,
         len(records),
         name=name,
         split=split,
         image_shape=shape,
-        class_names=features["label"].names,
+        class_names=info.features["label"].names,
         fingerprint=fingerprint,
     )
 
 
 def _find(name: str, found: re.Match, folder: str) -> tuple[str, dict]:
-    """The set's full name with config and version, and its `dataset_info.json`."""
+    """Full name of the set, with config and version, and its `dataset_info.json`."""
     from etils import epath
 
     base = epath.Path(folder) / found["set"]
@@ -108,12 +110,16 @@ def _find(name: str, found: re.Match, folder: str) -> tuple[str, dict]:
         config = configs[0] if configs else None
     home = base / config if config else base
     versions = _versions(home) if home.exists() else []
-    if found["version"]:
-        versions = [v for v in versions if v == found["version"]]
     if not versions:
         raise _missing(name, found["set"], folder)
-    info = json.loads((home / versions[-1] / "dataset_info.json").read_text())
-    return "/".join(filter(None, (found["set"], config))) + f":{versions[-1]}", info
+    version = found["version"] or versions[-1]
+    if version not in versions:
+        raise ValueError(f"data.name: got {name!r}, allowed the versions {versions} in {home}")
+    try:
+        info = json.loads((home / version / "dataset_info.json").read_text())
+    except ValueError as error:
+        raise _damaged(name, folder, error) from None
+    return "/".join(filter(None, (found["set"], config))) + f":{version}", info
 
 
 def _versions(path) -> list[str]:
@@ -123,12 +129,12 @@ def _versions(path) -> list[str]:
     return sorted(names, key=lambda n: tuple(map(int, n.split("."))))
 
 
-def _check_format(name: str, info: dict) -> None:
-    got = info.get("fileFormat", "tfrecord")
+def _check_format(name: str, summary: dict, folder: str) -> None:
+    got = summary.get("fileFormat", "tfrecord")
     if got != "array_record":
         raise ValueError(
             f"data.name: got {name!r} in file format {got!r}, allowed 'array_record'; prepare it "
-            f"with: tfds build {info['name']} --file_format=array_record --data_dir=DIR"
+            f"with (needs tensorflow): {_build(name, folder)}"
         )
 
 
@@ -204,11 +210,21 @@ def _known_sets() -> list[str]:
 def _missing(name: str, set_name: str, folder: str) -> ValueError:
     if set_name not in _known_sets():
         return _unknown(name)
-    bare = name.split(":")[0]
     return ValueError(
-        f"data.name: got {name!r}, not prepared under {folder}; prepare it with: "
-        f"tfds build {bare} --file_format=array_record --data_dir={folder}"
+        f"data.name: got {name!r}, not prepared under {folder}; prepare it with (needs "
+        f"tensorflow): {_build(name, folder)}"
     )
+
+
+def _damaged(name: str, folder: str, error: Exception) -> ValueError:
+    return ValueError(
+        f"data.name: got {name!r} whose files under {folder} are damaged or missing, allowed a "
+        f"complete set: {' '.join(str(error).split())}"
+    )
+
+
+def _build(name: str, folder: str) -> str:
+    return f"tfds build {name.split(':')[0]} --file_format=array_record --data_dir={folder}"
 
 
 def _unknown(name: str) -> ValueError:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 MEMORY_LIMIT = 256 * 2**20  # bytes of decoded pixels that are kept; a batch then costs one gather
-READ_THREADS = 16
+READ_THREADS = min(16, 2 * (os.cpu_count() or 1))  # half of them wait for the disk
 _CHUNK = 128  # images that one thread takes at a time when many are decoded
 
 
@@ -105,7 +105,7 @@ class ImageSource:
                 images[start + k], labels[start + k] = self._checked(i, *item)
 
         # Small pictures cost more bookkeeping than decoding: threads beyond the cores only wait.
-        with concurrent.futures.ThreadPoolExecutor(min(READ_THREADS, os.cpu_count() or 1)) as pool:
+        with concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
             try:
                 # Consumed in order, so that the first bad image is the one that is named.
                 for _ in pool.map(fill, range(0, len(wanted), _CHUNK)):
