@@ -121,8 +121,9 @@ def _share(rows: list[tuple[str, int]], split: str) -> list[tuple[str, int]]:
 
 
 def _draw(row: tuple[str, int]) -> bytes:
-    text = f"{_HELD_OUT_SEED}/{row[1]}/{os.path.basename(row[0])}"
-    return hashlib.sha256(text.encode()).digest()
+    # Names, not labels: a class that is added later leaves the choice in the others alone.
+    names = row[0].split(os.sep)[-2:]
+    return hashlib.sha256("/".join([str(_HELD_OUT_SEED), *names]).encode()).digest()
 
 
 def _common_shape(name: str, paths: list[str], image_size: int | None) -> tuple[int, int, int]:

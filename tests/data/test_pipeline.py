@@ -169,6 +169,22 @@ def test_open_batches_do_not_hold_up_the_exit(data_dir, digits):
     assert time.monotonic() - start < 10
 
 
+def test_labels_outside_the_classes_are_refused():
+    def unlabelled(indices):
+        return [(np.zeros((2, 3, 1), np.uint8), -1) for _ in indices]
+
+    with pytest.raises(ValueError, match="data.split: got 'test' .* has label -1, allowed labels"):
+        source.ImageSource(
+            unlabelled,
+            5,
+            name="hidden",
+            split="test",
+            image_shape=(2, 3, 1),
+            class_names=["a", "b"],
+            fingerprint="hidden",
+        )
+
+
 BAD_BATCHES = [
     (dict(batch_size=0), "data.batch_size: got 0, allowed an int from 1 to 299"),
     (dict(batch_size=300), "data.batch_size: got 300, allowed an int from 1 to 299"),
