@@ -1,0 +1,134 @@
+"""MAR checkpoints: names, sizes, and which modules they describe.
+
+Our tree holds the backbone under `host` and the diffusion head under `head`; the official state
+dict holds both, the head under `diffloss.net`.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from driftar_jax.conversion import rules as r
+from driftar_jax.heads.diffusion import DiffusionHead
+from driftar_jax.hosts.mar import MAR, PRESETS
+
+_BACKBONE = [
+    r.Rule("class_emb.weight", "host/class_emb"),
+    r.Rule("fake_latent", "host/fake_latent"),
+    r.Rule("mask_token", "host/mask_token", r.LEADING),
+    r.Rule("encoder_pos_embed_learned", "host/encoder_pos_embed", r.LEADING),
+    r.Rule("decoder_pos_embed_learned", "host/decoder_pos_embed", r.LEADING),
+    r.Rule("diffusion_pos_embed_learned", "host/diffusion_pos_embed", r.LEADING),
+    *r.linear("z_proj", "host/z_proj"),
+    *r.norm("z_proj_ln", "host/z_proj_ln"),
+    *r.norm("encoder_norm", "host/encoder_norm"),
+    *r.linear("decoder_embed", "host/decoder_embed"),
+    *r.norm("decoder_norm", "host/decoder_norm"),
+]
+
+
+def _blocks(stack: str) -> list[r.Rule]:
+    official, ours = f"{stack}.{{i}}", f"host/{stack}_{{i}}"
+    return [
+        *r.norm(f"{official}.norm1", f"{ours}/norm1"),
+        *r.linear(f"{official}.attn.qkv", f"{ours}/qkv"),
+        *r.linear(f"{official}.attn.proj", f"{ours}/proj"),
+        *r.norm(f"{official}.norm2", f"{ours}/norm2"),
+        *r.linear(f"{official}.mlp.fc1", f"{ours}/fc1"),
+        *r.linear(f"{official}.mlp.fc2", f"{ours}/fc2"),
+    ]
+
+
+_HEAD = [
+    *r.linear("diffloss.net.time_embed.mlp.0", "head/time_embed_0"),
+    *r.linear("diffloss.net.time_embed.mlp.2", "head/time_embed_2"),
+    *r.linear("diffloss.net.cond_embed", "head/cond_embed"),
+    *r.linear("diffloss.net.input_proj", "head/input_proj"),
+    *r.norm("diffloss.net.res_blocks.{i}.in_ln", "head/res_blocks_{i}/in_ln"),
+    *r.linear("diffloss.net.res_blocks.{i}.mlp.0", "head/res_blocks_{i}/mlp_0"),
+    *r.linear("diffloss.net.res_blocks.{i}.mlp.2", "head/res_blocks_{i}/mlp_2"),
+    *r.linear(
+        "diffloss.net.res_blocks.{i}.adaLN_modulation.1", "head/res_blocks_{i}/adaLN_modulation"
+    ),
+    *r.linear("diffloss.net.final_layer.adaLN_modulation.1", "head/final_modulation"),
+    *r.linear("diffloss.net.final_layer.linear", "head/final_linear"),
+]
+
+RULES = [*_BACKBONE, *_blocks("encoder_blocks"), *_blocks("decoder_blocks"), *_HEAD]
+
+
+def sizes(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None = None) -> dict:
+    """Fields of the modules that a state dict describes.
+
+    Args:
+      shapes: official name -> shape.
+      num_heads: attention heads, which no shape shows; None takes them from the released size of
+        the same width and depths.
+
+    Returns:
+      Dictionary with the fields of `MAR`, and `head_width`, `head_depth`.
+
+    Raises:
+      ValueError: a name that the sizes are read from is missing, or the heads are not known.
+    """
+
+    def shape(name: str, ndim: int) -> tuple[int, ...]:
+        if name not in shapes or len(shapes[name]) != ndim:
+            got = shapes.get(name)
+            raise ValueError(f"{name}: got {got}, allowed a MAR checkpoint's {ndim}-axis array")
+        return shapes[name]
+
+    def depth(stack: str) -> int:
+        heads = {
+            name.removeprefix(stack).split(".")[0] for name in shapes if name.startswith(stack)
+        }
+        return len(heads)
+
+    num_classes, width = shape("class_emb.weight", 2)
+    num_tokens = shape("diffusion_pos_embed_learned", 3)[1]
+    found = dict(
+        num_tokens=num_tokens,
+        token_dim=shape("z_proj.weight", 2)[1],
+        num_classes=num_classes,
+        width=width,
+        encoder_depth=depth("encoder_blocks."),
+        decoder_depth=depth("decoder_blocks."),
+        buffer_size=shape("encoder_pos_embed_learned", 3)[1] - num_tokens,
+        mlp_ratio=shape("encoder_blocks.0.mlp.fc1.weight", 2)[0] / width,
+        head_width=shape("diffloss.net.input_proj.weight", 2)[0],
+        head_depth=depth("diffloss.net.res_blocks."),
+    )
+    if num_heads is None:
+        alike = ("width", "encoder_depth", "decoder_depth")
+        same = [p for p in PRESETS.values() if all(p[k] == found[k] for k in alike)]
+        if not same:
+            raise ValueError(
+                f"num_heads: got none for width {width}, allowed a divisor of it "
+                "(only the released sizes are known)"
+            )
+        num_heads = same[0]["num_heads"]
+    return {**found, "num_heads": num_heads}
+
+
+def modules(fields: Mapping, **overrides) -> tuple[MAR, DiffusionHead]:
+    """Backbone and head of `sizes`; `overrides` are further fields of `MAR`."""
+    host = {k: v for k, v in fields.items() if k not in ("head_width", "head_depth")}
+    head = DiffusionHead(
+        token_dim=fields["token_dim"], width=fields["head_width"], depth=fields["head_depth"]
+    )
+    return MAR(**{**host, **overrides}), head
+
+
+def abstract_params(host: MAR, head: DiffusionHead) -> dict:
+    """`{"host": ..., "head": ...}` of `ShapeDtypeStruct`, without running anything."""
+    tokens = jax.ShapeDtypeStruct((1, host.num_tokens, host.token_dim), jnp.float32)
+    known = jax.ShapeDtypeStruct((1, host.num_tokens), jnp.bool_)
+    label = jax.ShapeDtypeStruct((1,), jnp.int32)
+    z = jax.ShapeDtypeStruct((1, host.width), jnp.float32)
+    x = jax.ShapeDtypeStruct((1, host.token_dim), jnp.float32)
+    key = jax.random.key(0)
+    backbone = jax.eval_shape(host.init, key, tokens, known, label)
+    denoiser = jax.eval_shape(head.init, key, x, label, z)
+    return nn.unbox({"host": backbone["params"], "head": denoiser["params"]})

@@ -1,0 +1,235 @@
+"""Rule lists between official parameter names and our paths, and the report of every name.
+
+A rule says *which name* goes where; its transform says *what happens to the value*. Both work
+backwards, so that a converted checkpoint can be written out again bit by bit.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Transform:
+    """What happens to a value on the way.
+
+    Attributes:
+      name: for the report.
+      forward: `(official array, our shape) -> our array`; raises ValueError where sizes disagree.
+      back: `our array -> official array`.
+    """
+
+    name: str
+    forward: Callable[[np.ndarray, tuple[int, ...]], np.ndarray]
+    back: Callable[[np.ndarray], np.ndarray]
+
+
+SAME = Transform("same", lambda array, shape: array, lambda array: array)
+# Tables with a leading axis of size 1 in the official file.
+LEADING = Transform("leading", lambda array, shape: array.reshape(shape), lambda array: array[None])
+# Linear: [out, in] <-> [in, out...]; our kernel may split `out` into several axes.
+LINEAR = Transform(
+    "linear",
+    lambda array, shape: array.T.reshape((array.shape[1], *shape[1:])),
+    lambda array: array.reshape(array.shape[0], -1).T,
+)
+# Bias whose one official axis is several of ours.
+FLAT = Transform("flat", lambda array, shape: array.reshape(shape), lambda array: array.reshape(-1))
+# Convolution: [out, in, kh, kw] <-> [kh, kw, in, out].
+CONV = Transform(
+    "conv",
+    lambda array, shape: array.transpose(2, 3, 1, 0),
+    lambda array: array.transpose(3, 2, 0, 1),
+)
+# 1x1 convolution as a linear layer: [out, in, 1, 1] <-> [in, out].
+POINTWISE = Transform(
+    "pointwise",
+    lambda array, shape: array.reshape(array.shape[:2]).T,
+    lambda array: array.T[:, :, None, None],
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """One family of names: `{i}`, `{j}` stand for numbers and must agree on both sides."""
+
+    official: str
+    ours: str
+    transform: Transform = SAME
+
+
+def linear(official: str, ours: str) -> list[Rule]:
+    """Rules of a linear layer with bias."""
+    return [
+        Rule(f"{official}.weight", f"{ours}/kernel", LINEAR),
+        Rule(f"{official}.bias", f"{ours}/bias", FLAT),
+    ]
+
+
+def norm(official: str, ours: str) -> list[Rule]:
+    """Rules of a norm with scale and shift."""
+    return [Rule(f"{official}.weight", f"{ours}/scale"), Rule(f"{official}.bias", f"{ours}/bias")]
+
+
+def conv(official: str, ours: str, transform: Transform = CONV) -> list[Rule]:
+    """Rules of a convolution with bias."""
+    return [
+        Rule(f"{official}.weight", f"{ours}/kernel", transform),
+        Rule(f"{official}.bias", f"{ours}/bias"),
+    ]
+
+
+@dataclasses.dataclass
+class Report:
+    """Where every name went.
+
+    Attributes:
+      mapped: (official name, our path, transform) of everything that fits.
+      unused: official names without a rule or without a place.
+      missing: our paths that nothing filled.
+      wrong_shape: (official name, its shape, our path, shape wanted there).
+      not_finite: official names that hold NaN or infinity.
+    """
+
+    mapped: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
+    unused: list[str] = dataclasses.field(default_factory=list)
+    missing: list[str] = dataclasses.field(default_factory=list)
+    wrong_shape: list[tuple[str, tuple, str, tuple]] = dataclasses.field(default_factory=list)
+    not_finite: list[str] = dataclasses.field(default_factory=list)
+
+    @property
+    def complete(self) -> bool:
+        """Every official name used, every parameter filled, every shape right."""
+        return not (self.unused or self.missing or self.wrong_shape)
+
+    def problems(self) -> list[str]:
+        """One line per name that stands in the way."""
+        lines = [f"unused: {name}" for name in self.unused]
+        lines += [f"missing: {path}" for path in self.missing]
+        for name, got, path, want in self.wrong_shape:
+            lines.append(f"wrong shape: {name} {list(got)}, allowed {list(want)} for {path}")
+        return lines
+
+    def check(self) -> None:
+        """Raises ValueError, one line with the counts and the first names, unless complete."""
+        if self.complete:
+            return
+        lines = self.problems()
+        more = f" and {len(lines) - 3} more" if len(lines) > 3 else ""
+        raise ValueError(f"checkpoint: got names that do not fit ({'; '.join(lines[:3])}{more})")
+
+
+def _pattern(template: str) -> re.Pattern:
+    parts = re.split(r"(\{\w+\})", template)
+    return re.compile(
+        "".join(rf"(?P<{p[1:-1]}>0|[1-9]\d*)" if p.startswith("{") else re.escape(p) for p in parts)
+    )
+
+
+class _Names:
+    """Looks names up in one direction of a rule list."""
+
+    def __init__(self, rules: Iterable[Rule], source: str, target: str):
+        self._rules = [(_pattern(getattr(r, source)), getattr(r, target), r) for r in rules]
+
+    def __call__(self, name: str) -> tuple[str, Rule] | None:
+        for pattern, template, rule in self._rules:
+            match = pattern.fullmatch(name)
+            if match:
+                return template.format(**match.groupdict()), rule
+        return None
+
+
+def to_ours(
+    official: Mapping[str, np.ndarray],
+    rules: Sequence[Rule],
+    shapes: Mapping[str, tuple[int, ...]],
+) -> tuple[dict[str, np.ndarray], Report]:
+    """Official arrays to ours, each read once.
+
+    Args:
+      official: name -> array; may read lazily.
+      rules: of the family; the first that matches a name counts.
+      shapes: our path -> shape, every parameter that must be filled.
+
+    Returns:
+      path -> float32 array for everything that fits, and the report. Nothing is invented: what is
+      missing is missing in the result as well.
+    """
+    find = _Names(rules, "official", "ours")
+    ours, report = {}, Report()
+    for name in official:
+        found = find(name)
+        if found is None or found[0] not in shapes:
+            report.unused.append(name)
+            continue
+        path, rule = found
+        array = np.asarray(official[name])
+        want = tuple(shapes[path])
+        try:
+            value = rule.transform.forward(array, want)
+        except (ValueError, IndexError):
+            value = None
+        if value is None or value.shape != want:
+            report.wrong_shape.append((name, array.shape, path, want))
+            continue
+        value = np.ascontiguousarray(value, np.float32)
+        if not np.isfinite(value).all():
+            report.not_finite.append(name)
+        ours[path] = value
+        report.mapped.append((name, path, rule.transform.name))
+    filled = ours.keys() | {path for _, _, path, _ in report.wrong_shape}
+    report.missing = [path for path in shapes if path not in filled]
+    return ours, report
+
+
+def to_official(
+    ours: Mapping[str, np.ndarray], rules: Sequence[Rule]
+) -> tuple[dict[str, np.ndarray], Report]:
+    """Our arrays back under their official names; the inverse of `to_ours`.
+
+    Returns:
+      name -> float32 array, and a report in which `unused` holds our paths without a rule.
+    """
+    find = _Names(rules, "ours", "official")
+    official, report = {}, Report()
+    for path, array in ours.items():
+        found = find(path)
+        if found is None:
+            report.unused.append(path)
+            continue
+        name, rule = found
+        official[name] = np.ascontiguousarray(rule.transform.back(np.asarray(array)))
+        report.mapped.append((name, path, rule.transform.name))
+    return official, report
+
+
+def flatten(tree: Mapping, prefix: str = "") -> dict:
+    """Nested mapping to `{"a/b/c": leaf}`."""
+    flat = {}
+    for key, value in tree.items():
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            flat.update(flatten(value, path + "/"))
+        else:
+            flat[path] = value
+    return flat
+
+
+def shapes_of(tree: Mapping) -> dict[str, tuple[int, ...]]:
+    """`{"a/b/c": shape}` of a nested mapping of arrays or `ShapeDtypeStruct`."""
+    return {path: tuple(leaf.shape) for path, leaf in flatten(tree).items()}
+
+
+def unflatten(flat: Mapping[str, np.ndarray]) -> dict:
+    """`{"a/b/c": leaf}` to nested dictionaries."""
+    tree: dict = {}
+    for path, value in flat.items():
+        *parents, leaf = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[leaf] = value
+    return tree

@@ -1,0 +1,25 @@
+"""What every parity test gets: exact matrix products, and a check that it read what it claims."""
+
+import cases
+import jax
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _highest_precision():
+    with jax.default_matmul_precision("highest"):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _reads_what_it_claims(request):
+    claims = getattr(request.function, "claims", None)
+    if claims is None:
+        yield
+        return
+    case = cases.load(request.function.case)
+    case.read.clear()
+    yield
+    params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    wanted = set(case.claimed([pattern.format(**params) for pattern in claims]))
+    assert not wanted - case.read, f"claimed but not read: {sorted(wanted - case.read)}"
