@@ -191,7 +191,8 @@ def to_official(
     """Our arrays back under their official names; the inverse of `to_ours`.
 
     Returns:
-      name -> float32 array, and a report in which `unused` holds our paths without a rule.
+      name -> array, a view where that is possible, and a report in which `unused` holds our paths
+      without a rule.
     """
     find = _Names(rules, "ours", "official")
     official, report = {}, Report()
@@ -201,7 +202,7 @@ def to_official(
             report.unused.append(path)
             continue
         name, rule = found
-        official[name] = np.ascontiguousarray(rule.transform.back(np.asarray(array)))
+        official[name] = rule.transform.back(np.asarray(array))
         report.mapped.append((name, path, rule.transform.name))
     return official, report
 

@@ -1,0 +1,57 @@
+"""Full-size modules against the recorded parameter lists: every name, every shape, the total."""
+
+import json
+import math
+
+import cases
+import jax
+import numpy as np
+import pytest
+
+from driftar_jax.conversion import mar as mar_conversion
+from driftar_jax.conversion import rules
+from driftar_jax.hosts.mar import PRESETS
+
+FOLDER = cases.ROOT / "manifests"
+
+
+def manifest(name: str) -> dict:
+    path = FOLDER / f"{name}.json"
+    if not path.exists():
+        pytest.skip(f"{FOLDER} has no {name}.json")
+    return json.loads(path.read_text())
+
+
+def official_shapes(abstract, rule_list) -> dict[str, tuple[int, ...]]:
+    """Official name -> shape of abstract parameters; arrays of one number, seen many times."""
+    empty = jax.tree.map(lambda a: np.broadcast_to(np.float32(0), a.shape), abstract)
+    official, report = rules.to_official(rules.flatten(empty), rule_list)
+    assert not report.unused
+    return {name: array.shape for name, array in official.items()}
+
+
+def agree(got: dict[str, tuple[int, ...]], recorded: dict) -> None:
+    want = {name: tuple(shape) for name, shape, _ in recorded["state_dict"]}
+    assert got == want
+    assert len(got) == recorded["entries"]
+    assert sum(math.prod(shape) for shape in got.values()) == recorded["parameters"]
+
+
+@pytest.mark.parametrize("size", sorted(PRESETS), ids=[f"mar-{s}" for s in sorted(PRESETS)])
+def test_mar_sizes(size):
+    recorded = manifest(f"mar_{size}")
+    made = recorded["constructor"]
+    grid = made["img_size"] // made["vae_stride"] // made["patch_size"]
+    fields = dict(
+        PRESETS[size],
+        num_tokens=grid**2,
+        token_dim=made["vae_embed_dim"] * made["patch_size"] ** 2,
+        num_classes=made["class_num"],
+        buffer_size=made["buffer_size"],
+    )
+    assert (fields["head_depth"], fields["head_width"]) == (made["diffloss_d"], made["diffloss_w"])
+    host, head = mar_conversion.modules(fields)
+    got = official_shapes(mar_conversion.abstract_params(host, head), mar_conversion.RULES)
+    agree(got, recorded)
+    # The shapes alone tell the size again, heads included.
+    assert mar_conversion.sizes(got) == {**fields, "mlp_ratio": 4.0}
