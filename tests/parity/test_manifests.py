@@ -10,7 +10,9 @@ import pytest
 
 from driftar_jax.conversion import mar as mar_conversion
 from driftar_jax.conversion import rules
+from driftar_jax.conversion import vae as vae_conversion
 from driftar_jax.hosts.mar import PRESETS
+from driftar_jax.vae import kl
 
 FOLDER = cases.ROOT / "manifests"
 
@@ -55,3 +57,12 @@ def test_mar_sizes(size):
     agree(got, recorded)
     # The shapes alone tell the size again, heads included.
     assert mar_conversion.sizes(got) == {**fields, "mlp_ratio": 4.0}
+
+
+@pytest.mark.parametrize("name", ["vae_kl16"])
+def test_vae_size(name):
+    recorded = manifest(name)
+    vae = kl.KLVAE()
+    got = official_shapes(vae_conversion.abstract_params(vae), vae_conversion.RULES)
+    agree(got, recorded)
+    assert kl.KLVAE(**vae_conversion.sizes(got)) == vae

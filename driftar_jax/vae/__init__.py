@@ -1,0 +1,1 @@
+"""Autoencoders between images and latent tokens."""

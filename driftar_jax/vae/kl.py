@@ -1,0 +1,228 @@
+"""The KL-16 autoencoder of MAR: images to latents at a sixteenth of the size, and back.
+
+Source: `models/vae.py` of LTH14/mar at fe470ac (the LDM autoencoder). Images and latents are
+channel-last; latents become tokens by `SCALE`. Parameters carry no logical axes: at 66 million the
+autoencoder is replicated.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+# Tokens are latents times this; chosen by MAR so that tokens have a standard deviation near 1.
+SCALE = 0.2325
+
+
+def _norm(name: str) -> nn.GroupNorm:
+    return nn.GroupNorm(32, epsilon=1e-6, dtype=jnp.float32, use_fast_variance=False, name=name)
+
+
+class ResBlock(nn.Module):
+    """Group norm, swish, 3x3 convolution, twice; a 1x1 shortcut only where channels change."""
+
+    channels: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, H, W, any]` -> `[B, H, W, channels]`."""
+        h = x
+        for i in (1, 2):
+            h = nn.silu(_norm(f"norm{i}")(h))
+            h = nn.Conv(self.channels, (3, 3), dtype=self.dtype, name=f"conv{i}")(h)
+        if x.shape[-1] != self.channels:
+            x = nn.Dense(self.channels, dtype=self.dtype, name="nin_shortcut")(x)
+        return x + h
+
+
+class AttentionBlock(nn.Module):
+    """One head over all positions, residual."""
+
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, H, W, C]` -> the same."""
+        batch, height, width, channels = x.shape
+        h = _norm("norm")(x).reshape(batch, height * width, channels)
+        q, k, v = (nn.Dense(channels, dtype=self.dtype, name=n)(h)[:, :, None] for n in "qkv")
+        h = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
+        return x + nn.Dense(channels, dtype=self.dtype, name="proj_out")(h)
+
+
+class _Middle(nn.Module):
+    channels: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x):
+        x = ResBlock(self.channels, self.dtype, name="block_1")(x)
+        x = AttentionBlock(self.dtype, name="attn_1")(x)
+        return ResBlock(self.channels, self.dtype, name="block_2")(x)
+
+
+class Encoder(nn.Module):
+    """Image to the two halves of the moments, before `quant_conv`; fields as in `KLVAE`."""
+
+    channels: int
+    multipliers: tuple[int, ...]
+    num_res_blocks: int
+    latent_channels: int
+    attention_levels: tuple[int, ...]
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, H, W, 3]` -> `[B, H/f, W/f, 2 * latent_channels]`."""
+        conv = lambda n, name: nn.Conv(n, (3, 3), dtype=self.dtype, name=name)  # noqa: E731
+        x = conv(self.channels, "conv_in")(x)
+        for level, multiplier in enumerate(self.multipliers):
+            width = self.channels * multiplier
+            for i in range(self.num_res_blocks):
+                x = ResBlock(width, self.dtype, name=f"down_{level}_block_{i}")(x)
+                if level in self.attention_levels:
+                    x = AttentionBlock(self.dtype, name=f"down_{level}_attn_{i}")(x)
+            if level + 1 < len(self.multipliers):
+                # One row below and one column to the right, as the original pads.
+                x = jnp.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0)))
+                down = f"down_{level}_downsample"
+                x = nn.Conv(width, (3, 3), 2, "VALID", dtype=self.dtype, name=down)(x)
+        x = _Middle(x.shape[-1], self.dtype, name="mid")(x)
+        return conv(2 * self.latent_channels, "conv_out")(nn.silu(_norm("norm_out")(x)))
+
+
+class Decoder(nn.Module):
+    """Latents after `post_quant_conv` to the image; fields as in `KLVAE`."""
+
+    channels: int
+    multipliers: tuple[int, ...]
+    num_res_blocks: int
+    image_channels: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, h, w, latent_channels]` -> `[B, h*f, w*f, 3]`; no output activation."""
+        conv = lambda n, name: nn.Conv(n, (3, 3), dtype=self.dtype, name=name)  # noqa: E731
+        width = self.channels * self.multipliers[-1]
+        x = conv(width, "conv_in")(x)
+        x = _Middle(width, self.dtype, name="mid")(x)
+        for level in reversed(range(len(self.multipliers))):
+            width = self.channels * self.multipliers[level]
+            for i in range(self.num_res_blocks + 1):
+                x = ResBlock(width, self.dtype, name=f"up_{level}_block_{i}")(x)
+            if level:
+                x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
+                x = conv(width, f"up_{level}_upsample")(x)
+        return conv(self.image_channels, "conv_out")(nn.silu(_norm("norm_out")(x)))
+
+
+class KLVAE(nn.Module):
+    """The autoencoder; defaults are KL-16.
+
+    Attributes:
+      channels: of the first level; times each multiplier a multiple of 32.
+      multipliers: width of each level over `channels`; every level but the last halves the size.
+      num_res_blocks: per encoder level; the decoder has one more.
+      latent_channels: channels of a latent.
+      image_channels: channels of an image.
+      attention_levels: encoder levels with attention after each block, whatever the image size.
+      dtype: type of the convolutions; norms stay float32.
+    """
+
+    channels: int = 128
+    multipliers: tuple[int, ...] = (1, 1, 2, 2, 4)
+    num_res_blocks: int = 2
+    latent_channels: int = 16
+    image_channels: int = 3
+    attention_levels: tuple[int, ...] = (4,)
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        shared = (self.channels, self.multipliers, self.num_res_blocks)
+        self.encoder = Encoder(*shared, self.latent_channels, self.attention_levels, self.dtype)
+        self.decoder = Decoder(*shared, self.image_channels, self.dtype)
+        self.quant_conv = nn.Dense(2 * self.latent_channels, dtype=self.dtype)
+        self.post_quant_conv = nn.Dense(self.latent_channels, dtype=self.dtype)
+
+    @property
+    def factor(self) -> int:
+        """How much smaller a latent is than its image, per side."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    def __call__(self, images: jax.Array) -> jax.Array:
+        """Reconstruction from the mode of the posterior; `[B, H, W, 3]` -> the same."""
+        return self.decode(mode(self.encode(images)))
+
+    def encode(self, images: jax.Array) -> jax.Array:
+        """Parameters of the posterior.
+
+        Args:
+          images: `[B, H, W, 3]` floating in [-1, 1]; H and W multiples of `factor`.
+
+        Returns:
+          Moments `[B, h, w, 2 * latent_channels]` float32: means, then log variances (unclamped).
+
+        Raises:
+          ValueError: the size of the images does not divide.
+        """
+        if images.shape[1] % self.factor or images.shape[2] % self.factor:
+            raise ValueError(
+                f"images: got shape {images.shape}, allowed sides that {self.factor} divides"
+            )
+        return self.quant_conv(self.encoder(images)).astype(jnp.float32)
+
+    def decode(self, latents: jax.Array) -> jax.Array:
+        """`[B, h, w, latent_channels]` (tokens divided by `SCALE`) -> `[B, H, W, 3]` float32.
+
+        The image is nominally in [-1, 1]; nothing is clipped.
+        """
+        return self.decoder(self.post_quant_conv(latents)).astype(jnp.float32)
+
+
+def mode(moments: jax.Array) -> jax.Array:
+    """`[..., 2c]` -> the mean `[..., c]` float32."""
+    return jnp.split(moments.astype(jnp.float32), 2, axis=-1)[0]
+
+
+def std(moments: jax.Array) -> jax.Array:
+    """`[..., 2c]` -> standard deviation `[..., c]` float32; log variance clamped to [-30, 20]."""
+    return jnp.exp(0.5 * _log_variance(moments))
+
+
+def sample(moments: jax.Array, noise: jax.Array) -> jax.Array:
+    """`[..., 2c]`, standard normal `[..., c]` -> a draw `[..., c]` float32 of the posterior."""
+    return mode(moments) + std(moments) * noise
+
+
+def kl(moments: jax.Array) -> jax.Array:
+    """`[B, h, w, 2c]` -> `[B]` float32, nats from the standard normal, summed over a latent."""
+    log_variance = _log_variance(moments)
+    terms = mode(moments) ** 2 + jnp.exp(log_variance) - 1.0 - log_variance
+    return 0.5 * jnp.sum(terms, axis=(1, 2, 3))
+
+
+def _log_variance(moments: jax.Array) -> jax.Array:
+    return jnp.clip(jnp.split(moments.astype(jnp.float32), 2, axis=-1)[1], -30.0, 20.0)
+
+
+def encode(vae: KLVAE, params: dict, images: jax.Array, *, tile: int) -> jax.Array:
+    """`vae.encode` over any batch, `tile` images at a time, so that memory does not grow with B."""
+    return _tiled(lambda x: vae.apply({"params": params}, x, method="encode"), images, tile)
+
+
+def decode(vae: KLVAE, params: dict, latents: jax.Array, *, tile: int) -> jax.Array:
+    """`vae.decode` over any batch, `tile` latents at a time."""
+    return _tiled(lambda x: vae.apply({"params": params}, x, method="decode"), latents, tile)
+
+
+def _tiled(function, x: jax.Array, tile: int) -> jax.Array:
+    if tile < 1:
+        raise ValueError(f"tile: got {tile}, allowed at least 1")
+    batch = x.shape[0]
+    if batch <= tile:
+        return function(x)
+    tiles = -(-batch // tile)
+    x = jnp.pad(x, [(0, tiles * tile - batch)] + [(0, 0)] * (x.ndim - 1))
+    out = jax.lax.map(function, x.reshape(tiles, tile, *x.shape[1:]))
+    return out.reshape(tiles * tile, *out.shape[2:])[:batch]
