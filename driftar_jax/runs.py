@@ -129,9 +129,8 @@ def claim_workdir(workdir: str, settings: Any) -> pathlib.Path:
         checkpoints.write_json(folder / "config.json", settings.to_dict())
         checkpoints.write_json(folder / "environment.json", environment())
     except OSError as error:
-        raise config.wrong(
-            "workdir", str(workdir), f"a folder that can be written ({error.strerror})"
-        )
+        allowed = f"a folder that can be written ({error.strerror})"
+        raise config.wrong("workdir", str(workdir), allowed) from error
     return folder
 
 

@@ -54,7 +54,7 @@ class Settings:
         has = ("own",) if parts.head is not None else ("drift", "mean")
         if self.method not in has:
             raise ValueError(
-                f"method: got {self.method!r}, allowed {' | '.join(has)} (what this checkpoint holds)"
+                f"method: got {self.method!r}, allowed {' | '.join(has)} (in this checkpoint)"
             )
         num_tokens = parts.images.num_tokens
         if not 1 <= self.ar_steps <= num_tokens:

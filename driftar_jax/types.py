@@ -26,7 +26,7 @@ class Counts:
     """What generating a batch cost, per image.
 
     Attributes:
-      backbone_calls: int32 scalar; forwards of the backbone (a guided one counts once, on two rows).
+      backbone_calls: int32 scalar; forwards of the backbone (a guided one counts once).
       head_evaluations: int32 scalar; sequential evaluations of the head or decoder.
       draft_calls: int32 scalar; forwards of the draft head.
       backbone_rows: int32 scalar; rows per image summed over backbone calls (two when guided).

@@ -36,8 +36,8 @@ class EntropyAdaLNBlock(nn.Module):
 class TokenDecoder(nn.Module):
     """Residual MLP with Entropy-AdaLN, per token; no token sees another.
 
-    It reads the start twice, as `x0` and standardised: where sigma is small the noise in `x0` is too
-    faint to use, and training would bend the entropy into a volume knob for it.
+    It reads the start twice, as `x0` and standardised: where sigma is small the noise in `x0` is
+    too faint to use, and training would bend the entropy into a volume knob for it.
     """
 
     token_dim: int

@@ -69,9 +69,10 @@ def _count(share: jax.Array, num_tokens: int) -> jax.Array:
 
 
 def advance(masks: Masks, ar_steps: int) -> Masks:
-    """The contexts one AR step of a `ar_steps`-step cosine schedule later, never fewer than 1 unknown.
+    """The contexts one AR step of an `ar_steps`-step cosine schedule later.
 
-    At least one token more is known than before, except where only one was unknown.
+    At least one token stays unknown, and at least one more is known than before, except where only
+    one was unknown.
     """
     num_tokens = masks.order.shape[1]
     share = masks.num_unknown / num_tokens

@@ -226,7 +226,7 @@ def read_metrics(path: pathlib.Path) -> list[dict]:
 
 
 class Meter:
-    """Speed, share of time spent waiting for data, time left; the interval is since the last line."""
+    """Speed, share of time spent waiting for data, time left, since the last line."""
 
     def __init__(self, steps: int, batch_size: int):
         self._steps, self._batch_size = steps, batch_size

@@ -39,7 +39,7 @@ class Task(Protocol):
     def loss(
         self, params: Params, batch: dict, key: jax.Array, step: jax.Array, frozen: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Scalar float32 loss of a batch `{"image" uint8 [B,H,W,C], "label" int32 [B]}`, metrics."""
+        """Loss (float32 scalar) and metrics of `{"image" uint8 [B,H,W,C], "label" int32 [B]}`."""
 
     def trainable(self, frozen: bool) -> tuple[str, ...]:
         """Names of the parameter groups that learn in this phase."""

@@ -1,0 +1,39 @@
+"""Compare a host's own head with Drift-AR: quality, speed, premise, pictures.
+
+  python -m driftar_jax.evaluate --workdir=runs/drift --baseline=runs/own --judge=runs/judge \
+      --out=runs/report
+
+Several workdirs (one per training seed, paired in order) give means and spreads over them.
+"""
+
+from absl import flags
+
+from driftar_jax import cli
+from driftar_jax.evaluation import session
+
+_WORKDIR = flags.DEFINE_list("workdir", None, "Drift-AR runs, one per training seed.")
+_BASELINE = flags.DEFINE_list("baseline", None, "Runs of the own head, paired with --workdir.")
+_JUDGE = flags.DEFINE_string("judge", None, "Run of the classifier whose features measure.")
+_OUT = flags.DEFINE_string("out", None, "New folder for report.md, report.json and pictures.")
+_NUM = flags.DEFINE_integer("num", 2048, "Images per method and seed.")
+_SEEDS = flags.DEFINE_integer("seeds", 3, "Sampling seeds per pair of runs.")
+_BATCHES = flags.DEFINE_list("batch_sizes", ["16", "256"], "Batch sizes of the speed table.")
+flags.mark_flags_as_required(["workdir", "baseline", "judge", "out"])
+
+
+def main(_) -> None:
+    with cli.user_errors():
+        compared = session.open_session(
+            drifts=_WORKDIR.value,
+            baselines=_BASELINE.value,
+            judge=_JUDGE.value,
+            out=_OUT.value,
+            num=_NUM.value,
+            seeds=_SEEDS.value,
+            batch_sizes=_BATCHES.value,
+        )
+    print(compared.run())
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,94 @@
+"""Does entropy predict error? Rank correlation of `E` and the residual `|x - mu|`."""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy import stats
+
+from driftar_jax.assembly import Parts
+from driftar_jax.features import to_unit_range
+from driftar_jax.hosts.schedules import patchify
+
+# A probe this stiff changes nothing visible, and keeps the normal equations solvable.
+RIDGE = 1e-3
+
+
+@dataclasses.dataclass(frozen=True)
+class Premise:
+    """At a fixed number of unknown tokens, so that the mask rate cannot fake a correlation.
+
+    Attributes:
+      num_unknown: of all N tokens.
+      correlation: Spearman's, of `E` and `|x - mu|` over unknown tokens.
+      entropy, residual: the pairs, `[n * num_unknown]`.
+    """
+
+    num_unknown: int
+    correlation: float
+    entropy: np.ndarray
+    residual: np.ndarray
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(parts: Parts, params, tokens, known, label):
+    encoding = parts.host.apply({"params": params["host"]}, tokens, known, label)
+    if parts.prior is None:
+        return encoding, None
+    keys = jax.random.split(jax.random.key(0), tokens.shape[0])
+    variables = {"params": params["prior"]}
+    return encoding, parts.prior.apply(variables, encoding.z, encoding.entropy, keys)[0]
+
+
+def measure(
+    parts: Parts, params, images: np.ndarray, labels: np.ndarray, *, seed: int = 0
+) -> list[Premise]:
+    """Correlations with all, three quarters, half and a quarter of the tokens unknown.
+
+    Where the checkpoint has no prior, `mu` is a linear probe fitted on half of the images and used
+    on the other half.
+
+    Args:
+      parts, params: a host or Drift-AR checkpoint.
+      images: uint8 `[n, H, W, C]` real images, at least 16.
+      labels: `[n]`.
+      seed: of the masks.
+
+    Returns:
+      One `Premise` per mask rate, most unknown first.
+    """
+    spec = parts.images
+    tokens = patchify(to_unit_range(jnp.asarray(images)), spec.patch_size)
+    rng = np.random.default_rng(seed)
+    order = np.argsort(rng.random((len(images), spec.num_tokens)), axis=1)
+    found = []
+    for quarters in (4, 3, 2, 1):
+        count = max(1, spec.num_tokens * quarters // 4)
+        known = np.argsort(order, axis=1) >= count
+        encoding, mu = _encode(parts, params, tokens, jnp.asarray(known), jnp.asarray(labels))
+        z, x, e = (np.asarray(a, np.float64) for a in (encoding.z, tokens, encoding.entropy))
+        judged = np.arange(len(images)) >= (0 if mu is not None else len(images) // 2)
+        if mu is None:
+            mu = _probe(z, x, ~known & ~judged[:, None])
+        chosen = ~known & judged[:, None]
+        residual = np.linalg.norm(x - np.asarray(mu, np.float64), axis=-1)[chosen]
+        pairs = e[chosen], residual
+        found.append(Premise(count, float(stats.spearmanr(*pairs).statistic), *pairs))
+    return found
+
+
+def entropies(parts: Parts, params, images, labels, known) -> np.ndarray:
+    """`E [n, N]` of real images uint8 `[n, H, W, C]` of which `known [n, N]` tokens are given."""
+    tokens = patchify(to_unit_range(jnp.asarray(images)), parts.images.patch_size)
+    encoding, _ = _encode(parts, params, tokens, jnp.asarray(known), jnp.asarray(labels))
+    return np.asarray(encoding.entropy)
+
+
+def _probe(z: np.ndarray, x: np.ndarray, fit: np.ndarray) -> np.ndarray:
+    """Ridge regression of tokens on features, fitted where `fit`; predictions everywhere."""
+    design = np.concatenate([z, np.ones((*z.shape[:2], 1))], axis=-1)
+    a, b = design[fit], x[fit]
+    gram = a.T @ a + RIDGE * len(a) * np.eye(a.shape[1])
+    return design @ np.linalg.solve(gram, a.T @ b)

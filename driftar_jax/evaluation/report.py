@@ -1,0 +1,181 @@
+"""Writes `report.json`, `report.md` and their pictures from measured rows."""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from driftar_jax import pictures
+from driftar_jax.checkpoints import write_json
+from driftar_jax.evaluation.compare import Row
+from driftar_jax.evaluation.premise import Premise
+
+
+def write(
+    out: pathlib.Path,
+    *,
+    rows: Sequence[Row],
+    floor: float,
+    premise: dict[str, Sequence[Premise]],
+    facts: dict,
+    images: Sequence[tuple[str, str]],
+) -> None:
+    """Write the report.
+
+    Args:
+      out: existing folder.
+      rows: measured methods, the reference first.
+      floor: real against real.
+      premise: correlations by name of the checkpoint.
+      facts: what the numbers depend on: command, device, data, judge, counts.
+      images: (file name in `out`, caption) of the pictures to show.
+    """
+    records = [row.as_json() for row in rows]
+    correlations = {
+        name: [{"num_unknown": p.num_unknown, "spearman": p.correlation} for p in found]
+        for name, found in premise.items()
+    }
+    write_json(
+        out / "report.json",
+        {"rows": records, "floor": floor, "premise": correlations, "facts": facts},
+    )
+    lines = [
+        "# Own head against Drift-AR",
+        "",
+        verdict(records),
+        "",
+        *_facts(facts),
+        "",
+        *_table(records, floor),
+        "",
+        *_batches(records),
+        "",
+        "## Does entropy predict error?",
+        "",
+        "Spearman correlation of the entropy `E` and the residual `|x - mu|` of unknown tokens, at",
+        "a fixed number of unknown tokens. For the own head `mu` is a linear probe of `z`.",
+        "",
+        *_premise(correlations),
+        "",
+        "## Pictures",
+        "",
+    ]
+    for name, caption in images:
+        lines += [f"![{caption}]({name})", "", caption, ""]
+    (out / "report.md").write_text("\n".join(lines))
+
+
+def verdict(records: Sequence[dict]) -> str:
+    """One sentence: Drift-AR's speed and distance beside the reference's."""
+    own, drift = records[0], next(r for r in records if r["method"] == "drift")
+    return (
+        f"Drift-AR at 1 NFE per AR step makes {drift['speed_ratio']:.1f}x the images per second of "
+        f"the own head at {own['nfe_per_step']} "
+        f"({drift['speed_ratio_low']:.1f} to {drift['speed_ratio_high']:.1f} over the rounds), at "
+        f"{drift['frechet'] / own['frechet']:.2f}x its Frechet distance "
+        f"({drift['frechet']:.2f} against {own['frechet']:.2f})."
+    )
+
+
+def _facts(facts: dict) -> list[str]:
+    return [f"- {name}: {value}" for name, value in facts.items()]
+
+
+def _table(records: Sequence[dict], floor: float) -> list[str]:
+    head = (
+        "method | AR steps | NFE per step | backbone calls | images/s (median, low to high) | "
+        "compile s | speed ratio | Frechet distance | class accuracy | real-vs-real floor"
+    )
+    lines = [f"| {head} |", "|" + "---|" * (head.count("|") + 1)]
+    for r in records:
+        cells = [
+            r["method"],
+            str(r["ar_steps"]),
+            str(r["nfe_per_step"]),
+            str(r["backbone_calls"]),
+            f"{r['images_per_s']:.1f} "
+            f"({r['images_per_s_low']:.1f} to {r['images_per_s_high']:.1f})",
+            f"{r['compile_s']:.1f}",
+            f"{r['speed_ratio']:.2f} ({r['speed_ratio_low']:.2f} to {r['speed_ratio_high']:.2f})",
+            f"{r['frechet']:.2f} ± {r['frechet_std']:.2f}",
+            f"{r['accuracy']:.3f} ± {r['accuracy_std']:.3f}",
+            f"{floor:.2f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _batches(records: Sequence[dict]) -> list[str]:
+    sizes = list(records[0]["by_batch_size"])
+    columns = [f"{what} at batch {size}" for size in sizes for what in ("images/s", "ratio")]
+    lines = [
+        "| method | NFE per step | " + " | ".join(columns) + " |",
+        "|" + "---|" * (len(columns) + 2),
+    ]
+    for r in records:
+        cells = []
+        for size in sizes:
+            at = r["by_batch_size"][size]
+            cells += [f"{at['images_per_s']:.1f}", f"{at['speed_ratio']:.2f}"]
+        lines.append(f"| {r['method']} | {r['nfe_per_step']} | " + " | ".join(cells) + " |")
+    return lines
+
+
+def _premise(correlations: dict[str, list[dict]]) -> list[str]:
+    counts = [p["num_unknown"] for p in next(iter(correlations.values()))]
+    lines = [
+        "| backbone | " + " | ".join(f"{n} unknown" for n in counts) + " |",
+        "|" + "---|" * (len(counts) + 1),
+    ]
+    for name, found in correlations.items():
+        lines.append(f"| {name} | " + " | ".join(f"{p['spearman']:+.2f}" for p in found) + " |")
+    return lines
+
+
+def entropy_map(
+    path: pathlib.Path, images: np.ndarray, known: np.ndarray, entropy: np.ndarray
+) -> None:
+    """Images, what of them was known, and the entropy of every position, side by side.
+
+    Args:
+      path: PNG to write.
+      images: uint8 `[n, H, W, C]`.
+      known: `[n, rows, columns]` bool.
+      entropy: `[n, rows, columns]` in [0, 1].
+    """
+    plt = pictures.pyplot()
+    n = len(images)
+    figure, axes = plt.subplots(3, n, figsize=(1.6 * n + 0.8, 5), squeeze=False)
+    for i in range(n):
+        picture = np.squeeze(images[i])
+        patch = picture.shape[0] // known.shape[1]
+        mask = np.kron(known[i], np.ones((patch, patch), bool))
+        hidden = np.where(mask if picture.ndim == 2 else mask[..., None], picture, 128)
+        gray = {"cmap": "gray", "vmin": 0, "vmax": 255} if picture.ndim == 2 else {}
+        axes[0, i].imshow(picture, **gray)
+        axes[1, i].imshow(hidden.astype(np.uint8), **gray)
+        heat = axes[2, i].imshow(entropy[i], cmap="magma", vmin=entropy.min(), vmax=entropy.max())
+        for axis in axes[:, i]:
+            axis.set_axis_off()
+    for axis, title in zip(axes[:, 0], ("image", "known", "entropy"), strict=True):
+        axis.set_title(title, loc="left")
+    figure.colorbar(heat, ax=axes[2, :].tolist())
+    figure.savefig(path, dpi=100)
+    plt.close(figure)
+
+
+def entropy_against_residual(path: pathlib.Path, found: dict[str, Sequence[Premise]]) -> None:
+    """Mean residual by tenths of the entropy's rank, one panel per checkpoint."""
+    plt = pictures.pyplot()
+    figure, axes = plt.subplots(1, len(found), figsize=(4.5 * len(found), 3.2), squeeze=False)
+    for axis, (name, rates) in zip(axes[0], found.items(), strict=True):
+        for p in rates:
+            bins = np.array_split(np.argsort(p.entropy), 10)
+            x = [p.entropy[b].mean() for b in bins]
+            y = [p.residual[b].mean() for b in bins]
+            axis.plot(x, y, marker="o", label=f"{p.num_unknown} unknown ({p.correlation:+.2f})")
+        axis.set(title=name, xlabel="entropy E", ylabel="mean residual |x - mu|")
+        axis.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=100)
+    plt.close(figure)

@@ -1,0 +1,185 @@
+"""One evaluation: checks what it is given, measures, writes the report."""
+
+import dataclasses
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+
+import ml_collections
+import numpy as np
+
+from driftar_jax import config, generator, pictures, runs
+from driftar_jax.checkpoints import read_config
+from driftar_jax.data import pipeline
+from driftar_jax.evaluation import compare, premise, quality, report
+from driftar_jax.features import SmallClassifier
+
+SHOWN = 64
+MAPPED = 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Session:
+    """Everything an evaluation needs, checked."""
+
+    drifts: Sequence[generator.Loaded]
+    baselines: Sequence[generator.Loaded]
+    judge: quality.Judge
+    judge_dir: str
+    workdirs: dict[str, str]
+    images: np.ndarray
+    labels: np.ndarray
+    out: pathlib.Path
+    num: int
+    seeds: int
+    batch_sizes: tuple[int, ...]
+
+    def run(self) -> str:
+        """Measure and write everything; returns the verdict and where the report is."""
+        features, classes = self.judge.read(self.images)
+        floor = quality.real_floor(features)
+        rows = compare.measure(
+            self.baselines,
+            self.drifts,
+            self.judge,
+            quality.Moments.of(features),
+            self.labels,
+            num=self.num,
+            sampling_seeds=self.seeds,
+            batch_sizes=self.batch_sizes,
+        )
+        found = {
+            name: premise.measure(loaded.parts, loaded.params, *self._judged(1024))
+            for name, loaded in (
+                ("own head alone", self.baselines[0]),
+                ("Drift-AR", self.drifts[0]),
+            )
+        }
+        self.out.mkdir(parents=True, exist_ok=True)
+        shown = self._pictures(found)
+        facts = self._facts(float((classes == self.labels).mean()))
+        report.write(self.out, rows=rows, floor=floor, premise=found, facts=facts, images=shown)
+        return f"{report.verdict([r.as_json() for r in rows])}\n{self.out / 'report.md'}"
+
+    def _judged(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        chosen = np.random.default_rng(0).permutation(len(self.images))[:most]
+        return self.images[chosen], self.labels[chosen]
+
+    def _facts(self, real_accuracy: float) -> dict:
+        drift = self.drifts[0]
+        return {
+            "command": "python -m driftar_jax.evaluate " + " ".join(sys.argv[1:]),
+            "data": f"{drift.config.data.name}, {len(self.images)} real images",
+            "feature network": (
+                f"small classifier trained on the same set ({self.judge_dir}, "
+                f"{self.judge.module.width} features, {real_accuracy:.3f} of the real images right)"
+            ),
+            "images": f"{self.num} per method and seed, {self.seeds} sampling seeds on each of "
+            f"{len(self.drifts)} training seeds",
+            "mask law": f"own head {self.baselines[0].config.mask.law}, "
+            f"Drift-AR {drift.config.mask.law}",
+            "steps": f"own head {self.baselines[0].step}, Drift-AR {drift.step}",
+            "device": f"{drift.manifest['device']}, {drift.manifest['cpu_count']} CPU cores",
+        }
+
+    def _pictures(self, found) -> list[tuple[str, str]]:
+        labels = np.arange(SHOWN) % self.drifts[0].parts.images.num_classes
+        for name, loaded in (("own", self.baselines[0]), ("drift", self.drifts[0])):
+            made = loaded.sample(labels, seed=0, batch_size=SHOWN).images
+            pictures.save_grid(self.out / f"samples_{name}.png", made, columns=8)
+        pictures.save_grid(self.out / "real.png", self._judged(SHOWN)[0], columns=8)
+        curves = {
+            name: [json.loads(line) for line in (path / "metrics.jsonl").open()]
+            for name, path in ((n, pathlib.Path(w)) for n, w in self.workdirs.items())
+        }
+        pictures.save_curves(
+            self.out / "curves_own.png", {"own head": curves["own"]}, ["loss", "grad_norm"]
+        )
+        pictures.save_curves(
+            self.out / "curves_drift.png",
+            {"Drift-AR": curves["drift"]},
+            ["loss", "energy_score", "mu", "draft_reg"],
+        )
+        self._entropy_map()
+        report.entropy_against_residual(self.out / "residual.png", found)
+        return [
+            ("samples_own.png", f"Own head, {self.baselines[0].config.sample.nfe} NFE per AR step"),
+            ("samples_drift.png", "Drift-AR, 1 NFE per AR step"),
+            ("real.png", "Real images"),
+            ("curves_own.png", "Training of the own head"),
+            ("curves_drift.png", "Training of Drift-AR (the energy score is what falls)"),
+            ("entropy.png", "Images, what was known of them, and the entropy of every position"),
+            ("residual.png", "Entropy against residual, before and after Drift-AR training"),
+        ]
+
+    def _entropy_map(self) -> None:
+        drift = self.drifts[0]
+        images, labels = self._judged(MAPPED)
+        order = np.argsort(np.random.default_rng(1).random((MAPPED, drift.parts.images.num_tokens)))
+        known = order < drift.parts.images.num_tokens // 2
+        entropy = premise.entropies(drift.parts, drift.params, images, labels, known)
+        shape = (MAPPED, *drift.parts.images.grid)
+        report.entropy_map(
+            self.out / "entropy.png", images, known.reshape(shape), entropy.reshape(shape)
+        )
+
+
+def open_session(
+    *,
+    drifts: Sequence[str],
+    baselines: Sequence[str],
+    judge: str,
+    out: str,
+    num: int,
+    seeds: int,
+    batch_sizes: Sequence[str],
+) -> Session:
+    """Read checkpoints and data; raises ValueError, one line, before anything is compiled."""
+    folder = pathlib.Path(out)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise config.wrong("out", out, "a new or empty folder")
+    if len(drifts) != len(baselines):
+        raise config.wrong("baseline", len(baselines), f"as many runs as --workdir, {len(drifts)}")
+    if seeds < 1:
+        raise config.wrong("seeds", seeds, "a whole number of at least 1")
+    if not batch_sizes or not all(b.isdigit() and int(b) > 0 for b in batch_sizes):
+        raise config.wrong("batch_sizes", ",".join(batch_sizes), "whole numbers of at least 1")
+    settings = ml_collections.ConfigDict(read_config(judge))
+    if settings.task != "classifier":
+        raise config.wrong("judge", judge, f"a run of task classifier, not {settings.task}")
+    width = settings.classifier.width
+    if num <= width:
+        raise config.wrong("num", num, f"more than {width} (the feature width)")
+    params, manifest, _ = generator.read_weights(judge)
+    module = SmallClassifier(num_classes=len(manifest["class_names"]), width=width)
+    loaded_drifts = [_load(path, "drift", "workdir") for path in drifts]
+    loaded_baselines = [_load(path, "host", "baseline") for path in baselines]
+    for loaded in (*loaded_drifts, *loaded_baselines):
+        if list(loaded.parts.images.image_shape) != manifest["image_shape"]:
+            raise config.wrong("judge", judge, "a classifier of the same images")
+    sources = [runs.open_data(settings, split) for split in ("train", "test")]
+    images, labels = (
+        np.concatenate(arrays)
+        for arrays in zip(*(pipeline.all_images(s) for s in sources), strict=True)
+    )
+    return Session(
+        drifts=loaded_drifts,
+        baselines=loaded_baselines,
+        judge=quality.Judge(module, params["classifier"]),
+        judge_dir=judge,
+        workdirs={"own": baselines[0], "drift": drifts[0]},
+        images=images,
+        labels=labels,
+        out=folder,
+        num=num,
+        seeds=seeds,
+        batch_sizes=tuple(int(b) for b in batch_sizes),
+    )
+
+
+def _load(path: str, task: str, flag: str) -> generator.Loaded:
+    loaded = generator.load(path)
+    if loaded.config.task != task:
+        raise config.wrong(flag, path, f"a run of task {task}, not {loaded.config.task}")
+    return loaded
