@@ -4,15 +4,20 @@ Our tree holds the backbone under `host` and the diffusion head under `head`; th
 dict holds both, the head under `diffloss.net`.
 """
 
+import math
 from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from driftar_jax import config
 from driftar_jax.conversion import rules as r
 from driftar_jax.heads.diffusion import DiffusionHead
 from driftar_jax.hosts.mar import MAR, PRESETS
+
+# Published guidance scales (linear, 256 AR steps, 100 head steps) by width.
+GUIDANCE = {768: 2.9, 1024: 3.0, 1280: 3.2}
 
 _BACKBONE = [
     r.Rule("class_emb.weight", "host/class_emb"),
@@ -105,10 +110,12 @@ def sizes(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None = None) -
         same = [p for p in PRESETS.values() if all(p[k] == found[k] for k in alike)]
         if not same:
             raise ValueError(
-                f"num_heads: got none for width {width}, allowed a divisor of it "
-                "(only the released sizes are known)"
+                f"num_heads: got none, allowed a divisor of width {width} "
+                "(known for the released sizes only)"
             )
         num_heads = same[0]["num_heads"]
+    if num_heads < 1 or width % num_heads:
+        raise ValueError(f"num_heads: got {num_heads}, allowed a divisor of width {width}")
     return {**found, "num_heads": num_heads}
 
 
@@ -132,3 +139,119 @@ def abstract_params(host: MAR, head: DiffusionHead) -> dict:
     backbone = jax.eval_shape(host.init, key, tokens, known, label)
     denoiser = jax.eval_shape(head.init, key, x, label, z)
     return nn.unbox({"host": backbone["params"], "head": denoiser["params"]})
+
+
+def title(fields: Mapping) -> str:
+    """What a checkpoint turned out to be, for a reader."""
+    alike = [n for n, p in PRESETS.items() if all(fields[k] == v for k, v in p.items())]
+    size = f"MAR {alike[0]}" if alike else "MAR of its own size"
+    return (
+        f"{size}: width {fields['width']}, {fields['encoder_depth']} + "
+        f"{fields['decoder_depth']} blocks, {fields['num_tokens']} tokens of "
+        f"{fields['token_dim']} channels, head {fields['head_depth']} x {fields['head_width']}"
+    )
+
+
+def manifest_of(fields: Mapping) -> dict:
+    """Facts of a workdir: the token grid as an image of patches of 1, classes by number.
+
+    Raises:
+      ValueError: the token grid is not square.
+    """
+    side = math.isqrt(fields["num_tokens"])
+    if side**2 != fields["num_tokens"]:
+        raise ValueError(f"num_tokens: got {fields['num_tokens']}, allowed square token grids")
+    return {
+        "task": "host",
+        "image_shape": [side, side, fields["token_dim"]],
+        "patch_size": 1,
+        "class_names": [str(i) for i in range(fields["num_classes"])],
+    }
+
+
+def config_of(fields: Mapping) -> dict:
+    """Config of the workdir: the sizes, and the recipe of the released weights.
+
+    Raises:
+      ValueError: a size that a config of this project cannot say.
+    """
+    if fields["mlp_ratio"] != 4.0:
+        raise ValueError(f"mlp_ratio: got {fields['mlp_ratio']:g}, allowed 4")
+    side = manifest_of(fields)["image_shape"][0]
+    sizes_of_host = ("width", "encoder_depth", "decoder_depth", "num_heads", "buffer_size")
+    scale = GUIDANCE.get(fields["width"], 1.0)
+    made = {
+        "task": "host",
+        "seed": 0,
+        "init_from": "",
+        "data": {
+            "name": "latents",
+            "data_dir": "",
+            "image_size": side,
+            "patch_size": 1,
+            "center_crop": True,
+            "flip": False,
+        },
+        "host": {
+            "name": "mar",
+            **{name: fields[name] for name in sizes_of_host},
+            "attention_dropout": 0.1,
+            "projection_dropout": 0.1,
+            "label_drop": 0.1,
+            "dtype": "float32",
+        },
+        "head": {"width": fields["head_width"], "depth": fields["head_depth"], "copies": 4},
+        "mask": {"law": "mar", "ratio_min": 0.7, "tokens_per_image": 0},
+        # 800 epochs of 625 steps, as released: warm-up over 100, then constant.
+        "optim": {
+            "lr": 8e-4,
+            "schedule": "constant",
+            "warmup_steps": 62_500,
+            "weight_decay": 0.02,
+            "b1": 0.9,
+            "b2": 0.95,
+            "clip": 3.0,
+            "ema": 0.9999,
+            "accumulate": 1,
+        },
+        "train": {
+            "batch_size": 2048,
+            "steps": 500_000,
+            "log_every": 100,
+            "sample_every": 0,
+            "checkpoint_every": 5_000,
+            "keep": 2,
+        },
+        "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+        "sample": {
+            "ar_steps": min(64, fields["num_tokens"]),
+            "nfe": 100,
+            "guidance": scale,
+            "guidance_schedule": "linear",
+            "temperature": 1.0,
+        },
+    }
+    config.check(made)
+    return made
+
+
+def fields_of(settings: Mapping, manifest: Mapping) -> dict:
+    """The fields of `sizes`, from config and manifest of a workdir.
+
+    Raises:
+      ValueError: it is no host with its own head.
+    """
+    if settings.get("task") != "host" or settings["host"]["name"] != "mar":
+        raise ValueError(f"task: got {settings.get('task')!r}, allowed 'host' with host.name 'mar'")
+    height, width, channels = manifest["image_shape"]
+    patch = manifest["patch_size"]
+    names = ("width", "encoder_depth", "decoder_depth", "num_heads", "buffer_size")
+    return {
+        **{name: settings["host"][name] for name in names},
+        "num_tokens": (height // patch) * (width // patch),
+        "token_dim": channels * patch**2,
+        "num_classes": len(manifest["class_names"]),
+        "mlp_ratio": 4.0,
+        "head_width": settings["head"]["width"],
+        "head_depth": settings["head"]["depth"],
+    }

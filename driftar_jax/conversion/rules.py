@@ -93,7 +93,7 @@ class Report:
       not_finite: official names that hold NaN or infinity.
     """
 
-    mapped: list[tuple[str, str, str]] = dataclasses.field(default_factory=list)
+    mapped: list[tuple[str, str, Transform]] = dataclasses.field(default_factory=list)
     unused: list[str] = dataclasses.field(default_factory=list)
     missing: list[str] = dataclasses.field(default_factory=list)
     wrong_shape: list[tuple[str, tuple, str, tuple]] = dataclasses.field(default_factory=list)
@@ -142,47 +142,66 @@ class _Names:
         return None
 
 
-def to_ours(
-    official: Mapping[str, np.ndarray],
+def plan(
+    official: Mapping[str, tuple[int, ...]],
     rules: Sequence[Rule],
     shapes: Mapping[str, tuple[int, ...]],
-) -> tuple[dict[str, np.ndarray], Report]:
-    """Official arrays to ours, each read once.
+) -> Report:
+    """Where every name would go, from shapes alone: nothing is read.
 
     Args:
-      official: name -> array; may read lazily.
+      official: name -> shape.
       rules: of the family; the first that matches a name counts.
       shapes: our path -> shape, every parameter that must be filled.
-
-    Returns:
-      path -> float32 array for everything that fits, and the report. Nothing is invented: what is
-      missing is missing in the result as well.
     """
     find = _Names(rules, "official", "ours")
-    ours, report = {}, Report()
-    for name in official:
+    report = Report()
+    for name, shape in official.items():
         found = find(name)
         if found is None or found[0] not in shapes:
             report.unused.append(name)
             continue
         path, rule = found
-        array = np.asarray(official[name])
         want = tuple(shapes[path])
+        # One number seen many times has any shape and no size.
+        stand_in = np.broadcast_to(np.float32(0), shape)
         try:
-            value = rule.transform.forward(array, want)
+            got = rule.transform.forward(stand_in, want).shape
         except (ValueError, IndexError):
-            value = None
-        if value is None or value.shape != want:
-            report.wrong_shape.append((name, array.shape, path, want))
-            continue
-        value = np.ascontiguousarray(value, np.float32)
-        if not np.isfinite(value).all():
-            report.not_finite.append(name)
-        ours[path] = value
-        report.mapped.append((name, path, rule.transform.name))
-    filled = ours.keys() | {path for _, _, path, _ in report.wrong_shape}
+            got = None
+        if got == want:
+            report.mapped.append((name, path, rule.transform))
+        else:
+            report.wrong_shape.append((name, tuple(shape), path, want))
+    filled = {path for _, path, _ in report.mapped}
+    filled |= {path for _, _, path, _ in report.wrong_shape}
     report.missing = [path for path in shapes if path not in filled]
-    return ours, report
+    return report
+
+
+def to_ours(
+    official: Mapping[str, np.ndarray],
+    report: Report,
+    shapes: Mapping[str, tuple[int, ...]],
+) -> dict[str, np.ndarray]:
+    """Official arrays to ours, each read once; notes NaN and infinity in the report.
+
+    Args:
+      official: name -> array; may read lazily.
+      report: of `plan`.
+      shapes: our path -> shape.
+
+    Returns:
+      path -> float32 array of everything that fits. Nothing is invented: what is missing is
+      missing here as well.
+    """
+    ours = {}
+    for name, path, transform in report.mapped:
+        value = transform.forward(np.asarray(official[name]), tuple(shapes[path]))
+        ours[path] = np.ascontiguousarray(value, np.float32)
+        if not np.isfinite(ours[path]).all():
+            report.not_finite.append(name)
+    return ours
 
 
 def to_official(
@@ -203,7 +222,7 @@ def to_official(
             continue
         name, rule = found
         official[name] = rule.transform.back(np.asarray(array))
-        report.mapped.append((name, path, rule.transform.name))
+        report.mapped.append((name, path, rule.transform))
     return official, report
 
 

@@ -3,9 +3,6 @@
 import re
 from collections.abc import Mapping
 
-import jax
-import jax.numpy as jnp
-
 from driftar_jax.conversion import rules as r
 from driftar_jax.vae.kl import KLVAE
 
@@ -87,8 +84,6 @@ def sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict:
     )
 
 
-def abstract_params(vae: KLVAE) -> dict:
-    """Parameter tree of `ShapeDtypeStruct`, without running anything."""
-    side = vae.factor
-    images = jax.ShapeDtypeStruct((1, side, side, vae.image_channels), jnp.float32)
-    return jax.eval_shape(vae.init, jax.random.key(0), images)["params"]
+def module(shapes: Mapping[str, tuple[int, ...]]) -> KLVAE:
+    """The module that a state dict describes; raises as `sizes`."""
+    return KLVAE(**sizes(shapes))

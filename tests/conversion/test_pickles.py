@@ -1,9 +1,7 @@
 """The reader of PyTorch files: hand-made files of both formats, damaged and hostile ones."""
 
-import io
 import os
 import pickle
-import struct
 import sys
 import types
 import zipfile
@@ -12,99 +10,10 @@ import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
+from torch_files import KINDS, WRITERS, Built, Global, Stub, dump, tensor, write_zip
 
 from driftar_jax.conversion import pickles
 
-
-class _Stub:
-    """Pickles as a call of a global of another module, which need not exist here."""
-
-    def __init__(self, module, name, *args):
-        self.module, self.name, self.args = module, name, args
-
-
-class _Global:
-    def __init__(self, module, name):
-        self.module, self.name = module, name
-
-
-class _Built:
-    """Pickles as an object made without arguments and then given a state."""
-
-    def __init__(self, module, name, state):
-        self.module, self.name, self.state = module, name, state
-
-
-class _StorageRef:
-    def __init__(self, kind, key, count, view=()):
-        self.pid = ("storage", _Global("torch", f"{kind}Storage"), key, "cpu", count, *view)
-
-
-class _Writer(pickle._Pickler):
-    """Writes what `torch.save` writes, for the few kinds of objects above."""
-
-    def persistent_id(self, obj):
-        return obj.pid if isinstance(obj, _StorageRef) else None
-
-    def save(self, obj, save_persistent_id=True):
-        if isinstance(obj, _Global):
-            self.write(pickle.GLOBAL + f"{obj.module}\n{obj.name}\n".encode())
-        elif isinstance(obj, _Stub):
-            self.save(_Global(obj.module, obj.name))
-            self.save(obj.args)
-            self.write(pickle.REDUCE)
-        elif isinstance(obj, _Built):
-            self.save(_Global(obj.module, obj.name))
-            self.write(pickle.EMPTY_TUPLE + pickle.NEWOBJ)
-            self.save(obj.state)
-            self.write(pickle.BUILD)
-        else:
-            super().save(obj, save_persistent_id)
-
-
-KINDS = {
-    "Float": np.float32,
-    "Half": np.float16,
-    "BFloat16": ml_dtypes.bfloat16,
-    "Double": np.float64,
-    "Long": np.int64,
-    "Bool": np.bool_,
-}
-
-
-def _tensor(key, array, kind="Float", offset=0, shape=None, strides=None, view=()):
-    shape = array.shape if shape is None else shape
-    if strides is None:
-        strides = tuple(s // array.itemsize for s in array.strides)
-    ref = _StorageRef(kind, key, array.size, view)
-    return _Stub("torch._utils", "_rebuild_tensor_v2", ref, offset, shape, strides, False, {})
-
-
-def _dump(obj):
-    stream = io.BytesIO()
-    _Writer(stream, 2).dump(obj)
-    return stream.getvalue()
-
-
-def _zip(path, obj, storages, compress=zipfile.ZIP_STORED):
-    with zipfile.ZipFile(path, "w", compress) as archive:
-        archive.writestr("archive/data.pkl", _dump(obj))
-        archive.writestr("archive/byteorder", "little")
-        for key, array in storages.items():
-            archive.writestr(f"archive/data/{key}", array.tobytes())
-    return path
-
-
-def _stream(path, obj, storages):
-    facts = {"protocol_version": 1001, "little_endian": True, "type_sizes": {}}
-    parts = [_dump(pickles._MAGIC), _dump(1001), _dump(facts), _dump(obj), _dump(list(storages))]
-    for array in storages.values():
-        parts += [struct.pack("<q", array.size), array.tobytes()]
-    path.write_bytes(b"".join(parts))
-    return path
-
-
-WRITERS = {"zip": _zip, "stream": _stream}
 each_format = pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 
 
@@ -116,7 +25,7 @@ def _arrays():
 @each_format
 def test_every_type_is_read_back(tmp_path, write):
     arrays = _arrays()
-    tree = {"model": {f"{k}.weight": _tensor(k, a, k) for k, a in arrays.items()}, "epoch": 4}
+    tree = {"model": {f"{k}.weight": tensor(k, a, k) for k, a in arrays.items()}, "epoch": 4}
     read = pickles.load(write(tmp_path / "a.pth", tree, arrays))
     assert read["epoch"] == 4
     for kind, array in arrays.items():
@@ -129,10 +38,10 @@ def test_every_type_is_read_back(tmp_path, write):
 def test_strides_offsets_and_shared_storages(tmp_path, write):
     base = np.arange(12, dtype=np.float32)
     tree = {
-        "columns": _tensor("0", base, offset=1, shape=(3, 2), strides=(1, 4)),
-        "rows": _tensor("0", base, shape=(3, 4), strides=(4, 1)),
-        "scalar": _tensor("0", base, offset=5, shape=(), strides=()),
-        "none": _tensor("0", base, shape=(0, 4), strides=(4, 1)),
+        "columns": tensor("0", base, offset=1, shape=(3, 2), strides=(1, 4)),
+        "rows": tensor("0", base, shape=(3, 4), strides=(4, 1)),
+        "scalar": tensor("0", base, offset=5, shape=(), strides=()),
+        "none": tensor("0", base, shape=(0, 4), strides=(4, 1)),
     }
     read = pickles.load(write(tmp_path / "a.pth", tree, {"0": base}))
     np.testing.assert_array_equal(read["columns"], [[1, 5], [2, 6], [3, 7]])
@@ -144,9 +53,9 @@ def test_strides_offsets_and_shared_storages(tmp_path, write):
 def test_namespaces_ordered_dicts_and_parameters(tmp_path, write):
     one = np.ones(2, np.float32)
     args = types.SimpleNamespace(lr=0.1, name="x")
-    namespace = _Built("argparse", "Namespace", vars(args))
-    ordered = _Stub("collections", "OrderedDict", [["a", _tensor("0", one)]])
-    parameter = _Stub("torch._utils", "_rebuild_parameter", _tensor("0", one), True, {})
+    namespace = Built("argparse", "Namespace", vars(args))
+    ordered = Stub("collections", "OrderedDict", [["a", tensor("0", one)]])
+    parameter = Stub("torch._utils", "_rebuild_parameter", tensor("0", one), True, {})
     tree = {"args": namespace, "model": ordered, "p": parameter}
     read = pickles.load(write(tmp_path / "a.pth", tree, {"0": one}))
     assert dict(read["args"]) == {"lr": 0.1, "name": "x"}
@@ -155,12 +64,12 @@ def test_namespaces_ordered_dicts_and_parameters(tmp_path, write):
 
 
 HOSTILE = {
-    "system": _Stub("os", "system", "touch {}"),
-    "eval": _Stub("builtins", "eval", "open({!r}, 'w')"),
-    "getattr": _Stub("builtins", "getattr", "", "join"),
-    "import": _Stub("importlib", "import_module", "this"),
-    "torch": _Stub("torch.hub", "load", "x"),
-    "dotted": _Stub("collections", "OrderedDict.fromkeys", "ab"),
+    "system": Stub("os", "system", "touch {}"),
+    "eval": Stub("builtins", "eval", "open({!r}, 'w')"),
+    "getattr": Stub("builtins", "getattr", "", "join"),
+    "import": Stub("importlib", "import_module", "this"),
+    "torch": Stub("torch.hub", "load", "x"),
+    "dotted": Stub("collections", "OrderedDict.fromkeys", "ab"),
 }
 
 
@@ -169,7 +78,7 @@ HOSTILE = {
 def test_hostile_files_are_refused_and_run_nothing(tmp_path, write, kind):
     mark = tmp_path / "ran"
     stub = HOSTILE[kind]
-    stub = _Stub(stub.module, stub.name, *[a.format(str(mark)) for a in stub.args])
+    stub = Stub(stub.module, stub.name, *[a.format(str(mark)) for a in stub.args])
     path = write(tmp_path / "evil.pth", {"model": stub}, {})
     loaded = set(sys.modules)
     with pytest.raises(ValueError, match="^source: got .* which asks for .* to be called") as error:
@@ -189,7 +98,7 @@ def test_hostile_files_are_refused_and_run_nothing(tmp_path, write, kind):
 )
 def test_what_a_file_may_call_cannot_be_changed(tmp_path, target, state):
     before = dict(vars(pickles._ALLOWED[target]))
-    code = _dump(_Global(*target))[:-1] + _dump(state)[2:-1] + pickle.BUILD + pickle.STOP
+    code = dump(Global(*target))[:-1] + dump(state)[2:-1] + pickle.BUILD + pickle.STOP
     with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
         archive.writestr("archive/data.pkl", code)
     with pytest.raises(ValueError, match="^source: got"):
@@ -200,7 +109,7 @@ def test_what_a_file_may_call_cannot_be_changed(tmp_path, target, state):
 @each_format
 def test_no_truncation_goes_unnoticed(tmp_path, write):
     arrays = _arrays()
-    tree = {"model": {k: _tensor(k, a, k) for k, a in arrays.items()}}
+    tree = {"model": {k: tensor(k, a, k) for k, a in arrays.items()}}
     whole = write(tmp_path / "a.pth", tree, arrays).read_bytes()
     for length in [0, 1, 3, len(whole) // 3, len(whole) // 2, len(whole) - 7, len(whole) - 1]:
         cut = tmp_path / "cut.pth"
@@ -213,7 +122,7 @@ def test_no_truncation_goes_unnoticed(tmp_path, write):
 @each_format
 def test_damaged_bytes_never_raise_anything_else(tmp_path, write):
     arrays = {"0": np.arange(6, dtype=np.float32)}
-    whole = write(tmp_path / "a.pth", {"w": _tensor("0", arrays["0"])}, arrays).read_bytes()
+    whole = write(tmp_path / "a.pth", {"w": tensor("0", arrays["0"])}, arrays).read_bytes()
     rng = np.random.default_rng(1)
     for _ in range(300):
         spoilt = bytearray(whole)
@@ -234,20 +143,21 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path, write):
 def test_tensors_outside_their_storage_are_refused(tmp_path):
     base = np.arange(6, dtype=np.float32)
     for wrong in [
-        _tensor("0", base, offset=1),
-        _tensor("0", base, shape=(2, 3), strides=(4, 1)),
-        _tensor("0", base, shape=(2,), strides=(-1,)),
-        _tensor("0", base, shape=(2, 2), strides=(1,)),
-        _tensor("0", base, shape=("a",), strides=(1,)),
-        _tensor("0", base, view=(("0", 0, 3),)),
+        tensor("0", base, offset=1),
+        tensor("0", base, shape=(2, 3), strides=(4, 1)),
+        tensor("0", base, shape=(2,), strides=(-1,)),
+        tensor("0", base, shape=(2, 2), strides=(1,)),
+        tensor("0", base, shape=("a",), strides=(1,)),
+        tensor("0", base, view=(("0", 0, 3),)),
     ]:
         with pytest.raises(ValueError, match="^source: got"):
-            pickles.load(_zip(tmp_path / "a.pth", {"w": wrong}, {"0": base}))
+            pickles.load(write_zip(tmp_path / "a.pth", {"w": wrong}, {"0": base}))
 
 
 def test_compressed_storages_are_refused(tmp_path):
     base = np.zeros(600, np.float32)
-    path = _zip(tmp_path / "a.pth", {"w": _tensor("0", base)}, {"0": base}, zipfile.ZIP_DEFLATED)
+    stored = {"0": base}
+    path = write_zip(tmp_path / "a.pth", {"w": tensor("0", base)}, stored, zipfile.ZIP_DEFLATED)
     with pytest.raises(ValueError, match="is compressed"):
         pickles.load(path)
 
@@ -268,7 +178,7 @@ def test_other_files_are_refused(tmp_path):
 def test_reading_keeps_the_file_mapped(tmp_path):
     """Names and shapes cost nothing; an array is a view of the file."""
     big = np.ones(1 << 18, np.float32)
-    read = pickles.load(_zip(tmp_path / "a.pth", {"w": _tensor("0", big)}, {"0": big}))
+    read = pickles.load(write_zip(tmp_path / "a.pth", {"w": tensor("0", big)}, {"0": big}))
     assert read["w"].shape == big.shape
     array = np.asarray(read["w"])
     assert not array.flags.owndata and not array.flags.writeable
@@ -277,19 +187,19 @@ def test_reading_keeps_the_file_mapped(tmp_path):
 def test_state_dict_picks_the_copy_asked_for(tmp_path):
     a, b = np.zeros(2, np.float32), np.ones(2, np.float32)
     tree = {
-        "model": {"w": _tensor("0", a)},
-        "model_ema": {"w": _tensor("1", b)},
+        "model": {"w": tensor("0", a)},
+        "model_ema": {"w": tensor("1", b)},
         "optimizer": {"state": {}, "param_groups": [{"lr": 1e-3}]},
         "epoch": 3,
     }
-    path = _zip(tmp_path / "a.pth", tree, {"0": a, "1": b})
+    path = write_zip(tmp_path / "a.pth", tree, {"0": a, "1": b})
     np.testing.assert_array_equal(pickles.read_state_dict(path, "model_ema")["w"], b)
     np.testing.assert_array_equal(pickles.read_state_dict(path, "model")["w"], a)
     with pytest.raises(ValueError, match=r"^weights: got 'ema', allowed model \| model_ema"):
         pickles.read_state_dict(path, "ema")
-    bare = _zip(tmp_path / "b.pth", {"w": _tensor("0", a)}, {"0": a})
+    bare = write_zip(tmp_path / "b.pth", {"w": tensor("0", a)}, {"0": a})
     assert pickles.shapes(pickles.read_state_dict(bare, "model_ema")) == {"w": (2,)}
-    listed = _zip(tmp_path / "c.pth", [1, 2], {})
+    listed = write_zip(tmp_path / "c.pth", [1, 2], {})
     with pytest.raises(ValueError, match="not named arrays"):
         pickles.read_state_dict(listed, "model")
 

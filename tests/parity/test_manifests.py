@@ -12,7 +12,7 @@ from driftar_jax.conversion import mar as mar_conversion
 from driftar_jax.conversion import rules
 from driftar_jax.conversion import vae as vae_conversion
 from driftar_jax.hosts.mar import PRESETS
-from driftar_jax.vae import kl
+from driftar_jax.vae import kl, stored
 
 FOLDER = cases.ROOT / "manifests"
 
@@ -63,6 +63,6 @@ def test_mar_sizes(size):
 def test_vae_size(name):
     recorded = manifest(name)
     vae = kl.KLVAE()
-    got = official_shapes(vae_conversion.abstract_params(vae), vae_conversion.RULES)
+    got = official_shapes(stored.abstract(vae), vae_conversion.RULES)
     agree(got, recorded)
-    assert kl.KLVAE(**vae_conversion.sizes(got)) == vae
+    assert vae_conversion.module(got) == vae

@@ -54,9 +54,9 @@ def converted():
     assert fields == made
     host, head = conversion.modules(fields)
     wanted = rules.shapes_of(conversion.abstract_params(host, head))
-    ours, report = rules.to_ours(CASE.weights, conversion.RULES, wanted)
+    report = rules.plan(shapes, conversion.RULES, wanted)
     report.check()
-    return host, head, rules.unflatten(ours)
+    return host, head, rules.unflatten(rules.to_ours(CASE.weights, report, wanted))
 
 
 @functools.cache

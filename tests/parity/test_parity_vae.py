@@ -11,7 +11,7 @@ from cases import channels_first, channels_last, claims, load, uncovered
 
 from driftar_jax.conversion import rules
 from driftar_jax.conversion import vae as conversion
-from driftar_jax.vae import kl
+from driftar_jax.vae import kl, stored
 
 CASE = load("vae")
 MADE_WITH = CASE.config["constructor"]
@@ -23,7 +23,8 @@ def converted():
     """Module and parameters from the recorded weights; the sizes must be those of the config."""
     assert MADE_WITH["encoder_kwargs"] == MADE_WITH["decoder_kwargs"]
     nominal = [MADE_WITH["resolution"] // 2**level for level in range(len(MADE_WITH["ch_mult"]))]
-    fields = conversion.sizes({name: array.shape for name, array in CASE.weights.items()})
+    shapes = {name: array.shape for name, array in CASE.weights.items()}
+    fields = conversion.sizes(shapes)
     assert fields == dict(
         channels=MADE_WITH["encoder_kwargs"]["ch"],
         multipliers=tuple(MADE_WITH["ch_mult"]),
@@ -37,11 +38,10 @@ def converted():
         ),
     )
     vae = kl.KLVAE(**fields)
-    ours, report = rules.to_ours(
-        CASE.weights, conversion.RULES, rules.shapes_of(conversion.abstract_params(vae))
-    )
+    wanted = rules.shapes_of(stored.abstract(vae))
+    report = rules.plan(shapes, conversion.RULES, wanted)
     report.check()
-    return vae, rules.unflatten(ours)
+    return vae, rules.unflatten(rules.to_ours(CASE.weights, report, wanted))
 
 
 @named

@@ -1,0 +1,33 @@
+"""Read an official checkpoint into a workdir, or write a workdir back under official names.
+
+python -m driftar_jax.convert --family=mar --source=checkpoint-last.pth --out=runs/mar_base
+python -m driftar_jax.convert --family=mar --back --source=runs/mar_base --out=mar.safetensors
+"""
+
+from absl import flags
+
+from driftar_jax import cli
+from driftar_jax.conversion import checkpoint
+
+_FAMILY = flags.DEFINE_enum("family", None, list(checkpoint.FAMILIES), "Whose checkpoint it is.")
+_SOURCE = flags.DEFINE_string("source", None, "Official file; with --back a workdir.")
+_OUT = flags.DEFINE_string("out", None, "New workdir; with --back a new .safetensors file.")
+_WEIGHTS = flags.DEFINE_string("weights", None, "model_ema | model; the averaged by default.")
+_HEADS = flags.DEFINE_integer("num_heads", None, "Heads of a host size that was not released.")
+_BACK = flags.DEFINE_bool("back", False, "Write official names instead of reading them.")
+flags.mark_flags_as_required(["family", "source", "out"])
+
+
+def main(_) -> None:
+    # The autoencoder's official file has no averaged copy.
+    first = "model" if _FAMILY.value == "vae-kl16" and not _BACK.value else "model_ema"
+    asked = _FAMILY.value, _SOURCE.value, _OUT.value, _WEIGHTS.value or first
+    with cli.user_errors():
+        if _BACK.value:
+            checkpoint.back(*asked)
+        else:
+            checkpoint.forward(*asked, num_heads=_HEADS.value)
+
+
+if __name__ == "__main__":
+    cli.run(main)

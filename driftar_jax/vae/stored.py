@@ -1,0 +1,59 @@
+"""An autoencoder on disk: the workdir that `convert` writes and everything else reads."""
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+
+from driftar_jax.checkpoints import Checkpoints, read_config
+from driftar_jax.vae.kl import KLVAE
+
+TASK = "vae"
+
+
+def config_of(vae: KLVAE) -> dict:
+    """What `config.json` holds of an autoencoder."""
+    fields = {f.name: getattr(vae, f.name) for f in dataclasses.fields(vae)}
+    for name in ("parent", "name", "dtype"):
+        fields.pop(name)
+    return {"task": TASK, "vae": fields}
+
+
+def module(config: dict, dtype: jnp.dtype = jnp.float32) -> KLVAE:
+    """The module of such a config.
+
+    Raises:
+      ValueError: it is the config of something else.
+    """
+    if config.get("task") != TASK:
+        raise ValueError(f"task: got {config.get('task')!r}, allowed {TASK!r} (an autoencoder)")
+    fields = {k: tuple(v) if isinstance(v, list) else v for k, v in config["vae"].items()}
+    return KLVAE(**fields, dtype=dtype)
+
+
+def load(workdir: str | pathlib.Path, dtype: jnp.dtype = jnp.float32) -> tuple[KLVAE, dict]:
+    """The autoencoder of a workdir and its parameters.
+
+    Args:
+      workdir: folder written by `convert --family=vae-kl16`.
+      dtype: type of the convolutions.
+
+    Raises:
+      ValueError: it is no such folder, or the arrays do not fit its config; one line.
+    """
+    vae = module(read_config(workdir), dtype)
+    checkpoints = Checkpoints(workdir, create=False)
+    step = checkpoints.latest_step()
+    if step is None:
+        raise ValueError(f"workdir: got {str(workdir)!r}, allowed one with a finished checkpoint")
+    params = checkpoints.restore(step, ema=abstract(vae))["ema"]
+    checkpoints.close()
+    return vae, params
+
+
+def abstract(vae: KLVAE) -> dict:
+    """Parameter tree of `ShapeDtypeStruct`, without running anything."""
+    side = vae.factor
+    images = jax.ShapeDtypeStruct((1, side, side, vae.image_channels), jnp.float32)
+    return jax.eval_shape(vae.init, jax.random.key(0), images)["params"]
