@@ -198,6 +198,8 @@ def _temporary(target: pathlib.Path) -> pathlib.Path:
 def _write_workdir(target: pathlib.Path, described: Described, params: dict, facts: dict) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = _temporary(target)
+    # A background save copies NumPy arrays first, but not arrays that JAX already owns.
+    params = jax.device_put(params, jax.devices("cpu")[0])
     try:
         written = checkpoints.Checkpoints(unfinished)
         written.save(0, manifest=described.manifest, ema=params)
