@@ -9,7 +9,7 @@ from absl import flags
 from driftar_jax import cli
 from driftar_jax.conversion import checkpoint
 
-_FAMILY = flags.DEFINE_enum("family", None, list(checkpoint.FAMILIES), "Whose checkpoint it is.")
+_FAMILY = flags.DEFINE_string("family", None, f"{' | '.join(checkpoint.FAMILIES)}.")
 _SOURCE = flags.DEFINE_string("source", None, "Official file; with --back a workdir.")
 _OUT = flags.DEFINE_string("out", None, "New workdir; with --back a new .safetensors file.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "model_ema | model; the averaged by default.")

@@ -106,16 +106,17 @@ def forward(
 
     Raises:
       ValueError: `out` is taken, the file is refused, or names do not fit; nothing is written.
-      OSError: the file cannot be read or the folder not written.
+      OSError: the folder cannot be written.
     """
+    chosen = _family(family)
     target = pathlib.Path(out).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"out: got {out!r}, allowed a new or empty folder")
     state = pickles.read_state_dict(source, weights)
     found = pickles.shapes(state)
-    described = FAMILIES[family].describe(found, num_heads)
+    described = chosen.describe(found, num_heads)
     wanted = rules.shapes_of(described.abstract)
-    report = rules.plan(found, FAMILIES[family].rules, wanted)
+    report = rules.plan(found, chosen.rules, wanted)
     for line in report.problems():
         tell(line)
     report.check()
@@ -158,6 +159,7 @@ def back(
       ValueError: `out` is taken or of another kind, or the workdir is not of this family.
       OSError: the file cannot be written.
     """
+    chosen = _family(family)
     target = pathlib.Path(out)
     if target.suffix != ".safetensors" or target.exists():
         raise ValueError(f"out: got {out!r}, allowed a new file that ends in .safetensors")
@@ -169,16 +171,22 @@ def back(
     if step is None:
         raise ValueError(f"source: got {source!r}, allowed a workdir with a finished checkpoint")
     manifest = opened.restore(step)["manifest"]
-    abstract = FAMILIES[family].abstract(config, manifest)
+    abstract = chosen.abstract(config, manifest)
     params = opened.restore(step, **{COPIES[weights]: _here(abstract)})[COPIES[weights]]
     opened.close()
-    official, report = rules.to_official(rules.flatten(params), FAMILIES[family].rules)
+    official, report = rules.to_official(rules.flatten(params), chosen.rules)
     report.check()
     _write_safetensors(target, official)
     for name, path, transform in report.mapped:
         tell(f"{path} -> {name} {list(official[name].shape)} ({transform.name})")
     tell(f"{out}: written, {len(official)} arrays of step {step}")
     return report
+
+
+def _family(name: str) -> Family:
+    if name not in FAMILIES:
+        raise ValueError(f"family: got {name!r}, allowed {' | '.join(FAMILIES)}")
+    return FAMILIES[name]
 
 
 def _count(shapes: Mapping[str, tuple[int, ...]]) -> int:

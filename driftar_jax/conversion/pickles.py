@@ -191,10 +191,9 @@ def load(path: str | pathlib.Path) -> Any:
 
     Raises:
       ValueError: truncated, damaged or of another kind, or it names something that is not allowed;
-        one line, and nothing of the file has been run.
-      OSError: the file cannot be opened.
+        one line, and nothing of the file has been run; or it cannot be opened.
     """
-    with open(path, "rb") as file:
+    with _open(path) as file:
         try:
             buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError:
@@ -214,6 +213,13 @@ def load(path: str | pathlib.Path) -> Any:
         # A damaged pickle or zip can raise nearly anything, and each means the same to a user.
         except Exception as error:
             raise _bad(path, " ".join(str(error).split()) or type(error).__name__) from None
+
+
+def _open(path):
+    try:
+        return open(path, "rb")
+    except OSError as error:
+        raise _bad(path, error.strerror) from None
 
 
 def _bad(path, reason: str) -> ValueError:
@@ -289,7 +295,7 @@ class _Safetensors(Mapping):
 
         try:
             self._file = safe_open(path, framework="numpy")
-        except SafetensorError as error:
+        except (SafetensorError, OSError) as error:
             raise _bad(path, " ".join(str(error).split())) from None
         self._names = list(self._file.keys())
 
@@ -320,8 +326,7 @@ def read_state_dict(path: str | pathlib.Path, weights: str) -> Mapping[str, Any]
       name -> array-like.
 
     Raises:
-      ValueError: the file is damaged, refused, or holds no such copy; one line.
-      OSError: it cannot be opened.
+      ValueError: the file is absent, damaged, refused, or holds no such copy; one line.
     """
     if pathlib.Path(path).suffix == ".safetensors":
         return _Safetensors(path)

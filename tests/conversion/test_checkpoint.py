@@ -1,6 +1,8 @@
 """Official file -> workdir -> official file, and what must be refused on the way."""
 
 import json
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -215,3 +217,23 @@ def test_autoencoder_there_and_back(tmp_path):
         np.testing.assert_array_equal(written[name], array, err_msg=name)
     with pytest.raises(ValueError, match="^class_emb.weight: got"):
         _forward(_pth(tmp_path / "other.pth", model_ema=official), tmp_path / "w")
+
+
+def test_the_command(tmp_path, official):
+    """As a user types it: a report of every name, and one line and status 2 for a mistake."""
+
+    def run(*flags):
+        command = [sys.executable, "-m", "driftar_jax.convert", *flags]
+        return subprocess.run(command, capture_output=True, text=True, timeout=100)
+
+    source, out = _pth(tmp_path / "a.pth", model_ema=official), str(tmp_path / "w")
+    made = run("--family=mar", f"--source={source}", f"--out={out}", "--num_heads=3")
+    assert made.returncode == 0, made.stderr
+    assert len(made.stdout.splitlines()) == len(official) + 2
+    file = str(tmp_path / "b.safetensors")
+    made = run("--family=mar", "--back", f"--source={out}", f"--out={file}")
+    assert made.returncode == 0 and load_file(file).keys() == official.keys()
+    refused = run("--family=maar", f"--source={source}", "--out=x")
+    assert refused.returncode == 2
+    line = "driftar_jax: family: got 'maar', allowed mar | vae-kl16"
+    assert refused.stderr.splitlines() == [line]

@@ -171,8 +171,10 @@ def test_other_files_are_refused(tmp_path):
         archive.writestr("readme.txt", "hello")
     with pytest.raises(ValueError, match="no checkpoint"):
         pickles.load(path)
-    with pytest.raises(OSError):
+    with pytest.raises(ValueError, match="^source: got .*No such file"):
         pickles.load(tmp_path / "absent.pth")
+    with pytest.raises(ValueError, match="^source: got"):
+        pickles.read_state_dict(tmp_path / "absent.safetensors", "model")
 
 
 def test_reading_keeps_the_file_mapped(tmp_path):
