@@ -1,11 +1,17 @@
 """What every command line shares: one line and exit status 2 for a user's mistake."""
 
 import contextlib
+import pathlib
+import re
 import sys
 
 from absl import app, flags, logging
 
+from driftar_jax import config
+
 USER_ERROR = 2
+
+_KINDS = {"int": "a whole number", "float": "a number", "bool": "true | false"}
 
 
 @contextlib.contextmanager
@@ -49,15 +55,63 @@ def run(main) -> None:
 
 
 def _parse(argv):
+    for value in _values("config", argv):
+        path = pathlib.Path(value.partition(":")[0])
+        if not path.is_file():
+            fail(f"config: got {value!r}, allowed FILE.py[:SIZE] with an existing file")
     try:
         rest = flags.FLAGS(argv, known_only=False)
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        fail(_explain(error))
+        fail(_explain(error, argv))
     if len(rest) > 1:
         fail(f"argument: got {rest[1]!r}, allowed only --flags")
     return rest
 
 
-def _explain(error: Exception) -> str:
-    text = " ".join(str(error.args[0] if error.args else error).split())
-    return f"flags: {text}"
+def _values(flag: str, argv: list[str]) -> list[str]:
+    """What `--flag=VALUE` or `--flag VALUE` gives, in order."""
+    words = [
+        (w.lstrip("-").partition("="), after)
+        for w, after in zip(argv, [*argv[1:], ""], strict=True)
+    ]
+    return [value if equals else after for (name, equals, value), after in words if name == flag]
+
+
+def _explain(error: Exception, argv: list[str]) -> str:
+    """`field: got value, allowed values` of what absl and ml_collections say at more length."""
+    if isinstance(error, flags.UnrecognizedFlagError):
+        ours = [n for n in flags.FLAGS if n in _own_flags(argv)]
+        near = config.nearest(error.flagname, ours)
+        return f"flag: got '--{error.flagname}', allowed --{', --'.join(sorted(ours))}{near}"
+    for word in argv[1:]:
+        name = word.lstrip("-").partition("=")[0]
+        field = name.removeprefix("config.")
+        if field != name and field not in config.FIELDS:
+            near = config.nearest(field, config.FIELDS)
+            return str(config.wrong("config field", field, f"the fields of configs/{near}"))
+    text = str(error.args[0] if error.args else error).strip()
+    last = text.splitlines()[-1]
+    if missing := re.fullmatch(r"Missing value for flag --(\S+)", text):
+        return f"{missing[1]}: got nothing, allowed --{missing[1]}=VALUE"
+    found = re.match(r"flag --(?P<name>[^=]+)=(?P<value>[^\n]*?): ", text)
+    if found is None and isinstance(error, (AttributeError, KeyError)):
+        return f"config field: got {last}, allowed the fields of the file that --config names"
+    if found is None:
+        return f"flags: got {' '.join(argv[1:])!r}, allowed --NAME=VALUE ({last})"
+    name, value = found["name"], found["value"]
+    if name == "config" and "\n" in text:
+        kind, _, message = last.partition(": ")
+        known = kind == "ValueError" and ", allowed " in message
+        return message if known else f"config: got {value!r}, allowed a file that loads ({last})"
+    if name.startswith("config."):
+        field = name.removeprefix("config.")
+        return str(config.wrong(field, value, config.FIELDS[field].allowed))
+    if value == "None":
+        return f"{name}: got nothing, allowed --{name}=VALUE"
+    return f"{name}: got {value!r}, allowed {_KINDS.get(flags.FLAGS[name].flag_type(), 'text')}"
+
+
+def _own_flags(argv: list[str]) -> set[str]:
+    """Names of the flags that the program itself defines."""
+    by_module = flags.FLAGS.flags_by_module_dict()
+    return {flag.name for flag in by_module.get(argv[0], ())}
