@@ -6,6 +6,7 @@ work, and below the tasks and factories only plain arguments travel.
 
 import dataclasses
 import difflib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -25,10 +26,17 @@ def _whole(low: int) -> Field:
     return Field(int, lambda v: v >= low, f"a whole number of at least {low}")
 
 
-def _real(low: float, high: float = float("inf"), *, open_low: bool = False) -> Field:
+def _real(
+    low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False
+) -> Field:
     words = f"a number {'above' if open_low else 'from'} {low:g}"
-    words += f" to {high:g}" if high != float("inf") else ""
-    return Field(float, lambda v: (low < v if open_low else low <= v) and v <= high, words)
+    words += f" to {'below ' if open_high else ''}{high:g}" if high != math.inf else ""
+
+    def rule(v):
+        above = low < v if open_low else low <= v
+        return math.isfinite(v) and above and (v < high if open_high else v <= high)
+
+    return Field(float, rule, words)
 
 
 def _choice(*values: str) -> Field:
@@ -55,8 +63,8 @@ FIELDS: dict[str, Field] = {
     "host.decoder_depth": _whole(2),
     "host.num_heads": _whole(1),
     "host.buffer_size": _whole(1),
-    "host.attention_dropout": _real(0, 1),
-    "host.projection_dropout": _real(0, 1),
+    "host.attention_dropout": _real(0, 1, open_high=True),
+    "host.projection_dropout": _real(0, 1, open_high=True),
     "host.label_drop": _real(0, 1),
     "host.dtype": _choice("float32", "bfloat16"),
     "head.width": _whole(1),
@@ -85,8 +93,8 @@ FIELDS: dict[str, Field] = {
     "optim.schedule": _choice("constant", "cosine"),
     "optim.warmup_steps": _whole(0),
     "optim.weight_decay": _real(0),
-    "optim.b1": _real(0, 1),
-    "optim.b2": _real(0, 1),
+    "optim.b1": _real(0, 1, open_high=True),
+    "optim.b2": _real(0, 1, open_high=True),
     "optim.clip": _real(0, open_low=True),
     "optim.ema": _real(0, 1),
     "optim.accumulate": _whole(1),
