@@ -27,6 +27,7 @@ class Run:
     images: assembly.ImageSpec
     batches: pipeline.Batches
     loop: loop.Loop
+    weights: dict[str, Any] | None = None
 
     def start(self):
         """State of the newest checkpoint, else weights of `init_from`, else fresh.
@@ -37,9 +38,9 @@ class Run:
         state = self.loop.restore(self.batches)
         if state is not None:
             return state
-        weights = None
-        if self.settings.init_from:
-            weights = _host_weights(self.settings, self.loop.abstract.params["host"])
+        weights, self.weights = self.weights, None
+        if weights is None:
+            weights = _host_weights(self.settings, self.loop)
         return self.loop.fresh_state(weights)
 
     def go_on(self, state):
@@ -84,7 +85,6 @@ def open_run(settings: Any, workdir: str) -> Run:
         class_names=tuple(source.class_names),
         patch_size=settings.data.patch_size,
     )
-    folder = claim_workdir(workdir, settings)
     manifest = {
         "task": settings.task,
         "image_shape": list(images.image_shape),
@@ -92,13 +92,13 @@ def open_run(settings: Any, workdir: str) -> Run:
         "patch_size": images.patch_size,
         **environment(),
     }
-    return Run(
-        settings,
-        folder,
-        images,
-        batches,
-        loop.Loop(tasks.build(settings, images), settings, folder, manifest),
-    )
+    folder = pathlib.Path(workdir).absolute()
+    training = loop.Loop(tasks.build(settings, images), settings, folder, manifest)
+    resumed = (folder / "config.json").exists()
+    # Before the workdir is claimed: a mistake must not leave a workdir that belongs to it.
+    weights = None if resumed else _host_weights(settings, training)
+    claim_workdir(workdir, settings)
+    return Run(settings, folder, images, batches, training, weights)
 
 
 def open_data(settings: Any, split: str):
@@ -156,12 +156,21 @@ def environment() -> dict[str, Any]:
     }
 
 
-def _host_weights(settings: Any, wanted) -> dict[str, Any]:
-    """The `host` group of another run, if it has these shapes."""
-    params, _, _ = generator.read_weights(settings.init_from)
+def _host_weights(settings: Any, training: loop.Loop) -> dict[str, Any] | None:
+    """The `host` group of the run `init_from`, if it has these shapes; None where none is asked."""
+    if not settings.init_from:
+        return None
+    if "host" not in training.abstract.params:
+        raise config.wrong("init_from", settings.init_from, "'' for a task without a host")
+    try:
+        params, _, _ = generator.read_weights(settings.init_from)
+    except ValueError as error:
+        allowed = f"a folder with a checkpoint of a host ({error})"
+        raise config.wrong("init_from", settings.init_from, allowed) from error
     if "host" not in params:
         raise config.wrong("init_from", settings.init_from, "a checkpoint that holds a host")
-    have, want = jax.tree.map(np.shape, params["host"]), jax.tree.map(lambda a: a.shape, wanted)
+    have = jax.tree.map(np.shape, params["host"])
+    want = jax.tree.map(lambda a: a.shape, training.abstract.params["host"])
     if have != want:
         raise config.wrong(
             "init_from", settings.init_from, "a checkpoint of a host of the same sizes"

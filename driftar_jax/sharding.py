@@ -41,6 +41,16 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def check_batch(batch_size: int, mesh: Mesh) -> None:
+    """Raises ValueError unless a (micro-)batch of this size divides over `data` and `fsdp`."""
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    if batch_size % parts:
+        raise ValueError(
+            f"train.batch_size: got {batch_size} images at a time over {parts} parts of the mesh, "
+            f"allowed a multiple of {parts}"
+        )
+
+
 def replicated(mesh: Mesh) -> NamedSharding:
     """A full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())

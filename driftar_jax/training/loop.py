@@ -1,6 +1,7 @@
 """The only training loop. What is trained is a `Task`; what is shown comes in as callables."""
 
 import collections
+import functools
 import json
 import pathlib
 import time
@@ -29,20 +30,28 @@ class Loop:
     Args:
       task: what is trained.
       config: checked config; read for `seed`, `optim`, `train` and `mesh` alone.
-      workdir: folder of the run, existing.
+      workdir: folder of the run; need not exist before the first step or restore.
       manifest: JSON-able facts stored beside every checkpoint.
+
+    Raises:
+      ValueError: the mesh does not fit the devices, the batch or a parameter; nothing is written.
     """
 
     def __init__(self, task: Task, config: Any, workdir: pathlib.Path, manifest: dict):
         self.task, self.config, self.workdir, self.manifest = task, config, workdir, manifest
         self.mesh = sharding.make_mesh(**config.mesh.to_dict())
+        sharding.check_batch(config.train.batch_size // config.optim.accumulate, self.mesh)
         self.optimizer = optim.make_optimizer(config.optim, config.train.steps)
-        self.checkpoints = Checkpoints(workdir, keep=config.train.keep)
         self.compilations = 0
         boxed = jax.eval_shape(self._init)
         self.shardings = sharding.state_shardings(boxed, self.mesh)
         self.abstract = abstract_like(nn.meta.unbox(boxed), self.shardings)
         self._steps: dict[bool, Callable] = {}
+
+    @functools.cached_property
+    def checkpoints(self) -> Checkpoints:
+        """Of the workdir; nothing is written there before they are asked for."""
+        return Checkpoints(self.workdir, keep=self.config.train.keep)
 
     def _init(self) -> optim.TrainState:
         params = self.task.init(jax.random.key(self.config.seed))
