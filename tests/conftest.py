@@ -1,0 +1,62 @@
+"""What every test gets: one device, strict broadcasting, data and compiled programs in folders.
+
+Tests that need several devices start a process of their own (`several_devices`): XLA aborts the
+whole process when a collective waits too long, and would take the other tests with it.
+"""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+# Read by XLA once, when jax starts: its CPU pool needs a live thread per simulated device.
+os.environ.setdefault("NPROC", "32")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+
+import jax  # noqa: E402
+import pytest  # noqa: E402
+
+REPOSITORY = pathlib.Path(__file__).parent.parent
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def data_dir(tmp_path_factory):
+    """The data folder of the session: the embedded sets are prepared into it once."""
+    folder = tmp_path_factory.mktemp("tensorflow_datasets")
+    os.environ["TFDS_DATA_DIR"] = str(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def compiled_programs(tmp_path_factory):
+    """A folder of compiled programs, shared with the processes that tests start."""
+    folder = tmp_path_factory.mktemp("compiled")
+    settings = {
+        "jax_compilation_cache_dir": str(folder),
+        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_entry_size_bytes": 0,
+    }
+    for name, value in settings.items():
+        jax.config.update(name, value)
+        os.environ[name.upper()] = str(value)
+
+
+@pytest.fixture(scope="session")
+def python(data_dir, compiled_programs):
+    """`python(*arguments, devices=1)` runs a Python process in the repository."""
+
+    def start(*arguments, devices=1, timeout=110):
+        flags = f"--xla_force_host_platform_device_count={devices}"
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)],
+            capture_output=True,
+            text=True,
+            cwd=REPOSITORY,
+            env={**os.environ, "XLA_FLAGS": flags},
+            timeout=timeout,
+        )
+
+    return start
