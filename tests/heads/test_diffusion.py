@@ -15,7 +15,7 @@ def _head(seed=0, **kwargs):
     """A head whose zero-initialised layers are random, so that every part matters."""
     head = diffusion.DiffusionHead(C, W, 2, **kwargs)
     x, t, z = jnp.ones((ROWS, C)), jnp.arange(ROWS), jnp.ones((ROWS, D))
-    params = nn.unbox(head.init(jax.random.key(seed), x, t, z))["params"]
+    params = nn.unbox(jax.jit(head.init)(jax.random.key(seed), x, t, z))["params"]
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
     leaves = [a + 0.1 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
@@ -35,7 +35,7 @@ def _inputs(seed=3):
 def test_fresh_head_predicts_nothing():
     head = diffusion.DiffusionHead(C, W, 2)
     x, t, z, _ = _inputs()
-    params = head.init(jax.random.key(0), x, t, z)
+    params = jax.jit(head.init)(jax.random.key(0), x, t, z)
     eps, v = head.apply(params, x, t, z)
     assert (eps == 0).all() and (v == 0).all()
 

@@ -22,7 +22,7 @@ def _host(**kwargs):
 def made():
     host = _host()
     tokens = jax.random.normal(jax.random.key(0), (B, N, C))
-    variables = nn.unbox(host.init(jax.random.key(1), tokens, KNOWN, LABEL))
+    variables = nn.unbox(jax.jit(host.init)(jax.random.key(1), tokens, KNOWN, LABEL))
     # Larger tables than a fresh model's, so that every road shows in the output.
     return host, jax.tree.map(lambda a: 2 * a, variables), tokens
 
@@ -92,7 +92,7 @@ def test_rows_of_a_batch_do_not_meet(made):
 def test_entropy_is_the_penultimate_decoder_block_over_content_keys():
     host = _host(decoder_depth=3)
     tokens = jax.random.normal(jax.random.key(0), (B, N, C))
-    variables = nn.unbox(host.init(jax.random.key(1), tokens, KNOWN, LABEL))
+    variables = nn.unbox(jax.jit(host.init)(jax.random.key(1), tokens, KNOWN, LABEL))
     variables = jax.tree.map(lambda a: 3 * a, variables)
     out, state = host.apply(
         variables,
@@ -111,15 +111,18 @@ def test_entropy_is_the_penultimate_decoder_block_over_content_keys():
 
 def test_dropout_only_in_training(made):
     host, variables, tokens = made
-    run = lambda key: host.apply(  # noqa: E731
-        variables, tokens, KNOWN, LABEL, keep=3, deterministic=False, rngs={"dropout": key}
-    )
+
+    @jax.jit
+    def run(key):
+        rngs = {"dropout": key}
+        return host.apply(variables, tokens, KNOWN, LABEL, keep=3, deterministic=False, rngs=rngs)
+
     assert jnp.abs(run(jax.random.key(0)).z - run(jax.random.key(1)).z).max() > 1e-3
 
 
 def test_bfloat16_is_close():
     tokens = jax.random.normal(jax.random.key(0), (B, N, C))
-    variables = _host().init(jax.random.key(1), tokens, KNOWN, LABEL)
+    variables = jax.jit(_host().init)(jax.random.key(1), tokens, KNOWN, LABEL)
     want = _host().apply(variables, tokens, KNOWN, LABEL)
     got = _host(dtype=jnp.bfloat16).apply(variables, tokens, KNOWN, LABEL)
     assert got.z.dtype == jnp.float32 and got.entropy.dtype == jnp.float32

@@ -9,7 +9,6 @@ import functools
 import json
 import os
 import pathlib
-import re
 
 import numpy as np
 import pytest
@@ -95,11 +94,14 @@ def claims(case: str, *patterns: str):
 
 
 def uncovered(case: Case, module) -> list[str]:
-    """Arrays of a case that no test of the module claims."""
+    """Arrays of a case that no test of the module claims, with the parameters it runs with."""
     patterns = []
     for function in vars(module).values():
-        if getattr(function, "case", None) == case.name:
-            patterns += [re.sub(r"\{\w+\}", "*", p) for p in function.claims]
+        if getattr(function, "case", None) != case.name:
+            continue
+        (mark,) = (m for m in function.pytestmark if m.name == "parametrize")
+        name, values = mark.args
+        patterns += [p.format(**{name: v}) for p in function.claims for v in values]
     return sorted(set(case.names) - set(case.claimed(patterns)))
 
 

@@ -12,7 +12,7 @@ from driftar_jax.vae import kl
 def made():
     vae = kl.KLVAE(32, (1, 2), 1, latent_channels=3, attention_levels=(1,))
     images = jax.random.uniform(jax.random.key(0), (3, 4, 6, 3), minval=-1.0)
-    return vae, vae.init(jax.random.key(1), images)["params"], images
+    return vae, jax.jit(vae.init)(jax.random.key(1), images)["params"], images
 
 
 def test_shapes(made):
