@@ -14,6 +14,7 @@ import pathlib
 
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
 FORMAT = 1
 
@@ -58,6 +59,8 @@ class Checkpoints:
         Raises:
           ValueError: a name, shape or format does not fit; one line.
         """
+        for name, tree in abstract.items():
+            self._check_fits(step, name, tree)
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
         items["manifest"] = ocp.args.JsonRestore()
         if (self.workdir / "checkpoints" / str(step) / "position").exists():
@@ -76,6 +79,20 @@ class Checkpoints:
             )
         return read
 
+    def _check_fits(self, step: int, name: str, wanted) -> None:
+        """Orbax reads everything before it complains of one array, and at length."""
+        folder = self.workdir / "checkpoints" / str(step) / name
+        if not folder.is_dir():
+            return
+        stored = ocp.StandardCheckpointHandler().metadata(epath.Path(folder)).tree
+        have, want = _shapes(stored), _shapes(wanted)
+        for path in sorted(have.keys() | want.keys()):
+            if have.get(path) != want.get(path):
+                raise ValueError(
+                    f"checkpoint: got {name} {path} {have.get(path, 'missing')} in step {step} of "
+                    f"{self.workdir}, allowed {want.get(path, 'no such array')} as its config says"
+                )
+
     def wait(self) -> None:
         """Block until the last save is on disk; raises if it failed."""
         self._manager.wait_until_finished()
@@ -84,6 +101,17 @@ class Checkpoints:
     def close(self) -> None:
         """Finish and release the manager."""
         self._manager.close()
+
+
+def _shapes(tree) -> dict[str, tuple[int, ...]]:
+    """Shape of every array by its path; tuples and their like count from 0."""
+    leaves = jax.tree_util.tree_leaves_with_path(tree)
+    return {
+        ".".join(
+            str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path
+        ): tuple(leaf.shape)
+        for path, leaf in leaves
+    }
 
 
 def abstract_like(tree, shardings):
