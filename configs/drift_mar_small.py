@@ -12,7 +12,7 @@ def get_config(size: str = "digits8") -> ml_collections.ConfigDict:
     """Everything a run needs; `size` is the word after the colon."""
     c = small.generative("drift", size)
     c.prior = dict(scale="entropy", sigma_max=0.5, tau=2.0, constant=0.25)  # Eq. 6
-    c.drift = dict(field="energy", draws=4, width=256, depth=4, standardised=True)
+    c.drift = dict(field="energy", draws=4, width=256, depth=3, standardised=True)
     c.draft = dict(width=96, depth=1, num_heads=4)
     c.loss = dict(entropy_loss="match", alpha_start=0.95, freeze_at=0.8)  # Eq. 9-10
     if size == "tiny":

@@ -11,7 +11,7 @@ from configs import small
 def get_config(size: str = "digits8") -> ml_collections.ConfigDict:
     """Everything a run needs; `size` is the word after the colon."""
     c = small.generative("host", size)
-    c.head = dict(width=128, depth=3, copies=4)
+    c.head = dict(width=256, depth=3, copies=4)
     if size == "tiny":
         c.head.update(width=16, depth=1, copies=2)
     return c

@@ -32,8 +32,8 @@ def base(task: str, size: str) -> ml_collections.ConfigDict:
         accumulate=1,
     )
     c.train = dict(
-        batch_size=128,
-        steps=1500,
+        batch_size=64,
+        steps=2000,
         log_every=50,
         sample_every=500,
         checkpoint_every=500,
@@ -64,9 +64,16 @@ def generative(task: str, size: str) -> ml_collections.ConfigDict:
     c.mask = dict(
         law="generation",  # half MAR's law, half the contexts that sampling meets
         ratio_min=0.7,
-        tokens_per_image=0,  # unknown tokens per image whose head is trained; 0: all
+        tokens_per_image=4,  # unknown tokens per image whose head is trained; 0: all
     )
-    c.sample = dict(ar_steps=8, nfe=100, guidance=1.0, guidance_schedule="linear", temperature=1.0)
+    c.sample = dict(
+        ar_steps=8,
+        nfe=50,
+        guidance=1.0,
+        guidance_schedule="linear",
+        temperature=0.95,  # as MAR without guidance
+        spacing="trimmed",
+    )
     if size == "tiny":
         c.host.update(width=16, encoder_depth=1, num_heads=2, buffer_size=2)
         c.sample.update(ar_steps=3, nfe=4)

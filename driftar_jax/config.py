@@ -108,6 +108,7 @@ FIELDS: dict[str, Field] = {
     "sample.nfe": _whole(1),
     "sample.guidance": _real(0),
     "sample.guidance_schedule": _choice("linear", "constant"),
+    "sample.spacing": _choice("even", "trimmed"),
     "sample.temperature": _real(0, open_low=True),
     "mesh.data": _AXIS,
     "mesh.fsdp": _AXIS,

@@ -14,10 +14,11 @@ from driftar_jax.evaluation import session
 _WORKDIR = flags.DEFINE_list("workdir", None, "Drift-AR runs, one per training seed.")
 _BASELINE = flags.DEFINE_list("baseline", None, "Runs of the own head, paired with --workdir.")
 _JUDGE = flags.DEFINE_string("judge", None, "Run of the classifier whose features measure.")
-_OUT = flags.DEFINE_string("out", None, "New folder for report.md, report.json and pictures.")
+_OUT = flags.DEFINE_string("out", None, "Folder for report.md, report.json and pictures.")
 _NUM = flags.DEFINE_integer("num", 2048, "Images per method and seed.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Sampling seeds per pair of runs.")
 _BATCHES = flags.DEFINE_list("batch_sizes", ["16", "256"], "Batch sizes of the speed table.")
+_OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace a report that is there.")
 flags.mark_flags_as_required(["workdir", "baseline", "judge", "out"])
 
 
@@ -31,6 +32,7 @@ def main(_) -> None:
             num=_NUM.value,
             seeds=_SEEDS.value,
             batch_sizes=_BATCHES.value,
+            overwrite=_OVERWRITE.value,
         )
     print(compared.run())
 

@@ -52,6 +52,7 @@ class Loaded:
             guidance=float(c.guidance),
             guidance_schedule=c.guidance_schedule,
             temperature=float(c.temperature),
+            spacing=c.spacing,
         )
         return dataclasses.replace(base, **{k: v for k, v in changes.items() if v is not None})
 
@@ -63,7 +64,7 @@ class Loaded:
           seed: 0..2**31-1; the same seed and labels give the same images.
           batch_size: images per call; changes the speed, not the images.
           **changes: fields of `sampler.Settings`: method, ar_steps, nfe, guidance,
-            guidance_schedule, temperature.
+            guidance_schedule, temperature, spacing.
 
         Returns:
           `Samples`.

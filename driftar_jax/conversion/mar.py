@@ -229,6 +229,7 @@ def config_of(fields: Mapping) -> dict:
             "guidance": scale,
             "guidance_schedule": "linear",
             "temperature": 1.0,
+            "spacing": "even",
         },
     }
     config.check(made)

@@ -42,11 +42,9 @@ def write(
     lines = [
         "# Own head against Drift-AR",
         "",
-        verdict(records),
+        *summary(rows, floor),
         "",
         *_facts(facts),
-        "",
-        *_table(records, floor),
         "",
         *_batches(records),
         "",
@@ -63,6 +61,12 @@ def write(
     for name, caption in images:
         lines += [f"![{caption}]({name})", "", caption, ""]
     (out / "report.md").write_text("\n".join(lines))
+
+
+def summary(rows: Sequence[Row], floor: float) -> list[str]:
+    """The verdict and the main table, as lines of Markdown."""
+    records = [row.as_json() for row in rows]
+    return [verdict(records), "", *_table(records, floor)]
 
 
 def verdict(records: Sequence[dict]) -> str:

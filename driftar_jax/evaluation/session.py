@@ -36,7 +36,7 @@ class Session:
     batch_sizes: tuple[int, ...]
 
     def run(self) -> str:
-        """Measure and write everything; returns the verdict and where the report is."""
+        """Measure and write everything; returns the verdict and the table."""
         features, classes = self.judge.read(self.images)
         floor = quality.real_floor(features)
         rows = compare.measure(
@@ -56,11 +56,10 @@ class Session:
                 ("Drift-AR", self.drifts[0]),
             )
         }
-        self.out.mkdir(parents=True, exist_ok=True)
         shown = self._pictures(found)
         facts = self._facts(float((classes == self.labels).mean()))
         report.write(self.out, rows=rows, floor=floor, premise=found, facts=facts, images=shown)
-        return f"{report.verdict([r.as_json() for r in rows])}\n{self.out / 'report.md'}"
+        return "\n".join(report.summary(rows, floor))
 
     def _judged(self, most: int) -> tuple[np.ndarray, np.ndarray]:
         chosen = np.random.default_rng(0).permutation(len(self.images))[:most]
@@ -134,11 +133,12 @@ def open_session(
     num: int,
     seeds: int,
     batch_sizes: Sequence[str],
+    overwrite: bool,
 ) -> Session:
     """Read checkpoints and data; raises ValueError, one line, before anything is compiled."""
     folder = pathlib.Path(out)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise config.wrong("out", out, "a new or empty folder")
+    if (folder / "report.json").exists() and not overwrite:
+        raise config.wrong("out", out, "a folder without a report, or --overwrite")
     if len(drifts) != len(baselines):
         raise config.wrong("baseline", len(baselines), f"as many runs as --workdir, {len(drifts)}")
     if seeds < 1:
@@ -163,6 +163,7 @@ def open_session(
         np.concatenate(arrays)
         for arrays in zip(*(pipeline.all_images(s) for s in sources), strict=True)
     )
+    folder.mkdir(parents=True, exist_ok=True)
     return Session(
         drifts=loaded_drifts,
         baselines=loaded_baselines,
