@@ -61,7 +61,7 @@ def _parse(argv):
             fail(f"config: got {value!r}, allowed FILE.py[:SIZE] with an existing file")
     try:
         rest = flags.FLAGS(argv, known_only=False)
-    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+    except Exception as error:  # a config file is a program, and may raise anything
         fail(_explain(error, argv))
     if len(rest) > 1:
         fail(f"argument: got {rest[1]!r}, allowed only --flags")
@@ -96,6 +96,9 @@ def _explain(error: Exception, argv: list[str]) -> str:
     found = re.match(r"flag --(?P<name>[^=]+)=(?P<value>[^\n]*?): ", text)
     if found is None and isinstance(error, (AttributeError, KeyError)):
         return f"config field: got {last}, allowed the fields of the file that --config names"
+    if found is None and not isinstance(error, flags.Error):
+        files = ", ".join(_values("config", argv))
+        return f"config: got {files!r}, allowed a file that loads ({type(error).__name__}: {last})"
     if found is None:
         return f"flags: got {' '.join(argv[1:])!r}, allowed --NAME=VALUE ({last})"
     name, value = found["name"], found["value"]
