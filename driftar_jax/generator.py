@@ -2,6 +2,7 @@
 
 import dataclasses
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,9 +12,12 @@ from flax import linen as nn
 
 from driftar_jax import assembly, sampler
 from driftar_jax.checkpoints import Checkpoints, abstract_like, read_config
+from driftar_jax.config import wrong
+from driftar_jax.data import latents
 from driftar_jax.sharding import make_mesh, replicated
 from driftar_jax.training import tasks
 from driftar_jax.types import Counts
+from driftar_jax.vae import pixels
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +38,8 @@ class Loaded:
       params: averaged parameters by group.
       step: the step they are from.
       manifest: facts stored beside them.
+      to_pixels: what makes uint8 images of the token grids; None where these are latents and no
+        autoencoder was given.
     """
 
     config: Any
@@ -41,6 +47,7 @@ class Loaded:
     params: dict[str, Any]
     step: int
     manifest: dict
+    to_pixels: Callable[[jax.Array], jax.Array] | None = sampler.as_pixels
 
     def settings(self, **changes) -> sampler.Settings:
         """Sampling settings of the config, with the given fields changed."""
@@ -55,6 +62,15 @@ class Loaded:
             spacing=c.spacing,
         )
         return dataclasses.replace(base, **{k: v for k, v in changes.items() if v is not None})
+
+    def checked(self, **changes) -> sampler.Settings:
+        """`settings`, once it is sure that images can be made with them; else ValueError."""
+        settings = self.settings(**changes)
+        settings.check(self.parts)
+        if self.to_pixels is None:
+            allowed = "--vae=FOLDER written by convert --family=vae-kl16 (these tokens are latents)"
+            raise wrong("vae", None, allowed)
+        return settings
 
     def sample(self, labels, seed: int = 0, *, batch_size: int = 256, **changes) -> Samples:
         """Generate one image per label.
@@ -72,31 +88,52 @@ class Loaded:
         Raises:
           ValueError: a label or setting is out of range, before any compilation.
         """
+        settings = self.checked(**changes)
         images, counts = sampler.sample_images(
-            self.parts, self.settings(**changes), self.params, labels, seed, batch_size=batch_size
+            self.parts,
+            settings,
+            self.params,
+            labels,
+            seed,
+            batch_size=batch_size,
+            to_pixels=self.to_pixels,
         )
         return Samples(images=images, counts=counts)
 
 
-def load(workdir: str | pathlib.Path, step: int | None = None) -> Loaded:
+def load(
+    workdir: str | pathlib.Path,
+    step: int | None = None,
+    vae: str | pathlib.Path | None = None,
+) -> Loaded:
     """Read the averaged parameters of a run or of a converted checkpoint.
 
     Args:
       workdir: folder written by `train` or `convert`.
       step: a kept step; None is the newest.
+      vae: folder of the autoencoder, for checkpoints whose tokens are latents; None takes the one
+        that the training set was encoded with.
 
     Returns:
       `Loaded`.
 
     Raises:
-      ValueError: no checkpoint there, one of another task, or one that does not fit its config.
+      ValueError: no checkpoint there, one of another task, or one that does not fit its config;
+        `vae` is missing, does not fit, or is not wanted.
     """
     config = ml_collections.ConfigDict(read_config(workdir))
     if config.task not in ("host", "drift"):
         raise ValueError(f"workdir: got task {config.task!r}, allowed host | drift ({workdir})")
+    in_latents = latents.is_latents(config.data.name)
+    if vae is not None and not in_latents:
+        raise wrong("vae", str(vae), "none: the tokens of this checkpoint are pixels")
     params, manifest, step = read_weights(workdir, step)
     parts = assembly.build(config, image_spec(manifest))
-    return Loaded(config=config, parts=parts, params=params, step=step, manifest=manifest)
+    vae = vae or manifest.get("vae")
+    to_pixels = None if in_latents else sampler.as_pixels
+    if vae is not None:
+        to_pixels = pixels.load(vae, parts.images.image_shape[-1])
+    return Loaded(config, parts, params, step, manifest, to_pixels)
 
 
 def image_spec(manifest: dict) -> assembly.ImageSpec:

@@ -1,6 +1,7 @@
 """Generate images from a checkpoint.
 
 python -m driftar_jax.sample --workdir=runs/drift --num=64 --out=runs/drift/images
+python -m driftar_jax.sample --workdir=runs/mar_base --vae=runs/kl16 --num=4 --out=runs/images
 """
 
 import dataclasses
@@ -15,6 +16,7 @@ from driftar_jax.checkpoints import write_json
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder written by train or convert.")
 _OUT = flags.DEFINE_string("out", None, "New folder for grid.png, single files and counts.json.")
+_VAE = flags.DEFINE_string("vae", None, "Folder of the autoencoder, where tokens are latents.")
 _NUM = flags.DEFINE_integer("num", 64, "How many images.")
 _LABELS = flags.DEFINE_list("labels", [], "Class numbers or names, repeated in turn; all classes.")
 _SEED = flags.DEFINE_integer("seed", 0, "Root of the randomness.")
@@ -34,7 +36,7 @@ def main(_) -> None:
         _at_least_one("batch_size", _BATCH.value)
         if not 0 <= _SEED.value < 2**31:
             raise ValueError(f"seed: got {_SEED.value}, allowed 0 to 2147483647")
-        loaded = driftar_jax.load(_WORKDIR.value)
+        loaded = driftar_jax.load(_WORKDIR.value, vae=_VAE.value)
         labels = _labels(loaded.parts.images.class_names, _LABELS.value, _NUM.value)
         changes = {
             "method": _METHOD.value,
@@ -43,7 +45,7 @@ def main(_) -> None:
             "guidance": _GUIDANCE.value,
             "temperature": _TEMPERATURE.value,
         }
-        loaded.settings(**changes).check(loaded.parts)
+        settings = loaded.checked(**changes)
     made = loaded.sample(labels, _SEED.value, batch_size=_BATCH.value, **changes)
     out.mkdir(parents=True, exist_ok=True)
     pictures.save_grid(out / "grid.png", made.images)
@@ -52,7 +54,7 @@ def main(_) -> None:
     facts = {
         "per_image": dataclasses.asdict(made.counts),
         "images": len(labels),
-        "settings": dataclasses.asdict(loaded.settings(**changes)),
+        "settings": dataclasses.asdict(settings),
         "seed": _SEED.value,
         "step": loaded.step,
     }

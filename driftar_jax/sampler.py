@@ -1,12 +1,14 @@
-"""Generation: `(params, labels, image numbers, seed) -> images, Counts`, one jitted function.
+"""Generation: `(params, labels, image numbers, seed) -> grid, Counts`, one jitted function.
 
 The same function serves `sample`, `evaluate` and the training grids, for a host's own head and for
-Drift-AR, so that what is timed is what is judged.
+Drift-AR, so that what is timed is what is judged. A grid is what the tokens are patches of: the
+image itself, or latents that an autoencoder turns into one.
 """
 
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -24,6 +26,9 @@ METHODS = ("own", "drift", "mean")
 
 # Head rows of an AR step are padded to the next of a few sizes; each size is compiled once.
 _MAX_SIZES = 4
+
+# For grids that are images already.
+as_pixels = jax.jit(to_uint8)
 
 SPACINGS = ("even", "trimmed")
 _TRIMMED_LAST = 950
@@ -94,7 +99,7 @@ def generate(
     index: jax.Array,
     seed: jax.Array,
 ) -> tuple[jax.Array, Counts]:
-    """All AR steps, the head and the detokeniser.
+    """All AR steps and the head; the tokens are put back in their places.
 
     Args:
       parts: modules of a run.
@@ -106,7 +111,7 @@ def generate(
       seed: uint32 scalar.
 
     Returns:
-      uint8 images `[B, H, W, C]`, and `Counts` per image.
+      float32 grid `[B, H, W, C]` of `parts.images.image_shape`, and `Counts` per image.
     """
     images = parts.images
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(index)
@@ -154,8 +159,7 @@ def generate(
         draft_calls=jnp.int32(0),
         backbone_rows=jnp.int32(settings.ar_steps * rows),
     )
-    pixels = unpatchify(tokens, *images.image_shape[:2], images.patch_size)
-    return to_uint8(pixels), counts
+    return unpatchify(tokens, *images.image_shape[:2], images.patch_size), counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -278,6 +282,7 @@ def sample_images(
     seed: int,
     *,
     batch_size: int = 256,
+    to_pixels: Callable[[jax.Array], jax.Array] = as_pixels,
 ) -> tuple[np.ndarray, Counts]:
     """Any number of images, in batches of one compiled shape.
 
@@ -286,9 +291,10 @@ def sample_images(
       labels: `[n]` integer classes, -1 for none.
       seed: root of the randomness, 0..2**31-1.
       batch_size: images per call; the last call is padded.
+      to_pixels: a batch of grids to uint8 images; by default the grid is the image, in [-1, 1].
 
     Returns:
-      uint8 `[n, H, W, C]`, and `Counts` per image.
+      uint8 images `[n, ...]`, and `Counts` per image.
 
     Raises:
       ValueError: a label or the settings are out of range; nothing has been compiled.
@@ -306,6 +312,6 @@ def sample_images(
     for first in range(0, len(labels), batch_size):
         index = np.arange(first, first + batch_size, dtype=np.int32)
         chosen = labels[np.minimum(index, len(labels) - 1)]
-        pixels, counts = generate(parts, settings, params, chosen, index, np.uint32(seed))
-        made.append(np.asarray(pixels)[: len(labels) - first])
+        grids, counts = generate(parts, settings, params, chosen, index, np.uint32(seed))
+        made.append(np.asarray(to_pixels(grids))[: len(labels) - first])
     return np.concatenate(made), jax.tree.map(int, counts)

@@ -1,0 +1,52 @@
+"""From sampled latents to images: the last step of a host that works in an autoencoder's space."""
+
+import dataclasses
+import functools
+import pathlib
+
+import jax
+
+from driftar_jax.checkpoints import read_config
+from driftar_jax.config import wrong
+from driftar_jax.features import to_uint8
+from driftar_jax.vae import kl, stored
+
+# Latents decoded at once: at 256x256 each takes about 150 MB of activations.
+TILE = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class ToPixels:
+    """Turns token grids into images; holds the autoencoder."""
+
+    vae: kl.KLVAE
+    params: dict
+
+    def __call__(self, grid: jax.Array) -> jax.Array:
+        """`grid [B, h, w, c]` float32 tokens -> uint8 `[B, h*f, w*f, 3]`."""
+        return _decode(self.vae, self.params, grid)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(vae: kl.KLVAE, params: dict, grid: jax.Array) -> jax.Array:
+    return to_uint8(kl.decode(vae, params, grid / kl.SCALE, tile=TILE))
+
+
+def load(workdir: str | pathlib.Path, channels: int) -> ToPixels:
+    """The autoencoder that a host of `channels` latent channels needs.
+
+    Args:
+      workdir: folder written by `convert --family=vae-kl16`.
+      channels: of the latents.
+
+    Raises:
+      ValueError: no folder of an autoencoder, or one of other latents; one line.
+    """
+    try:
+        have = stored.module(read_config(workdir)).latent_channels
+        if have != channels:
+            raise ValueError(f"it has {have} latent channels, not {channels}")
+        return ToPixels(*stored.load(workdir))
+    except ValueError as error:
+        allowed = f"a folder written by convert --family=vae-kl16 that fits the host ({error})"
+        raise wrong("vae", str(workdir), allowed) from error

@@ -1,0 +1,109 @@
+"""A host in latent space makes images through the autoencoder, and only through a fitting one."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import driftar_jax
+from driftar_jax import checkpoints, generator, sampler
+from driftar_jax.conversion import mar
+from driftar_jax.vae import kl, pixels, stored
+
+FIELDS = dict(
+    num_tokens=9,
+    token_dim=3,
+    num_classes=5,
+    width=12,
+    encoder_depth=1,
+    decoder_depth=2,
+    num_heads=3,
+    buffer_size=4,
+    mlp_ratio=4.0,
+    head_width=16,
+    head_depth=1,
+)
+
+
+def _workdir(path, config, manifest, abstract):
+    """A converted workdir with random arrays."""
+    rng = np.random.default_rng(0)
+    draw = lambda a: jnp.asarray(0.1 * rng.standard_normal(a.shape), jnp.float32)  # noqa: E731
+    written = checkpoints.Checkpoints(path)
+    written.save(0, manifest=manifest, ema=jax.tree.map(draw, abstract))
+    written.wait()
+    written.close()
+    checkpoints.write_json(path / "config.json", config)
+    return str(path)
+
+
+def _vae(path, channels):
+    vae = kl.KLVAE(32, (1, 2), 1, latent_channels=channels, attention_levels=(1,))
+    return _workdir(path, stored.config_of(vae), {"task": "vae"}, stored.abstract(vae))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("latent")
+    abstract = mar.abstract_params(*mar.modules(FIELDS))
+    host = _workdir(root / "host", mar.config_of(FIELDS), mar.manifest_of(FIELDS), abstract)
+    return host, _vae(root / "vae", 3), _vae(root / "other", 4)
+
+
+def test_images_are_decoded_tokens(folders):
+    host, vae, _ = folders
+    loaded = driftar_jax.load(host, vae=vae)
+    made = loaded.sample([4, -1, 0], seed=3, ar_steps=3, nfe=2, guidance=1.0)
+    assert made.images.shape == (3, 6, 6, 3) and made.images.dtype == np.uint8
+    index = jnp.arange(3, dtype=jnp.int32)
+    settings = loaded.settings(ar_steps=3, nfe=2, guidance=1.0)
+    label = jnp.array([4, -1, 0], jnp.int32)
+    grid, _ = sampler.generate(loaded.parts, settings, loaded.params, label, index, np.uint32(3))
+    module, params = stored.load(vae)
+    want = module.apply({"params": params}, grid / 0.2325, method="decode")
+    want = np.clip(np.round((np.asarray(want) + 1) / 2 * 255), 0, 255)
+    assert np.abs(made.images - want).max() <= 1
+
+
+def test_tiles_bound_the_memory(folders):
+    """Twice the images need no more activations, once they fill several tiles."""
+    vae, params = stored.load(folders[1])
+
+    def peak(batch):
+        grid = jax.ShapeDtypeStruct((batch, 8, 8, 3), jnp.float32)
+        done = pixels._decode.lower(vae, params, grid).compile()
+        return done.memory_analysis().temp_size_in_bytes
+
+    assert peak(4 * pixels.TILE) < 1.1 * peak(2 * pixels.TILE)
+
+
+@pytest.mark.parametrize(
+    ("which", "message"),
+    [
+        (None, r"^vae: got None, allowed --vae=FOLDER written by convert --family=vae-kl16"),
+        (2, r"^vae: got .*, allowed .* fits the host \(it has 4 latent channels, not 3\)"),
+        (0, r"^vae: got .*, allowed .*\(task: got 'host', allowed 'vae'"),
+        ("nowhere", r"^vae: got 'nowhere', allowed .*no readable config.json"),
+    ],
+)
+def test_a_missing_or_foreign_autoencoder_is_refused(folders, which, message):
+    vae = folders[which] if isinstance(which, int) else which
+    with pytest.raises(ValueError, match=message):
+        generator.load(folders[0], vae=vae).sample([0])
+
+
+def test_the_command(folders, tmp_path, python):
+    host, vae, _ = folders
+    flags = (f"--workdir={host}", f"--out={tmp_path / 'made'}", "--num=2", "--labels=0,4")
+    refused = python("-m", "driftar_jax.sample", *flags)
+    assert refused.returncode == 2 and not (tmp_path / "made").exists()
+    assert len(refused.stderr.splitlines()) == 1 and "vae: got None" in refused.stderr
+    done = python("-m", "driftar_jax.sample", *flags, f"--vae={vae}", "--ar_steps=2", "--nfe=2")
+    assert done.returncode == 0, done.stderr
+    with Image.open(tmp_path / "made" / "00001_class4.png") as picture:
+        assert picture.size == (6, 6)
+    counts = json.loads((tmp_path / "made" / "counts.json").read_text())
+    assert counts["per_image"]["head_evaluations"] == 4
