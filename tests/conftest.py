@@ -36,7 +36,7 @@ def compiled_programs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("compiled")
     settings = {
         "jax_compilation_cache_dir": str(folder),
-        "jax_persistent_cache_min_compile_time_secs": 0,
+        "jax_persistent_cache_min_compile_time_secs": 0.3,
         "jax_persistent_cache_min_entry_size_bytes": 0,
     }
     for name, value in settings.items():
