@@ -40,7 +40,9 @@ class DraftHead(nn.Module):
             (num_tokens, self.width),
         )
         flag = known[..., None].astype(self.dtype)
-        given = jnp.concatenate([tokens.astype(self.dtype) * flag, flag], axis=-1)
+        # An unknown token may hold anything; 0 * NaN would pass.
+        tokens = jnp.where(known[..., None], tokens.astype(self.dtype), 0)
+        given = jnp.concatenate([tokens, flag], axis=-1)
         h = dense(self.width, ("embed", None), self.dtype, name="features_in")(
             last.z.astype(self.dtype)
         )
