@@ -34,7 +34,9 @@ def decay_mask(params) -> Any:
     """True where weight decay acts: not on 1-d arrays, biases, or anything under a head."""
 
     def decayed(path, leaf):
-        return leaf.ndim > 1 and path[0].key not in UNDECAYED_GROUPS
+        names = [getattr(part, "key", None) for part in path]
+        # By name as well: the bias of queries, keys and values has an axis for each.
+        return leaf.ndim > 1 and "bias" not in names and names[0] not in UNDECAYED_GROUPS
 
     return jax.tree_util.tree_map_with_path(decayed, params)
 
