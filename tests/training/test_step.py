@@ -1,0 +1,137 @@
+"""One training step: what learns in which phase, accumulation, averages, weight decay."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny
+import toy
+from flax import linen as nn
+
+from driftar_jax.training import optim, step
+
+SEED, EMA, TASK = 5, 0.75, toy.ToyTask()
+SECTION = tiny.config("drift", optim__warmup_steps=0, optim__weight_decay=0.3).optim
+OPTIMIZER = optim.make_optimizer(SECTION, steps=10)
+
+
+@functools.cache
+def _step(frozen=False, accumulate=1):
+    made = step.make_step(TASK, OPTIMIZER, seed=SEED, frozen=frozen, accumulate=accumulate, ema=EMA)
+    return jax.jit(made)
+
+
+@pytest.fixture
+def state():
+    params = nn.meta.unbox(TASK.init(jax.random.key(0)))
+    return optim.init_state(params, OPTIMIZER, TASK.tracked)
+
+
+def _moved(before, after):
+    """Largest change of each parameter group."""
+    gaps = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), before, after)
+    return {name: max(jax.tree.leaves(group)) for name, group in gaps.items()}
+
+
+def test_phase_two_moves_the_decoder_and_not_one_bit_of_the_rest(state):
+    for seed in range(2):
+        before = state
+        state, metrics = _step()(state, tiny.batch(6, seed))
+        assert min(_moved(before.params, state.params).values()) > 1e-5
+    assert "first_phase" in metrics
+    fixed = state.params
+    for seed in range(2):
+        state, metrics = _step(frozen=True)(state, tiny.batch(6, seed))
+    moved = _moved(fixed, state.params)
+    assert moved.pop("decoder") > 1e-4
+    assert moved == {"host": 0.0, "prior": 0.0, "draft": 0.0}
+    assert "first_phase" not in metrics and int(state.step) == 4
+    # Without the freeze these would have moved: momentum and weight decay are there.
+    zero = jax.tree.map(jnp.zeros_like, state.params)
+    updates, _ = OPTIMIZER.update(zero, state.opt_state, state.params)
+    assert min(_moved(zero, updates).values()) > 1e-5
+
+
+def test_accumulation_averages_the_gradients_of_its_parts(state):
+    batch = tiny.batch(6)
+    found, metrics = _step(accumulate=3)(state, batch)
+    keys = jax.random.split(jax.random.fold_in(jax.random.key(SEED), 0), 3)
+    gradient = jax.value_and_grad(TASK.loss, has_aux=True)
+    parts = [jax.tree.map(lambda a, i=i: a[2 * i : 2 * i + 2], batch) for i in range(3)]
+    made = [
+        gradient(state.params, part, key, state.step, False)
+        for part, key in zip(parts, keys, strict=True)
+    ]
+    grads = jax.tree.map(lambda *g: sum(g) / 3, *(g for _, g in made))
+    np.testing.assert_allclose(metrics["loss"], np.mean([v[0] for v, _ in made]), rtol=1e-5)
+    np.testing.assert_allclose(metrics["size"], np.mean([v[1]["size"] for v, _ in made]), rtol=1e-5)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.global_norm(grads), rtol=1e-5)
+    updates, _ = OPTIMIZER.update(grads, state.opt_state, state.params)
+    want = optax.apply_updates(state.params, updates)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found.params, want)
+    whole = _step()(state, batch)[1]
+    np.testing.assert_allclose(metrics["loss"], whole["loss"], rtol=0.2)
+
+
+def test_each_step_draws_its_own_randomness(state):
+    batch = tiny.batch(6)
+    one = _step()(state, batch)[1]["loss"]
+    assert one != _step()(state.replace(step=jnp.int32(1)), batch)[1]["loss"]
+    assert one == _step()(state, batch)[1]["loss"]
+
+
+def test_the_average_and_the_running_means_follow(state):
+    sizes = []
+    for seed in range(3):
+        before = state
+        state, metrics = _step()(state, tiny.batch(6, seed))
+        want = jax.tree.map(lambda e, p: EMA * e + (1 - EMA) * p, before.ema, state.params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), state.ema, want)
+        assert max(_moved(before.ema, state.ema).values()) > 1e-5
+        sizes.append(float(metrics["size"]))
+    np.testing.assert_allclose(state.tracked["size"], np.mean(sizes), rtol=1e-5)
+    late = state.replace(step=jnp.int32(10_000))
+    after, metrics = _step()(late, tiny.batch(6))
+    want = step.TRACK_DECAY * late.tracked["size"] + (1 - step.TRACK_DECAY) * metrics["size"]
+    np.testing.assert_allclose(after.tracked["size"], want, rtol=1e-5)
+
+
+def test_gradients_are_clipped_to_the_norm_of_the_config(state):
+    batch = tiny.batch(6)
+    batch["label"] = batch["label"] + 1000
+    after, metrics = _step()(state, batch)
+    assert metrics["grad_norm"] > 100 * SECTION.clip
+    norm = optax.global_norm(after.opt_state[1][0].mu)
+    np.testing.assert_allclose(norm, (1 - SECTION.b1) * SECTION.clip, rtol=1e-4)
+
+
+def test_weight_decay_spares_vectors_and_the_head():
+    params = {
+        "host": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3), "class_emb": jnp.ones((3, 2))},
+        "head": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)},
+    }
+    assert optim.decay_mask(params) == {
+        "host": {"kernel": True, "bias": False, "class_emb": True},
+        "head": {"kernel": False, "bias": False},
+    }
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = OPTIMIZER.update(zero, OPTIMIZER.init(params), params)
+    shrunk = jax.tree.map(lambda u: float(jnp.abs(u).max()), updates)
+    np.testing.assert_allclose(shrunk["host"]["kernel"], SECTION.lr * 0.3, rtol=1e-5)
+    assert shrunk["host"]["bias"] == 0 and max(shrunk["head"].values()) == 0
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("warmup", [0, 4])
+def test_learning_rate_rises_then_holds_or_falls_to_zero(schedule, warmup):
+    rate = optim.learning_rate(0.1, schedule=schedule, warmup_steps=warmup, steps=20)
+    found = np.array([float(rate(s)) for s in range(21)])
+    np.testing.assert_allclose(found[:warmup], 0.1 * np.arange(warmup) / 4, atol=1e-7)
+    if schedule == "constant":
+        np.testing.assert_allclose(found[warmup:], 0.1, rtol=1e-6)
+    else:
+        share = np.arange(21 - warmup) / (20 - warmup)
+        np.testing.assert_allclose(found[warmup:], 0.05 * (1 + np.cos(np.pi * share)), atol=1e-7)
