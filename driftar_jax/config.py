@@ -106,6 +106,8 @@ FIELDS: dict[str, Field] = {
     "train.keep": _whole(1),
     "sample.ar_steps": _whole(1),
     "sample.nfe": _whole(1),
+    "sample.nfe_schedule": _choice("constant", "two_stage", "linear", "cosine"),
+    "sample.nfe_last": _whole(1),
     "sample.guidance": _real(0),
     "sample.guidance_schedule": _choice("linear", "constant"),
     "sample.spacing": _choice("even", "trimmed"),
@@ -130,6 +132,8 @@ CHANGEABLE = (
     "train.checkpoint_every",
     "train.keep",
     "mesh",
+    "sample.nfe_schedule",
+    "sample.nfe_last",
 )
 
 
@@ -205,6 +209,9 @@ def _check_together(flat: dict[str, Any]) -> None:
         raise wrong("sample.ar_steps", flat["sample.ar_steps"], f"1 to {tokens} (one per token)")
     if flat["sample.nfe"] > 1000:
         raise wrong("sample.nfe", flat["sample.nfe"], "1 to 1000")
+    last, most = flat["sample.nfe_last"], flat["sample.nfe"]
+    if flat["sample.nfe_schedule"] != "constant" and last > most:
+        raise wrong("sample.nfe_last", last, f"1 to sample.nfe {most}: steps fall")
 
 
 def check_same_run(config, saved: dict) -> None:

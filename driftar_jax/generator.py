@@ -60,6 +60,9 @@ class Loaded:
             guidance_schedule=c.guidance_schedule,
             temperature=float(c.temperature),
             spacing=c.spacing,
+            # Not in the configs of older runs.
+            nfe_schedule=c.get("nfe_schedule", "constant"),
+            nfe_last=c.get("nfe_last", 1),
         )
         return dataclasses.replace(base, **{k: v for k, v in changes.items() if v is not None})
 
@@ -79,8 +82,8 @@ class Loaded:
           labels: `[n]` integers, classes; -1 for none.
           seed: 0..2**31-1; the same seed and labels give the same images.
           batch_size: images per call; changes the speed, not the images.
-          **changes: fields of `sampler.Settings`: method, ar_steps, nfe, guidance,
-            guidance_schedule, temperature, spacing.
+          **changes: fields of `sampler.Settings`: method, ar_steps, nfe, nfe_schedule, nfe_last,
+            guidance, guidance_schedule, temperature, spacing.
 
         Returns:
           `Samples`.

@@ -23,6 +23,8 @@ _SEED = flags.DEFINE_integer("seed", 0, "Root of the randomness.")
 _METHOD = flags.DEFINE_string("method", None, "own | drift | mean; what the checkpoint holds.")
 _AR_STEPS = flags.DEFINE_integer("ar_steps", None, "AR steps; the config's by default.")
 _NFE = flags.DEFINE_integer("nfe", None, "Head evaluations per AR step (own head).")
+_NFE_SCHEDULE = flags.DEFINE_string("nfe_schedule", None, "constant | two_stage | linear | cosine.")
+_NFE_LAST = flags.DEFINE_integer("nfe_last", None, "What --nfe falls to, unless constant.")
 _GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance scale; 1 is none.")
 _TEMPERATURE = flags.DEFINE_float("temperature", None, "Temperature of the head or start noise.")
 _BATCH = flags.DEFINE_integer("batch_size", 256, "Images per call.")
@@ -42,6 +44,8 @@ def main(_) -> None:
             "method": _METHOD.value,
             "ar_steps": _AR_STEPS.value,
             "nfe": _NFE.value,
+            "nfe_schedule": _NFE_SCHEDULE.value,
+            "nfe_last": _NFE_LAST.value,
             "guidance": _GUIDANCE.value,
             "temperature": _TEMPERATURE.value,
         }

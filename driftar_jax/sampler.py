@@ -15,17 +15,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from driftar_jax import entropy
+from driftar_jax import entropy, plan
 from driftar_jax.assembly import Parts
 from driftar_jax.features import to_uint8
 from driftar_jax.heads import diffusion
-from driftar_jax.hosts.schedules import cosine_counts, guidance_at, unpatchify
+from driftar_jax.hosts.schedules import NFE_SCHEDULES, head_steps, unpatchify
 from driftar_jax.types import Counts, Encoding
 
 METHODS = ("own", "drift", "mean")
-
-# Head rows of an AR step are padded to the next of a few sizes; each size is compiled once.
-_MAX_SIZES = 4
 
 # For grids that are images already.
 as_pixels = jax.jit(to_uint8)
@@ -42,6 +39,9 @@ class Settings:
       method: `own` (the host's many-step head), `drift` (one evaluation), `mean` (the prior mean).
       ar_steps: T, 1..N.
       nfe: head evaluations per AR step; `own` only, `drift` is always 1 and `mean` 0.
+      nfe_schedule: `constant`, or `two_stage | linear | cosine`: they fall from `nfe` to `nfe_last`
+        over the AR steps, as DiSA does.
+      nfe_last: head evaluations of the last AR step, 1..nfe; not read by `constant`.
       guidance: scale s; 1 runs no unconditional branch. On the noise prediction for `own`, on the
         decoded tokens (`u + s (c - u)`, same start noise) for `drift`.
       guidance_schedule: `linear` or `constant` over the AR steps.
@@ -58,6 +58,8 @@ class Settings:
     guidance_schedule: str = "linear"
     temperature: float = 1.0
     spacing: str = "even"
+    nfe_schedule: str = "constant"
+    nfe_last: int = 5
 
     def check(self, parts: Parts) -> None:
         """Raises ValueError (field, value, allowed) where these modules cannot sample so."""
@@ -73,6 +75,11 @@ class Settings:
             )
         if not 1 <= self.nfe <= diffusion.TRAIN_STEPS:
             raise ValueError(f"nfe: got {self.nfe}, allowed 1 to {diffusion.TRAIN_STEPS}")
+        if self.nfe_schedule not in NFE_SCHEDULES:
+            allowed = " | ".join(NFE_SCHEDULES)
+            raise ValueError(f"nfe_schedule: got {self.nfe_schedule!r}, allowed {allowed}")
+        if self.nfe_schedule != "constant" and not 1 <= self.nfe_last <= self.nfe:
+            raise ValueError(f"nfe_last: got {self.nfe_last}, allowed 1 to nfe {self.nfe}")
         if not 0 <= self.guidance < math.inf:
             raise ValueError(f"guidance: got {self.guidance}, allowed a number from 0")
         if self.guidance_schedule not in ("linear", "constant"):
@@ -85,9 +92,22 @@ class Settings:
             raise ValueError(f"temperature: got {self.temperature}, allowed a number above 0")
 
     @property
-    def evaluations(self) -> int:
-        """Head evaluations per AR step."""
-        return {"own": self.nfe, "drift": 1, "mean": 0}[self.method]
+    def guided(self) -> bool:
+        """Whether an unconditional branch runs."""
+        return self.guidance != 1.0
+
+    @property
+    def evaluations(self) -> int | float:
+        """Head evaluations per AR step; their mean where they change."""
+        mean = sum(self.head_steps) / self.ar_steps
+        return int(mean) if mean.is_integer() else mean
+
+    @property
+    def head_steps(self) -> tuple[int, ...]:
+        """Head evaluations of each AR step."""
+        if self.method == "own":
+            return head_steps(self.nfe, self.nfe_last, self.ar_steps, self.nfe_schedule)
+        return (1 if self.method == "drift" else 0,) * self.ar_steps
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
@@ -115,25 +135,23 @@ def generate(
     """
     images = parts.images
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(index)
-    steps = _Steps.plan(images.num_tokens, settings)
+    steps = plan.make(
+        images.num_tokens,
+        settings.ar_steps,
+        guidance=settings.guidance,
+        guidance_schedule=settings.guidance_schedule,
+        head_steps=settings.head_steps,
+    )
     batch = label.shape[0]
-    guided = settings.guidance != 1.0
     order = jax.vmap(lambda k: jax.random.permutation(k, images.num_tokens))(_fold(keys, 0))
     rank = jnp.argsort(order, axis=-1)
     token_keys = jax.vmap(lambda k: _fold(jnp.broadcast_to(k, (images.num_tokens,)), None))(
         _fold(keys, 1)
     )
 
-    def encode(tokens, known):
-        if guided:
-            tokens, known = jnp.concatenate([tokens] * 2), jnp.concatenate([known] * 2)
-            labels = jnp.concatenate([label, jnp.full_like(label, -1)])
-        else:
-            labels = label
-        return parts.host.apply({"params": params["host"]}, tokens, known, labels)
-
     def ar_step(tokens, step):
-        encoding = encode(tokens, rank >= step["now"])
+        known = rank >= step["now"]
+        encoding = backbone(parts, steps, settings, params, tokens, known, label, step["keep"])
         prior = _prior(parts, params, encoding, _fold(keys, 2))
 
         def fill(size):
@@ -142,66 +160,50 @@ def generate(
             positions = jnp.take(order, jnp.minimum(slots, images.num_tokens - 1), axis=1)
             rows = jax.tree.map(lambda a: _take(a, positions, batch), (encoding, prior))
             new = _predict(
-                parts, settings, params, *rows, _take(token_keys, positions, batch), step["scale"]
+                parts, steps, settings, params, *rows, _take(token_keys, positions, batch), step
             )
             target = jnp.where(slots < step["now"], positions, images.num_tokens)
             return jax.vmap(lambda t, p, x: t.at[p].set(x, mode="drop"))(tokens, target, new)
 
         branches = [functools.partial(fill, size) for size in steps.sizes]
-        return jax.lax.switch(step["branch"], branches), None
+        return jax.lax.switch(step["size"], branches), None
 
     start = jnp.zeros((batch, images.num_tokens, images.token_dim), jnp.float32)
-    tokens, _ = jax.lax.scan(ar_step, start, steps.scanned())
-    rows = 2 if guided else 1
+    tokens, _ = jax.lax.scan(ar_step, start, steps.columns())
     counts = Counts(
         backbone_calls=jnp.int32(settings.ar_steps),
-        head_evaluations=jnp.int32(settings.ar_steps * settings.evaluations),
+        head_evaluations=jnp.int32(sum(settings.head_steps)),
         draft_calls=jnp.int32(0),
-        backbone_rows=jnp.int32(settings.ar_steps * rows),
+        backbone_rows=jnp.int32(settings.ar_steps * (2 if settings.guided else 1)),
     )
     return unpatchify(tokens, *images.image_shape[:2], images.patch_size), counts
 
 
-@dataclasses.dataclass(frozen=True)
-class _Steps:
-    """Static plan of the AR steps: tokens unknown before and after, padded size, guidance."""
+def backbone(
+    parts: Parts,
+    steps: plan.Plan,
+    settings: Settings,
+    params: dict[str, Any],
+    tokens: jax.Array,
+    known: jax.Array,
+    label: jax.Array,
+    keep: jax.Array,
+) -> Encoding:
+    """One backbone call of the AR loop: `[B, ...]`, or `[2B, ...]` with the unconditional rows.
 
-    now: np.ndarray
-    next: np.ndarray
-    branch: np.ndarray
-    scale: np.ndarray
-    sizes: tuple[int, ...]
+    `keep` is the step's index into `steps.keeps`: the encoder runs on about as many tokens as are
+    known, not on all.
+    """
+    if settings.guided:
+        tokens, known = jnp.concatenate([tokens] * 2), jnp.concatenate([known] * 2)
+        label = jnp.concatenate([label, jnp.full_like(label, -1)])
+    variables = {"params": params["host"]}
 
-    @classmethod
-    def plan(cls, num_tokens: int, settings: Settings) -> "_Steps":
-        counts = np.asarray(cosine_counts(num_tokens, settings.ar_steps))
-        after = num_tokens - np.cumsum(counts)
-        sizes = _padded_sizes(counts)
-        return cls(
-            now=after + counts,
-            next=after,
-            branch=np.searchsorted(sizes, counts),
-            scale=guidance_at(
-                settings.guidance, num_tokens, settings.ar_steps, settings.guidance_schedule
-            ),
-            sizes=tuple(int(s) for s in sizes),
-        )
+    def place(size):
+        return parts.host.apply(variables, tokens, known, label, keep=size, method="place")
 
-    def scanned(self) -> dict[str, jax.Array]:
-        return {
-            "now": jnp.asarray(self.now, jnp.int32),
-            "next": jnp.asarray(self.next, jnp.int32),
-            "branch": jnp.asarray(self.branch, jnp.int32),
-            "scale": jnp.asarray(self.scale, jnp.float32),
-        }
-
-
-def _padded_sizes(counts: np.ndarray) -> np.ndarray:
-    """At most `_MAX_SIZES` sizes, ascending, the largest being the largest count."""
-    distinct = np.unique(counts)
-    if len(distinct) <= _MAX_SIZES:
-        return distinct
-    return np.unique(np.quantile(counts, np.linspace(0, 1, _MAX_SIZES + 1)[1:], method="higher"))
+    canvas = jax.lax.switch(keep, [functools.partial(place, size) for size in steps.keeps])
+    return parts.host.apply(variables, canvas, method="read")
 
 
 def _fold(keys: jax.Array, data: int | None) -> jax.Array:
@@ -227,9 +229,9 @@ def _prior(parts: Parts, params, encoding: Encoding, keys: jax.Array):
     )
 
 
-def _predict(parts, settings, params, encoding, prior, token_keys, scale) -> jax.Array:
+def _predict(parts, steps, settings, params, encoding, prior, token_keys, step) -> jax.Array:
     """New tokens `[B, M, C]`; `encoding` and `prior` hold `[B or 2B, M, ...]`."""
-    guided = settings.guidance != 1.0
+    guided, scale = settings.guided, step["scale"]
     batch, count = token_keys.shape
     channels = parts.images.token_dim
 
@@ -241,12 +243,17 @@ def _predict(parts, settings, params, encoding, prior, token_keys, scale) -> jax
     if settings.method == "own":
         z = encoding.z.reshape(-1, encoding.z.shape[-1])
         rows = batch * count
+        schedules = [_schedule(settings, length) for length in steps.lengths]
+        schedule, num_steps = schedules[0], None
+        if len(schedules) > 1:
+            schedule, num_steps = diffusion.chosen(schedules, step["length"])
         new = diffusion.head_sample(
             parts.head,
             params["head"],
             z[:rows],
             noise,
-            schedule=_schedule(settings),
+            schedule=schedule,
+            num_steps=num_steps,
             guidance=scale if guided else None,
             z_uncond=z[rows:] if guided else None,
             temperature=settings.temperature,
@@ -268,10 +275,10 @@ def _predict(parts, settings, params, encoding, prior, token_keys, scale) -> jax
     return new
 
 
-def _schedule(settings: Settings) -> diffusion.Schedule:
-    if settings.spacing == "trimmed" or settings.nfe == 1:
-        return diffusion.trimmed_schedule(settings.nfe, _TRIMMED_LAST)
-    return diffusion.respaced_schedule(settings.nfe)
+def _schedule(settings: Settings, num_steps: int) -> diffusion.Schedule:
+    if settings.spacing == "trimmed" or num_steps == 1:
+        return diffusion.trimmed_schedule(num_steps, _TRIMMED_LAST)
+    return diffusion.respaced_schedule(num_steps)
 
 
 def sample_images(

@@ -25,6 +25,7 @@ STOREYS = {
     "hosts": 3,
     "speculative": 4,
     "assembly": 4.5,
+    "plan": 4.5,
     "sampler": 5,
     "training": 5,
     "generator": 6,

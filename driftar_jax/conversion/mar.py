@@ -226,6 +226,8 @@ def config_of(fields: Mapping) -> dict:
         "sample": {
             "ar_steps": min(64, fields["num_tokens"]),
             "nfe": 100,
+            "nfe_schedule": "constant",
+            "nfe_last": 5,
             "guidance": scale,
             "guidance_schedule": "linear",
             "temperature": 1.0,

@@ -7,7 +7,7 @@ reverse step multiplies errors by about 300.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
@@ -135,6 +135,7 @@ class Schedule:
 
     timestep_map: np.ndarray
     betas: np.ndarray
+    log_betas: np.ndarray
     alphas_cumprod: np.ndarray
     posterior_variance: np.ndarray
     posterior_log_variance_clipped: np.ndarray
@@ -157,6 +158,7 @@ def _schedule(timestep_map: np.ndarray, betas: np.ndarray) -> Schedule:
     return Schedule(
         timestep_map=timestep_map,
         betas=betas,
+        log_betas=np.log(betas),
         alphas_cumprod=cumprod,
         posterior_variance=variance,
         posterior_log_variance_clipped=np.log(np.append(floor, variance[1:])),
@@ -237,6 +239,28 @@ def respaced_schedule(steps: int | str) -> Schedule:
     return _schedule(np.asarray(kept), 1.0 - bar / np.append(1.0, bar[:-1]))
 
 
+def chosen(schedules: Sequence[Schedule], which: jax.Array) -> tuple[Schedule, jax.Array]:
+    """One of several processes, by a traced index.
+
+    Args:
+      schedules: processes of any lengths.
+      which: int32 scalar.
+
+    Returns:
+      The process, its tables float32 and padded to the longest, and its number of steps.
+    """
+    most = max(s.num_steps for s in schedules)
+
+    def table(name):
+        rows = [getattr(s, name) for s in schedules]
+        stacked = np.stack([np.pad(r, (0, most - len(r))) for r in rows])
+        dtype = jnp.int32 if name == "timestep_map" else jnp.float32
+        return jnp.asarray(stacked, dtype)[which]
+
+    tables = {f.name: table(f.name) for f in dataclasses.fields(Schedule)}
+    return Schedule(**tables), jnp.asarray([s.num_steps for s in schedules], jnp.int32)[which]
+
+
 def _at(table: np.ndarray, index: jax.Array, ndim: int) -> jax.Array:
     """`table[index]` in float32 with axes of size 1 for the channels, and up to `ndim`."""
     return _lift(jnp.asarray(table, jnp.float32)[index][..., None], ndim)
@@ -270,7 +294,7 @@ def predict(
     clean = clean - at(schedule.sqrt_recipm1_alphas_cumprod) * eps
     mean = at(schedule.posterior_mean_coef1) * clean + at(schedule.posterior_mean_coef2) * x
     share = (v + 1.0) / 2.0
-    log_variance = share * at(np.log(schedule.betas))
+    log_variance = share * at(schedule.log_betas)
     log_variance += (1.0 - share) * at(schedule.posterior_log_variance_clipped)
     return Prediction(clean, mean, log_variance)
 
@@ -383,8 +407,9 @@ def head_sample(
     guidance: float | jax.Array | None = None,
     z_uncond: jax.Array | None = None,
     temperature: float | jax.Array = 1.0,
+    num_steps: jax.Array | None = None,
 ) -> jax.Array:
-    """Draws one token per condition by the whole reverse process, in one `lax.scan`.
+    """Draws one token per condition by the whole reverse process, in one loop.
 
     Guidance acts on the noise prediction alone, and both branches look at the same `x` (MAR's
     `forward_with_cfg`); the unconditional branch gives nothing but that prediction.
@@ -399,6 +424,7 @@ def head_sample(
       z_uncond: `[n, D]` conditions of the unconditional branch. Without it, or with
         `guidance=None`, one branch runs.
       temperature: factor of the step noises, not of the initial noise.
+      num_steps: S where the tables of `schedule` are padded (`chosen`).
 
     Returns:
       `[n, C]` float32.
@@ -413,16 +439,17 @@ def head_sample(
     both = jnp.concatenate([z, z_uncond]) if guided else z
     condition = head.apply(variables, both, method="condition")
     timesteps = jnp.asarray(schedule.timestep_map, jnp.int32)
+    steps = schedule.num_steps if num_steps is None else num_steps
 
-    def step(x, index):
+    def step(done, x):
+        index = jnp.int32(steps - 1 - done)
         x_in = jnp.concatenate([x, x]) if guided else x
         eps, v = head.apply(variables, x_in, timesteps[index], condition, method="denoise")
         if guided:
             eps, eps_uncond = jnp.split(eps, 2)
             eps = eps_uncond + guidance * (eps - eps_uncond)
             v = jnp.split(v, 2)[0]
-        return reverse_step(schedule, index, x, eps, v, noise(index), temperature), None
+        return reverse_step(schedule, index, x, eps, v, noise(index), temperature)
 
-    start = noise(jnp.int32(schedule.num_steps)).astype(jnp.float32)
-    order = jnp.arange(schedule.num_steps - 1, -1, -1, dtype=jnp.int32)
-    return jax.lax.scan(step, start, order)[0]
+    start = noise(jnp.int32(steps)).astype(jnp.float32)
+    return jax.lax.fori_loop(0, steps, step, start)

@@ -177,6 +177,17 @@ class MAR(nn.Module):
         deterministic: bool = True,
     ) -> Encoding:
         """The decoder on `rows` of `encode_known` with the same `known` and `keep`."""
+        canvas = self.canvas(rows, known, keep=keep)
+        return self.read(canvas, deterministic=deterministic)
+
+    def place(
+        self, tokens: jax.Array, known: jax.Array, label: jax.Array, *, keep: int | None = None
+    ) -> jax.Array:
+        """Encoder and `canvas`: all of a call that depends on `keep`; arguments as `__call__`."""
+        return self.canvas(self.encode_known(tokens, known, label, keep=keep), known, keep=keep)
+
+    def canvas(self, rows: jax.Array, known: jax.Array, *, keep: int | None = None) -> jax.Array:
+        """`rows` of `encode_known` put in their places, mask tokens elsewhere: `[B, F + N, D]`."""
         h = self.decoder_embed(rows)
         buffer, image = h[:, : self.buffer_size], h[:, self.buffer_size :]
         if keep is not None:
@@ -190,8 +201,11 @@ class MAR(nn.Module):
         filler = self.mask_token.astype(h.dtype)[None]
         image = jnp.where(known[..., None], image, filler)
         h = jnp.concatenate([buffer, image], axis=1) + self.decoder_pos_embed[None]
-        h = h.astype(self.dtype)
-        entropy = None
+        return h.astype(self.dtype)
+
+    def read(self, canvas: jax.Array, *, deterministic: bool = True) -> Encoding:
+        """The decoder's blocks on a `canvas [B, F + N, D]`."""
+        h, entropy = canvas, None
         for i, block in enumerate(self.decoder_blocks):
             if i == self.decoder_depth - 2:
                 h, entropy = block.with_entropy(

@@ -1,4 +1,4 @@
-"""How MAR spends its AR steps: tokens and guidance per step, and the order inside a patch.
+"""How MAR spends its AR steps: tokens, guidance and head steps, and the order inside a patch.
 
 Source: `sample_tokens`, `patchify` of LTH14/mar at fe470ac. Host-side numbers, known before
 anything is traced.
@@ -8,6 +8,8 @@ import math
 
 import jax
 import numpy as np
+
+NFE_SCHEDULES = ("constant", "two_stage", "linear", "cosine")
 
 
 def cosine_counts(num_tokens: int, ar_steps: int) -> tuple[int, ...]:
@@ -53,6 +55,38 @@ def guidance_at(
         raise ValueError(f"schedule: got {schedule!r}, allowed 'linear' or 'constant'")
     left = np.array([max(after, 1) for _, after in steps], np.float64)
     return (1.0 + (scale - 1.0) * (num_tokens - left) / num_tokens).astype(np.float32)
+
+
+def head_steps(first: int, last: int, ar_steps: int, schedule: str) -> tuple[int, ...]:
+    """Head steps of each AR step: constant, or annealed as more tokens are known.
+
+    Args:
+      first: steps of the first AR step.
+      last: steps of the last one; not read by `constant`.
+      ar_steps: T, at least 1.
+      schedule: `constant`; `two_stage` changes after half of the AR steps; `linear` and `cosine`
+        (half a period) fall all the way.
+
+    Returns:
+      T counts.
+
+    Raises:
+      ValueError: an unknown `schedule`.
+
+    Source: the idea and the names are DiSA's (arXiv 2505.20297); the formulas are ours.
+    """
+    progress = np.arange(ar_steps) / max(ar_steps - 1, 1)
+    if schedule == "constant":
+        share = np.zeros(ar_steps)
+    elif schedule == "two_stage":
+        share = (np.arange(ar_steps) >= (ar_steps + 1) // 2).astype(float)
+    elif schedule == "linear":
+        share = progress
+    elif schedule == "cosine":
+        share = 0.5 - 0.5 * np.cos(np.pi * progress)
+    else:
+        raise ValueError(f"nfe_schedule: got {schedule!r}, allowed {' | '.join(NFE_SCHEDULES)}")
+    return tuple(int(n) for n in np.rint(first + (last - first) * share))
 
 
 def _unknown(num_tokens: int, ar_steps: int) -> list[tuple[int, int]]:

@@ -1,0 +1,103 @@
+"""The static plan of the AR steps: what is known before tracing, so that shapes can follow it.
+
+Arrays of a compiled program have one size, AR steps do not. So sizes are padded to a few, each of
+which is compiled once and chosen at run time; the few are those that pad least.
+"""
+
+import dataclasses
+
+import numpy as np
+
+from driftar_jax.hosts.schedules import cosine_counts, guidance_at
+
+# Most compiled sizes of the encoder and of the head.
+MOST_KEEPS = 4
+MOST_SIZES = 6
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Plan:
+    """T AR steps; arrays are `[T]`.
+
+    Attributes:
+      now, next: tokens unknown before and after the step.
+      scale: guidance.
+      keeps: padded numbers of known tokens the encoder runs on; `keep` is the step's index there.
+      sizes: padded numbers of new tokens; `size` is the step's index.
+      lengths: distinct numbers of head evaluations; `length` is the step's index.
+    """
+
+    now: np.ndarray
+    next: np.ndarray
+    scale: np.ndarray
+    keeps: tuple[int, ...]
+    keep: np.ndarray
+    sizes: tuple[int, ...]
+    size: np.ndarray
+    lengths: tuple[int, ...]
+    length: np.ndarray
+
+    def columns(self) -> dict[str, np.ndarray]:
+        """What each step has to know, for a scan over the steps."""
+        whole = ("now", "next", "keep", "size", "length")
+        columns = {name: getattr(self, name).astype(np.int32) for name in whole}
+        return columns | {"scale": self.scale.astype(np.float32)}
+
+
+def make(
+    num_tokens: int,
+    ar_steps: int,
+    *,
+    guidance: float,
+    guidance_schedule: str,
+    head_steps: tuple[int, ...],
+) -> Plan:
+    """The plan of MAR's cosine schedule.
+
+    Args:
+      num_tokens: N.
+      ar_steps: T, 1..N.
+      guidance, guidance_schedule: as in `guidance_at`.
+      head_steps: T head evaluations.
+    """
+    counts = np.asarray(cosine_counts(num_tokens, ar_steps))
+    after = num_tokens - np.cumsum(counts)
+    known = num_tokens - after - counts
+    keeps, sizes = padded(known, MOST_KEEPS), padded(counts, MOST_SIZES)
+    lengths = np.unique(head_steps)
+    return Plan(
+        now=after + counts,
+        next=after,
+        scale=guidance_at(guidance, num_tokens, ar_steps, guidance_schedule),
+        keeps=tuple(int(k) for k in keeps),
+        keep=np.searchsorted(keeps, known),
+        sizes=tuple(int(s) for s in sizes),
+        size=np.searchsorted(sizes, counts),
+        lengths=tuple(int(n) for n in lengths),
+        length=np.searchsorted(lengths, head_steps),
+    )
+
+
+def padded(values: np.ndarray, most: int) -> np.ndarray:
+    """At most `most` sizes, ascending, that hold all `values` with the least padding in sum."""
+    distinct, times = np.unique(values, return_counts=True)
+    n = len(distinct)
+    # cost[i, j]: padding of the values i..j when all of them take the size of j.
+    total, filled = np.cumsum(np.append(0, times)), np.cumsum(np.append(0, times * distinct))
+    i, j = np.meshgrid(np.arange(n), np.arange(n), indexing="ij")
+    cost = (total[j + 1] - total[i]) * distinct[j] - (filled[j + 1] - filled[i])
+    cost = np.where(i <= j, cost, np.iinfo(np.int64).max // 4)
+    # best[j]: least padding of the values 0..j with the sizes used so far; first[..][j]: where the
+    # last of these sizes begins to serve.
+    best, first = cost[0], [np.zeros(n, int)]
+    for _ in range(min(most, n) - 1):
+        with_one_more = np.append(0, best[:-1])[:, None] + cost
+        first.append(with_one_more.argmin(axis=0))
+        best = with_one_more.min(axis=0)
+    ends, end = [], n - 1
+    for begin in reversed(first):
+        if end < 0:
+            break
+        ends.append(end)
+        end = begin[end] - 1
+    return distinct[ends[::-1]]

@@ -1,0 +1,108 @@
+"""Head steps that change over the AR steps: the same sampler, true counts, the same tokens."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from configs import mar_small
+from driftar_jax import assembly, generator, plan, sampler
+from driftar_jax.heads import diffusion
+from driftar_jax.training import tasks
+
+LABEL = jnp.array([3, -1], jnp.int32)
+INDEX = jnp.arange(2, dtype=jnp.int32)
+
+
+@pytest.fixture(scope="module")
+def made():
+    """A small host with random arrays (a fresh head would return its noise)."""
+    config = mar_small.get_config("tiny")
+    parts = assembly.build(config, assembly.ImageSpec((5, 5, 2), ("a", "b", "c", "d"), 1))
+    params = nn.meta.unbox(tasks.HostTask(parts, None, 1).init(jax.random.key(0)))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    noisy = [a + 0.1 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
+    return config, parts, jax.tree.unflatten(tree, noisy)
+
+
+def _generate(parts, params, **changes):
+    settings = sampler.Settings("own", 7, nfe=6, guidance=2.0, spacing="trimmed", **changes)
+    settings.check(parts)
+    return sampler.generate(parts, settings, params, LABEL, INDEX, np.uint32(3))
+
+
+@pytest.mark.parametrize("schedule", ["two_stage", "linear", "cosine"])
+def test_evaluations_are_counted_as_they_are_made(made, schedule):
+    _, parts, params = made
+    grid, counts = _generate(parts, params, nfe_schedule=schedule, nfe_last=2)
+    assert jnp.isfinite(grid).all()
+    steps = {"two_stage": 4 * 6 + 3 * 2, "linear": 28, "cosine": 28}[schedule]
+    assert int(counts.head_evaluations) == steps and int(counts.backbone_calls) == 7
+
+
+def test_falling_to_the_same_number_changes_nothing(made):
+    _, parts, params = made
+    constant, _ = _generate(parts, params)
+    annealed, _ = _generate(parts, params, nfe_schedule="linear", nfe_last=6)
+    np.testing.assert_array_equal(constant, annealed)
+
+
+def test_the_first_stage_is_that_of_the_constant_schedule(made):
+    """Tokens fixed before the number changes are the same; later ones are not."""
+    _, parts, params = made
+    constant, _ = _generate(parts, params)
+    annealed, _ = _generate(parts, params, nfe_schedule="two_stage", nfe_last=2)
+    steps = plan.make(25, 7, guidance=1.0, guidance_schedule="linear", head_steps=(1,) * 7)
+    early = 25 - int(steps.next[3])
+    same = np.isclose(constant, annealed, atol=1e-4).all(axis=-1).reshape(2, -1).sum(axis=1)
+    np.testing.assert_array_equal(same, early)
+
+
+def test_a_padded_process_equals_its_own(made):
+    schedules = [diffusion.trimmed_schedule(n, 950) for n in (2, 5, 1)]
+    for which, schedule in enumerate(schedules):
+        chosen, steps = jax.jit(lambda w: _tables(diffusion.chosen(schedules, w)))(which)
+        assert int(steps) == schedule.num_steps
+        for name, table in chosen.items():
+            want = getattr(schedule, name).astype(np.float32)
+            np.testing.assert_array_equal(table[: len(want)], want, err_msg=name)
+
+
+def _tables(chosen):
+    schedule, steps = chosen
+    return {f.name: getattr(schedule, f.name) for f in dataclasses.fields(schedule)}, steps
+
+
+def test_the_encoder_on_known_tokens_alone_changes_nothing(made, monkeypatch):
+    _, parts, params = made
+    few, _ = _generate(parts, params)
+    monkeypatch.setattr(plan, "MOST_KEEPS", 1)
+    sampler.generate.clear_cache()
+    all_tokens, _ = _generate(parts, params)
+    np.testing.assert_allclose(few, all_tokens, rtol=1e-5, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"nfe_schedule": "exp"}, "^nfe_schedule: got 'exp', allowed constant | two_stage"),
+        ({"nfe_schedule": "linear", "nfe_last": 7}, "^nfe_last: got 7, allowed 1 to nfe 6"),
+        ({"nfe_schedule": "linear", "nfe_last": 0}, "^nfe_last: got 0, allowed 1 to nfe 6"),
+    ],
+)
+def test_bad_settings_are_refused(made, changes, message):
+    with pytest.raises(ValueError, match=message):
+        _generate(*made[1:], **changes)
+
+
+def test_configs_of_older_runs_stay_constant(made):
+    config, parts, params = made
+    config = config.copy_and_resolve_references()
+    del config.sample.nfe_schedule, config.sample.nfe_last
+    loaded = generator.Loaded(config, parts, params, 0, {})
+    assert loaded.settings().head_steps == (4, 4, 4)
+    assert loaded.settings(nfe_schedule="linear", nfe_last=2).head_steps == (4, 3, 2)

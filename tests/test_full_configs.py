@@ -1,0 +1,63 @@
+"""Configs of the released sizes are ones this project accepts, and say what was published."""
+
+import importlib
+
+import ml_collections
+import pytest
+
+from driftar_jax import config
+from driftar_jax.conversion import mar
+from driftar_jax.hosts.mar import PRESETS
+
+
+def _get(kind, size, *variant):
+    return importlib.import_module(f"configs.{kind}_{size}").get_config(*variant)
+
+
+@pytest.mark.parametrize("size", PRESETS)
+@pytest.mark.parametrize("kind", ["mar", "drift_mar"])
+@pytest.mark.parametrize("variant", [(), ("tiny",)], ids=["full", "tiny"])
+def test_config_is_accepted(kind, size, variant):
+    made = _get(kind, size, *variant)
+    config.check(made)
+    assert made.task == ("host" if kind == "mar" else "drift")
+    with pytest.raises(ValueError, match="^config size: got 'small', allowed tiny"):
+        _get(kind, size, "small")
+
+
+@pytest.mark.parametrize("size", PRESETS)
+def test_sizes_and_evaluation_are_the_published_ones(size):
+    made, preset = _get("mar", size), PRESETS[size]
+    for name in ("width", "encoder_depth", "decoder_depth", "num_heads"):
+        assert made.host[name] == preset[name]
+    assert (made.head.width, made.head.depth) == (preset["head_width"], preset["head_depth"])
+    assert made.sample.guidance == mar.GUIDANCE[made.host.width]
+    published = dict(ar_steps=256, nfe=100, guidance_schedule="linear", temperature=1.0)
+    assert {name: made.sample[name] for name in published} == published
+
+
+def test_a_converted_checkpoint_has_the_same_recipe():
+    made = _get("mar", "base")
+    fields = {"num_tokens": 256, "token_dim": 16, "num_classes": 1000, "buffer_size": 64}
+    fields |= {"mlp_ratio": 4.0, **PRESETS["base"]}
+    converted = ml_collections.ConfigDict(mar.config_of(fields))
+    for section in ("host", "head", "mask", "optim", "train", "mesh"):
+        assert converted[section].to_dict() == made[section].to_dict(), section
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sample.nfe_schedule": "exp"}, "^sample.nfe_schedule: got 'exp', allowed constant"),
+        ({"sample.nfe_last": 0}, "^sample.nfe_last: got 0, allowed a whole number"),
+        (
+            {"sample.nfe_schedule": "cosine", "sample.nfe_last": 101},
+            "^sample.nfe_last: got 101, allowed 1 to sample.nfe 100",
+        ),
+    ],
+)
+def test_bad_annealing_is_refused(changes, message):
+    made = _get("mar", "base")
+    made.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        config.check(made)

@@ -1,0 +1,59 @@
+"""The plan of the AR steps: few sizes, little padding, the counts of the schedules."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from driftar_jax import plan
+from driftar_jax.hosts import schedules
+
+
+def _waste(sizes, values):
+    return (sizes[np.searchsorted(sizes, values)] - values).sum()
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_padding_is_the_least_possible(seed):
+    rng = np.random.default_rng(seed)
+    values, most = rng.integers(0, 20, rng.integers(1, 12)), int(rng.integers(1, 6))
+    sizes = plan.padded(values, most)
+    assert len(sizes) <= most and (np.diff(sizes) > 0).all()
+    smaller = np.unique(values)[:-1]
+    tried = [
+        np.array([*chosen, values.max()])
+        for number in range(most)
+        for chosen in itertools.combinations(smaller, number)
+    ]
+    assert _waste(sizes, values) == min(_waste(t, values) for t in tried)
+
+
+@pytest.mark.parametrize("ar_steps", [1, 8, 64, 256])
+def test_every_step_finds_room(ar_steps):
+    made = plan.make(
+        256, ar_steps, guidance=2.0, guidance_schedule="linear", head_steps=(5,) * ar_steps
+    )
+    assert len(made.keeps) <= plan.MOST_KEEPS and len(made.sizes) <= plan.MOST_SIZES
+    assert (np.array(made.keeps)[made.keep] >= 256 - made.now).all()
+    assert (np.array(made.sizes)[made.size] >= made.now - made.next).all()
+    assert made.lengths == (5,) and made.now[0] == 256 and made.next[-1] == 0
+    assert {len(column) for column in made.columns().values()} == {ar_steps}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "steps"),
+    [
+        ("constant", (50, 50, 50, 50, 50)),
+        ("two_stage", (50, 50, 50, 5, 5)),
+        ("linear", (50, 39, 28, 16, 5)),
+        ("cosine", (50, 43, 28, 12, 5)),
+    ],
+)
+def test_head_steps_fall(schedule, steps):
+    assert schedules.head_steps(50, 5, 5, schedule) == steps
+    assert schedules.head_steps(50, 5, 1, schedule) == (50,)
+
+
+def test_an_unknown_schedule_is_refused():
+    with pytest.raises(ValueError, match="^nfe_schedule: got 'exp', allowed constant | two_stage"):
+        schedules.head_steps(50, 5, 5, "exp")
