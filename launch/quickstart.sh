@@ -18,5 +18,5 @@ step "3/4 Drift-AR: one head evaluation per AR step"
 python -m driftar_jax.train --config=configs/drift_mar_small.py:digits8 --workdir=$out/drift
 step "4/4 both sampled, timed and judged"
 python -m driftar_jax.evaluate --workdir=$out/drift --baseline=$out/own --judge=$out/judge \
-  --out=$out --overwrite
+  --out=$out --num=1024 --batch_sizes=16,128 --overwrite
 step "done; everything is in $out/report.md"
