@@ -53,6 +53,31 @@ def layer_norm(affine: bool = True, name: str | None = None) -> nn.LayerNorm:
     )
 
 
+def attention(
+    q: jax.Array, k: jax.Array, v: jax.Array, key_mask: jax.Array | None = None
+) -> jax.Array:
+    """Softmax attention, for sequences whose `[B, H, Q, N]` weights fit into memory.
+
+    What `jax.nn.dot_product_attention` computes without a special kernel; written out, XLA's CPU
+    programs of the ViT block's attention take about a fifth less time.
+
+    Args:
+      q: `[B, Q, H, K]` floating.
+      k: `[B, N, H, K]`.
+      v: `[B, N, H, K]`.
+      key_mask: `[B, N]` bool, True where a key may be attended; None: all.
+
+    Returns:
+      `[B, Q, H, K]` in the type of `v`; finite where a row may see nothing.
+    """
+    logits = jnp.einsum("bqhk,bnhk->bhqn", q, k, preferred_element_type=jnp.float32)
+    logits = logits * q.shape[-1] ** -0.5
+    if key_mask is not None:
+        logits = jnp.where(key_mask[:, None, None], logits, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
+    return jnp.einsum("bhqn,bnhk->bqhk", weights, v)
+
+
 def attention_with_entropy(
     q: jax.Array,
     k: jax.Array,
@@ -167,8 +192,9 @@ class QKV(nn.Module):
         )
         kernel = self.param("kernel", kernel_init, shape).astype(self.dtype)
         bias = self.param("bias", bias_init, shape[1:]).astype(self.dtype)
-        qkv = jnp.einsum("bnd,dshk->sbnhk", x.astype(self.dtype), kernel) + bias[:, None, None]
-        return qkv[0], qkv[1], qkv[2]
+        # In this order of axes the product is one plain matrix product; the split comes after it.
+        qkv = jnp.einsum("bnd,dshk->bnshk", x.astype(self.dtype), kernel) + bias[None, None]
+        return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
 
 
 class TransformerBlock(nn.Module):
@@ -215,8 +241,7 @@ class TransformerBlock(nn.Module):
         if self.attention_dropout > 0.0 and not deterministic:
             out, _ = self._attend(q, k, v, key_mask, 0, deterministic)
         else:
-            mask = None if key_mask is None else key_mask[:, None, None, :]
-            out = jax.nn.dot_product_attention(q, k, v, mask=mask)
+            out = attention(q, k, v, key_mask)
         return self._after_attention(x, out, deterministic)
 
     def with_entropy(

@@ -135,41 +135,17 @@ def generate(
     """
     images = parts.images
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(index)
-    steps = plan.make(
-        images.num_tokens,
-        settings.ar_steps,
-        guidance=settings.guidance,
-        guidance_schedule=settings.guidance_schedule,
-        head_steps=settings.head_steps,
-    )
-    batch = label.shape[0]
+    steps = plan_of(parts, settings)
+    shape = (label.shape[0], images.num_tokens, images.token_dim)
     order = jax.vmap(lambda k: jax.random.permutation(k, images.num_tokens))(_fold(keys, 0))
     rank = jnp.argsort(order, axis=-1)
-    token_keys = jax.vmap(lambda k: _fold(jnp.broadcast_to(k, (images.num_tokens,)), None))(
-        _fold(keys, 1)
-    )
 
     def ar_step(tokens, step):
         known = rank >= step["now"]
-        encoding = backbone(parts, steps, settings, params, tokens, known, label, step["keep"])
-        prior = _prior(parts, params, encoding, _fold(keys, 2))
+        encoding = backbone(parts, settings, steps, params, tokens, known, label, step["keep"])
+        return reveal(parts, settings, steps, params, tokens, encoding, order, keys, step), None
 
-        def fill(size):
-            # The slots from `next` on are revealed; padding past `now` writes nowhere.
-            slots = step["next"] + jnp.arange(size)
-            positions = jnp.take(order, jnp.minimum(slots, images.num_tokens - 1), axis=1)
-            rows = jax.tree.map(lambda a: _take(a, positions, batch), (encoding, prior))
-            new = _predict(
-                parts, steps, settings, params, *rows, _take(token_keys, positions, batch), step
-            )
-            target = jnp.where(slots < step["now"], positions, images.num_tokens)
-            return jax.vmap(lambda t, p, x: t.at[p].set(x, mode="drop"))(tokens, target, new)
-
-        branches = [functools.partial(fill, size) for size in steps.sizes]
-        return jax.lax.switch(step["size"], branches), None
-
-    start = jnp.zeros((batch, images.num_tokens, images.token_dim), jnp.float32)
-    tokens, _ = jax.lax.scan(ar_step, start, steps.columns())
+    tokens, _ = jax.lax.scan(ar_step, jnp.zeros(shape, jnp.float32), steps.columns())
     counts = Counts(
         backbone_calls=jnp.int32(settings.ar_steps),
         head_evaluations=jnp.int32(sum(settings.head_steps)),
@@ -179,10 +155,21 @@ def generate(
     return unpatchify(tokens, *images.image_shape[:2], images.patch_size), counts
 
 
+def plan_of(parts: Parts, settings: Settings) -> plan.Plan:
+    """The AR steps of checked settings."""
+    return plan.make(
+        parts.images.num_tokens,
+        settings.ar_steps,
+        guidance=settings.guidance,
+        guidance_schedule=settings.guidance_schedule,
+        head_steps=settings.head_steps,
+    )
+
+
 def backbone(
     parts: Parts,
-    steps: plan.Plan,
     settings: Settings,
+    steps: plan.Plan,
     params: dict[str, Any],
     tokens: jax.Array,
     known: jax.Array,
@@ -204,6 +191,43 @@ def backbone(
 
     canvas = jax.lax.switch(keep, [functools.partial(place, size) for size in steps.keeps])
     return parts.host.apply(variables, canvas, method="read")
+
+
+def reveal(
+    parts: Parts,
+    settings: Settings,
+    steps: plan.Plan,
+    params: dict[str, Any],
+    tokens: jax.Array,
+    encoding: Encoding,
+    order: jax.Array,
+    keys: jax.Array,
+    step: dict[str, jax.Array],
+) -> jax.Array:
+    """The head's part of an AR step: `tokens [B, N, C]` with the step's group filled in.
+
+    Args:
+      parts, settings, params: as for `generate`; `steps` of `plan_of`.
+      tokens: so far.
+      encoding: of `backbone`.
+      order: `[B, N]` int32; `keys [B]`, one per image.
+      step: the step's entries of `steps.columns()`.
+    """
+    batch, num_tokens, _ = tokens.shape
+    prior = _prior(parts, params, encoding, _fold(keys, 2))
+    token_keys = jax.vmap(lambda k: _fold(jnp.broadcast_to(k, (num_tokens,)), None))(_fold(keys, 1))
+
+    def fill(size):
+        # The slots from `next` on are revealed; padding past `now` writes nowhere.
+        slots = step["next"] + jnp.arange(size)
+        positions = jnp.take(order, jnp.minimum(slots, num_tokens - 1), axis=1)
+        rows = jax.tree.map(lambda a: _take(a, positions, batch), (encoding, prior))
+        chosen_keys = _take(token_keys, positions, batch)
+        new = _predict(parts, settings, steps, params, *rows, chosen_keys, step)
+        target = jnp.where(slots < step["now"], positions, num_tokens)
+        return jax.vmap(lambda t, p, x: t.at[p].set(x, mode="drop"))(tokens, target, new)
+
+    return jax.lax.switch(step["size"], [functools.partial(fill, size) for size in steps.sizes])
 
 
 def _fold(keys: jax.Array, data: int | None) -> jax.Array:
@@ -229,7 +253,7 @@ def _prior(parts: Parts, params, encoding: Encoding, keys: jax.Array):
     )
 
 
-def _predict(parts, steps, settings, params, encoding, prior, token_keys, step) -> jax.Array:
+def _predict(parts, settings, steps, params, encoding, prior, token_keys, step) -> jax.Array:
     """New tokens `[B, M, C]`; `encoding` and `prior` hold `[B or 2B, M, ...]`."""
     guided, scale = settings.guided, step["scale"]
     batch, count = token_keys.shape
