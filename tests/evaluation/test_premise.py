@@ -1,0 +1,77 @@
+"""The premise: a planted relation between entropy and residual is found, and only that."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from driftar_jax import assembly
+from driftar_jax.evaluation import premise
+from driftar_jax.types import Encoding
+
+
+@dataclasses.dataclass(frozen=True)
+class PlantedHost:
+    """Features that say nothing but the class; entropy that follows the residual, or not."""
+
+    relation: float
+
+    def apply(self, variables, tokens, known, label):
+        z = jnp.broadcast_to(jnp.eye(3)[label][:, None], (*tokens.shape[:2], 3))
+        size = jnp.linalg.norm(tokens, axis=-1) / 2
+        noise = variables["params"]
+        return Encoding(z=z, entropy=self.relation * size + (1 - abs(self.relation)) * noise)
+
+
+@dataclasses.dataclass(frozen=True)
+class ZeroPrior:
+    """mu = 0 everywhere, so that the residual is the size of the token."""
+
+    def apply(self, variables, z, entropy, keys):
+        return jnp.zeros((*z.shape[:2], 4)), entropy
+
+
+COUNT = 60
+
+
+def _measure(relation, prior):
+    parts = assembly.Parts(tiny.IMAGES, PlantedHost(relation), prior=prior)
+    draw = np.random.default_rng(0)
+    noise = jnp.asarray(draw.random((COUNT, 6)), jnp.float32)
+    batch = tiny.batch(COUNT)
+    params = {"host": noise, "prior": None}
+    return premise.measure(parts, params, batch["image"], batch["label"])
+
+
+@pytest.mark.parametrize(("relation", "sign"), [(1.0, 1), (-1.0, -1)])
+def test_a_planted_relation_is_found_at_every_mask_rate(relation, sign):
+    found = _measure(relation, ZeroPrior())
+    assert [p.num_unknown for p in found] == [6, 4, 3, 1]
+    for p in found:
+        np.testing.assert_allclose(p.correlation, sign, atol=1e-3)
+        assert p.entropy.shape == p.residual.shape == (COUNT * p.num_unknown,)
+
+
+def test_no_relation_is_no_correlation():
+    for p in _measure(0.0, ZeroPrior()):
+        assert abs(p.correlation) < 5 / np.sqrt(COUNT * p.num_unknown)
+
+
+def test_a_probe_stands_in_for_the_prior_and_is_judged_on_other_images():
+    found = _measure(1.0, None)
+    for p in found:
+        assert p.entropy.shape == (COUNT // 2 * p.num_unknown,)
+        # The residual is measured from the mean token, the entropy from zero.
+        assert p.correlation > 0.5
+    mean_size = np.mean([p.residual.mean() for p in found])
+    assert 0.5 < mean_size < 2.0
+
+
+def test_the_probe_is_ridge_regression():
+    draw = np.random.default_rng(1)
+    z, w = draw.normal(size=(30, 4, 3)), draw.normal(size=(3, 2))
+    x = z @ w + 0.7
+    fit = np.arange(30)[:, None] < np.full(4, 20)[None]
+    np.testing.assert_allclose(premise._probe(z, x, fit), x, atol=0.02)

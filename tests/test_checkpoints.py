@@ -1,0 +1,103 @@
+"""Checkpoints: what was written is read, what does not fit is named in one line."""
+
+import json
+import os
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from driftar_jax import checkpoints, sharding
+
+TREE = {"host": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "bias": np.ones(3)}}
+
+
+def _abstract(tree):
+    everywhere = sharding.replicated(sharding.make_mesh())
+    placed = jax.tree.map(lambda _: everywhere, tree)
+    return checkpoints.abstract_like(jax.tree.map(jnp.asarray, tree), placed)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    made = checkpoints.Checkpoints(tmp_path / "run", keep=2)
+    tree = jax.tree.map(jnp.asarray, TREE)
+    for step in (1, 2, 5):
+        params = jax.tree.map(lambda a, s=step: a * s, tree)
+        made.save(step, manifest={"task": "host"}, position={"batch": step}, params=params)
+    made.wait()
+    yield made
+    made.close()
+
+
+def test_the_newest_are_kept_and_read_exactly(saved):
+    assert saved.latest_step() == 5
+    assert sorted(p.name for p in (saved.workdir / "checkpoints").iterdir()) == ["2", "5"]
+    read = saved.restore(2, params=_abstract(TREE))
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a, 2 * b), read["params"], TREE)
+    assert read["manifest"] == {"format": checkpoints.FORMAT, "task": "host"}
+    assert read["position"] == {"batch": 2}
+
+
+def test_a_relative_workdir_is_as_good(saved, monkeypatch):
+    monkeypatch.chdir(saved.workdir.parent)
+    again = checkpoints.Checkpoints("run", create=False)
+    assert again.latest_step() == 5
+    again.close()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda t: t["host"].update(kernel=np.ones((2, 4))), ["host.kernel (2, 3)", "(2, 4)"]),
+        (lambda t: t["host"].update(scale=np.ones(3)), ["host.scale missing", "(3,)"]),
+        (lambda t: t["host"].pop("bias"), ["host.bias (3,)", "no such array"]),
+    ],
+    ids=["other shape", "missing", "too many"],
+)
+def test_arrays_that_do_not_fit_are_named(saved, change, words):
+    wanted = {"host": dict(TREE["host"])}
+    change(wanted)
+    with pytest.raises(ValueError) as caught:
+        saved.restore(5, params=_abstract(wanted))
+    message = str(caught.value)
+    assert message.startswith("checkpoint: got params ") and "\n" not in message
+    assert all(word in message for word in words) and "step 5" in message
+
+
+def test_a_tree_or_step_that_is_not_there_is_named(saved):
+    for step, name in ((5, "ema"), (3, "params")):
+        with pytest.raises(ValueError, match="checkpoint: got step .*, allowed") as caught:
+            saved.restore(step, **{name: _abstract(TREE)})
+        assert "\n" not in str(caught.value)
+
+
+def test_another_format_is_refused(saved, monkeypatch):
+    monkeypatch.setattr(checkpoints, "FORMAT", 2)
+    with pytest.raises(ValueError, match="checkpoint format: got 1, allowed 2"):
+        saved.restore(5)
+
+
+def test_a_folder_without_checkpoints_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="workdir: got .*, allowed a folder with checkpoints/"):
+        checkpoints.Checkpoints(tmp_path, create=False)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ValueError, match="workdir: got .*, allowed a folder written by"):
+        checkpoints.read_config(tmp_path)
+
+
+def test_json_is_whole_or_not_there(tmp_path, monkeypatch):
+    path = tmp_path / "config.json"
+    checkpoints.write_json(path, {"b": 1, "a": [2]})
+    assert json.loads(path.read_text()) == {"b": 1, "a": [2]}
+    with pytest.raises(TypeError):
+        checkpoints.write_json(path, {"bad": object()})
+
+    def crash(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(OSError, match="no space"):
+        checkpoints.write_json(path, {"b": 2})
+    assert json.loads(path.read_text()) == {"b": 1, "a": [2]}
