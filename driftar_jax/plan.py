@@ -10,9 +10,12 @@ import numpy as np
 
 from driftar_jax.hosts.schedules import cosine_counts, guidance_at
 
-# Most compiled sizes of the encoder and of the head.
+# Most compiled sizes of the encoder and of the head. With few tokens a call costs less than the
+# compilation of one more size, and the encoder simply masks what is unknown.
+MANY_TOKENS = 128
 MOST_KEEPS = 4
 MOST_SIZES = 6
+MOST_SIZES_OF_FEW = 4
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -22,7 +25,7 @@ class Plan:
     Attributes:
       now, next: tokens unknown before and after the step.
       scale: guidance.
-      keeps: padded numbers of known tokens the encoder runs on; `keep` is the step's index there.
+      keeps: padded numbers of tokens the encoder runs on; `keep` is the step's index there.
       sizes: padded numbers of new tokens; `size` is the step's index.
       lengths: distinct numbers of head evaluations; `length` is the step's index.
     """
@@ -63,7 +66,9 @@ def make(
     counts = np.asarray(cosine_counts(num_tokens, ar_steps))
     after = num_tokens - np.cumsum(counts)
     known = num_tokens - after - counts
-    keeps, sizes = padded(known, MOST_KEEPS), padded(counts, MOST_SIZES)
+    many = num_tokens >= MANY_TOKENS
+    keeps = padded(known, MOST_KEEPS) if many else np.array([num_tokens])
+    sizes = padded(counts, MOST_SIZES if many else MOST_SIZES_OF_FEW)
     lengths = np.unique(head_steps)
     return Plan(
         now=after + counts,

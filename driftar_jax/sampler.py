@@ -187,6 +187,7 @@ def backbone(
     variables = {"params": params["host"]}
 
     def place(size):
+        size = None if size == parts.images.num_tokens else size
         return parts.host.apply(variables, tokens, known, label, keep=size, method="place")
 
     canvas = jax.lax.switch(keep, [functools.partial(place, size) for size in steps.keeps])

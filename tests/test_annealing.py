@@ -35,27 +35,19 @@ def _generate(parts, params, **changes):
     return sampler.generate(parts, settings, params, LABEL, INDEX, np.uint32(3))
 
 
-@pytest.mark.parametrize("schedule", ["two_stage", "linear", "cosine"])
-def test_evaluations_are_counted_as_they_are_made(made, schedule):
-    _, parts, params = made
-    grid, counts = _generate(parts, params, nfe_schedule=schedule, nfe_last=2)
-    assert jnp.isfinite(grid).all()
-    steps = {"two_stage": 4 * 6 + 3 * 2, "linear": 28, "cosine": 28}[schedule]
-    assert int(counts.head_evaluations) == steps and int(counts.backbone_calls) == 7
-
-
-def test_falling_to_the_same_number_changes_nothing(made):
-    _, parts, params = made
-    constant, _ = _generate(parts, params)
-    annealed, _ = _generate(parts, params, nfe_schedule="linear", nfe_last=6)
-    np.testing.assert_array_equal(constant, annealed)
+def test_falling_to_the_same_number_is_the_constant_schedule(made):
+    _, parts, _ = made
+    settings = sampler.Settings("own", 7, nfe=6, nfe_schedule="linear", nfe_last=6)
+    assert sampler.plan_of(parts, settings).lengths == (6,)
 
 
 def test_the_first_stage_is_that_of_the_constant_schedule(made):
     """Tokens fixed before the number changes are the same; later ones are not."""
     _, parts, params = made
-    constant, _ = _generate(parts, params)
-    annealed, _ = _generate(parts, params, nfe_schedule="two_stage", nfe_last=2)
+    constant, counts = _generate(parts, params)
+    assert int(counts.head_evaluations) == 7 * 6
+    annealed, counts = _generate(parts, params, nfe_schedule="two_stage", nfe_last=2)
+    assert int(counts.head_evaluations) == 4 * 6 + 3 * 2 and int(counts.backbone_calls) == 7
     steps = plan.make(25, 7, guidance=1.0, guidance_schedule="linear", head_steps=(1,) * 7)
     early = 25 - int(steps.next[3])
     same = np.isclose(constant, annealed, atol=1e-4).all(axis=-1).reshape(2, -1).sum(axis=1)
@@ -79,10 +71,14 @@ def _tables(chosen):
 
 def test_the_encoder_on_known_tokens_alone_changes_nothing(made, monkeypatch):
     _, parts, params = made
-    few, _ = _generate(parts, params)
-    monkeypatch.setattr(plan, "MOST_KEEPS", 1)
-    sampler.generate.clear_cache()
     all_tokens, _ = _generate(parts, params)
+    monkeypatch.setattr(plan, "MANY_TOKENS", 25)
+    monkeypatch.setattr(plan, "MOST_KEEPS", 2)
+    monkeypatch.setattr(plan, "MOST_SIZES", 2)
+    sampler.generate.clear_cache()
+    settings = sampler.Settings("own", 7, nfe=6, guidance=2.0, spacing="trimmed")
+    assert sampler.plan_of(parts, settings).keeps[-1] < 25
+    few, _ = _generate(parts, params)
     np.testing.assert_allclose(few, all_tokens, rtol=1e-5, atol=1e-4)
 
 

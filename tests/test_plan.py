@@ -40,6 +40,11 @@ def test_every_step_finds_room(ar_steps):
     assert {len(column) for column in made.columns().values()} == {ar_steps}
 
 
+def test_few_tokens_are_compiled_at_few_sizes():
+    made = plan.make(64, 8, guidance=1.0, guidance_schedule="linear", head_steps=(1,) * 8)
+    assert made.keeps == (64,) and len(made.sizes) == plan.MOST_SIZES_OF_FEW
+
+
 @pytest.mark.parametrize(
     ("schedule", "steps"),
     [
