@@ -53,31 +53,6 @@ def layer_norm(affine: bool = True, name: str | None = None) -> nn.LayerNorm:
     )
 
 
-def attention(
-    q: jax.Array, k: jax.Array, v: jax.Array, key_mask: jax.Array | None = None
-) -> jax.Array:
-    """Softmax attention, for sequences whose `[B, H, Q, N]` weights fit into memory.
-
-    What `jax.nn.dot_product_attention` computes without a special kernel; written out, XLA's CPU
-    programs of the ViT block's attention take about a fifth less time.
-
-    Args:
-      q: `[B, Q, H, K]` floating.
-      k: `[B, N, H, K]`.
-      v: `[B, N, H, K]`.
-      key_mask: `[B, N]` bool, True where a key may be attended; None: all.
-
-    Returns:
-      `[B, Q, H, K]` in the type of `v`; finite where a row may see nothing.
-    """
-    logits = jnp.einsum("bqhk,bnhk->bhqn", q, k, preferred_element_type=jnp.float32)
-    logits = logits * q.shape[-1] ** -0.5
-    if key_mask is not None:
-        logits = jnp.where(key_mask[:, None, None], logits, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(logits, axis=-1).astype(v.dtype)
-    return jnp.einsum("bhqn,bnhk->bqhk", weights, v)
-
-
 def attention_with_entropy(
     q: jax.Array,
     k: jax.Array,
@@ -241,7 +216,8 @@ class TransformerBlock(nn.Module):
         if self.attention_dropout > 0.0 and not deterministic:
             out, _ = self._attend(q, k, v, key_mask, 0, deterministic)
         else:
-            out = attention(q, k, v, key_mask)
+            mask = None if key_mask is None else key_mask[:, None, None, :]
+            out = jax.nn.dot_product_attention(q, k, v, mask=mask)
         return self._after_attention(x, out, deterministic)
 
     def with_entropy(
