@@ -64,7 +64,7 @@ class Loaded:
             nfe_schedule=c.get("nfe_schedule", "constant"),
             nfe_last=c.get("nfe_last", 1),
         )
-        return dataclasses.replace(base, **{k: v for k, v in changes.items() if v is not None})
+        return base.changed(**changes)
 
     def checked(self, **changes) -> sampler.Settings:
         """`settings`, once it is sure that images can be made with them; else ValueError."""
@@ -137,6 +137,15 @@ def load(
     if vae is not None:
         to_pixels = pixels.load(vae, parts.images.image_shape[-1])
     return Loaded(config, parts, params, step, manifest, to_pixels)
+
+
+def random(config: Any, images: assembly.ImageSpec, seed: int = 0) -> Loaded:
+    """A checkpoint that nobody trained: small normal arrays, good for timing alone."""
+    rng = np.random.default_rng(seed)
+    abstract = jax.eval_shape(tasks.build(config, images).init, jax.random.key(0))
+    draw = lambda a: jax.device_put(0.02 * rng.standard_normal(a.shape, np.float32))  # noqa: E731
+    params = jax.tree.map(draw, nn.meta.unbox(abstract))
+    return Loaded(config, assembly.build(config, images), params, step=0, manifest={})
 
 
 def image_spec(manifest: dict) -> assembly.ImageSpec:

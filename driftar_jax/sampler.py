@@ -91,6 +91,10 @@ class Settings:
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature: got {self.temperature}, allowed a number above 0")
 
+    def changed(self, **changes) -> "Settings":
+        """These settings with the given fields changed; None leaves a field as it is."""
+        return dataclasses.replace(self, **{k: v for k, v in changes.items() if v is not None})
+
     @property
     def guided(self) -> bool:
         """Whether an unconditional branch runs."""

@@ -36,6 +36,7 @@ STOREYS = {
     "sample": 8,
     "evaluate": 8,
     "convert": 8,
+    "benchmark": 8,
     "__init__": 9,  # its `load` imports when it is called
 }
 KEPT_APART = {

@@ -1,0 +1,205 @@
+"""How long an image takes, and where the time goes; with trained or with random weights.
+
+Backbone and head are timed as the sampler runs them, with the same sizes and in the same scan, but
+one without the other; what is left of the whole is `rest`: keys, gathers, the grid.
+"""
+
+import dataclasses
+import functools
+import resource
+import sys
+import time
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from driftar_jax import sampler
+from driftar_jax.generator import Loaded
+from driftar_jax.types import Encoding
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Seconds over the rounds, one value per round, and the compilation's."""
+
+    seconds: tuple[float, ...]
+    compile_s: float
+
+    @property
+    def median(self) -> float:
+        return float(np.median(self.seconds))
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One method at one batch size; times are of a whole batch."""
+
+    method: str
+    settings: sampler.Settings
+    batch_size: int
+    whole: Times
+    backbone: Times
+    head: Times
+    temporary_bytes: int
+    peak_bytes: int
+
+    def as_json(self) -> dict:
+        """Flat record; seconds are per image."""
+        per_image = {n: getattr(self, n).median / self.batch_size for n in PIECES}
+        rest = per_image["whole"] - per_image["backbone"] - per_image["head"]
+        return {
+            "method": self.method,
+            "batch_size": self.batch_size,
+            "ar_steps": self.settings.ar_steps,
+            "head_evaluations": sum(self.settings.head_steps),
+            "guidance": self.settings.guidance,
+            "seconds_per_image": per_image["whole"],
+            "seconds_per_image_low": min(self.whole.seconds) / self.batch_size,
+            "seconds_per_image_high": max(self.whole.seconds) / self.batch_size,
+            "backbone_s": per_image["backbone"],
+            "head_s": per_image["head"],
+            "rest_s": max(rest, 0.0),
+            "rounds": len(self.whole.seconds),
+            "compile_s": self.whole.compile_s,
+            "temporary_bytes": self.temporary_bytes,
+            "peak_bytes": self.peak_bytes,
+        }
+
+
+PIECES = ("whole", "backbone", "head")
+
+
+def methods(settings: sampler.Settings, controls: bool) -> list[tuple[str, sampler.Settings]]:
+    """The settings asked for and, with `controls`, what a speed-up has to be held against.
+
+    Those are, for the own head: fewer head steps, head steps that fall over the AR steps, and fewer
+    AR steps.
+    """
+    rows = [(settings.method, settings)]
+    if not controls:
+        return rows
+    change = functools.partial(dataclasses.replace, settings)
+    if settings.method == "own":
+        few = max(1, settings.nfe // 10)
+        rows.append(("own, a tenth of the head steps", change(nfe=few, nfe_schedule="constant")))
+        rows += [
+            (f"own, head steps {schedule}", change(nfe_schedule=schedule, nfe_last=few))
+            for schedule in ("two_stage", "linear", "cosine")
+        ]
+    quarter = max(1, settings.ar_steps // 4)
+    return [*rows, (f"{settings.method}, a quarter of the AR steps", change(ar_steps=quarter))]
+
+
+def measure(
+    subject: Loaded,
+    table: Sequence[tuple[str, sampler.Settings]],
+    *,
+    batch_sizes: Sequence[int],
+    rounds: int,
+    tell: Callable[[str], None] = print,
+) -> list[Row]:
+    """Time all methods at all batch sizes; `tell` takes a line for each.
+
+    Args:
+      subject: what is timed.
+      table: from `methods`; settings checked.
+      batch_sizes: images per call.
+      rounds: timed calls, at least 1, after one that is not timed.
+    """
+    rows = []
+    for batch_size in batch_sizes:
+        for name, settings in table:
+            rows.append(_row(subject, name, settings, batch_size, rounds))
+            tell(line(rows[-1].as_json()))
+    return rows
+
+
+def line(record: dict) -> str:
+    """One row for a reader."""
+    return (
+        f"{record['method']}, batch {record['batch_size']}: {record['seconds_per_image']:.4g} s "
+        f"per image ({record['seconds_per_image_low']:.4g} to "
+        f"{record['seconds_per_image_high']:.4g}); backbone {record['backbone_s']:.4g}, head "
+        f"{record['head_s']:.4g}, rest {record['rest_s']:.2g}; compiled in "
+        f"{record['compile_s']:.1f} s; peak memory {record['peak_bytes'] / 2**30:.2f} GiB"
+    )
+
+
+def _row(subject: Loaded, name: str, settings, batch_size: int, rounds: int) -> Row:
+    parts, params = subject.parts, subject.params
+    label = jnp.arange(batch_size, dtype=jnp.int32) % parts.images.num_classes
+    index = jnp.arange(batch_size, dtype=jnp.int32)
+    asked = {
+        "whole": (sampler.generate, (params, label, index, jnp.uint32(0))),
+        "backbone": (_backbone_alone, (params, label)),
+        "head": (_head_alone, (params, index)),
+    }
+    calls, compiled_in, temporary = {}, {}, 0
+    for piece, (function, arguments) in asked.items():
+        start = time.perf_counter()
+        compiled = function.lower(parts, settings, *arguments).compile()
+        compiled_in[piece] = time.perf_counter() - start
+        calls[piece] = functools.partial(compiled, *arguments)
+        if piece == "whole":
+            temporary = compiled.memory_analysis().temp_size_in_bytes
+    for call in calls.values():
+        jax.block_until_ready(call())
+    taken = {piece: [] for piece in calls}
+    for _ in range(rounds):
+        # In turn, so that a slow moment of the machine hits all pieces.
+        for piece, call in calls.items():
+            start = time.perf_counter()
+            jax.block_until_ready(call())
+            taken[piece].append(time.perf_counter() - start)
+    times = {p: Times(tuple(taken[p]), compiled_in[p]) for p in PIECES}
+    return Row(name, settings, batch_size, **times, temporary_bytes=temporary, peak_bytes=_peak())
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _backbone_alone(parts, settings, params, label):
+    """The sampler's backbone calls, on contexts of the right sizes."""
+    steps, images = sampler.plan_of(parts, settings), parts.images
+    batch, num_tokens = label.shape[0], images.num_tokens
+    tokens = jnp.zeros((batch, num_tokens, images.token_dim), jnp.float32)
+    rank = jnp.broadcast_to(jnp.arange(num_tokens), (batch, num_tokens))
+
+    def call(total, step):
+        known = rank >= step["now"]
+        made = sampler.backbone(parts, settings, steps, params, tokens, known, label, step["keep"])
+        # Drift-AR reads the entropy, the own head does not: what is not read is not computed.
+        read = made.z.sum() + (made.entropy.sum() if parts.prior is not None else 0.0)
+        return total + read, None
+
+    return jax.lax.scan(call, jnp.float32(0), steps.columns())[0]
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _head_alone(parts, settings, params, index):
+    """The sampler's head calls, on features that are all alike."""
+    steps, images = sampler.plan_of(parts, settings), parts.images
+    batch, num_tokens = index.shape[0], images.num_tokens
+    rows = 2 * batch if settings.guided else batch
+    encoding = Encoding(
+        z=jnp.ones((rows, num_tokens, parts.host.width), jnp.float32),
+        entropy=jnp.full((rows, num_tokens), 0.5, jnp.float32),
+    )
+    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(0)))(index)
+    order = jnp.broadcast_to(jnp.arange(num_tokens), (batch, num_tokens))
+
+    def call(tokens, step):
+        asked = (parts, settings, steps, params, tokens, encoding, order, keys, step)
+        return sampler.reveal(*asked), None
+
+    start = jnp.zeros((batch, num_tokens, images.token_dim), jnp.float32)
+    return jax.lax.scan(call, start, steps.columns())[0]
+
+
+def _peak() -> int:
+    """Most bytes held so far: by the device where it tells, else by this process."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    if "peak_bytes_in_use" in stats:
+        return stats["peak_bytes_in_use"]
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
