@@ -127,16 +127,25 @@ def load(
     config = ml_collections.ConfigDict(read_config(workdir))
     if config.task not in ("host", "drift"):
         raise ValueError(f"workdir: got task {config.task!r}, allowed host | drift ({workdir})")
-    in_latents = latents.is_latents(config.data.name)
-    if vae is not None and not in_latents:
-        raise wrong("vae", str(vae), "none: the tokens of this checkpoint are pixels")
     params, manifest, step = read_weights(workdir, step)
     parts = assembly.build(config, image_spec(manifest))
-    vae = vae or manifest.get("vae")
-    to_pixels = None if in_latents else sampler.as_pixels
-    if vae is not None:
-        to_pixels = pixels.load(vae, parts.images.image_shape[-1])
-    return Loaded(config, parts, params, step, manifest, to_pixels)
+    return Loaded(config, parts, params, step, manifest, pixels_of(config, manifest, vae))
+
+
+def pixels_of(config: Any, manifest: dict, vae: str | pathlib.Path | None = None):
+    """`Loaded.to_pixels` of a run: with the autoencoder `vae`, else that of its training set.
+
+    Raises:
+      ValueError: `vae` is not wanted or does not fit.
+    """
+    if not latents.is_latents(config.data.name):
+        if vae is not None:
+            raise wrong("vae", str(vae), "none: the tokens of this checkpoint are pixels")
+        return sampler.as_pixels
+    known = manifest.get("vae")
+    if vae is None and (known is None or not pathlib.Path(known).exists()):
+        return None
+    return pixels.load(vae or known, manifest["image_shape"][-1], manifest.get("vae_fingerprint"))
 
 
 def random(config: Any, images: assembly.ImageSpec, seed: int = 0) -> Loaded:

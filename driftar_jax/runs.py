@@ -10,8 +10,8 @@ import jax
 import numpy as np
 
 import driftar_jax
-from driftar_jax import assembly, checkpoints, config, generator, pictures, sampler
-from driftar_jax.data import pipeline
+from driftar_jax import assembly, checkpoints, config, generator, pictures
+from driftar_jax.data import latents, pipeline
 from driftar_jax.training import loop, tasks
 
 GRID_IMAGES = 64
@@ -54,9 +54,13 @@ class Run:
 
     def _pictures(self, step: int, state) -> None:
         parts = assembly.build(self.settings, self.images)
-        loaded = generator.Loaded(self.settings, parts, state.ema, step, self.loop.manifest)
-        labels = np.arange(GRID_IMAGES) % self.images.num_classes
-        made = sampler.sample_images(parts, loaded.settings(), state.ema, labels, seed=0)[0]
+        manifest = self.loop.manifest
+        to_pixels = generator.pixels_of(self.settings, manifest)
+        if to_pixels is None:
+            print(f"step {step}: no pictures, for the autoencoder of the set is not there")
+            return
+        loaded = generator.Loaded(self.settings, parts, state.ema, step, manifest, to_pixels)
+        made = loaded.sample(np.arange(GRID_IMAGES) % self.images.num_classes).images
         folder = self.workdir / "samples"
         folder.mkdir(exist_ok=True)
         pictures.save_grid(folder / f"step_{step:08d}.png", made, columns=8)
@@ -76,7 +80,8 @@ def open_run(settings: Any, workdir: str) -> Run:
         source,
         batch_size=settings.train.batch_size,
         seed=settings.seed,
-        flip=settings.data.flip,
+        # Latents cannot be mirrored: the step chooses between the moments of both images.
+        flip=settings.data.flip and not latents.is_latents(settings.data.name),
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
@@ -90,6 +95,7 @@ def open_run(settings: Any, workdir: str) -> Run:
         "image_shape": list(images.image_shape),
         "class_names": list(images.class_names),
         "patch_size": images.patch_size,
+        **_autoencoder(source),
         **environment(),
     }
     folder = pathlib.Path(workdir).absolute()
@@ -99,6 +105,13 @@ def open_run(settings: Any, workdir: str) -> Run:
     weights = None if resumed else _host_weights(settings, training)
     claim_workdir(workdir, settings)
     return Run(settings, folder, images, batches, training, weights)
+
+
+def _autoencoder(source) -> dict[str, str]:
+    """Which autoencoder the latents of a set are of, where it says so."""
+    if getattr(source, "vae", None) is None:
+        return {}
+    return {"vae": source.vae, "vae_fingerprint": source.vae_fingerprint}
 
 
 def open_data(settings: Any, split: str):

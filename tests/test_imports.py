@@ -37,6 +37,7 @@ STOREYS = {
     "evaluate": 8,
     "convert": 8,
     "benchmark": 8,
+    "encode": 8,
     "__init__": 9,  # its `load` imports when it is called
 }
 KEPT_APART = {

@@ -1,10 +1,244 @@
-"""Image sets that were encoded once: moments of an autoencoder, and of the mirror image."""
+"""Image sets that were encoded once: moments of an autoencoder, and of the mirror image.
+
+A folder of shards is a prepared TFDS set (ArrayRecord, `tfds.builder_from_directory`) with one file
+more, `latents.json`, which says what was encoded with which autoencoder. MAR's own cache, one
+`class/picture.npz` per image, is read as it lies.
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+
+from driftar_jax.checkpoints import write_json
+from driftar_jax.config import wrong
 
 PREFIX = "latents:"
 # What a converted checkpoint says of its data: latents, but no set of them.
 CONVERTED = "latents"
+FACTS = "latents.json"
+SET_NAME = "latents"
 
 
 def is_latents(name: str) -> bool:
     """Whether the tokens of a run on the set `name` are latents, not pixels."""
     return name == CONVERTED or name.startswith(PREFIX)
+
+
+class LatentSource:
+    """`[i] -> {"moments": float32 [2, h, w, 2c], "label": int}`; index 1 is the mirror image.
+
+    Attributes:
+      name, split: as they were asked for.
+      image_shape: `(h, w, c)` of the latents.
+      class_names, num_classes, fingerprint: as of `ImageSource`.
+      vae, vae_fingerprint: folder of the autoencoder, and text that tells it from others; None in
+        MAR's cache.
+    """
+
+    in_memory = False
+
+    def __init__(self, read: Callable[[int], dict], length: int, **attributes):
+        self._read, self._length = read, length
+        self.name: str = attributes["name"]
+        self.split: str = attributes["split"]
+        self.image_shape: tuple[int, int, int] = attributes["image_shape"]
+        self.class_names: tuple[str, ...] = tuple(attributes["class_names"])
+        self.num_classes = len(self.class_names)
+        self.vae: str | None = attributes.get("vae")
+        self.vae_fingerprint: str | None = attributes.get("vae_fingerprint")
+        self.fingerprint = f"{self.name}|{self.split}|{length}|{self.vae_fingerprint}"
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, i: int) -> dict:
+        if not -self._length <= i < self._length:
+            raise IndexError(f"image {i} of {self._length}")
+        return self._read(i % self._length)
+
+
+def open_latents(name: str, split: str, *, image_size: int | None) -> LatentSource:
+    """The split of `latents:PATH`.
+
+    Raises:
+      ValueError: no such folder or split, an unfinished set, or a grid of another size; one line.
+    """
+    if name == CONVERTED:
+        raise wrong("data.name", name, f"{PREFIX}PATH with PATH written by encode")
+    folder = pathlib.Path(name.removeprefix(PREFIX)).expanduser()
+    if not folder.is_dir():
+        raise wrong("data.name", name, f"{PREFIX}PATH with PATH a folder written by encode")
+    source = _shards(name, folder, split) if (folder / FACTS).is_file() else _npz(name, folder)
+    side = source.image_shape[0]
+    if image_size is not None and (side, side) != (image_size, source.image_shape[1]):
+        raise wrong("data.image_size", image_size, f"{side}, the grid of {name}")
+    return source
+
+
+def _shards(name: str, folder: pathlib.Path, split: str) -> LatentSource:
+    facts = read_facts(folder)
+    if not (folder / "dataset_info.json").is_file():
+        raise wrong("data.name", name, "a set that encode finished; run it again to go on")
+    if split not in facts["splits"]:
+        raise wrong("data.split", split, " | ".join(facts["splits"]))
+    import tensorflow_datasets as tfds
+
+    try:
+        records = tfds.builder_from_directory(str(folder)).as_data_source(split)
+    except Exception as error:  # whatever TFDS says of damaged files
+        line = " ".join(str(error).split())
+        raise wrong("data.name", name, f"a set whose files are whole ({line})") from error
+
+    def read(i: int) -> dict:
+        record = records[i]
+        moments = np.stack([record["moments"], record["mirrored"]])
+        return {"moments": moments, "label": int(record["label"])}
+
+    height, width, channels = facts["shape"]
+    return LatentSource(
+        read,
+        len(records),
+        name=name,
+        split=split,
+        image_shape=(height, width, channels // 2),
+        class_names=facts["class_names"],
+        vae=facts["vae"],
+        vae_fingerprint=facts["vae_fingerprint"],
+    )
+
+
+def _npz(name: str, folder: pathlib.Path) -> LatentSource:
+    """MAR's cache: `moments` and `moments_flip`, channels first, unscaled and unclamped."""
+    classes = sorted(p.name for p in folder.iterdir() if p.is_dir())
+    files = [(p, k) for k, c in enumerate(classes) for p in sorted((folder / c).glob("*.npz"))]
+    if not files:
+        raise wrong("data.name", name, f"a folder with {FACTS}, or with class/picture.npz in it")
+
+    def read(i: int) -> dict:
+        path, label = files[i]
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                pair = np.stack([arrays["moments"], arrays["moments_flip"]])
+        except (OSError, ValueError, KeyError) as error:
+            allowed = f"files with moments and moments_flip ({' '.join(str(error).split())})"
+            raise wrong("data.name", str(path), allowed) from error
+        return {"moments": np.moveaxis(pair, 1, -1).astype(np.float32), "label": label}
+
+    _, height, width, channels = read(0)["moments"].shape
+    return LatentSource(
+        read,
+        len(files),
+        name=name,
+        split="train",
+        image_shape=(height, width, channels // 2),
+        class_names=classes,
+    )
+
+
+def read_facts(folder: pathlib.Path) -> dict:
+    """`latents.json` of a folder that `encode` began."""
+    return json.loads((folder / FACTS).read_text())
+
+
+def begin(out: str, facts: dict) -> pathlib.Path:
+    """Make the folder of a set, or make sure that it is the same set.
+
+    Args:
+      out: new or empty folder, or one that was begun with the same facts.
+      facts: `shape (h, w, 2c)`, `class_names`, `splits` (name -> images), `per_shard`, `vae`,
+        `vae_fingerprint`, `source`.
+
+    Raises:
+      ValueError: it holds something else; OSError: it cannot be written.
+    """
+    folder = pathlib.Path(out).absolute()
+    if (folder / FACTS).is_file():
+        if (then := read_facts(folder)) != (now := json.loads(json.dumps(facts))):
+            field = next(k for k in {**then, **now} if then.get(k) != now.get(k))
+            raise wrong("out", out, f"a new folder (this one was begun with another {field})")
+        return folder
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise wrong("out", out, "a new or empty folder, or one that encode began")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / FACTS, facts)
+    return folder
+
+
+def write_shards(
+    folder: pathlib.Path,
+    split: str,
+    items: Callable[[range], Iterable[dict]],
+    tell: Callable[[str], None] = print,
+) -> None:
+    """Write the shards of a split that are not there; each appears whole or not at all.
+
+    Args:
+      folder: of `begin`.
+      split: a key of its facts' `splits`.
+      items: images by number to `{"moments", "mirrored": float32 [h, w, 2c], "label"}`, in order.
+      tell: takes a line for each shard.
+    """
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    facts = read_facts(folder)
+    features = _features(facts)
+    serializer = tfds.core.example_serializer.ExampleSerializer(features.get_serialized_info())
+    ranges = _ranges(facts, split)
+    for number, numbers in enumerate(ranges):
+        path = folder / shard_name(split, number, len(ranges))
+        if path.exists():
+            continue
+        unfinished = path.with_name(f".{path.name}.tmp{os.getpid()}")
+        try:
+            writer = ArrayRecordWriter(str(unfinished), "group_size:1")
+            try:
+                for item in items(numbers):
+                    writer.write(serializer.serialize_example(features.encode_example(item)))
+            finally:
+                writer.close()
+            os.replace(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+        tell(f"{path.name}: {len(numbers)} images")
+
+
+def finish(folder: pathlib.Path) -> None:
+    """Write what TFDS reads a set by; from here on the set is complete."""
+    facts = read_facts(folder)
+    _features(facts).save_config(str(folder))
+    splits = []
+    for split in facts["splits"]:
+        ranges = _ranges(facts, split)
+        files = [folder / shard_name(split, i, len(ranges)) for i in range(len(ranges))]
+        splits.append(
+            {
+                "name": split,
+                "filepathTemplate": "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+                "numBytes": str(sum(f.stat().st_size for f in files)),
+                "shardLengths": [str(len(r)) for r in ranges],
+            }
+        )
+    info = {"name": SET_NAME, "version": "1.0.0", "fileFormat": "array_record", "splits": splits}
+    write_json(folder / "dataset_info.json", info)
+
+
+def shard_name(split: str, number: int, count: int) -> str:
+    """File name of a shard, as TFDS wants it."""
+    return f"{SET_NAME}-{split}.array_record-{number:05d}-of-{count:05d}"
+
+
+def _ranges(facts: dict, split: str) -> Sequence[range]:
+    count, size = facts["splits"][split], facts["per_shard"]
+    return [range(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+def _features(facts: dict):
+    import tensorflow_datasets as tfds
+
+    moments = tfds.features.Tensor(shape=tuple(facts["shape"]), dtype=np.float32, encoding="bytes")
+    label = tfds.features.ClassLabel(names=list(facts["class_names"]))
+    return tfds.features.FeaturesDict({"moments": moments, "mirrored": moments, "label": label})

@@ -6,7 +6,7 @@ import weakref
 
 import numpy as np
 
-from driftar_jax.data import folder, prepared
+from driftar_jax.data import folder, latents, prepared
 from driftar_jax.data.source import READ_THREADS, ImageSource
 
 _END = 2**62  # positions are endless for every practical purpose
@@ -25,7 +25,8 @@ def load_source(
 
     Args:
       name: `digits8`, `fashion28`, `emoji32` (embedded), any TFDS set `name[/config][:version]`
-        that lies prepared in array_record format, or `folder:PATH` with `class/picture.png`.
+        that lies prepared in array_record format, `folder:PATH` with `class/picture.png`, or
+        `latents:PATH` written by `encode` (then a `LatentSource` comes back).
       split: `train`, `test`, or what else the set has (`validation`, `train[:10%]` with TFDS).
       data_dir: where TFDS sets lie; None for `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
       image_size: side of the square images; None keeps the set's own size.
@@ -44,6 +45,8 @@ def load_source(
     _check_bool("data.center_crop", center_crop)
     if data_dir is not None and not isinstance(data_dir, (str, os.PathLike)):
         raise ValueError(f"data.data_dir: got {data_dir!r}, allowed a folder or None")
+    if latents.is_latents(name):
+        return latents.open_latents(name, split, image_size=image_size)
     if name.startswith(folder.PREFIX):
         return folder.open_folder(name, split, image_size=image_size, center_crop=center_crop)
     return prepared.open_prepared(
@@ -58,6 +61,8 @@ def all_images(source: ImageSource) -> tuple[np.ndarray, np.ndarray]:
 
 class Batches:
     """Endless iterator of `{"image": uint8 [B/P, H, W, C], "label": int32 [B/P]}`.
+
+    A set of latents gives `"moments": float32 [B/P, 2, h, w, 2c]` in place of the images.
 
     Global batch `n` covers positions `n B .. (n + 1) B - 1` of an endless sequence, one
     permutation of the set per epoch; epochs follow each other without a gap, so a batch may span
@@ -208,7 +213,7 @@ class Batches:
         item = self.source[int(self._indices(np.array([position]))[0])]
         if self.flip and self._flips(position, 1)[0]:
             item["image"] = item["image"][:, ::-1]
-        return {"image": item["image"], "label": np.int32(item["label"])}
+        return {**item, "label": np.int32(item["label"])}
 
     def _indices(self, positions: np.ndarray) -> np.ndarray:
         """Which image stands at each of the ascending positions."""

@@ -15,8 +15,8 @@ from driftar_jax.drift import fields
 from driftar_jax.features import SmallClassifier, to_unit_range
 from driftar_jax.heads import diffusion
 from driftar_jax.hosts import masks as mask_laws
-from driftar_jax.hosts.schedules import patchify
 from driftar_jax.training import losses
+from driftar_jax.training.tokens import tokenise
 from driftar_jax.types import Encoding
 
 Params = dict[str, Any]
@@ -39,7 +39,7 @@ class Task(Protocol):
     def loss(
         self, params: Params, batch: dict, key: jax.Array, step: jax.Array, frozen: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Loss (float32 scalar) and metrics of `{"image" uint8 [B,H,W,C], "label" int32 [B]}`."""
+        """Loss (float32 scalar) and metrics of `label [B]` and what `tokenise` reads."""
 
     def trainable(self, frozen: bool) -> tuple[str, ...]:
         """Names of the parameter groups that learn in this phase."""
@@ -88,6 +88,7 @@ class HostTask:
     parts: assembly.Parts
     contexts: Contexts
     copies: int
+    mirror: bool = False
     freeze_step: None = None
     tracked: tuple[str, ...] = ()
 
@@ -100,7 +101,7 @@ class HostTask:
     def loss(self, params, batch, key, step, frozen):
         images, head = self.parts.images, self.parts.head
         key_context, key_dropout, key_time, key_noise = jax.random.split(key, 4)
-        tokens = patchify(to_unit_range(batch["image"]), images.patch_size)
+        tokens = tokenise(batch, key, patch_size=images.patch_size, mirror=self.mirror)
         masks, label = self.contexts.draw(key_context, batch["label"], images.num_tokens)
         encoding = self.parts.host.apply(
             {"params": params["host"]},
@@ -142,6 +143,7 @@ class DriftTask:
     freeze_at: float
     steps: int
     ar_steps: int
+    mirror: bool = False
     tracked: tuple[str, ...] = ("entropy_mean", "entropy_square")
 
     @property
@@ -162,7 +164,7 @@ class DriftTask:
     def loss(self, params, batch, key, step, frozen):
         images = self.parts.images
         key_context, key_dropout, key_eps, key_shuffle = jax.random.split(key, 4)
-        tokens = patchify(to_unit_range(batch["image"]), images.patch_size)
+        tokens = tokenise(batch, key, patch_size=images.patch_size, mirror=self.mirror)
         masks, label = self.contexts.draw(key_context, batch["label"], images.num_tokens)
 
         encoding = self.parts.host.apply(
@@ -267,7 +269,7 @@ def build(config: Any, images: assembly.ImageSpec) -> Task:
         label_drop=config.host.label_drop,
     )
     if config.task == "host":
-        return HostTask(parts, contexts, copies=config.head.copies)
+        return HostTask(parts, contexts, copies=config.head.copies, mirror=config.data.flip)
     return DriftTask(
         parts,
         contexts,
@@ -277,6 +279,7 @@ def build(config: Any, images: assembly.ImageSpec) -> Task:
         freeze_at=config.loss.freeze_at,
         steps=config.train.steps,
         ar_steps=config.sample.ar_steps,
+        mirror=config.data.flip,
     )
 
 

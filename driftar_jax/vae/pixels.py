@@ -32,12 +32,13 @@ def _decode(vae: kl.KLVAE, params: dict, grid: jax.Array) -> jax.Array:
     return to_uint8(kl.decode(vae, params, grid / kl.SCALE, tile=TILE))
 
 
-def load(workdir: str | pathlib.Path, channels: int) -> ToPixels:
+def load(workdir: str | pathlib.Path, channels: int, fingerprint: str | None = None) -> ToPixels:
     """The autoencoder that a host of `channels` latent channels needs.
 
     Args:
       workdir: folder written by `convert --family=vae-kl16`.
       channels: of the latents.
+      fingerprint: of the autoencoder that the training set was encoded with, where it is known.
 
     Raises:
       ValueError: no folder of an autoencoder, or one of other latents; one line.
@@ -46,7 +47,10 @@ def load(workdir: str | pathlib.Path, channels: int) -> ToPixels:
         have = stored.module(read_config(workdir)).latent_channels
         if have != channels:
             raise ValueError(f"it has {have} latent channels, not {channels}")
-        return ToPixels(*stored.load(workdir))
+        vae, params = stored.load(workdir)
+        if fingerprint not in (None, stored.fingerprint(params)):
+            raise ValueError("the training set was encoded with another one")
+        return ToPixels(vae, params)
     except ValueError as error:
         allowed = f"a folder written by convert --family=vae-kl16 that fits the host ({error})"
         raise wrong("vae", str(workdir), allowed) from error

@@ -1,10 +1,12 @@
 """An autoencoder on disk: the workdir that `convert` writes and everything else reads."""
 
 import dataclasses
+import hashlib
 import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from driftar_jax.checkpoints import Checkpoints, read_config
 from driftar_jax.vae.kl import KLVAE
@@ -50,6 +52,14 @@ def load(workdir: str | pathlib.Path, dtype: jnp.dtype = jnp.float32) -> tuple[K
     params = checkpoints.restore(step, ema=abstract(vae))["ema"]
     checkpoints.close()
     return vae, params
+
+
+def fingerprint(params: dict) -> str:
+    """Text that tells autoencoders apart, by the arrays that every latent passes through."""
+    digest = hashlib.sha256()
+    for leaf in jax.tree.leaves([params["quant_conv"], params["post_quant_conv"]]):
+        digest.update(np.asarray(leaf).tobytes())
+    return digest.hexdigest()[:16]
 
 
 def abstract(vae: KLVAE) -> dict:

@@ -1,0 +1,76 @@
+"""Images to moments, once for a whole set: each image and its mirror image."""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from driftar_jax.config import wrong
+from driftar_jax.data import latents
+from driftar_jax.data.source import ImageSource
+from driftar_jax.features import to_unit_range
+from driftar_jax.vae import kl, stored
+
+
+def encode_set(
+    sources: Sequence[ImageSource],
+    vae_dir: str,
+    out: str,
+    *,
+    per_shard: int,
+    batch_size: int,
+    tell: Callable[[str], None] = print,
+) -> None:
+    """Write a set of latents; what an earlier call finished is kept.
+
+    Args:
+      sources: splits of one image set.
+      vae_dir: folder written by `convert --family=vae-kl16`.
+      out: new folder, or one that the same call began.
+      per_shard: images per file.
+      batch_size: images encoded at once, with their mirror images.
+      tell: takes a line for each shard.
+
+    Raises:
+      ValueError: the images do not fit the autoencoder, or `out` belongs to another set.
+      OSError: `out` cannot be written.
+    """
+    vae, params = stored.load(vae_dir)
+    height, width, channels = sources[0].image_shape
+    if height % vae.factor or width % vae.factor:
+        raise wrong("data.image_size", height, f"a multiple of {vae.factor}")
+    if channels != vae.image_channels:
+        raise wrong("data.name", sources[0].name, f"images of {vae.image_channels} channels")
+    facts = {
+        "shape": [height // vae.factor, width // vae.factor, 2 * vae.latent_channels],
+        "class_names": list(sources[0].class_names),
+        "splits": {source.split: len(source) for source in sources},
+        "per_shard": per_shard,
+        "vae": str(vae_dir),
+        "vae_fingerprint": stored.fingerprint(params),
+        "source": [source.fingerprint for source in sources],
+    }
+    folder = latents.begin(out, facts)
+    for source in sources:
+        items = functools.partial(_items, vae, params, source, batch_size)
+        latents.write_shards(folder, source.split, items, tell)
+    latents.finish(folder)
+
+
+def _items(vae, params, source: ImageSource, batch_size: int, numbers: range):
+    for first in range(numbers.start, numbers.stop, batch_size):
+        wanted = np.arange(first, min(first + batch_size, numbers.stop))
+        images, labels = source.gather(np.resize(wanted, batch_size))  # padded: one compilation
+        moments, mirrored = (np.asarray(a) for a in _both(vae, params, images))
+        for i in range(len(wanted)):
+            yield {"moments": moments[i], "mirrored": mirrored[i], "label": int(labels[i])}
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _both(vae: kl.KLVAE, params, images: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Moments of uint8 `[B, H, W, 3]`, and of the images mirrored left to right."""
+    x = to_unit_range(images)
+    encode = lambda y: vae.apply({"params": params}, y, method="encode")  # noqa: E731
+    return encode(x), encode(jnp.flip(x, axis=2))
