@@ -33,7 +33,7 @@ def base(task: str, size: str) -> ml_collections.ConfigDict:
     )
     c.train = dict(
         batch_size=64,
-        steps=2000,
+        steps=1500,
         log_every=50,
         sample_every=500,
         checkpoint_every=500,

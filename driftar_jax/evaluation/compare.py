@@ -103,6 +103,9 @@ def measure(
       One row per method of `methods`.
     """
     table = methods(baselines[0], drifts[0])
+    # Before the quality: afterwards everything is compiled, and its cost could not be told.
+    first = baselines[0], drifts[0]
+    timed = {size: _speeds(first, table, real_labels, size) for size in batch_sizes}
     frechet: list[list[float]] = [[] for _ in table]
     accuracy: list[list[float]] = [[] for _ in table]
     for pair in zip(baselines, drifts, strict=True):
@@ -113,8 +116,6 @@ def measure(
                 judged = quality.measure(judge, real, made, labels)
                 frechet[i].append(judged.frechet)
                 accuracy[i].append(judged.accuracy)
-    first = baselines[0], drifts[0]
-    timed = {size: _speeds(first, table, real_labels, size) for size in batch_sizes}
     return [
         Row(
             method=method.name,
