@@ -88,10 +88,7 @@ class Session:
             made = loaded.sample(labels, seed=0, batch_size=SHOWN).images
             pictures.save_grid(self.out / f"samples_{name}.png", made, columns=8)
         pictures.save_grid(self.out / "real.png", self._judged(SHOWN)[0], columns=8)
-        curves = {
-            name: [json.loads(line) for line in (path / "metrics.jsonl").open()]
-            for name, path in ((n, pathlib.Path(w)) for n, w in self.workdirs.items())
-        }
+        curves = {name: _records(workdir) for name, workdir in self.workdirs.items()}
         pictures.save_curves(
             self.out / "curves_own.png", {"own head": curves["own"]}, ["loss", "grad_norm"]
         )
@@ -177,6 +174,12 @@ def open_session(
         seeds=seeds,
         batch_sizes=tuple(int(b) for b in batch_sizes),
     )
+
+
+def _records(workdir: str) -> list[dict]:
+    """The training log; empty for a converted checkpoint, which has none."""
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _load(path: str, task: str, flag: str) -> generator.Loaded:
