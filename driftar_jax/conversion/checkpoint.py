@@ -122,6 +122,7 @@ def forward(
     report.check()
     tell(f"{source}: {described.title}, {_count(wanted)} parameters in {len(found)} arrays")
     ours = rules.to_ours(state, report, wanted)
+    del state  # with it goes the mapped file
     for name, path, transform in report.mapped:
         tell(f"{name} {list(found[name])} -> {path} {list(wanted[path])} ({transform.name})")
     for name in report.not_finite:
@@ -138,7 +139,7 @@ def forward(
         "wrong_shape": report.wrong_shape,
         "not_finite": report.not_finite,
     }
-    _write_workdir(target, described, rules.unflatten(ours), facts)
+    _write_workdir(target, described, rules.unflatten(_placed(ours)), facts)
     tell(f"{out}: written, {len(report.mapped)} of {len(found)} names used, none missing")
     return report
 
@@ -199,6 +200,15 @@ def _here(abstract: Any) -> Any:
     return checkpoints.abstract_like(abstract, jax.tree.map(lambda _: place, abstract))
 
 
+def _placed(arrays: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """The arrays in JAX's hands, each taken out of `arrays`, so that no second copy of all stands.
+
+    A background save copies NumPy arrays first, but not arrays that JAX already owns.
+    """
+    cpu = jax.devices("cpu")[0]
+    return {path: jax.device_put(arrays.pop(path), cpu) for path in list(arrays)}
+
+
 def _temporary(target: pathlib.Path) -> pathlib.Path:
     return target.with_name(f".{target.name}.tmp{os.getpid()}")
 
@@ -206,8 +216,6 @@ def _temporary(target: pathlib.Path) -> pathlib.Path:
 def _write_workdir(target: pathlib.Path, described: Described, params: dict, facts: dict) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = _temporary(target)
-    # A background save copies NumPy arrays first, but not arrays that JAX already owns.
-    params = jax.device_put(params, jax.devices("cpu")[0])
     try:
         written = checkpoints.Checkpoints(unfinished)
         written.save(0, manifest=described.manifest, ema=params)
