@@ -163,7 +163,8 @@ def entropy_map(
             axis.set_axis_off()
     for axis, title in zip(axes[:, 0], ("image", "known", "entropy"), strict=True):
         axis.set_title(title, loc="left")
-    figure.colorbar(heat, ax=axes[2, :].tolist())
+    # Beside all rows, so that every heat map stays under the image it belongs to.
+    figure.colorbar(heat, ax=axes.ravel().tolist())
     figure.savefig(path, dpi=100)
     plt.close(figure)
 
