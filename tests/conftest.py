@@ -4,6 +4,7 @@ Tests that need several devices start a process of their own (`several_devices`)
 whole process when a collective waits too long, and would take the other tests with it.
 """
 
+import contextlib
 import os
 import pathlib
 import subprocess
@@ -17,7 +18,8 @@ os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
-REPOSITORY = pathlib.Path(__file__).parent.parent
+TESTS = pathlib.Path(__file__).parent
+REPOSITORY = TESTS.parent
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
@@ -45,6 +47,27 @@ def compiled_programs(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def without_optimizations():
+    """A context that halves XLA's compile time, most of a small test's; programs run slower."""
+
+    @contextlib.contextmanager
+    def context():
+        jax.config.update("jax_disable_most_optimizations", True)
+        try:
+            yield
+        finally:
+            jax.config.update("jax_disable_most_optimizations", False)
+
+    return context
+
+
+@pytest.fixture(scope="module")
+def quick_compile(without_optimizations):
+    with without_optimizations():
+        yield
+
+
+@pytest.fixture(scope="session")
 def python(data_dir, compiled_programs):
     """`python(*arguments, devices=1)` runs a Python process in the repository."""
 
@@ -55,7 +78,12 @@ def python(data_dir, compiled_programs):
             capture_output=True,
             text=True,
             cwd=REPOSITORY,
-            env={**os.environ, "XLA_FLAGS": flags},
+            env={
+                **os.environ,
+                "XLA_FLAGS": flags,
+                "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+                "PYTHONPATH": f"{REPOSITORY}:{TESTS}",
+            },
             timeout=timeout,
         )
 
