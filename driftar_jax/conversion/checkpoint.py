@@ -121,6 +121,7 @@ def forward(
         tell(line)
     report.check()
     tell(f"{source}: {described.title}, {_count(wanted)} parameters in {len(found)} arrays")
+    _check_room(target, 4 * _count(wanted))
     ours = rules.to_ours(state, report, wanted)
     del state  # with it goes the mapped file
     for name, path, transform in report.mapped:
@@ -200,6 +201,15 @@ def _here(abstract: Any) -> Any:
     return checkpoints.abstract_like(abstract, jax.tree.map(lambda _: place, abstract))
 
 
+def _check_room(target: pathlib.Path, needed: int) -> None:
+    """Refuse a disk that is too full, before anything is read; the write may still fail."""
+    there = next(folder for folder in target.parents if folder.exists())
+    free = shutil.disk_usage(there).free
+    if free < needed:
+        room = f"{free / 2**20:.0f} MiB free on the disk of {target}"
+        raise ValueError(f"out: got {room}, allowed at least {needed / 2**20:.0f} MiB")
+
+
 def _placed(arrays: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """The arrays in JAX's hands, each taken out of `arrays`, so that no second copy of all stands.
 
@@ -218,8 +228,14 @@ def _write_workdir(target: pathlib.Path, described: Described, params: dict, fac
     unfinished = _temporary(target)
     try:
         written = checkpoints.Checkpoints(unfinished)
-        written.save(0, manifest=described.manifest, ema=params)
-        written.wait()
+        try:
+            written.save(0, manifest=described.manifest, ema=params)
+            written.wait()
+        except ValueError as error:  # what Orbax makes of a full disk
+            reason = str(error).strip().splitlines()[0].rsplit(": ", 1)[-1]
+            raise OSError(
+                f"out: got {str(target)!r}, allowed a disk with room ({reason})"
+            ) from error
         written.close()
         checkpoints.write_json(unfinished / "report.json", facts)
         checkpoints.write_json(unfinished / "config.json", described.config)

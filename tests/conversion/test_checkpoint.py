@@ -175,6 +175,40 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, official, monkeypatch):
     assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
 
 
+def test_a_disk_without_room_is_refused_before_anything_is_read(tmp_path, official, monkeypatch):
+    source = _pth(tmp_path / "a.pth", model_ema=official)
+    usage = checkpoint.shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr(checkpoint.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(
+        ValueError, match="^out: got 0 MiB free on the disk of .*, allowed at least"
+    ):
+        _forward(source, tmp_path / "deep" / "w")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
+
+
+def test_a_disk_that_fills_up_leaves_nothing(tmp_path, official):
+    """A real limit on the size of files, in a process of its own."""
+    source, out = _pth(tmp_path / "a.pth", model_ema=official), tmp_path / "w"
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))\n"
+        "from driftar_jax.conversion import checkpoint\n"
+        "try: checkpoint.forward('mar', sys.argv[1], sys.argv[2], 'model_ema', 3)\n"
+        "except OSError as error: print(str(error).splitlines()[0])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, source, str(out)], capture_output=True, text=True, timeout=100
+    )
+    assert "allowed a disk with room" in done.stdout or "File too large" in done.stdout, done.stderr
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
+
+
+def test_the_other_family_is_refused(tmp_path, official):
+    source = _pth(tmp_path / "a.pth", model=official)
+    with pytest.raises(ValueError, match="^encoder.conv_in.weight: got None, allowed a KL"):
+        checkpoint.forward("vae-kl16", source, str(tmp_path / "v"), "model", tell=lambda line: None)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
+
+
 def test_taken_places_and_other_kinds_are_refused(tmp_path, official):
     source = _pth(tmp_path / "a.pth", model_ema=official)
     (tmp_path / "taken").mkdir()
