@@ -71,7 +71,7 @@ def quick_compile(without_optimizations):
 def python(data_dir, compiled_programs):
     """`python(*arguments, devices=1)` runs a Python process in the repository."""
 
-    def start(*arguments, devices=1, timeout=110):
+    def start(*arguments, devices=1, timeout=300):
         flags = f"--xla_force_host_platform_device_count={devices}"
         return subprocess.run(
             [sys.executable, *map(str, arguments)],
