@@ -15,6 +15,9 @@ def get_config(size: str = "digits8") -> ml_collections.ConfigDict:
     c.drift = dict(field="energy", draws=4, width=256, depth=3, standardised=True)
     c.draft = dict(width=96, depth=1, num_heads=4)
     c.loss = dict(entropy_loss="match", alpha_start=0.95, freeze_at=0.8)  # Eq. 9-10
+    if size == "digits8":  # meant to start from a host: launch/quickstart.sh
+        c.train.steps = 1200
+        c.mask.tokens_per_image = 8
     if size == "tiny":
         c.drift.update(width=16, depth=1, draws=2)
         c.draft.update(width=16, num_heads=2)

@@ -14,9 +14,10 @@ step "1/4 judge: a small classifier whose features measure the samples"
 python -m driftar_jax.train --config=configs/classifier.py:digits8 --workdir=$out/judge
 step "2/4 baseline: MAR with its own many-step head"
 python -m driftar_jax.train --config=configs/mar_small.py:digits8 --workdir=$out/own
-step "3/4 Drift-AR: one head evaluation per AR step"
-python -m driftar_jax.train --config=configs/drift_mar_small.py:digits8 --workdir=$out/drift
+step "3/4 Drift-AR on that backbone: one head evaluation per AR step"
+python -m driftar_jax.train --config=configs/drift_mar_small.py:digits8 --workdir=$out/drift \
+  --config.init_from=$out/own
 step "4/4 both sampled, timed and judged"
 python -m driftar_jax.evaluate --workdir=$out/drift --baseline=$out/own --judge=$out/judge \
-  --out=$out --num=1024 --batch_sizes=16,128 --overwrite
+  --out=$out --num=1024 --batch_sizes=128 --overwrite
 step "done; everything is in $out/report.md"
