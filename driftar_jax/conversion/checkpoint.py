@@ -4,6 +4,7 @@ Everything is checked on shapes before an array is read, and written under a tem
 refused or interrupted conversion leaves nothing behind.
 """
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -236,7 +237,10 @@ def _write_workdir(target: pathlib.Path, described: Described, params: dict, fac
             raise OSError(
                 f"out: got {str(target)!r}, allowed a disk with room ({reason})"
             ) from error
-        written.close()
+        finally:
+            # Its threads go on after a failure, and would write into what is being removed.
+            with contextlib.suppress(ValueError, OSError):
+                written.close()
         checkpoints.write_json(unfinished / "report.json", facts)
         checkpoints.write_json(unfinished / "config.json", described.config)
         os.replace(unfinished, target)
