@@ -10,6 +10,7 @@ import math
 import os
 import pathlib
 import shutil
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -245,7 +246,15 @@ def _write_workdir(target: pathlib.Path, described: Described, params: dict, fac
         checkpoints.write_json(unfinished / "config.json", described.config)
         os.replace(unfinished, target)
     finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        _remove(unfinished)
+
+
+def _remove(folder: pathlib.Path, seconds: float = 5.0) -> None:
+    """Remove a folder that a failing save's threads may still write into."""
+    end = time.monotonic() + seconds
+    while folder.exists() and time.monotonic() < end:
+        shutil.rmtree(folder, ignore_errors=True)
+        time.sleep(0.05)
 
 
 def _write_safetensors(target: pathlib.Path, arrays: Mapping[str, np.ndarray]) -> None:
