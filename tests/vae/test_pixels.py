@@ -13,6 +13,8 @@ from driftar_jax import checkpoints, generator, sampler
 from driftar_jax.conversion import mar
 from driftar_jax.vae import kl, pixels, stored
 
+pytestmark = [pytest.mark.usefixtures("quick_compile"), pytest.mark.timeout(300)]
+
 FIELDS = dict(
     num_tokens=9,
     token_dim=3,
