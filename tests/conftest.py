@@ -20,6 +20,7 @@ import pytest  # noqa: E402
 
 TESTS = pathlib.Path(__file__).parent
 REPOSITORY = TESTS.parent
+sys.path.insert(0, str(REPOSITORY))  # for `pytest` as well as for `python -m pytest`
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 

@@ -110,11 +110,23 @@ def test_gradients_are_clipped_to_the_norm_of_the_config(state):
 
 def test_weight_decay_spares_vectors_and_the_head():
     params = {
-        "host": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3), "class_emb": jnp.ones((3, 2))},
+        "host": {
+            "kernel": jnp.ones((2, 3)),
+            "bias": jnp.ones(3),
+            "scale": jnp.ones(3),
+            "class_emb": jnp.ones((3, 2)),
+            "qkv": {"bias": jnp.ones((3, 2, 2))},
+        },
         "head": {"kernel": jnp.ones((2, 3)), "bias": jnp.ones(3)},
     }
     assert optim.decay_mask(params) == {
-        "host": {"kernel": True, "bias": False, "class_emb": True},
+        "host": {
+            "kernel": True,
+            "bias": False,
+            "scale": False,
+            "class_emb": True,
+            "qkv": {"bias": False},
+        },
         "head": {"kernel": False, "bias": False},
     }
     zero = jax.tree.map(jnp.zeros_like, params)
