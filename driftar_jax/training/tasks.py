@@ -81,6 +81,19 @@ def _weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
     return jnp.sum(values * weight) / jnp.sum(weight)
 
 
+def _encode(task, params: Params, tokens, masks, label, key_dropout) -> Encoding:
+    """The backbone call of a training batch; without a key nothing is dropped."""
+    return task.parts.host.apply(
+        {"params": params["host"]},
+        tokens,
+        masks.known,
+        label,
+        keep=task.contexts.keep(task.parts.images.num_tokens),
+        deterministic=key_dropout is None,
+        rngs=None if key_dropout is None else {"dropout": key_dropout},
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class HostTask:
     """A host trained with its own many-step head, as it was published (mar.md section 4.3)."""
@@ -103,15 +116,7 @@ class HostTask:
         key_context, key_dropout, key_time, key_noise = jax.random.split(key, 4)
         tokens = tokenise(batch, key, patch_size=images.patch_size, mirror=self.mirror)
         masks, label = self.contexts.draw(key_context, batch["label"], images.num_tokens)
-        encoding = self.parts.host.apply(
-            {"params": params["host"]},
-            tokens,
-            masks.known,
-            label,
-            keep=self.contexts.keep(images.num_tokens),
-            deterministic=False,
-            rngs={"dropout": key_dropout},
-        )
+        encoding = _encode(self, params, tokens, masks, label, key_dropout)
         positions, weight = self.contexts.chosen(masks, images.num_tokens)
         x = _take(tokens, positions)
         c = head.apply({"params": params["head"]}, _take(encoding.z, positions), method="condition")
@@ -166,16 +171,7 @@ class DriftTask:
         key_context, key_dropout, key_eps, key_shuffle = jax.random.split(key, 4)
         tokens = tokenise(batch, key, patch_size=images.patch_size, mirror=self.mirror)
         masks, label = self.contexts.draw(key_context, batch["label"], images.num_tokens)
-
-        encoding = self.parts.host.apply(
-            {"params": params["host"]},
-            tokens,
-            masks.known,
-            label,
-            keep=self.contexts.keep(images.num_tokens),
-            deterministic=frozen,
-            rngs=None if frozen else {"dropout": key_dropout},
-        )
+        encoding = _encode(self, params, tokens, masks, label, None if frozen else key_dropout)
         mu, std = self.parts.prior.apply(
             {"params": params["prior"]},
             encoding.z,
