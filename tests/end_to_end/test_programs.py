@@ -62,6 +62,23 @@ def test_drift_starts_from_the_host_it_was_given(workdirs):
     assert max(jax.tree.leaves(gaps)) < 0.01
 
 
+def test_drift_trains_from_scratch_under_another_law(call, tmp_path):
+    flags = ["--config.mask.law=mar", "--config.prior.scale=learned", "--config.data.flip=true"]
+    done = call("train", DRIFT, *flags, f"--workdir={tmp_path / 'run'}")
+    assert (done.status, done.stderr) == (0, "") and "step 6/6" in done.stdout
+    model = driftar_jax.load(tmp_path / "run")
+    assert "scale" in model.params["prior"] and model.parts.prior.scale == "learned"
+
+
+def test_a_kept_step_can_be_loaded(workdirs):
+    early, late = driftar_jax.load(workdirs.drift, step=3), driftar_jax.load(workdirs.drift)
+    assert (early.step, late.step) == (3, 6)
+    gaps = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), early.params, late.params)
+    assert max(jax.tree.leaves(gaps)) > 0
+    with pytest.raises(ValueError, match="checkpoint: got step 4 of .*, allowed"):
+        driftar_jax.load(workdirs.drift, step=4)
+
+
 def test_a_crashed_run_goes_on_bit_for_bit_and_compiles_each_phase_once(
     call, workdirs, tmp_path, monkeypatch
 ):
