@@ -62,12 +62,12 @@ def test_drift_starts_from_the_host_it_was_given(workdirs):
     assert max(jax.tree.leaves(gaps)) < 0.01
 
 
-def test_drift_trains_from_scratch_under_another_law(call, tmp_path):
-    flags = ["--config.mask.law=mar", "--config.prior.scale=learned", "--config.data.flip=true"]
-    done = call("train", DRIFT, *flags, f"--workdir={tmp_path / 'run'}")
+def test_drift_trains_from_scratch_as_well(call, workdirs, tmp_path):
+    done = call("train", DRIFT, f"--workdir={tmp_path / 'run'}")
     assert (done.status, done.stderr) == (0, "") and "step 6/6" in done.stdout
-    model = driftar_jax.load(tmp_path / "run")
-    assert "scale" in model.params["prior"] and model.parts.prior.scale == "learned"
+    scratch = _records(tmp_path / "run")
+    assert [r["step"] for r in scratch] == [2, 3, 4, 6]
+    assert scratch[0]["loss"] != _records(workdirs.drift)[0]["loss"]
 
 
 def test_a_kept_step_can_be_loaded(workdirs):
