@@ -223,6 +223,14 @@ def test_a_bad_comparison_is_named(call, workdirs, tmp_path, change, field, allo
     assert not (tmp_path / "report").exists()
 
 
+def test_a_report_is_not_written_over(call, workdirs, tmp_path):
+    (tmp_path / "report.json").write_text("{}")
+    flags = [f"--workdir={workdirs.drift}", f"--baseline={workdirs.own}", "--num=16"]
+    done = call("evaluate", *flags, f"--judge={workdirs.judge}", f"--out={tmp_path}")
+    _refused(done, "out", "--overwrite")
+    assert (tmp_path / "report.json").read_text() == "{}"
+
+
 @pytest.mark.parametrize(
     ("program", "words", "field"),
     [

@@ -61,10 +61,14 @@ def test_the_drift_loss_is_equation_9():
     "changes",
     [
         {"optim__accumulate": 2},
-        {"mask__law": "mar", "mask__tokens_per_image": 2},
-        {"host__dtype": "bfloat16", "host__attention_dropout": 0.1},
+        {
+            "mask__law": "mar",
+            "mask__tokens_per_image": 2,
+            "host__dtype": "bfloat16",
+            "host__attention_dropout": 0.1,
+        },
     ],
-    ids=["accumulated", "few tokens", "bfloat16"],
+    ids=["accumulated", "few bfloat16 tokens"],
 )
 def test_settings_keep_the_types_of_the_state(name, phases, changes):
     """Traced, not run: a step that changed a type would compile again at every call."""
