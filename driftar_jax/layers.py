@@ -4,8 +4,6 @@ The entropy layer pays for one softmax and reads both its output and its entropy
 chunks keep `[B, H, Q, N]` bounded, so a long sequence never holds its whole attention map.
 """
 
-import functools
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -172,6 +170,16 @@ class QKV(nn.Module):
         return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
 
 
+def _both(key_mask: jax.Array | None, mask: jax.Array | None) -> jax.Array | None:
+    """Keys that may be seen, `[B, N]`, and by which rows, `[N, N]` or `[B, N, N]`: three axes."""
+    if mask is not None and mask.ndim == 2:
+        mask = mask[None]
+    if key_mask is None:
+        return mask
+    keys = key_mask[:, None, :]
+    return keys if mask is None else keys & mask
+
+
 class TransformerBlock(nn.Module):
     """Pre-norm ViT block: `x += proj(attn(LN(x)))`, `x += fc2(gelu(fc1(LN(x))))`.
 
@@ -209,22 +217,26 @@ class TransformerBlock(nn.Module):
         self.dropout = nn.Dropout(self.projection_dropout)
 
     def __call__(
-        self, x: jax.Array, key_mask: jax.Array | None = None, *, deterministic: bool = True
+        self,
+        x: jax.Array,
+        key_mask: jax.Array | None = None,
+        *,
+        mask: jax.Array | None = None,
+        deterministic: bool = True,
     ) -> jax.Array:
-        """`x [B, N, width]`, `key_mask [B, N]` bool (True: may be attended) -> like `x`."""
-        q, k, v = self.qkv(self.norm1(x))
-        if self.attention_dropout > 0.0 and not deterministic:
-            out, _ = self._attend(q, k, v, key_mask, 0, deterministic)
-        else:
-            mask = None if key_mask is None else key_mask[:, None, None, :]
-            out = jax.nn.dot_product_attention(q, k, v, mask=mask)
-        return self._after_attention(x, out, deterministic)
+        """`x [B, N, width]` -> like `x`; masks as in `with_entropy`."""
+        q, k, v = self.heads(x)
+        out, _ = self.attend(
+            x, q, k, v, _both(key_mask, mask), content_start=None, deterministic=deterministic
+        )
+        return out
 
     def with_entropy(
         self,
         x: jax.Array,
         key_mask: jax.Array | None = None,
         *,
+        mask: jax.Array | None = None,
         content_start: int = 0,
         deterministic: bool = True,
     ) -> tuple[jax.Array, jax.Array]:
@@ -233,24 +245,70 @@ class TransformerBlock(nn.Module):
         Args:
           x: `[B, N, width]`.
           key_mask: `[B, N]` bool, True where a key may be attended; None: all.
+          mask: `[N, N]` or `[B, N, N]` bool, True where a row may look at a key; None: everywhere.
           content_start: rows and keys before it are not content.
           deterministic: False draws dropout from the `dropout` key.
 
         Returns:
           Block output like `x`, and entropy `[B, N - content_start]` float32 in [0, 1].
         """
-        q, k, v = self.qkv(self.norm1(x))
-        out, rows = self._attend(q, k, v, key_mask, content_start, deterministic)
-        return self._after_attention(x, out, deterministic), rows[:, content_start:]
-
-    def _attend(self, q, k, v, key_mask, content_start, deterministic):
-        dropout = 0.0 if deterministic else self.attention_dropout
-        attend = functools.partial(
-            attention_with_entropy, content_start=content_start, chunk=self.entropy_chunk
+        q, k, v = self.heads(x)
+        out, rows = self.attend(
+            x,
+            q,
+            k,
+            v,
+            _both(key_mask, mask),
+            content_start=content_start,
+            deterministic=deterministic,
         )
-        mask = None if key_mask is None else key_mask[:, None, :]
-        key = self.make_rng("dropout") if dropout > 0.0 else None
-        return attend(q, k, v, mask, dropout=dropout, dropout_key=key)
+        return out, rows[:, content_start:]
+
+    def heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """`x [B, N, width]` -> its queries, keys and values, each `[B, N, H, K]`."""
+        return self.qkv(self.norm1(x))
+
+    def attend(
+        self,
+        x: jax.Array,
+        q: jax.Array,
+        k: jax.Array,
+        v: jax.Array,
+        mask: jax.Array | None = None,
+        *,
+        content_start: int | None,
+        deterministic: bool = True,
+    ) -> tuple[jax.Array, jax.Array | None]:
+        """All of the block behind `heads`, on keys and values from wherever (a cache).
+
+        Args:
+          x: `[B, Q, width]`, the rows that `q` was made of.
+          q: `[B, Q, H, K]`.
+          k: `[B, N, H, K]`.
+          v: `[B, N, H, K]`.
+          mask: bool, three axes broadcastable to `[B, Q, N]`, True where a row may look.
+          content_start: first content key of the entropy; None asks for no entropy.
+          deterministic: False draws dropout from the `dropout` key.
+
+        Returns:
+          Block output like `x`, and entropy `[B, Q]` float32 in [0, 1] or None.
+        """
+        dropout = 0.0 if deterministic else self.attention_dropout
+        if content_start is None and dropout == 0.0:
+            wide = None if mask is None else mask[:, None]
+            out, rows = jax.nn.dot_product_attention(q, k, v, mask=wide), None
+        else:
+            out, rows = attention_with_entropy(
+                q,
+                k,
+                v,
+                mask,
+                content_start=content_start or 0,
+                chunk=self.entropy_chunk,
+                dropout=dropout,
+                dropout_key=self.make_rng("dropout") if dropout > 0.0 else None,
+            )
+        return self._after_attention(x, out, deterministic), rows
 
     def _after_attention(self, x, out, deterministic):
         out = self.proj(out.reshape(*out.shape[:2], self.width))
