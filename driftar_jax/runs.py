@@ -100,6 +100,10 @@ def open_run(settings: Any, workdir: str) -> Run:
     }
     folder = pathlib.Path(workdir).absolute()
     training = loop.Loop(tasks.build(settings, images), settings, folder, manifest)
+    if settings.task != "classifier":
+        # Now, and not when the first pictures are made, at the end of a long run.
+        parts = assembly.build(settings, images)
+        generator.Loaded(settings, parts, {}, 0, manifest).settings().check(parts)
     resumed = (folder / "config.json").exists()
     # Before the workdir is claimed: a mistake must not leave a workdir that belongs to it.
     weights = None if resumed else _host_weights(settings, training)

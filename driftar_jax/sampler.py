@@ -73,8 +73,9 @@ class Settings:
             raise ValueError(
                 f"ar_steps: got {self.ar_steps}, allowed 1 to {num_tokens} (one per token)"
             )
-        if not 1 <= self.nfe <= diffusion.TRAIN_STEPS:
-            raise ValueError(f"nfe: got {self.nfe}, allowed 1 to {diffusion.TRAIN_STEPS}")
+        most = _TRIMMED_LAST + 1 if self.spacing == "trimmed" else diffusion.TRAIN_STEPS
+        if not 1 <= self.nfe <= most:
+            raise ValueError(f"nfe: got {self.nfe}, allowed 1 to {most} (spacing {self.spacing})")
         if self.nfe_schedule not in NFE_SCHEDULES:
             allowed = " | ".join(NFE_SCHEDULES)
             raise ValueError(f"nfe_schedule: got {self.nfe_schedule!r}, allowed {allowed}")

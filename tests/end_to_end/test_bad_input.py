@@ -67,12 +67,14 @@ def train(call, tmp_path):
         (DRIFT, "train.batch_size=5000", "data.batch_size", "1 to 1498"),
         (DRIFT, "init_from=/nowhere", "init_from", "a checkpoint of a host"),
         (OWN, "sample.nfe=1001", "sample.nfe", "1 to 1000"),
+        (OWN, "sample.nfe=952", "nfe", "1 to 951 (spacing trimmed)"),
         (OWN, "drift.draws=3", "config field", "drift"),
         (JUDGE, "classifier.width=0", "classifier.width", "at least 1"),
     ],
 )
 def test_a_bad_setting_is_named(train, config, override, field, word):
-    _refused(train(config, f"--config.{override}"), field, word)
+    trimmed = () if config == JUDGE else ("--config.sample.spacing=trimmed",)
+    _refused(train(config, *trimmed, f"--config.{override}"), field, word)
 
 
 @pytest.mark.parametrize(
@@ -151,7 +153,7 @@ def sample(call, tmp_path):
         (["--ar_steps=5"], "ar_steps", "1 to 4"),
         (["--ar_steps=0"], "ar_steps", "1 to 4"),
         (["--method=own"], "method", "drift | mean"),
-        (["--nfe=0"], "nfe", "1 to 1000"),
+        (["--nfe=0"], "nfe", "1 to 951 (spacing trimmed)"),
         (["--guidance=-1"], "guidance", "a number from 0"),
         (["--guidance=nan"], "guidance", "a number from 0"),
         (["--temperature=0"], "temperature", "above 0"),
