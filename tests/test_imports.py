@@ -17,7 +17,9 @@ STOREYS = {
     "cli": 0.5,  # names the fields of the config in its messages
     "entropy": 1,
     "features": 1,
+    "inception": 1,
     "layers": 1.5,
+    "modulated": 1.7,
     "data": 1,
     "vae": 2,
     "heads": 2,

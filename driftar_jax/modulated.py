@@ -1,0 +1,134 @@
+"""The block of whole-grid decoders: modulated self-attention, cross-attention to `z`, an MLP.
+
+TransDiff's velocity network is built from it, and so is the one-step `GridDecoder`; what modulates
+it (time, entropy, guidance) is the caller's.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from driftar_jax import layers
+
+# Shift, scale and gate of self-attention, then of the MLP.
+CHUNKS = 6
+
+
+def sinusoid_features(t: jax.Array, frequencies: int = 128) -> jax.Array:
+    """`t [...]` -> `[..., 2 * frequencies]` float32, cosines first, period base 10000."""
+    k = np.arange(frequencies, dtype=np.float32)
+    # In float32 on the host, as the official programs: at t = 1000 the last digit is visible.
+    rates = np.exp(np.float32(-math.log(10000)) * k / np.float32(frequencies))
+    angles = t.astype(jnp.float32)[..., None] * rates.reshape((1,) * t.ndim + rates.shape)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class ModulatedBlock(nn.Module):
+    """Pre-norm block whose shifts, scales and gates are a table plus a modulation.
+
+    `x += gate_a * attn(LN1(x) * (1 + scale_a) + shift_a)`; `x += cross(LN2(x), condition)`, neither
+    modulated nor gated; `x += gate_m * mlp(LN3(x) * (1 + scale_m) + shift_m)`. Affine norms, exact
+    GELU, biases everywhere (the block of TransDiff's `diffdecoder` and of Drift-AR's decoder).
+
+    Attributes:
+      width: D; a multiple of `num_heads`.
+      num_heads: attention heads H.
+      mlp_ratio: hidden width of the MLP over D.
+      zero_start: the table starts at zero, so that a fresh block with a zero modulation only
+        cross-attends; False draws it with standard deviation D^-0.5, as published.
+      attention_dropout: on attention weights, in training.
+      projection_dropout: after projections and twice in the MLP, in training.
+      dtype: type of the matrix products and of the result; norms and softmax stay float32.
+    """
+
+    width: int
+    num_heads: int
+    mlp_ratio: float = 4.0
+    zero_start: bool = False
+    attention_dropout: float = 0.0
+    projection_dropout: float = 0.0
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        if self.width % self.num_heads:
+            raise ValueError(
+                f"num_heads: got {self.num_heads}, allowed divisors of width {self.width}"
+            )
+        init = nn.initializers.normal(self.width**-0.5)
+        init = nn.initializers.zeros_init() if self.zero_start else init
+        self.table = self.param(
+            "table", nn.with_logical_partitioning(init, (None, "embed")), (CHUNKS, self.width)
+        )
+        self.norm1 = layers.layer_norm()
+        self.qkv = layers.QKV(self.num_heads, self.width // self.num_heads, self.dtype)
+        self.proj = layers.dense(self.width, ("heads", "embed"), self.dtype)
+        self.norm2 = layers.layer_norm()
+        self.cross_q = layers.dense(self.width, ("embed", "heads"), self.dtype)
+        self.cross_k = layers.dense(self.width, ("embed", "heads"), self.dtype)
+        self.cross_v = layers.dense(self.width, ("embed", "heads"), self.dtype)
+        self.cross_proj = layers.dense(self.width, ("heads", "embed"), self.dtype)
+        self.norm3 = layers.layer_norm()
+        self.fc1 = layers.dense(round(self.width * self.mlp_ratio), ("embed", "mlp"), self.dtype)
+        self.fc2 = layers.dense(self.width, ("mlp", "embed"), self.dtype)
+        self.dropout = nn.Dropout(self.projection_dropout)
+
+    def read(self, condition: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Keys and values `[B, M, H, K]` of a condition `[B, M, width]`, once for many calls."""
+        condition = condition.astype(self.dtype)
+        return self._split(self.cross_k(condition)), self._split(self.cross_v(condition))
+
+    def __call__(
+        self,
+        x: jax.Array,
+        condition: tuple[jax.Array, jax.Array],
+        modulation: jax.Array,
+        *,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Run the block on grids that share conditions.
+
+        Args:
+          x: `[B * G, N, width]`: G grids for each condition, those of one condition together.
+          condition: keys and values of `read`, `[B, M, H, K]`.
+          modulation: `[B, 6, width]` float32, added to the table.
+          deterministic: False draws dropout from the `dropout` key.
+
+        Returns:
+          Like `x`.
+        """
+        contexts, grids = len(modulation), len(x) // len(modulation)
+        rows = jnp.repeat(self.table[None] + modulation, grids, axis=0)[:, :, None]
+        shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (rows[:, i] for i in range(CHUNKS))
+
+        h = self.norm1(x) * (1 + scale_a) + shift_a
+        h = self._attend(*self.qkv(h), deterministic)
+        x = self._add(x, gate_a * self.dropout(self.proj(h), deterministic=deterministic))
+
+        # Queries never meet each other, so the grids of a condition are one long row of them.
+        q = self._split(self.cross_q(self.norm2(x).astype(self.dtype)))
+        q = q.reshape(contexts, -1, *q.shape[2:])
+        h = self.cross_proj(self._attend(q, *condition, deterministic)).reshape(x.shape)
+        x = self._add(x, self.dropout(h, deterministic=deterministic))
+
+        h = (self.norm3(x) * (1 + scale_m) + shift_m).astype(self.dtype)
+        h = nn.gelu(self.fc1(h), approximate=False)
+        h = self.fc2(self.dropout(h, deterministic=deterministic))
+        return self._add(x, gate_m * self.dropout(h, deterministic=deterministic))
+
+    def _split(self, x):
+        return x.reshape(*x.shape[:2], self.num_heads, -1)
+
+    def _add(self, x, change):
+        return x + change.astype(x.dtype)
+
+    def _attend(self, q, k, v, deterministic):
+        if deterministic or self.attention_dropout == 0.0:
+            out = jax.nn.dot_product_attention(q, k, v)
+        else:
+            key = self.make_rng("dropout")
+            dropout = dict(dropout=self.attention_dropout, dropout_key=key)
+            out, _ = layers.attention_with_entropy(q, k, v, **dropout)
+        return out.reshape(*out.shape[:2], self.width)
