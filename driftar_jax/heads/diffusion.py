@@ -13,12 +13,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
-from driftar_jax import layers
+from driftar_jax.heads.token_mlp import TokenMLP, lift
 
 TRAIN_STEPS = 1000
-_TIME_FREQUENCIES = 128
 
 Denoiser = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -26,67 +24,10 @@ Denoiser = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 # --- network -----------------------------------------------------------------------------------
 
 
-def _time_features(t: jax.Array) -> jax.Array:
-    """`t [...]` -> `[..., 256]` float32, cosines first; `t` is 0..999, not rescaled."""
-    k = np.arange(_TIME_FREQUENCIES, dtype=np.float32)
-    # In float32 on the host, as the official program: at t = 999 the last digit is visible.
-    frequencies = np.exp(np.float32(-math.log(10000)) * k / np.float32(_TIME_FREQUENCIES))
-    shape = (1,) * t.ndim + frequencies.shape
-    angles = t.astype(jnp.float32)[..., None] * frequencies.reshape(shape)
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+class DiffusionHead(TokenMLP):
+    """MAR's `SimpleMLPAdaLN`: predicts noise and variance of one token; fields as in `TokenMLP`."""
 
-
-def _lift(x: jax.Array, ndim: int) -> jax.Array:
-    """Leading axes of size 1 until `x` has `ndim` axes."""
-    return x.reshape((1,) * (ndim - x.ndim) + x.shape)
-
-
-class ResBlock(nn.Module):
-    """Residual MLP block of the head; the identity when fresh, for its gate starts at zero."""
-
-    width: int
-    dtype: jnp.dtype = jnp.float32
-
-    @nn.compact
-    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
-        """`x [..., width]`, SiLU of the condition `y [..., width]` (may broadcast) -> like `x`."""
-        zeros = nn.initializers.zeros_init()
-        ada = layers.dense(3 * self.width, ("embed", "mlp"), self.dtype, zeros, "adaLN_modulation")
-        shift, scale, gate = jnp.split(ada(y), 3, axis=-1)
-        h = layers.layer_norm(name="in_ln")(x) * (1 + scale) + shift
-        h = layers.dense(self.width, ("embed", "mlp"), self.dtype, name="mlp_0")(h)
-        h = layers.dense(self.width, ("mlp", "embed"), self.dtype, name="mlp_2")(nn.silu(h))
-        return x + gate * h
-
-
-class DiffusionHead(nn.Module):
-    """MAR's `SimpleMLPAdaLN`: predicts noise and variance of one token from its condition.
-
-    Rows never meet, so any leading axes work and may broadcast against each other.
-
-    Attributes:
-      token_dim: C, channels of a token.
-      width: W, hidden width.
-      depth: residual blocks.
-      dtype: type of the matrix products; inputs and outputs are float32.
-    """
-
-    token_dim: int
-    width: int
-    depth: int
-    dtype: jnp.dtype = jnp.float32
-
-    def setup(self):
-        small = nn.initializers.normal(0.02)
-        zeros = nn.initializers.zeros_init()
-        self.time_embed_0 = layers.dense(self.width, (None, "mlp"), self.dtype, small)
-        self.time_embed_2 = layers.dense(self.width, ("mlp", "embed"), self.dtype, small)
-        self.cond_embed = layers.dense(self.width, ("mlp", "embed"), self.dtype)
-        self.input_proj = layers.dense(self.width, (None, "embed"), self.dtype)
-        self.res_blocks = [ResBlock(self.width, self.dtype) for _ in range(self.depth)]
-        self.final_modulation = layers.dense(2 * self.width, ("embed", "mlp"), self.dtype, zeros)
-        self.final_norm = layers.layer_norm(affine=False)
-        self.final_linear = layers.dense(2 * self.token_dim, ("embed", None), self.dtype, zeros)
+    outputs = 2
 
     def __call__(self, x: jax.Array, t: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Predicts noise and variance of noisy tokens.
@@ -102,24 +43,12 @@ class DiffusionHead(nn.Module):
         """
         return self.denoise(x, t, self.condition(z))
 
-    def condition(self, z: jax.Array) -> jax.Array:
-        """`z [..., D]` -> `c [..., W]`; once per token, the same at every step."""
-        return self.cond_embed(z)
-
     def denoise(self, x: jax.Array, t: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
         """As `__call__`, with `c [..., W]` of `condition` in place of `z`.
 
         A scalar `t` embeds the time once for all rows.
         """
-        time = self.time_embed_2(nn.silu(self.time_embed_0(_time_features(t))))
-        ndim = max(x.ndim, time.ndim, c.ndim)
-        y = nn.silu(_lift(time, ndim) + _lift(c, ndim))
-        h = _lift(self.input_proj(x), ndim)
-        for block in self.res_blocks:
-            h = block(h, y)
-        shift, scale = jnp.split(self.final_modulation(y), 2, axis=-1)
-        out = self.final_linear(self.final_norm(h) * (1 + scale) + shift).astype(jnp.float32)
-        eps, v = jnp.split(out, 2, axis=-1)
+        eps, v = jnp.split(self.predict(x, t, c), 2, axis=-1)
         return eps, v
 
 
@@ -263,7 +192,7 @@ def chosen(schedules: Sequence[Schedule], which: jax.Array) -> tuple[Schedule, j
 
 def _at(table: np.ndarray, index: jax.Array, ndim: int) -> jax.Array:
     """`table[index]` in float32 with axes of size 1 for the channels, and up to `ndim`."""
-    return _lift(jnp.asarray(table, jnp.float32)[index][..., None], ndim)
+    return lift(jnp.asarray(table, jnp.float32)[index][..., None], ndim)
 
 
 class Prediction(NamedTuple):
@@ -353,7 +282,7 @@ def head_loss_terms(
     kl = jnp.exp(difference) + (true_mean - model.mean) ** 2 * jnp.exp(-model.log_variance)
     kl = 0.5 * (kl - 1.0 - difference)
     first = -_discretised_log_likelihood(x0, model.mean, 0.5 * model.log_variance)
-    nats = jnp.where(_lift(t[..., None], x0.ndim) == 0, first, kl)
+    nats = jnp.where(lift(t[..., None], x0.ndim) == 0, first, kl)
     return Loss(mse, jnp.mean(nats, axis=-1) / math.log(2.0))
 
 
@@ -394,7 +323,7 @@ def reverse_step(
     """`x [..., C]` one step later; the last step (index 0) is the mean itself, without noise."""
     step = predict(schedule, index, x, eps, v)
     spread = jnp.exp(0.5 * step.log_variance) * noise * temperature
-    return step.mean + jnp.where(_lift(index[..., None], x.ndim) > 0, spread, 0.0)
+    return step.mean + jnp.where(lift(index[..., None], x.ndim) > 0, spread, 0.0)
 
 
 def head_sample(

@@ -1,0 +1,102 @@
+"""The residual MLP that MAR's and NextStep-1's heads share: one token, a time and its condition.
+
+Source: `SimpleMLPAdaLN` of LTH14/mar at fe470ac and `modeling_fm_head.py` of stepfun-ai/NextStep-1
+at 6e49bae, which differ in what the output means and in the times they are told.
+"""
+
+import math
+from typing import ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from driftar_jax import layers
+
+_TIME_FREQUENCIES = 128
+
+
+def _time_features(t: jax.Array) -> jax.Array:
+    """`t [...]` -> `[..., 256]` float32, cosines first; `t` is taken as it is, not rescaled."""
+    k = np.arange(_TIME_FREQUENCIES, dtype=np.float32)
+    # In float32 on the host, as the official program: at t = 999 the last digit is visible.
+    frequencies = np.exp(np.float32(-math.log(10000)) * k / np.float32(_TIME_FREQUENCIES))
+    shape = (1,) * t.ndim + frequencies.shape
+    angles = t.astype(jnp.float32)[..., None] * frequencies.reshape(shape)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def lift(x: jax.Array, ndim: int) -> jax.Array:
+    """Leading axes of size 1 until `x` has `ndim` axes."""
+    return x.reshape((1,) * (ndim - x.ndim) + x.shape)
+
+
+class ResBlock(nn.Module):
+    """Residual MLP block of the head; the identity when fresh, for its gate starts at zero."""
+
+    width: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
+        """`x [..., width]`, SiLU of the condition `y [..., width]` (may broadcast) -> like `x`."""
+        zeros = nn.initializers.zeros_init()
+        ada = layers.dense(3 * self.width, ("embed", "mlp"), self.dtype, zeros, "adaLN_modulation")
+        shift, scale, gate = jnp.split(ada(y), 3, axis=-1)
+        h = layers.layer_norm(name="in_ln")(x) * (1 + scale) + shift
+        h = layers.dense(self.width, ("embed", "mlp"), self.dtype, name="mlp_0")(h)
+        h = layers.dense(self.width, ("mlp", "embed"), self.dtype, name="mlp_2")(nn.silu(h))
+        return x + gate * h
+
+
+class TokenMLP(nn.Module):
+    """Residual MLP of one noisy token, modulated by a time and the token's condition.
+
+    Rows never meet, so any leading axes work and may broadcast against each other.
+
+    Attributes:
+      outputs: numbers predicted per channel; fixed by the subclass.
+      token_dim: C, channels of a token.
+      width: W, hidden width.
+      depth: residual blocks.
+      dtype: type of the matrix products; inputs and outputs are float32.
+    """
+
+    outputs: ClassVar[int] = 1
+
+    token_dim: int
+    width: int
+    depth: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        small = nn.initializers.normal(0.02)
+        zeros = nn.initializers.zeros_init()
+        self.time_embed_0 = layers.dense(self.width, (None, "mlp"), self.dtype, small)
+        self.time_embed_2 = layers.dense(self.width, ("mlp", "embed"), self.dtype, small)
+        self.cond_embed = layers.dense(self.width, ("mlp", "embed"), self.dtype)
+        self.input_proj = layers.dense(self.width, (None, "embed"), self.dtype)
+        self.res_blocks = [ResBlock(self.width, self.dtype) for _ in range(self.depth)]
+        self.final_modulation = layers.dense(2 * self.width, ("embed", "mlp"), self.dtype, zeros)
+        self.final_norm = layers.layer_norm(affine=False)
+        out = self.outputs * self.token_dim
+        self.final_linear = layers.dense(out, ("embed", None), self.dtype, zeros)
+
+    def condition(self, z: jax.Array) -> jax.Array:
+        """`z [..., D]` -> `c [..., W]`; once per token, the same at every step."""
+        return self.cond_embed(z)
+
+    def predict(self, x: jax.Array, t: jax.Array, c: jax.Array) -> jax.Array:
+        """Noisy tokens `x [..., C]`, times `t [...]`, `c [..., W]` -> `[..., outputs * C]` float32.
+
+        A scalar `t` embeds the time once for all rows.
+        """
+        time = self.time_embed_2(nn.silu(self.time_embed_0(_time_features(t))))
+        ndim = max(x.ndim, time.ndim, c.ndim)
+        y = nn.silu(lift(time, ndim) + lift(c, ndim))
+        h = lift(self.input_proj(x), ndim)
+        for block in self.res_blocks:
+            h = block(h, y)
+        shift, scale = jnp.split(self.final_modulation(y), 2, axis=-1)
+        return self.final_linear(self.final_norm(h) * (1 + scale) + shift).astype(jnp.float32)
