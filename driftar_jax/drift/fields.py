@@ -1,11 +1,16 @@
 """Drift fields of Eq. 8: `V = V_p - V_q`, pure functions on arrays.
 
 The one here, `energy`, is the field of per-token decoders: every context has exactly one real
-continuation, and this field is linear in the data distribution, so that one is enough.
+continuation, and this field is linear in the data distribution, so that one is enough. With
+weights it serves whole grids too, beside `laplace`.
 """
 
+import flax.struct
 import jax
 import jax.numpy as jnp
+
+# Squared distances below it are rounding of equal points, whose unit vector is 0.
+_COINCIDENT = 1e-8
 
 
 def unit_vectors(v: jax.Array) -> jax.Array:
@@ -17,7 +22,42 @@ def unit_vectors(v: jax.Array) -> jax.Array:
     return v * jnp.where(square > 0, inverse, 0.0)
 
 
-def energy(x: jax.Array, positives: jax.Array, negatives: jax.Array | None = None) -> jax.Array:
+@flax.struct.dataclass
+class Weights:
+    """Weights of the samples of a call; None: 1 each, and all of them present.
+
+    Attributes:
+      draws: `[..., G]` float32.
+      positives: `[..., P]` float32.
+      negatives: `[..., M]` float32.
+      positives_present: `[..., P]` bool; False where a sample is missing and in nothing.
+      negatives_present: `[..., M]` bool.
+    """
+
+    draws: jax.Array | None = None
+    positives: jax.Array | None = None
+    negatives: jax.Array | None = None
+    positives_present: jax.Array | None = None
+    negatives_present: jax.Array | None = None
+
+
+def squared_distances(x: jax.Array, y: jax.Array) -> jax.Array:
+    """`|x|^2 + |y|^2 - 2 x.y`: `[..., G, C]`, `[..., T, C]` -> `[..., G, T]` float32.
+
+    Exact float32 products; rounding may leave a small number of either sign where x = y.
+    """
+    x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+    product = jnp.einsum("...gc,...tc->...gt", x, y, precision="highest")
+    xx, yy = jnp.sum(x * x, axis=-1), jnp.sum(y * y, axis=-1)
+    return xx[..., :, None] + yy[..., None, :] - 2.0 * product
+
+
+def energy(
+    x: jax.Array,
+    positives: jax.Array,
+    negatives: jax.Array | None = None,
+    weights: Weights | None = None,
+) -> jax.Array:
     """`V(x) = E_p[u(y - x)] - E_q[u(y' - x)]`, `u(v) = v / ||v||` (Eq. 8, field `energy`).
 
     Its expectation is minus the gradient of the energy distance between q and p, a strictly proper
@@ -29,13 +69,18 @@ def energy(x: jax.Array, positives: jax.Array, negatives: jax.Array | None = Non
       positives: `[..., P, C]` real samples of the same contexts; P = 1 is unbiased.
       negatives: `[..., M, C]` generated samples; `None` takes the other draws of `x`, so that the
         mean runs over G - 1 of them and never over a draw itself.
+      weights: with them E_p and E_q are weighted means, the draws join the `negatives`, and no
+        array is larger than `[..., G, samples]`. Give the draws weight 0 to leave them out.
 
     Returns:
-      `[..., G, C]` float32. Swapping `positives` and `negatives` flips its sign exactly.
+      `[..., G, C]` float32. Swapping `positives` and `negatives` flips its sign exactly (with
+      `weights`: up to rounding, and where the draws weigh 0).
 
     Raises:
       ValueError: fewer than two draws without explicit `negatives`.
     """
+    if weights is not None:
+        return _weighted_energy(x, positives, negatives, weights)
     attraction = _mean_unit(x, positives, positives.shape[-2])
     if negatives is not None:
         return attraction - _mean_unit(x, negatives, negatives.shape[-2])
@@ -49,6 +94,43 @@ def energy(x: jax.Array, positives: jax.Array, negatives: jax.Array | None = Non
 def _mean_unit(x: jax.Array, points: jax.Array, count: int) -> jax.Array:
     """Sum over `points` of the unit vectors from each row of `x`, divided by `count`."""
     return unit_vectors(points[..., None, :, :] - x[..., :, None, :]).sum(axis=-2) / count
+
+
+def _weighted_energy(x, positives, negatives, weights: Weights) -> jax.Array:
+    """The same field with weights, by matrix products instead of a vector for every pair."""
+    draws = x.shape[-2]
+    # A draw does not repel itself: its own column is left out of sum and weight.
+    others = 1.0 - jnp.eye(draws, dtype=jnp.float32).reshape((1,) * (x.ndim - 2) + (draws, draws))
+    own = _masses(x, weights.draws, None)[..., None, :] * others
+    pull, pulled = _unit_sum(x, positives, weights.positives, weights.positives_present)
+    push, pushed = _directed(x, x, own), jnp.sum(own, axis=-1)
+    if negatives is not None:
+        more, mass = _unit_sum(x, negatives, weights.negatives, weights.negatives_present)
+        push, pushed = push + more, pushed + mass
+    attraction = pull / jnp.where(pulled > 0, pulled, 1.0)[..., None]
+    return attraction - push / jnp.where(pushed > 0, pushed, 1.0)[..., None]
+
+
+def _unit_sum(x, points, weight, present) -> tuple[jax.Array, jax.Array]:
+    """Weighted sum of the unit vectors from `x` to `points`, and the weight `[..., 1]` in it."""
+    mass = _masses(points, weight, present)
+    every = jnp.broadcast_to(mass[..., None, :], (*x.shape[:-1], points.shape[-2]))
+    return _directed(x, points, every), jnp.sum(mass, axis=-1, keepdims=True)
+
+
+def _masses(points, weight, present) -> jax.Array:
+    """Weight of each of `points [..., T, C]`, 0 where it is not present."""
+    mass = jnp.ones(points.shape[:-1], jnp.float32) if weight is None else weight
+    return mass if present is None else jnp.where(present, mass, 0.0)
+
+
+def _directed(x, points, mass) -> jax.Array:
+    """`sum_t mass_gt u(points_t - x_g)`: `[..., G, C]` of `mass [..., G, T]`."""
+    square = squared_distances(x, points)
+    near = square <= _COINCIDENT
+    pair = mass * jnp.where(near, 0.0, jax.lax.rsqrt(jnp.where(near, 1.0, square)))
+    moved = jnp.einsum("...gt,...tc->...gc", pair, points.astype(jnp.float32), precision="highest")
+    return moved - jnp.sum(pair, axis=-1)[..., None] * x.astype(jnp.float32)
 
 
 def drift_loss(x: jax.Array, field: jax.Array) -> jax.Array:

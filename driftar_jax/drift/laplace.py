@@ -1,0 +1,230 @@
+"""The field `laplace` of Drifting: softmax-normalised Laplace affinities, for whole grids.
+
+Source: arXiv 2602.04770, section 3 and appendix A.6; DESIGN section 4. Three scalars are means over
+the whole call, so the rows of a call influence each other and the call is part of the definition.
+Under `jit` with rows split over devices they are means over all devices by themselves.
+"""
+
+from collections.abc import Callable
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from driftar_jax.drift.fields import Weights, squared_distances
+
+WIDTHS = (0.02, 0.05, 0.2)
+BLOCK_BYTES = 64 * 2**20
+
+# Floors of the published program, each where it has it.
+_DISTANCE_SQUARE = 1e-8
+_SCALE = 1e-3
+_AFFINITY_SQUARE = 1e-6
+_FORCE_SQUARE = 1e-8
+# Added to normalised distances: of a draw to itself, and to a sample that is not there.
+_SELF = 100.0
+_ABSENT = 1e9
+
+
+@flax.struct.dataclass
+class Info:
+    """What to watch of a call; the loss value does not fall with training.
+
+    Attributes:
+      scale: float32 scalar; weighted mean distance, in units of the samples.
+      strength: `[nR]` float32; mean square of each width's force before it is rescaled.
+    """
+
+    scale: jax.Array
+    strength: jax.Array
+
+
+def laplace(
+    x: jax.Array,
+    positives: jax.Array,
+    negatives: jax.Array | None = None,
+    weights: Weights | None = None,
+    *,
+    widths: tuple[float, ...] = WIDTHS,
+    block_bytes: int = BLOCK_BYTES,
+) -> jax.Array:
+    """`V = V_p - V_q` of the field `laplace`, in units of `x` (Eq. 8).
+
+    The draws of a row repel each other beside the `negatives`, unless their weight is 0: then
+    swapping `positives` and `negatives` flips the sign, up to rounding.
+
+    Args, Raises: as for `force`.
+
+    Returns:
+      `[B, G, S]` float32, without gradient.
+    """
+    moved, unit, _ = force(x, positives, negatives, weights, widths=widths, block_bytes=block_bytes)
+    return unit * moved
+
+
+def laplace_loss(
+    x: jax.Array,
+    positives: jax.Array,
+    negatives: jax.Array | None = None,
+    weights: Weights | None = None,
+    *,
+    widths: tuple[float, ...] = WIDTHS,
+    block_bytes: int = BLOCK_BYTES,
+) -> tuple[jax.Array, Info]:
+    """The drift loss of each row in units of the call's mean distance (Eq. 8).
+
+    `mean_{G,S} (x / s - stop_grad(x / s + F))^2`. Its gradient is `-2 F / (s G S)`; its mean over
+    rows lies in [0, nR^2] whatever the quality, so watch `Info.strength`.
+
+    Args, Raises: as for `force`.
+
+    Returns:
+      `[B]` float32 and `Info`.
+    """
+    moved, unit, info = force(
+        x, positives, negatives, weights, widths=widths, block_bytes=block_bytes
+    )
+    here = x.astype(jnp.float32) / unit
+    goal = jax.lax.stop_gradient(here + moved)
+    return jnp.mean(jnp.square(here - goal), axis=(1, 2)), info
+
+
+def force(
+    x: jax.Array,
+    positives: jax.Array,
+    negatives: jax.Array | None = None,
+    weights: Weights | None = None,
+    *,
+    widths: tuple[float, ...] = WIDTHS,
+    block_bytes: int = BLOCK_BYTES,
+) -> tuple[jax.Array, jax.Array, Info]:
+    """The summed, rescaled force of all widths, in units of the call's mean distance.
+
+    Args:
+      x: `[B, G, S]` floating; G draws of each row, a row being a (class, location).
+      positives: `[B, P, S]` real samples of the row's class.
+      negatives: `[B, M, S]` further samples to move away from; real unconditional ones with a
+        weight for guidance. None: the draws alone.
+      weights: of the samples; None: 1 each. A weight of 0 keeps a sample in the softmax, as
+        published; a sample that is not `present` is in nothing.
+      widths: kernel widths in units of the mean distance.
+      block_bytes: most bytes of one `[rows, G, G + M + P]` float32 matrix, of which about eight
+        live at a time. Rows go through it in blocks; the result does not depend on it.
+
+    Returns:
+      `F [B, G, S]`, the unit `s` it is in (scalar), and `Info`; float32, without gradient.
+
+    Raises:
+      ValueError: an array is not `[B, samples, S]`, no width, or `block_bytes` below one.
+    """
+    _check(x, positives, negatives, widths, block_bytes)
+    x, targets, w, present = jax.lax.stop_gradient(_gather(x, positives, negatives, weights))
+    batch, draws, size = x.shape
+    arrays = (x, targets, w, present)
+    blocks = _num_blocks(batch, draws * targets.shape[1] * 4, block_bytes)
+
+    def distance_sum(rows):
+        x, targets, w, _ = rows
+        return jnp.sum(_distances(x, targets) * w[:, None], axis=(1, 2))
+
+    # mean(d w) / mean(w): the numbers of targets cancel, the number of draws does not.
+    total = jnp.sum(_in_blocks(distance_sum, arrays, blocks))
+    scale = total / (draws * jnp.sum(w))
+    # 0 / 0 where a whole call has no weight; the floor then leaves a force of 0.
+    scale = jnp.where(jnp.isfinite(scale), scale, 0.0)
+    unit = jnp.maximum(scale / jnp.sqrt(jnp.float32(size)), _SCALE)
+
+    def forces(rows):
+        x, targets, w, present = rows
+        distance = _distances(x, targets) / jnp.maximum(scale, _SCALE)
+        distance += _SELF * jnp.eye(draws, targets.shape[1], dtype=jnp.float32)[None]
+        distance = jnp.where(present[:, None], distance, _ABSENT)
+        num_negatives = targets.shape[1] - positives.shape[1]
+        return jnp.stack(
+            [_force(distance / r, x / unit, targets / unit, w, num_negatives) for r in widths],
+            axis=1,
+        )
+
+    each = _in_blocks(forces, arrays, blocks)
+    strength = jnp.mean(jnp.square(each), axis=(0, 2, 3))
+    rescaled = each / jnp.sqrt(jnp.maximum(strength, _FORCE_SQUARE))[None, :, None, None]
+    return jnp.sum(rescaled, axis=1), unit, Info(scale=scale, strength=strength)
+
+
+def _check(x, positives, negatives, widths, block_bytes) -> None:
+    for name, array in (("x", x), ("positives", positives), ("negatives", negatives)):
+        if array is None:
+            continue
+        wanted = (x.shape[0], "samples", x.shape[-1])
+        if array.ndim != 3 or (array.shape[0], array.shape[2]) != (wanted[0], wanted[2]):
+            raise ValueError(f"{name}: got shape {array.shape}, allowed [B, samples, S] {wanted}")
+    if not widths:
+        raise ValueError("widths: got (), allowed at least one number above 0")
+    if block_bytes < 1:
+        raise ValueError(f"block_bytes: got {block_bytes}, allowed at least 1")
+
+
+def _gather(x, positives, negatives, weights):
+    """Float32 draws, and targets in the order draws, negatives, positives with their weights."""
+    weights = Weights() if weights is None else weights
+    x = x.astype(jnp.float32)
+    parts = [
+        (x, weights.draws, None),
+        (negatives, weights.negatives, weights.negatives_present),
+        (positives, weights.positives, weights.positives_present),
+    ]
+    parts = [
+        (points.astype(jnp.float32), w, here) for points, w, here in parts if points is not None
+    ]
+    targets = jnp.concatenate([points for points, _, _ in parts], axis=1)
+
+    def row(points, values, default):
+        shape = points.shape[:2]
+        return jnp.full(shape, default) if values is None else jnp.broadcast_to(values, shape)
+
+    w = jnp.concatenate([row(points, w, 1.0) for points, w, _ in parts], axis=1)
+    present = jnp.concatenate([row(points, here, True) for points, _, here in parts], axis=1)
+    return x, targets, jnp.where(present, w.astype(jnp.float32), 0.0), present
+
+
+def _distances(x: jax.Array, targets: jax.Array) -> jax.Array:
+    return jnp.sqrt(jnp.maximum(squared_distances(x, targets), _DISTANCE_SQUARE))
+
+
+def _force(distance, x, targets, w, num_negatives):
+    """One width's force `[rows, G, S]`; `distance [rows, G, T]` is in units of that width."""
+    rows, columns = jax.nn.softmax(-distance, axis=2), jax.nn.softmax(-distance, axis=1)
+    affinity = jnp.sqrt(jnp.maximum(rows * columns, _AFFINITY_SQUARE)) * w[:, None]
+    push, pull = affinity[:, :, :num_negatives], affinity[:, :, num_negatives:]
+    coefficients = jnp.concatenate(
+        [
+            -push * jnp.sum(pull, axis=2, keepdims=True),
+            pull * jnp.sum(push, axis=2, keepdims=True),
+        ],
+        axis=2,
+    )
+    total = jnp.sum(coefficients, axis=2, keepdims=True)
+    moved = jnp.einsum("bgt,bts->bgs", coefficients, targets, precision="highest")
+    return moved - total * x
+
+
+def _num_blocks(rows: int, bytes_per_row: int, block_bytes: int) -> int:
+    return min(rows, -(-rows * bytes_per_row // block_bytes))
+
+
+def _in_blocks(function: Callable, arrays, blocks: int) -> jax.Array:
+    """`function` of `arrays` (a tuple with a common leading axis), that axis in equal blocks."""
+    if blocks == 1:
+        return function(arrays)
+    rows = arrays[0].shape[0]
+    size = -(-rows // blocks)
+    pad = size * blocks - rows
+
+    def split(a):
+        a = jnp.pad(a, [(0, pad)] + [(0, 0)] * (a.ndim - 1))
+        # A block takes every `blocks`-th row: rows split over devices then stay where they are.
+        return jnp.swapaxes(a.reshape(size, blocks, *a.shape[1:]), 0, 1)
+
+    out = jax.lax.map(function, tuple(split(a) for a in arrays))
+    out = jnp.swapaxes(out, 0, 1)
+    return out.reshape(size * blocks, *out.shape[2:])[:rows]
