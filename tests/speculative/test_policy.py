@@ -1,0 +1,58 @@
+"""The entropy tracker and the rule that ends drafting."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from driftar_jax.speculative import policy
+
+
+def _values(seed, *shape):
+    return np.random.default_rng(seed).uniform(size=shape).astype(np.float32)
+
+
+def test_mean_and_variance_pool_the_updates():
+    """Between updates the variance is that of all values; inside one it is the unbiased one."""
+    parts = [_values(i, n) for i, n in enumerate((3, 8, 5))]
+    tracker = policy.start()
+    for part in parts:
+        tracker = jax.jit(policy.update)(tracker, part)
+    whole = np.concatenate(parts).astype(np.float64)
+    n = np.asarray([len(p) for p in parts])
+    inside = sum(k * p.astype(np.float64).var(ddof=1) for k, p in zip(n, parts, strict=True))
+    between = sum(k * (p.mean() - whole.mean()) ** 2 for k, p in zip(n, parts, strict=True))
+    np.testing.assert_allclose(tracker.mean, whole.mean(), rtol=1e-6)
+    np.testing.assert_allclose(tracker.variance, (inside + between) / len(whole), rtol=1e-6)
+    assert tracker.count == len(whole)
+
+
+@pytest.mark.parametrize("gamma", [0.8, 0.3])
+def test_the_first_update_makes_the_thresholds_equal(gamma):
+    tracker = policy.update(policy.start(), _values(1, 2, 7), gamma=gamma)
+    local = policy.context_threshold(tracker, gamma=gamma)
+    np.testing.assert_allclose(local, policy.global_threshold(tracker), rtol=1e-6)
+    later = policy.update(tracker, _values(2, 2, 7), gamma=gamma)
+    np.testing.assert_allclose(
+        later.ema, 0.9 * tracker.ema + 0.1 * _values(2, 2, 7).mean(), rtol=1e-6
+    )
+
+
+def test_one_value_has_no_variance():
+    tracker = policy.update(policy.start(), jnp.asarray([0.4]))
+    np.testing.assert_allclose([tracker.mean, tracker.variance], [0.4, 0.0], atol=1e-7)
+
+
+def test_stop_needs_both_thresholds():
+    tracker = policy.EntropyTracker(*map(jnp.float32, (0.8, 0.04, 100, 0.5)))
+    tau_g, tau_c = 0.3 * 0.8 - 0.1 * 0.2, 0.8 * 0.5
+    np.testing.assert_allclose(policy.global_threshold(tracker), tau_g, rtol=1e-6)
+    np.testing.assert_allclose(policy.context_threshold(tracker), tau_c, rtol=1e-6)
+    rows = jnp.asarray([[0.1, 0.2], [0.2, 0.3], [0.5, 0.6]])  # means 0.15, 0.25, 0.55
+    np.testing.assert_array_equal(policy.stop(rows, tracker), [True, False, False])
+    calm = tracker.replace(ema=jnp.float32(0.1))
+    np.testing.assert_array_equal(policy.stop(rows, calm), [False, False, False])
+
+
+def test_a_tracker_that_saw_nothing_stops_nothing():
+    assert not policy.stop(jnp.zeros((2, 3)), policy.start()).any()
