@@ -32,11 +32,12 @@ def dense(
     dtype: jnp.dtype,
     init: nn.initializers.Initializer | None = None,
     name: str | None = None,
+    bias: bool = True,
 ) -> FlatDense:
     """Linear layer with logical axis names on its `[in, out]` kernel; Xavier uniform by default."""
     init = nn.initializers.xavier_uniform() if init is None else init
     kernel_init = nn.with_logical_partitioning(init, axes)
-    return FlatDense(features, dtype=dtype, kernel_init=kernel_init, name=name)
+    return FlatDense(features, use_bias=bias, dtype=dtype, kernel_init=kernel_init, name=name)
 
 
 def layer_norm(affine: bool = True, name: str | None = None) -> nn.LayerNorm:
@@ -58,6 +59,7 @@ def attention_with_entropy(
     mask: jax.Array | None = None,
     *,
     content_start: int = 0,
+    content: jax.Array | None = None,
     chunk: int = 256,
     dropout: float = 0.0,
     dropout_key: jax.Array | None = None,
@@ -69,10 +71,12 @@ def attention_with_entropy(
 
     Args:
       q: `[B, Q, H, K]` floating.
-      k: `[B, N, H, K]`.
-      v: `[B, N, H, K]`.
+      k: `[B, N, h, K]`; h divides H, and consecutive query heads share a key head.
+      v: `[B, N, h, K]`.
       mask: bool, three axes broadcastable to `[B, Q, N]`, True where a row may look; None: all.
       content_start: first content key; keys before it (class, text, buffer) stay out of `E`.
+      content: `[B, N]` bool, True where a key is content, for content that is no suffix; the keys
+        before `content_start` still stay out. None: all.
       chunk: most query rows whose `[B, H, rows, N]` is held at once.
       dropout: probability of dropping an attention weight.
       dropout_key: typed key, needed where `dropout` > 0.
@@ -89,6 +93,8 @@ def attention_with_entropy(
         raise ValueError(f"content_start: got {content_start}, allowed 0..{keys - 1}")
     if chunk < 1:
         raise ValueError(f"chunk: got {chunk}, allowed at least 1")
+    if k.shape[2] != q.shape[2]:
+        k, v = (jnp.repeat(a, q.shape[2] // k.shape[2], axis=2) for a in (k, v))
     if mask is None:
         mask = jnp.ones((1, 1, keys), bool)
     mask = jnp.broadcast_to(mask, (batch, mask.shape[1], keys))
@@ -99,11 +105,12 @@ def attention_with_entropy(
         # A finite floor: -inf throughout a row that sees nothing would make it NaN.
         logits = jnp.where(mask_rows[:, None], logits, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(logits, axis=-1)
-        content = jnp.where(mask_rows[:, None], weights, 0.0)[..., content_start:]
-        content = content / jnp.maximum(jnp.sum(content, axis=-1, keepdims=True), _TINY)
-        visible = jnp.sum(mask_rows[..., content_start:], axis=-1)
+        seen = mask_rows if content is None else mask_rows & content[:, None]
+        share = jnp.where(seen[:, None], weights, 0.0)[..., content_start:]
+        share = share / jnp.maximum(jnp.sum(share, axis=-1, keepdims=True), _TINY)
+        visible = jnp.sum(seen[..., content_start:], axis=-1)
         visible = jnp.broadcast_to(visible, (batch, q_rows.shape[1]))
-        row_entropy = entropy.row_entropy(jnp.mean(content, axis=1), visible)
+        row_entropy = entropy.row_entropy(jnp.mean(share, axis=1), visible)
         if dropout > 0.0:
             kept = jax.random.bernoulli(key, 1.0 - dropout, weights.shape)
             weights = jnp.where(kept, weights / (1.0 - dropout), 0.0)

@@ -51,6 +51,31 @@ def test_attention_with_entropy_matches_a_float64_loop(chunk, masked):
     np.testing.assert_allclose(ent, want_ent, atol=2e-6)
 
 
+def test_content_may_lie_anywhere():
+    """A mask of content keys: as a suffix the same as `content_start`, else by a permutation."""
+    q, k, v = _qkv(5)
+    content = jnp.arange(N)[None].repeat(B, axis=0) >= START
+    want_out, want = layers.attention_with_entropy(q, k, v, content_start=START)
+    order = jax.random.permutation(jax.random.key(6), N)
+    out, got = layers.attention_with_entropy(
+        q, k[:, order], v[:, order], content=content[:, order], chunk=3
+    )
+    np.testing.assert_allclose(out, want_out, atol=2e-6)
+    np.testing.assert_allclose(got, want, atol=2e-6)
+
+
+def test_consecutive_query_heads_share_a_key_head():
+    q, k, v = _qkv(7)
+    mask = jnp.tril(jnp.ones((1, N, N), bool))
+    q = jnp.concatenate([q, q + 1], axis=2)
+    got = layers.attention_with_entropy(q, k, v, mask)
+    wide = [jnp.repeat(a, 2, axis=2) for a in (k, v)]
+    for a, b in zip(got, layers.attention_with_entropy(q, *wide, mask), strict=True):
+        np.testing.assert_array_equal(a, b)
+    fused = jax.nn.dot_product_attention(q, k, v, mask=mask[:, None])
+    np.testing.assert_allclose(got[0], fused, atol=2e-6)
+
+
 def test_head_average_comes_after_renormalisation():
     q, k, v = _qkv(3)
     _, ent = layers.attention_with_entropy(8 * q, k, v, content_start=START)
