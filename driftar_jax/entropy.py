@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 
 
-def row_entropy(weights: jax.Array, visible: jax.Array) -> jax.Array:
+def row_entropy(weights: jax.Array, visible: jax.Array, *, floor: float = 0.0) -> jax.Array:
     """Entropy of attention rows, relative to the largest each row could have (Eq. 4).
 
     Args:
       weights: `[B, Q, N]` floating; head-averaged attention over content keys, rows sum to 1.
       visible: `[Q]` or `[B, Q]` integer; n_r, how many content keys row r may see.
+      floor: least weight, of masked keys too; the published program has 1e-8, of no use here.
 
     Returns:
       `[B, Q]` float32 in [0, 1], unitless: 0 is certain (also where n_r <= 1), 1 is uniform.
@@ -26,6 +27,8 @@ def row_entropy(weights: jax.Array, visible: jax.Array) -> jax.Array:
     if visible.shape not in (rows, rows[1:]):
         raise ValueError(f"visible: got shape {visible.shape}, allowed {rows[1:]} or {rows}")
     w = weights.astype(jnp.float32)
+    if floor > 0.0:
+        w = jnp.maximum(w, floor)
     # log(0) has an infinite slope, and 0 * inf makes the gradient of a masked row NaN.
     nats = -jnp.sum(w * jnp.log(jnp.where(w > 0, w, 1.0)), axis=-1)
     n = jnp.broadcast_to(visible, rows)

@@ -60,6 +60,7 @@ def attention_with_entropy(
     *,
     content_start: int = 0,
     content: jax.Array | None = None,
+    floor: float = 0.0,
     chunk: int = 256,
     dropout: float = 0.0,
     dropout_key: jax.Array | None = None,
@@ -77,6 +78,8 @@ def attention_with_entropy(
       content_start: first content key; keys before it (class, text, buffer) stay out of `E`.
       content: `[B, N]` bool, True where a key is content, for content that is no suffix; the keys
         before `content_start` still stay out. None: all.
+      floor: least sum of a head's row before it is renormalised, and least averaged weight in
+        the entropy; published checkpoints of Drift-AR have 1e-8.
       chunk: most query rows whose `[B, H, rows, N]` is held at once.
       dropout: probability of dropping an attention weight.
       dropout_key: typed key, needed where `dropout` > 0.
@@ -107,10 +110,10 @@ def attention_with_entropy(
         weights = jax.nn.softmax(logits, axis=-1)
         seen = mask_rows if content is None else mask_rows & content[:, None]
         share = jnp.where(seen[:, None], weights, 0.0)[..., content_start:]
-        share = share / jnp.maximum(jnp.sum(share, axis=-1, keepdims=True), _TINY)
+        share = share / jnp.maximum(jnp.sum(share, axis=-1, keepdims=True), max(floor, _TINY))
         visible = jnp.sum(seen[..., content_start:], axis=-1)
         visible = jnp.broadcast_to(visible, (batch, q_rows.shape[1]))
-        row_entropy = entropy.row_entropy(jnp.mean(share, axis=1), visible)
+        row_entropy = entropy.row_entropy(jnp.mean(share, axis=1), visible, floor=floor)
         if dropout > 0.0:
             kept = jax.random.bernoulli(key, 1.0 - dropout, weights.shape)
             weights = jnp.where(kept, weights / (1.0 - dropout), 0.0)
@@ -199,6 +202,7 @@ class TransformerBlock(nn.Module):
       attention_dropout: on attention weights, in training.
       projection_dropout: after the attention projection and twice in the MLP, in training.
       entropy_chunk: most query rows of attention weights held at once.
+      entropy_floor: `floor` of `attention_with_entropy`.
       dtype: type of the matrix products and of the result; norms and softmax stay float32.
     """
 
@@ -208,6 +212,7 @@ class TransformerBlock(nn.Module):
     attention_dropout: float = 0.0
     projection_dropout: float = 0.0
     entropy_chunk: int = 256
+    entropy_floor: float = 0.0
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
@@ -311,6 +316,7 @@ class TransformerBlock(nn.Module):
                 v,
                 mask,
                 content_start=content_start or 0,
+                floor=self.entropy_floor,
                 chunk=self.entropy_chunk,
                 dropout=dropout,
                 dropout_key=self.make_rng("dropout") if dropout > 0.0 else None,

@@ -94,3 +94,14 @@ def test_prior_draw_has_the_moments_of_equation_7():
     np.testing.assert_allclose(x0.mean(0), mu[0], atol=4 * 0.7 / 200)
     covariance = np.cov(x0, rowvar=False)
     np.testing.assert_allclose(covariance, 0.49 * np.eye(3), atol=4 * 0.49 * 1.5 / 200)
+
+
+def test_a_floor_counts_masked_keys_too():
+    weights, floor = _attention(_logits(4)), 0.01
+    want = [0.0]
+    for r in range(1, 6):
+        p = np.maximum(np.asarray(weights[0, r], np.float64), floor)
+        want.append(np.clip(-(p * np.log(p)).sum() / np.log(r + 1), 0, 1))
+    found = entropy.row_entropy(weights, VISIBLE, floor=floor)[0]
+    np.testing.assert_allclose(found, want, atol=1e-6)
+    assert np.abs(found - entropy.row_entropy(weights, VISIBLE)[0]).max() > 1e-2

@@ -63,6 +63,7 @@ class TransDiff(nn.Module):
       mlp_ratio: hidden width of a block's MLP over `width`.
       attention_dropout: in training, on attention weights.
       projection_dropout: in training, after projections.
+      entropy_floor: floor of the weights in Eq. 4.
       dtype: type of the matrix products; norms, softmax and entropy stay float32.
     """
 
@@ -77,6 +78,7 @@ class TransDiff(nn.Module):
     mlp_ratio: float = 4.0
     attention_dropout: float = 0.1
     projection_dropout: float = 0.1
+    entropy_floor: float = 0.0
     dtype: jnp.dtype = jnp.float32
 
     @property
@@ -113,6 +115,7 @@ class TransDiff(nn.Module):
                 self.mlp_ratio,
                 self.attention_dropout,
                 self.projection_dropout,
+                entropy_floor=self.entropy_floor,
                 dtype=self.dtype,
             )
             for _ in range(self.depth)
