@@ -19,8 +19,9 @@ flags.mark_flags_as_required(["family", "source", "out"])
 
 
 def main(_) -> None:
-    # The autoencoder's official file has no averaged copy.
-    first = "model" if _FAMILY.value == "vae-kl16" and not _BACK.value else "model_ema"
+    # Their official files have no averaged copy.
+    single = _FAMILY.value in ("vae-kl16", "inception")
+    first = "model" if single and not _BACK.value else "model_ema"
     asked = _FAMILY.value, _SOURCE.value, _OUT.value, _WEIGHTS.value or first
     with cli.user_errors():
         if _BACK.value:

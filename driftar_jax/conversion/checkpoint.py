@@ -18,7 +18,8 @@ import jax
 import numpy as np
 
 from driftar_jax import checkpoints
-from driftar_jax.conversion import mar, pickles, rules, vae
+from driftar_jax import inception as network
+from driftar_jax.conversion import inception, mar, pickles, rules, vae
 from driftar_jax.vae import stored
 
 
@@ -70,6 +71,15 @@ def _describe_vae(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None) 
     return Described(title, config, {"task": stored.TASK}, stored.abstract(made))
 
 
+def _describe_inception(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None) -> Described:
+    if num_heads is not None:
+        raise ValueError(f"num_heads: got {num_heads}, allowed for family mar only")
+    made = inception.module(shapes)
+    config = network.config_of(made)
+    title = f"InceptionV3, {made.num_classes} classes"
+    return Described(title, config, {"task": network.TASK}, network.abstract(made))
+
+
 FAMILIES = {
     "mar": Family(
         mar.RULES,
@@ -78,6 +88,11 @@ FAMILIES = {
     ),
     "vae-kl16": Family(
         vae.RULES, _describe_vae, lambda config, manifest: stored.abstract(stored.module(config))
+    ),
+    "inception": Family(
+        inception.RULES,
+        _describe_inception,
+        lambda config, manifest: network.abstract(network.module_of(config)),
     ),
 }
 
@@ -128,6 +143,8 @@ def forward(
     del state  # with it goes the mapped file
     for name, path, transform in report.mapped:
         tell(f"{name} {list(found[name])} -> {path} {list(wanted[path])} ({transform.name})")
+    for name in report.dropped:
+        tell(f"{name} {list(found[name])}: not needed")
     for name in report.not_finite:
         tell(f"warning: {name} holds NaN or infinity")
     facts = {
@@ -141,6 +158,7 @@ def forward(
         "missing": report.missing,
         "wrong_shape": report.wrong_shape,
         "not_finite": report.not_finite,
+        "dropped": report.dropped,
     }
     _write_workdir(target, described, rules.unflatten(_placed(ours)), facts)
     tell(f"{out}: written, {len(report.mapped)} of {len(found)} names used, none missing")

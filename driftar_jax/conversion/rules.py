@@ -53,10 +53,13 @@ POINTWISE = Transform(
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """One family of names: `{i}`, `{j}` stand for numbers and must agree on both sides."""
+    """One family of names: `{i}`, `{j}` stand for numbers and must agree on both sides.
+
+    Where `ours` is None the name is known and not needed.
+    """
 
     official: str
-    ours: str
+    ours: str | None
     transform: Transform = SAME
 
 
@@ -91,6 +94,7 @@ class Report:
       missing: our paths that nothing filled.
       wrong_shape: (official name, its shape, our path, shape wanted there).
       not_finite: official names that hold NaN or infinity.
+      dropped: official names that are known and not needed.
     """
 
     mapped: list[tuple[str, str, Transform]] = dataclasses.field(default_factory=list)
@@ -98,6 +102,7 @@ class Report:
     missing: list[str] = dataclasses.field(default_factory=list)
     wrong_shape: list[tuple[str, tuple, str, tuple]] = dataclasses.field(default_factory=list)
     not_finite: list[str] = dataclasses.field(default_factory=list)
+    dropped: list[str] = dataclasses.field(default_factory=list)
 
     @property
     def complete(self) -> bool:
@@ -132,13 +137,17 @@ class _Names:
     """Looks names up in one direction of a rule list."""
 
     def __init__(self, rules: Iterable[Rule], source: str, target: str):
-        self._rules = [(_pattern(getattr(r, source)), getattr(r, target), r) for r in rules]
+        self._rules = [
+            (_pattern(getattr(r, source)), getattr(r, target), r)
+            for r in rules
+            if getattr(r, source) is not None
+        ]
 
-    def __call__(self, name: str) -> tuple[str, Rule] | None:
+    def __call__(self, name: str) -> tuple[str | None, Rule] | None:
         for pattern, template, rule in self._rules:
             match = pattern.fullmatch(name)
             if match:
-                return template.format(**match.groupdict()), rule
+                return template and template.format(**match.groupdict()), rule
         return None
 
 
@@ -158,6 +167,9 @@ def plan(
     report = Report()
     for name, shape in official.items():
         found = find(name)
+        if found is not None and found[0] is None:
+            report.dropped.append(name)
+            continue
         if found is None or found[0] not in shapes:
             report.unused.append(name)
             continue

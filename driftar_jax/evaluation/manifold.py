@@ -1,0 +1,137 @@
+"""Distances between samples and real data: precision, recall, and the nearest training image.
+
+Everything goes block by block, so memory is bounded whatever the number of samples.
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+
+BLOCK = 1024
+THUMBNAIL = 32
+
+
+def precision_recall(
+    real: np.ndarray, made: np.ndarray, *, neighbours: int = 3, block: int = BLOCK
+) -> tuple[float, float]:
+    """Shares of samples inside the real manifold, and of real data inside the samples' one.
+
+    A manifold is the union of balls around its points, each reaching to its `neighbours`-th
+    nearest fellow. Both shares depend on the counts: compare at equal ones.
+
+    Args:
+      real: `[n, d]` features of real data.
+      made: `[m, d]` features of samples.
+      neighbours: k.
+      block: rows at a time; changes the memory alone.
+
+    Returns:
+      precision, recall, in [0, 1].
+
+    Raises:
+      ValueError: a set has no more than `neighbours` points, or widths differ.
+
+    Source: Kynkaanniemi et al., arXiv 1904.06991.
+    """
+    if real.ndim != 2 or made.ndim != 2 or real.shape[1] != made.shape[1]:
+        raise ValueError(f"features: got {real.shape} and {made.shape}, allowed one width")
+    fewest = min(len(real), len(made))
+    if fewest <= neighbours:
+        raise ValueError(f"num: got {fewest} images, allowed more than {neighbours} (neighbours)")
+    # Far from zero, the subtraction of squares below would lose digits.
+    middle = np.mean(real, axis=0, dtype=np.float64)
+    real, made = (np.asarray(f, np.float64) - middle[None] for f in (real, made))
+    inside_real = _inside(made, real, _radii(real, neighbours, block), block)
+    inside_made = _inside(real, made, _radii(made, neighbours, block), block)
+    return float(inside_real.mean()), float(inside_made.mean())
+
+
+def _radii(points: np.ndarray, neighbours: int, block: int) -> np.ndarray:
+    """Squared distance of every point to its k-th neighbour; the point itself comes first."""
+    return np.concatenate(
+        [
+            np.partition(d, neighbours, axis=1)[:, neighbours]
+            for d in _squared(points, points, block)
+        ]
+    )
+
+
+def _inside(points: np.ndarray, centres: np.ndarray, radii: np.ndarray, block: int) -> np.ndarray:
+    return np.concatenate(
+        [(d <= radii[None]).any(axis=1) for d in _squared(points, centres, block)]
+    )
+
+
+def _squared(a: np.ndarray, b: np.ndarray, block: int) -> Iterator[np.ndarray]:
+    """Squared distances of `block` rows of `a` to all of `b` at a time."""
+    norms = np.square(b).sum(axis=1)
+    for first in range(0, len(a), block):
+        part = a[first : first + block]
+        sizes = np.square(part).sum(axis=1)[:, None] + norms[None]
+        squared = sizes - 2.0 * (part @ b.T)
+        # Equal points must be at no distance, or a ball of radius zero would lose its centre.
+        yield np.where(squared > 1e-13 * sizes, squared, 0.0)
+
+
+def thumbnails(images: np.ndarray, most: int = THUMBNAIL) -> np.ndarray:
+    """uint8 `[n, H, W, C]` -> uint8 of at most `most` pixels a side, means over whole cells."""
+    for axis in (1, 2):
+        side = images.shape[axis]
+        if side > most:
+            starts = np.arange(0, side, -(-side // most))
+            sums = np.add.reduceat(images, starts, axis=axis, dtype=np.float32)
+            cells = np.diff(np.append(starts, side)).astype(np.float32)
+            shape = [1] * images.ndim
+            shape[axis] = len(cells)
+            images = np.round(sums / cells.reshape(shape)).astype(np.uint8)
+    return images
+
+
+def nearest(
+    images: np.ndarray, training: np.ndarray, *, block: int = BLOCK
+) -> tuple[np.ndarray, np.ndarray]:
+    """The training image nearest to each image, and how far it is: is it a copy?
+
+    Pixels are compared, not features: a classifier's features are made to forget what tells two
+    images of a class apart. Smooth images are near to everything, so compare with held-out ones.
+
+    Args:
+      images: uint8 `[n, H, W, C]`.
+      training: uint8 `[m, H, W, C]`, m of at least 1.
+      block: images at a time; changes the memory alone.
+
+    Returns:
+      int64 `[n]` indices, and float64 `[n]` root mean square differences of pixels, where 1 is the
+      whole range; of images above 32 pixels a side their thumbnails'.
+
+    Raises:
+      ValueError: sizes differ.
+    """
+    if images.shape[1:] != training.shape[1:] or len(training) == 0:
+        raise ValueError(
+            f"images: got shape {images.shape[1:]}, allowed that of the training images, "
+            f"{training.shape[1:]}, at least one of them"
+        )
+    found, distances = [], []
+    for first in range(0, len(images), block):
+        small = thumbnails(images[first : first + block])
+        part = _rows(small)
+        best = np.full(len(part), np.inf, np.float32)
+        index = np.zeros(len(part), np.int64)
+        for start in range(0, len(training), 4 * block):
+            other = _rows(thumbnails(training[start : start + 4 * block]))
+            # |a|^2 is the same for all: the order is that of |b|^2 - 2 a b.
+            score = np.square(other).sum(axis=1)[None] - 2.0 * (part @ other.T)
+            closest = score.argmin(axis=1)
+            value = score[np.arange(len(part)), closest]
+            index = np.where(value < best, closest + start, index)
+            best = np.minimum(value, best)
+        apart = small.astype(np.float64) - thumbnails(training[index])
+        distances.append(np.sqrt(np.square(apart / 255.0).mean(axis=(1, 2, 3))))
+        found.append(index)
+    return np.concatenate(found), np.concatenate(distances)
+
+
+def _rows(images: np.ndarray) -> np.ndarray:
+    """uint8 `[n, ...]` -> float32 `[n, d]` around zero."""
+    return images.reshape(len(images), -1).astype(np.float32) / 127.5 - 1.0
