@@ -19,6 +19,7 @@ STOREYS = {
     "features": 1,
     "inception": 1,
     "layers": 1.5,
+    "causal": 1.7,
     "modulated": 1.7,
     "data": 1,
     "vae": 2,
