@@ -35,7 +35,8 @@ class MAR(nn.Module):
       num_classes: classes; label -1 is the unconditional embedding.
       width: D of encoder and decoder.
       encoder_depth: blocks of the encoder, at least 1.
-      decoder_depth: blocks of the decoder, at least 2: the last but one gives the entropy.
+      decoder_depth: blocks of the decoder, at least 1; the last but one gives the entropy, or the
+        only one.
       num_heads: attention heads; divides `width`.
       buffer_size: F, class rows in front of the tokens.
       mlp_ratio: hidden width of a block's MLP over `width`.
@@ -58,7 +59,7 @@ class MAR(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
-        for field, least in (("encoder_depth", 1), ("decoder_depth", 2), ("buffer_size", 1)):
+        for field, least in (("encoder_depth", 1), ("decoder_depth", 1), ("buffer_size", 1)):
             if getattr(self, field) < least:
                 raise ValueError(f"{field}: got {getattr(self, field)}, allowed at least {least}")
         rows = self.buffer_size + self.num_tokens
@@ -207,7 +208,7 @@ class MAR(nn.Module):
         """The decoder's blocks on a `canvas [B, F + N, D]`."""
         h, entropy = canvas, None
         for i, block in enumerate(self.decoder_blocks):
-            if i == self.decoder_depth - 2:
+            if i == max(self.decoder_depth - 2, 0):
                 h, entropy = block.with_entropy(
                     h, content_start=self.buffer_size, deterministic=deterministic
                 )

@@ -131,7 +131,7 @@ def test_bfloat16_is_close():
 
 
 @pytest.mark.parametrize(
-    ("field", "kwargs"), [("decoder_depth", {"decoder_depth": 1}), ("num_heads", {"num_heads": 3})]
+    ("field", "kwargs"), [("decoder_depth", {"decoder_depth": 0}), ("num_heads", {"num_heads": 3})]
 )
 def test_impossible_sizes_name_the_field(field, kwargs):
     with pytest.raises(ValueError, match=f"^{field}: got"):

@@ -1,0 +1,106 @@
+"""CSpD's acceptance test as released, for comparison and parity; the engine's rules are our own.
+
+Source: CSpD (arXiv 2411.11925), MarkXCloud/CSpD at d91f721. It tests the last reverse step of two
+MAR models that share their noise.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class LastStep(NamedTuple):
+    """What a reverse process leaves for CSpD's test, all `[n, C]` float32.
+
+    Attributes:
+      mean: of the last reverse step.
+      std: of the last reverse step, temperature included.
+      half_log_variance: sum over the earlier reverse steps of half the log variance, without
+        temperature.
+    """
+
+    mean: jax.Array
+    std: jax.Array
+    half_log_variance: jax.Array
+
+
+def factor(draft: LastStep, target: LastStep) -> jax.Array:
+    """F `[n]`: what the earlier reverse steps contribute, as released.
+
+    The paper's product is the inverse; test and residual use this form consistently.
+    """
+    gap = target.half_log_variance - draft.half_log_variance
+    return jnp.exp(jnp.sum(gap, axis=-1))
+
+
+def probability(
+    x: jax.Array, draft: LastStep, target: LastStep, inner_temperature: float
+) -> jax.Array:
+    """CSpD's acceptance `a [n]` of drafted tokens; not capped at 1.
+
+    Guarantee: none. A draft equals its own mean by construction (the last step adds no noise), so
+    this measures the distance of two deterministic results, in units of `inner_temperature * std`.
+
+    Args:
+      x: `[n, C]` drafted tokens.
+      draft, target: of the same tokens.
+      inner_temperature: tau, 42 as published.
+
+    Source: mar.md section 9.1.
+    """
+    far = lambda s: jnp.square((x - s.mean) / (inner_temperature * s.std))  # noqa: E731
+    scale = jnp.log(draft.std) - jnp.log(target.std)
+    exponent = jnp.sum(scale + 0.5 * (far(draft) - far(target)), axis=-1)
+    return factor(draft, target) * jnp.exp(exponent)
+
+
+def density(x: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
+    """`[n]` density of `x [n, C]` under a diagonal normal; may underflow, as published."""
+    log = -0.5 * jnp.square((x - mean) / std) - jnp.log(std) - 0.5 * jnp.log(2 * jnp.pi)
+    return jnp.exp(jnp.sum(log, axis=-1))
+
+
+def residual_ratio(y: jax.Array, draft: LastStep, target: LastStep) -> jax.Array:
+    """`max(p - q/F, 0) / p`, `[n]`: the chance of a residual proposal `y [n, C]` of the target."""
+    p = density(y, target.mean, target.std)
+    q = density(y, draft.mean, draft.std)
+    return jnp.maximum(p - q / factor(draft, target), 0.0) / p
+
+
+def correct(
+    x: jax.Array,
+    draft: LastStep,
+    target: LastStep,
+    u: jax.Array,
+    noise: jax.Array,
+    noise_u: jax.Array,
+    inner_temperature: float,
+) -> tuple[jax.Array, jax.Array]:
+    """CSpD's test with its corrections, as released.
+
+    Every round proposes for all rows while any row, accepted drafts included, has no accepted
+    proposal; a row keeps its latest one, and a row without any becomes zero.
+
+    Args:
+      x: `[n, C]` drafted tokens.
+      draft, target: of the same tokens.
+      u: `[n]` uniform draws of the test.
+      noise, noise_u: `[R, n, C]` and `[R, n]` draws of at most R rounds (100 as published).
+      inner_temperature: tau of the test; the residual has none.
+
+    Returns:
+      accepted `[n]` bool, and tokens `[n, C]` after the test.
+    """
+    accepted = probability(x, draft, target, inner_temperature) > u
+
+    def propose(state, draws):
+        found, has = state
+        eps, chance = draws
+        y = target.mean + target.std * eps
+        taken = (chance < residual_ratio(y, draft, target)) & ~has.all()
+        return (jnp.where(taken[:, None], y, found), has | taken), None
+
+    start = jnp.zeros_like(x), jnp.zeros(x.shape[:1], bool)
+    (found, _), _ = jax.lax.scan(propose, start, (noise, noise_u))
+    return accepted, jnp.where(accepted[:, None], x, found)
