@@ -109,9 +109,12 @@ class Tensor:
         flat = np.frombuffer(self.storage.buffer, self.storage.dtype, count, start)
         strides = tuple(s * size for s in self.strides)
         view = np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False)
-        return (
-            view if dtype in (None, view.dtype) and not copy else view.astype(dtype or self.dtype)
-        )
+        array = np.array(view, dtype or self.dtype, order="C")
+        # What has been copied need not stay in memory a second time as pages of the file.
+        if count:
+            first = start - start % mmap.PAGESIZE
+            self.storage.buffer.madvise(mmap.MADV_DONTNEED, first, start + count * size - first)
+        return array
 
 
 def _reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
