@@ -33,19 +33,6 @@ _BACKBONE = [
     *r.norm("decoder_norm", "host/decoder_norm"),
 ]
 
-
-def _blocks(stack: str) -> list[r.Rule]:
-    official, ours = f"{stack}.{{i}}", f"host/{stack}_{{i}}"
-    return [
-        *r.norm(f"{official}.norm1", f"{ours}/norm1"),
-        *r.linear(f"{official}.attn.qkv", f"{ours}/qkv"),
-        *r.linear(f"{official}.attn.proj", f"{ours}/proj"),
-        *r.norm(f"{official}.norm2", f"{ours}/norm2"),
-        *r.linear(f"{official}.mlp.fc1", f"{ours}/fc1"),
-        *r.linear(f"{official}.mlp.fc2", f"{ours}/fc2"),
-    ]
-
-
 _HEAD = [
     *r.linear("diffloss.net.time_embed.mlp.0", "head/time_embed_0"),
     *r.linear("diffloss.net.time_embed.mlp.2", "head/time_embed_2"),
@@ -61,7 +48,12 @@ _HEAD = [
     *r.linear("diffloss.net.final_layer.linear", "head/final_linear"),
 ]
 
-RULES = [*_BACKBONE, *_blocks("encoder_blocks"), *_blocks("decoder_blocks"), *_HEAD]
+_BLOCKS = [
+    *r.block("encoder_blocks.{i}", "host/encoder_blocks_{i}"),
+    *r.block("decoder_blocks.{i}", "host/decoder_blocks_{i}"),
+]
+
+RULES = [*_BACKBONE, *_BLOCKS, *_HEAD]
 
 
 def sizes(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None = None) -> dict:

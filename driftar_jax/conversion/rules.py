@@ -76,6 +76,36 @@ def norm(official: str, ours: str) -> list[Rule]:
     return [Rule(f"{official}.weight", f"{ours}/scale"), Rule(f"{official}.bias", f"{ours}/bias")]
 
 
+def block(official: str, ours: str) -> list[Rule]:
+    """Rules of a `layers.TransformerBlock` under timm's names."""
+    return [
+        *norm(f"{official}.norm1", f"{ours}/norm1"),
+        *linear(f"{official}.attn.qkv", f"{ours}/qkv"),
+        *linear(f"{official}.attn.proj", f"{ours}/proj"),
+        *norm(f"{official}.norm2", f"{ours}/norm2"),
+        *linear(f"{official}.mlp.fc1", f"{ours}/fc1"),
+        *linear(f"{official}.mlp.fc2", f"{ours}/fc2"),
+    ]
+
+
+def modulated_block(official: str, ours: str) -> list[Rule]:
+    """Rules of a `modulated.ModulatedBlock` under TransDiff's names."""
+    return [
+        Rule(f"{official}.scale_shift_table", f"{ours}/table", LEADING),
+        *norm(f"{official}.norm1", f"{ours}/norm1"),
+        *linear(f"{official}.attn1.qkv", f"{ours}/qkv"),
+        *linear(f"{official}.attn1.proj", f"{ours}/proj"),
+        *norm(f"{official}.norm2", f"{ours}/norm2"),
+        *linear(f"{official}.attn2.wq", f"{ours}/cross_q"),
+        *linear(f"{official}.attn2.wk", f"{ours}/cross_k"),
+        *linear(f"{official}.attn2.wv", f"{ours}/cross_v"),
+        *linear(f"{official}.attn2.proj", f"{ours}/cross_proj"),
+        *norm(f"{official}.norm3", f"{ours}/norm3"),
+        *linear(f"{official}.mlp.fc1", f"{ours}/fc1"),
+        *linear(f"{official}.mlp.fc2", f"{ours}/fc2"),
+    ]
+
+
 def conv(official: str, ours: str, transform: Transform = CONV) -> list[Rule]:
     """Rules of a convolution with bias."""
     return [
