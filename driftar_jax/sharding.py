@@ -15,7 +15,11 @@ RULES = (
     ("heads", "tensor"),
     ("position", None),
     ("class", None),
+    ("bank", ("data", "fsdp")),  # classes of the bank of real samples
 )
+
+# Logical axes that stay whole where they do not divide: ten classes of digits on eight devices.
+MAY_STAY_WHOLE = ("bank",)
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
@@ -70,11 +74,30 @@ def state_shardings(abstract, mesh: Mesh):
     Raises:
       ValueError: a dimension does not divide over its mesh axes; the parameter is named.
     """
-    specs = nn.get_partition_spec(abstract)
-    shardings = nn.logical_to_mesh_sharding(specs, mesh, RULES)
     shapes = nn.meta.unbox(abstract)
+    specs = jax.tree.map(
+        lambda shape, spec: _whole_where_needed(shape, spec, mesh),
+        shapes,
+        nn.get_partition_spec(abstract),
+    )
+    shardings = nn.logical_to_mesh_sharding(specs, mesh, RULES)
     jax.tree_util.tree_map_with_path(_check_divides, shapes, shardings)
     return shardings
+
+
+def _whole_where_needed(array, spec: PartitionSpec, mesh: Mesh) -> PartitionSpec:
+    """Logical `spec` without the axes that may stay whole and do not divide."""
+
+    def fits(dim, axis):
+        parts = int(np.prod([mesh.shape[name] for name in dict(RULES)[axis]]))
+        return dim % parts == 0
+
+    return PartitionSpec(
+        *(
+            None if axis in MAY_STAY_WHOLE and not fits(dim, axis) else axis
+            for dim, axis in zip(array.shape, spec, strict=False)
+        )
+    )
 
 
 def _check_divides(path, array, sharding: NamedSharding) -> None:

@@ -53,7 +53,13 @@ def test_a_dimension_that_does_not_divide_is_named(eight):
 
 def test_a_logical_axis_without_a_rule_is_refused():
     named = {name for name, _ in sharding.RULES}
-    assert named == {"batch", "embed", "mlp", "heads", "position", "class"}
+    assert named == {"batch", "embed", "mlp", "heads", "position", "class", "bank"}
+
+
+def test_the_bank_is_split_by_class_where_its_classes_divide(eight):
+    for classes, want in ((8, ("data", "fsdp")), (10, None)):
+        tree = {"bank": _boxed((classes, 3, 2, 5), ("bank", None, None, None))}
+        assert sharding.state_shardings(tree, eight)["bank"].spec[0] == want
 
 
 def test_a_batch_divides_over_data_and_fsdp(eight):
