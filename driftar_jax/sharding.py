@@ -15,6 +15,9 @@ RULES = (
     ("heads", "tensor"),
     ("position", None),
     ("class", None),
+    ("layers", None),
+    # The width of a table that no other axis divides: vocabularies rarely divide, widths do.
+    ("table", ("fsdp", "tensor")),
     ("bank", ("data", "fsdp")),  # classes of the bank of real samples
 )
 
