@@ -11,7 +11,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from driftar_jax.drift.fields import Weights, squared_distances
+from driftar_jax.drift.fields import Weights, drift_loss, energy, squared_distances
 
 WIDTHS = (0.02, 0.05, 0.2)
 BLOCK_BYTES = 64 * 2**20
@@ -119,19 +119,10 @@ def force(
     """
     _check(x, positives, negatives, widths, block_bytes)
     x, targets, w, present = jax.lax.stop_gradient(_gather(x, positives, negatives, weights))
-    batch, draws, size = x.shape
+    draws, size = x.shape[1:]
     arrays = (x, targets, w, present)
-    blocks = _num_blocks(batch, draws * targets.shape[1] * 4, block_bytes)
-
-    def distance_sum(rows):
-        x, targets, w, _ = rows
-        return jnp.sum(_distances(x, targets) * w[:, None], axis=(1, 2))
-
-    # mean(d w) / mean(w): the numbers of targets cancel, the number of draws does not.
-    total = jnp.sum(_in_blocks(distance_sum, arrays, blocks))
-    scale = total / (draws * jnp.sum(w))
-    # 0 / 0 where a whole call has no weight; the floor then leaves a force of 0.
-    scale = jnp.where(jnp.isfinite(scale), scale, 0.0)
+    blocks = _num_blocks(arrays, block_bytes)
+    scale = _mean_distance(arrays, blocks)
     unit = jnp.maximum(scale / jnp.sqrt(jnp.float32(size)), _SCALE)
 
     def forces(rows):
@@ -149,6 +140,50 @@ def force(
     strength = jnp.mean(jnp.square(each), axis=(0, 2, 3))
     rescaled = each / jnp.sqrt(jnp.maximum(strength, _FORCE_SQUARE))[None, :, None, None]
     return jnp.sum(rescaled, axis=1), unit, Info(scale=scale, strength=strength)
+
+
+def energy_loss(
+    x: jax.Array,
+    positives: jax.Array,
+    negatives: jax.Array | None = None,
+    weights: Weights | None = None,
+    *,
+    block_bytes: int = BLOCK_BYTES,
+) -> tuple[jax.Array, Info]:
+    """The drift loss of the field `energy`, in the same units and blocks as `laplace_loss`.
+
+    `mean_G |x / scale - stop_grad(x / scale + V)|^2`: dividing by the mean distance lets every
+    feature space count alike, since V has unit size whatever the space.
+
+    Args, Raises: as for `force`.
+
+    Returns:
+      `[B]` float32 in [0, 4], and `Info` with the mean of `|V|^2` as its one strength.
+    """
+    _check(x, positives, negatives, (1.0,), block_bytes)
+    weights = Weights() if weights is None else weights
+    arrays = jax.lax.stop_gradient(_gather(x, positives, negatives, weights))
+    blocks = _num_blocks(arrays, block_bytes)
+    scale = _mean_distance(arrays, blocks)
+    inputs = jax.lax.stop_gradient((x, positives, negatives, weights))
+    field = _in_blocks(lambda rows: energy(*rows), inputs, blocks)
+    here = x.astype(jnp.float32) / jnp.maximum(scale, _SCALE)
+    rows = drift_loss(here, field).mean(axis=1)
+    return rows, Info(scale=scale, strength=jnp.mean(rows)[None])
+
+
+def _mean_distance(arrays, blocks: int) -> jax.Array:
+    """Weighted mean distance of draws and targets over the whole call."""
+
+    def distance_sum(rows):
+        x, targets, w, _ = rows
+        return jnp.sum(_distances(x, targets) * w[:, None], axis=(1, 2))
+
+    x, _, w, _ = arrays
+    # mean(d w) / mean(w): the number of targets cancels, the number of draws does not.
+    scale = jnp.sum(_in_blocks(distance_sum, arrays, blocks)) / (x.shape[1] * jnp.sum(w))
+    # 0 / 0 where a whole call has no weight; the floors then leave a force of 0.
+    return jnp.where(jnp.isfinite(scale), scale, 0.0)
 
 
 def _check(x, positives, negatives, widths, block_bytes) -> None:
@@ -208,15 +243,17 @@ def _force(distance, x, targets, w, num_negatives):
     return moved - total * x
 
 
-def _num_blocks(rows: int, bytes_per_row: int, block_bytes: int) -> int:
-    return min(rows, -(-rows * bytes_per_row // block_bytes))
+def _num_blocks(arrays, block_bytes: int) -> int:
+    x, targets = arrays[:2]
+    rows, per_row = len(x), x.shape[1] * targets.shape[1] * 4
+    return min(rows, -(-rows * per_row // block_bytes))
 
 
 def _in_blocks(function: Callable, arrays, blocks: int) -> jax.Array:
-    """`function` of `arrays` (a tuple with a common leading axis), that axis in equal blocks."""
+    """`function` of a tree of arrays with a common leading axis, that axis in equal blocks."""
     if blocks == 1:
         return function(arrays)
-    rows = arrays[0].shape[0]
+    rows = len(jax.tree.leaves(arrays)[0])
     size = -(-rows // blocks)
     pad = size * blocks - rows
 
@@ -225,6 +262,5 @@ def _in_blocks(function: Callable, arrays, blocks: int) -> jax.Array:
         # A block takes every `blocks`-th row: rows split over devices then stay where they are.
         return jnp.swapaxes(a.reshape(size, blocks, *a.shape[1:]), 0, 1)
 
-    out = jax.lax.map(function, tuple(split(a) for a in arrays))
-    out = jnp.swapaxes(out, 0, 1)
+    out = jnp.swapaxes(jax.lax.map(function, jax.tree.map(split, arrays)), 0, 1)
     return out.reshape(size * blocks, *out.shape[2:])[:rows]

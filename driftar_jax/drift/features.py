@@ -1,0 +1,161 @@
+"""Feature spaces phi of the whole-grid drift, and its loss summed over their keys.
+
+A key holds V vectors of S numbers for each sample. Rows of the loss are (class, vector), and the
+draws of a class are compared inside a row: never the places of one image with each other.
+Source: arXiv 2602.04770, section 4 and appendix A.5.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+
+from driftar_jax.drift.fields import Weights
+from driftar_jax.drift.laplace import BLOCK_BYTES, energy_loss, laplace_loss
+from driftar_jax.drift.mae import MAE
+
+FEATURES = ("identity", "penultimate", "mae")
+CELLS = (2, 4)
+_FLOOR = 1e-6
+
+
+class Features(Protocol):
+    """A frozen map from tokens to keys of vectors."""
+
+    def __call__(self, params: Any, tokens: jax.Array) -> dict[str, jax.Array]:
+        """`tokens [R, N, C]` float32 -> `{key: [R, V, S]}` float32, differentiable."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """The sample itself as one vector: for tiny data only."""
+
+    def __call__(self, params, tokens):
+        return {"sample": tokens.reshape(len(tokens), 1, -1)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Penultimate:
+    """A frozen block of a trained host on linearly projected tokens.
+
+    Attributes:
+      block: `(params, [R, N, D]) -> [R, N, D]`, without mask or dropout.
+      grid: rows and columns of the tokens.
+      width: D.
+    """
+
+    block: Callable[[Any, jax.Array], jax.Array]
+    grid: tuple[int, int]
+    width: int
+
+    def projection(self, key: jax.Array, token_dim: int) -> jax.Array:
+        """Orthonormal `[C, D]` (rows where C <= D): projected tokens keep their distances.
+
+        The published one is trained with the decoder, so that generator and metric move together.
+        """
+        return jax.nn.initializers.orthogonal()(key, (token_dim, self.width))
+
+    def __call__(self, params, tokens):
+        """`params` holds `projection [C, D]` and the parameters of the `block`."""
+        h = jnp.einsum("rnc,cd->rnd", tokens, params["projection"], precision="highest")
+        h = self.block(params["block"], h).astype(jnp.float32)
+        return statistics({"block": h.reshape(len(h), *self.grid, -1)})
+
+
+@dataclasses.dataclass(frozen=True)
+class Maps:
+    """The maps of a masked autoencoder's encoder, with the sample itself beside them.
+
+    Attributes:
+      module: the autoencoder.
+      to_grid: `[R, N, C] -> [R, H, W, c]`, tokens put back in their places.
+    """
+
+    module: MAE
+    to_grid: Callable[[jax.Array], jax.Array]
+
+    def __call__(self, params, tokens):
+        image = self.to_grid(tokens)
+        size = jnp.sqrt(jnp.mean(jnp.square(image), axis=(1, 2)) + _FLOOR)
+        maps = self.module.apply({"params": params}, image, method="maps")
+        own = {"norm": size[:, None], "sample": image.reshape(len(image), 1, -1)}
+        return own | statistics(maps)
+
+
+def statistics(maps: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Vectors of every map `[R, h, w, c]`: locations, mean and deviation of the whole and of cells.
+
+    Keys are `NAME` (`[R, h w, c]`), `NAME.mean`, `NAME.std` (`[R, 1, c]`) and, for cells of side 2
+    and 4 where it divides both sides, `NAME.mean2`, `NAME.std2` (`[R, h w / 4, c]`) and so on. A
+    single place has no deviation.
+    """
+    found = {}
+    for name, m in maps.items():
+        rows, height, width, channels = m.shape
+        found[name] = m.reshape(rows, -1, channels)
+        parts = {"": m.reshape(rows, 1, height * width, channels)}
+        for side in CELLS:
+            if height % side or width % side:
+                continue
+            cells = m.reshape(rows, height // side, side, width // side, side, channels)
+            cells = jnp.moveaxis(cells, 3, 2)
+            parts[str(side)] = cells.reshape(rows, -1, side * side, channels)
+        for suffix, cells in parts.items():
+            mean = cells.mean(axis=2)
+            found[f"{name}.mean{suffix}"] = mean
+            if cells.shape[2] > 1:
+                variance = jnp.square(cells - mean[:, :, None]).mean(axis=2)
+                found[f"{name}.std{suffix}"] = jnp.sqrt(variance + _FLOOR)
+    return found
+
+
+def loss(
+    field: str,
+    draws: dict[str, jax.Array],
+    positives: dict[str, jax.Array],
+    negatives: dict[str, jax.Array] | None,
+    weights: Weights,
+    *,
+    block_bytes: int = BLOCK_BYTES,
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """The drift loss of every key, summed; gradients reach `draws` alone.
+
+    Args:
+      field: `laplace` or `energy`.
+      draws: `{key: [L, G, V, S]}` of L classes.
+      positives: `{key: [L, P, V, S]}`.
+      negatives: `{key: [L, M, V, S]}`, or None.
+      weights: `[L, ...]`, those of a class for all its rows.
+      block_bytes: as for `laplace.force`.
+
+    Returns:
+      float32 scalar; and float32 scalars `strength_W` per width (`strength` for `energy`), the mean
+      square of the force before it is rescaled, averaged over the keys: what falls in training.
+
+    Raises:
+      ValueError: an unknown field.
+    """
+    losses = {"laplace": laplace_loss, "energy": energy_loss}
+    if field not in losses:
+        raise ValueError(f"drift.field: got {field!r}, allowed {' | '.join(losses)}")
+    total, strengths = jnp.zeros((), jnp.float32), []
+    for key, x in draws.items():
+        vectors = x.shape[2]
+        rows, info = losses[field](
+            _rows(x),
+            _rows(positives[key]),
+            None if negatives is None else _rows(negatives[key]),
+            jax.tree.map(lambda w: jnp.repeat(w, vectors, axis=0), weights),  # noqa: B023
+            block_bytes=block_bytes,
+        )
+        total += rows.mean()
+        strengths.append(info.strength)
+    return total, {"strength": jnp.mean(jnp.stack(strengths), axis=0)}
+
+
+def _rows(x: jax.Array) -> jax.Array:
+    """`[L, samples, V, S]` -> `[L V, samples, S]`."""
+    x = jnp.swapaxes(x, 1, 2)
+    return x.reshape(-1, *x.shape[2:])

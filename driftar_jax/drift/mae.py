@@ -1,0 +1,172 @@
+"""The latent masked autoencoder whose encoder is a feature space of the drift.
+
+Source: arXiv 2602.04770, appendix A.3: a ResNet with group norms, trained to fill masked 2x2
+patches of latents or of small images. The sizes follow from the image: any side works.
+"""
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+MASK_PATCH = 2
+_MOST_GROUPS = 32
+
+
+def _conv(features: int, size: int = 3, stride: int = 1, *, bias: bool = False, dtype, name=None):
+    return nn.Conv(features, (size, size), strides=stride, use_bias=bias, dtype=dtype, name=name)
+
+
+def _norm(features: int, name: str | None = None) -> nn.GroupNorm:
+    """Float32 group norm with the most groups, up to 32, that divide the channels."""
+    groups = next(g for g in range(min(_MOST_GROUPS, features), 0, -1) if features % g == 0)
+    return nn.GroupNorm(num_groups=groups, dtype=jnp.float32, name=name)
+
+
+class BasicBlock(nn.Module):
+    """conv, norm, ReLU, conv, norm, plus the input (projected where shapes differ), ReLU."""
+
+    features: int
+    stride: int = 1
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """`[B, H, W, c]` -> `[B, ceil(H / stride), ceil(W / stride), features]`."""
+        h = _conv(self.features, stride=self.stride, dtype=self.dtype, name="conv_0")(x)
+        h = nn.relu(_norm(self.features, "norm_0")(h))
+        h = _conv(self.features, dtype=self.dtype, name="conv_1")(h)
+        h = _norm(self.features, "norm_1")(h)
+        if x.shape != h.shape:
+            x = _conv(self.features, 1, self.stride, dtype=self.dtype, name="skip")(x)
+            x = _norm(self.features, "skip_norm")(x)
+        return nn.relu(x + h)
+
+
+class Encoder(nn.Module):
+    """Maps at every scale: side H, then H/2, H/4, ... with width C, 2C, 4C, ...
+
+    Attributes:
+      width: C.
+      blocks: basic blocks of each stage.
+      dtype: type of the convolutions.
+    """
+
+    width: int
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
+        """`[B, H, W, channels]` -> maps `[B, h, w, c]` float32 by name.
+
+        `conv1`; `layerK`, what stage K hands on; `layerK_blkI`, every second block before that.
+        """
+        h = _conv(self.width, dtype=self.dtype, name="conv1")(x.astype(self.dtype))
+        h = nn.relu(_norm(self.width, "conv1_norm")(h))
+        maps = {"conv1": h}
+        for stage, count in enumerate(self.blocks):
+            features = self.width * 2**stage
+            for i in range(count):
+                stride = 2 if stage and not i else 1
+                name = f"layer{stage + 1}_blk{i + 1}"
+                h = BasicBlock(features, stride, self.dtype, name=name)(h)
+                if i % 2:
+                    maps[name] = h
+            h = _norm(features, f"layer{stage + 1}_norm")(h)
+            maps[f"layer{stage + 1}"] = h
+        return {name: m.astype(jnp.float32) for name, m in maps.items()}
+
+
+class Decoder(nn.Module):
+    """From the smallest map back to the image, with every stage as a skip; training only."""
+
+    width: int
+    stages: int
+    channels: int
+    dtype: jnp.dtype = jnp.float32
+
+    @nn.compact
+    def __call__(self, maps: dict[str, jax.Array]) -> jax.Array:
+        """Maps of `Encoder` -> `[B, H, W, channels]` float32."""
+
+        def conv(h, features, name):
+            h = _conv(features, dtype=self.dtype, name=name)(h)
+            return nn.relu(_norm(features, f"{name}_norm")(h))
+
+        h = maps[f"layer{self.stages}"]
+        h = conv(h, h.shape[-1], "first")
+        skips = [f"layer{stage}" for stage in range(self.stages - 1, 0, -1)] + ["conv1"]
+        for name in skips:
+            skip = maps[name]
+            h = jax.image.resize(h, (*skip.shape[:3], h.shape[-1]), "bilinear")
+            h = jnp.concatenate([h, skip], axis=-1)
+            h = _norm(h.shape[-1], f"{name}_norm")(h)
+            h = conv(conv(h, skip.shape[-1], f"{name}_0"), skip.shape[-1], f"{name}_1")
+        return _conv(self.channels, 1, bias=True, dtype=jnp.float32, name="output")(h)
+
+
+class MAE(nn.Module):
+    """Encoder, decoder and a linear classifier on the mean of the last map.
+
+    Attributes:
+      channels: of an image.
+      num_classes: of the classifier.
+      width: C, channels of the first stage.
+      blocks: basic blocks of each stage, at least one stage.
+      dtype: type of the convolutions.
+    """
+
+    channels: int
+    num_classes: int
+    width: int
+    blocks: tuple[int, ...] = (3, 4, 6, 3)
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        self.encoder = Encoder(self.width, self.blocks, self.dtype)
+        self.decoder = Decoder(self.width, len(self.blocks), self.channels, self.dtype)
+        self.logits = nn.Dense(self.num_classes)
+
+    def __call__(self, image: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Fill an image and name its class.
+
+        Args:
+          image: `[B, H, W, channels]` floating, masked places 0.
+
+        Returns:
+          `[B, H, W, channels]` and logits `[B, num_classes]`, float32.
+        """
+        maps = self.encoder(image)
+        last = maps[f"layer{len(self.blocks)}"]
+        return self.decoder(maps), self.logits(last.mean(axis=(1, 2)))
+
+    def maps(self, image: jax.Array) -> dict[str, jax.Array]:
+        """Maps of an unmasked image; see `Encoder`."""
+        return self.encoder(image)
+
+
+def draw_mask(key: jax.Array, shape: tuple[int, int, int], share: float) -> jax.Array:
+    """`[B, H, W]` bool, True where masked: 2x2 patches, each with probability `share`."""
+    batch, height, width = shape
+    cells = (batch, math.ceil(height / MASK_PATCH), math.ceil(width / MASK_PATCH))
+    mask = jax.random.bernoulli(key, share, cells)
+    mask = jnp.repeat(jnp.repeat(mask, MASK_PATCH, axis=1), MASK_PATCH, axis=2)
+    return mask[:, :height, :width]
+
+
+def reconstruction_loss(made: jax.Array, image: jax.Array, mask: jax.Array) -> jax.Array:
+    """`sum (xhat - x)^2 over masked places and channels / masked places` of each image.
+
+    Args:
+      made: `[B, H, W, c]` floating.
+      image: like `made`.
+      mask: `[B, H, W]` bool, True where the network could not see.
+
+    Returns:
+      `[B]` float32; 0 where nothing was masked.
+    """
+    hidden = mask.astype(jnp.float32)
+    error = jnp.sum(jnp.square(made - image), axis=-1) * hidden
+    return error.sum(axis=(1, 2)) / jnp.maximum(hidden.sum(axis=(1, 2)), 1.0)
