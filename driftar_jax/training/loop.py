@@ -16,7 +16,7 @@ from tqdm import tqdm
 from driftar_jax import sharding
 from driftar_jax.checkpoints import Checkpoints, abstract_like
 from driftar_jax.training import optim
-from driftar_jax.training.step import make_step
+from driftar_jax.training.step import init_extra, make_step
 from driftar_jax.training.tasks import Task
 
 
@@ -54,16 +54,25 @@ class Loop:
         return Checkpoints(self.workdir, keep=self.config.train.keep)
 
     def _init(self) -> optim.TrainState:
-        params = self.task.init(jax.random.key(self.config.seed))
-        return optim.init_state(params, self.optimizer, self.task.tracked)
+        key = jax.random.key(self.config.seed)
+        params, extra = self.task.init(key), init_extra(self.task, key)
+        return optim.init_state(params, self.optimizer, self.task.tracked, extra)
 
     def fresh_state(self, weights: dict[str, Any] | None = None) -> optim.TrainState:
-        """State at step 0, the groups in `weights` taken from another run."""
+        """State at step 0, the groups in `weights` taken from another run.
+
+        Groups that are no parameters are parts of the task's extra state.
+        """
 
         def init():
             state = nn.meta.unbox(self._init())
-            params = {**state.params, **(weights or {})}
-            return optim.init_state(params, self.optimizer, self.task.tracked)
+            params, extra = state.params, state.extra
+            for name, tree in (weights or {}).items():
+                if name in params:
+                    params = {**params, name: tree}
+                else:
+                    extra = {**extra, name: tree}
+            return optim.init_state(params, self.optimizer, self.task.tracked, extra)
 
         return jax.jit(init, out_shardings=self.shardings)()
 
@@ -74,9 +83,11 @@ class Loop:
             return None
         a = self.abstract
         rest = {"opt_state": a.opt_state, "tracked": a.tracked, "step": a.step}
-        read = self.checkpoints.restore(step, params=a.params, ema=a.ema, train=rest)
+        own = {} if a.extra is None else {"extra": a.extra}
+        read = self.checkpoints.restore(step, params=a.params, ema=a.ema, train=rest, **own)
         batches.restore(read["position"])
-        return optim.TrainState(params=read["params"], ema=read["ema"], **read["train"])
+        trees = {name: read[name] for name in ("params", "ema", *own)}
+        return optim.TrainState(**trees, **read["train"])
 
     def save(self, state: optim.TrainState, batches) -> None:
         """Checkpoint `state` with the data position, in the background."""
@@ -88,6 +99,7 @@ class Loop:
             params=state.params,
             ema=state.ema,
             train=rest,
+            **({} if state.extra is None else {"extra": state.extra}),
         )
 
     def step_function(self, frozen: bool) -> Callable:

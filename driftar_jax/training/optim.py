@@ -21,6 +21,7 @@ class TrainState:
       opt_state: optax state.
       tracked: running means of the task's `tracked` metrics, float32 scalars.
       step: int32 scalar, steps done; keys are folded from it.
+      extra: what a task keeps beside parameters (`step.OwnsExtra`), else None.
     """
 
     params: Any
@@ -28,6 +29,7 @@ class TrainState:
     opt_state: Any
     tracked: dict[str, jax.Array]
     step: jax.Array
+    extra: Any = None
 
 
 def decay_mask(params) -> Any:
@@ -69,7 +71,9 @@ def make_optimizer(optim: Any, steps: int) -> optax.GradientTransformation:
     )
 
 
-def init_state(params, optimizer: optax.GradientTransformation, tracked) -> TrainState:
+def init_state(
+    params, optimizer: optax.GradientTransformation, tracked, extra: Any = None
+) -> TrainState:
     """State at step 0; the average starts as a copy of the parameters."""
     return TrainState(
         params=params,
@@ -78,6 +82,7 @@ def init_state(params, optimizer: optax.GradientTransformation, tracked) -> Trai
         opt_state=optimizer.init(params),
         tracked={name: jnp.zeros((), jnp.float32) for name in tracked},
         step=jnp.zeros((), jnp.int32),
+        extra=extra,
     )
 
 

@@ -1,5 +1,7 @@
 """One training step: loss, gradient, update, averages, all inside one jit."""
 
+from typing import Any, Protocol, runtime_checkable
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -8,6 +10,25 @@ from driftar_jax.training.optim import TrainState, update_ema
 from driftar_jax.training.tasks import Task
 
 TRACK_DECAY = 0.99
+
+
+@runtime_checkable
+class OwnsExtra(Protocol):
+    """A task with a state of its own beside the parameters: no gradient, no average, no optimizer.
+
+    It is part of the checkpoint, and is handed to `loss` as a last argument.
+    """
+
+    def init_extra(self, key: jax.Array) -> dict[str, Any]:
+        """Fresh state; arrays may be boxed with their logical axes."""
+
+    def update_extra(self, extra: dict[str, Any], batch: dict, key: jax.Array) -> dict[str, Any]:
+        """The state with a batch taken in, before the loss of the same step."""
+
+
+def init_extra(task: Task, key: jax.Array) -> dict[str, Any] | None:
+    """The extra state of a task that owns one."""
+    return task.init_extra(key) if isinstance(task, OwnsExtra) else None
 
 
 def make_step(
@@ -32,27 +53,28 @@ def make_step(
     """
     learns = task.trainable(frozen)
 
-    def gradient(params, batch, key, step):
+    def gradient(params, batch, key, step, extra):
         fixed = {name: tree for name, tree in params.items() if name not in learns}
 
         def loss(moving):
-            return task.loss({**fixed, **moving}, batch, key, step, frozen)
+            own = () if extra is None else (extra,)
+            return task.loss({**fixed, **moving}, batch, key, step, frozen, *own)
 
         moving = {name: params[name] for name in learns}
         (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(moving)
         return {"loss": value, **metrics}, grads
 
-    def accumulated(params, batch, key, step):
+    def accumulated(params, batch, key, step, extra):
         if accumulate == 1:
-            return gradient(params, batch, key, step)
+            return gradient(params, batch, key, step, extra)
         parts = jax.tree.map(lambda a: a.reshape(accumulate, -1, *a.shape[1:]), batch)
         keys = jax.random.split(key, accumulate)
 
         def body(total, part):
-            return jax.tree.map(jnp.add, total, gradient(params, *part, step)), None
+            return jax.tree.map(jnp.add, total, gradient(params, *part, step, extra)), None
 
         shapes = jax.eval_shape(
-            lambda: gradient(params, jax.tree.map(lambda a: a[0], parts), keys[0], step)
+            lambda: gradient(params, jax.tree.map(lambda a: a[0], parts), keys[0], step, extra)
         )
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         total, _ = jax.lax.scan(body, zeros, (parts, keys))
@@ -60,7 +82,10 @@ def make_step(
 
     def step(state: TrainState, batch):
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        metrics, grads = accumulated(state.params, batch, key, state.step)
+        extra = state.extra
+        if extra is not None:
+            extra = task.update_extra(extra, batch, key)
+        metrics, grads = accumulated(state.params, batch, key, state.step, extra)
         metrics["grad_norm"] = optax.global_norm(grads)
         zeros = {
             name: jax.tree.map(jnp.zeros_like, tree)
@@ -82,6 +107,7 @@ def make_step(
                 opt_state=opt_state,
                 tracked=tracked,
                 step=state.step + 1,
+                extra=extra,
             ),
             metrics,
         )
