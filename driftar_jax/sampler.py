@@ -15,8 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from driftar_jax import entropy, plan
+from driftar_jax import draws, plan
 from driftar_jax.assembly import Parts
+from driftar_jax.drift.head import DriftHead
 from driftar_jax.features import to_uint8
 from driftar_jax.heads import diffusion
 from driftar_jax.hosts.schedules import NFE_SCHEDULES, head_steps, unpatchify
@@ -139,10 +140,10 @@ def generate(
       float32 grid `[B, H, W, C]` of `parts.images.image_shape`, and `Counts` per image.
     """
     images = parts.images
-    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(index)
+    keys = draws.image_keys(seed, index)
     steps = plan_of(parts, settings)
     shape = (label.shape[0], images.num_tokens, images.token_dim)
-    order = jax.vmap(lambda k: jax.random.permutation(k, images.num_tokens))(_fold(keys, 0))
+    order = draws.orders(keys, images.num_tokens)
     rank = jnp.argsort(order, axis=-1)
 
     def ar_step(tokens, step):
@@ -220,8 +221,11 @@ def reveal(
       step: the step's entries of `steps.columns()`.
     """
     batch, num_tokens, _ = tokens.shape
-    prior = _prior(parts, params, encoding, _fold(keys, 2))
-    token_keys = jax.vmap(lambda k: _fold(jnp.broadcast_to(k, (num_tokens,)), None))(_fold(keys, 1))
+    prior = ()
+    if settings.method != "own":
+        head = drift_head(parts, settings, params)
+        prior = head.starts(encoding, draws.prior_keys(keys))
+    token_keys = draws.token_keys(keys, num_tokens)
 
     def fill(size):
         # The slots from `next` on are revealed; padding past `now` writes nowhere.
@@ -236,12 +240,6 @@ def reveal(
     return jax.lax.switch(step["size"], [functools.partial(fill, size) for size in steps.sizes])
 
 
-def _fold(keys: jax.Array, data: int | None) -> jax.Array:
-    """Fold `data` into each key of `[n]`; None folds each key's own place."""
-    numbers = jnp.arange(keys.shape[0]) if data is None else jnp.full(keys.shape, data)
-    return jax.vmap(jax.random.fold_in)(keys, numbers)
-
-
 def _take(values: jax.Array, positions: jax.Array, batch: int) -> jax.Array:
     """`values [B or 2B, N, ...]` at `positions [B, M]`; guided rows share the positions."""
     if values.shape[0] == 2 * batch:
@@ -249,14 +247,10 @@ def _take(values: jax.Array, positions: jax.Array, batch: int) -> jax.Array:
     return jax.vmap(lambda v, p: v[p])(values, positions)
 
 
-def _prior(parts: Parts, params, encoding: Encoding, keys: jax.Array):
-    """(mu, sigma) of every token, or nothing for the own head."""
-    if parts.prior is None:
-        return ()
-    copies = encoding.z.shape[0] // keys.shape[0]
-    return parts.prior.apply(
-        {"params": params["prior"]}, encoding.z, encoding.entropy, jnp.concatenate([keys] * copies)
-    )
+def drift_head(parts: Parts, settings: Settings, params: dict[str, Any]) -> DriftHead:
+    """Prior and decoder as checked settings want them; `mean` has no decoder."""
+    decoder = parts.decoder if settings.method == "drift" else None
+    return DriftHead(parts.prior, decoder, params, settings.guided, settings.temperature)
 
 
 def _predict(parts, settings, steps, params, encoding, prior, token_keys, step) -> jax.Array:
@@ -264,45 +258,27 @@ def _predict(parts, settings, steps, params, encoding, prior, token_keys, step) 
     guided, scale = settings.guided, step["scale"]
     batch, count = token_keys.shape
     channels = parts.images.token_dim
-
-    def noise(draw):
-        """Standard normal `[B, M, C]`, a function of image, token and draw alone."""
-        keys = jax.vmap(jax.random.fold_in, (0, None))(token_keys.reshape(-1), draw)
-        return jax.vmap(lambda k: jax.random.normal(k, (channels,)))(keys)
-
-    if settings.method == "own":
-        z = encoding.z.reshape(-1, encoding.z.shape[-1])
-        rows = batch * count
-        schedules = [_schedule(settings, length) for length in steps.lengths]
-        schedule, num_steps = schedules[0], None
-        if len(schedules) > 1:
-            schedule, num_steps = diffusion.chosen(schedules, step["length"])
-        new = diffusion.head_sample(
-            parts.head,
-            params["head"],
-            z[:rows],
-            noise,
-            schedule=schedule,
-            num_steps=num_steps,
-            guidance=scale if guided else None,
-            z_uncond=z[rows:] if guided else None,
-            temperature=settings.temperature,
-        )
-        return new.reshape(batch, count, channels)
-    mu, std = prior
-    if settings.method == "mean":
-        new = mu
-    else:
-        eps = settings.temperature * noise(0).reshape(batch, count, channels)
-        eps = jnp.concatenate([eps] * 2) if guided else eps
-        x0 = entropy.prior_draw(mu, std, eps)
-        new = parts.decoder.apply(
-            {"params": params["decoder"]}, x0[:, :, None], mu, std, encoding.z, encoding.entropy
-        )[:, :, 0]
-    if guided:
-        conditional, unconditional = jnp.split(new, 2)
-        return unconditional + scale * (conditional - unconditional)
-    return new
+    if settings.method != "own":
+        eps = draws.normal(token_keys, 0, channels)
+        return drift_head(parts, settings, params).tokens(encoding, *prior, eps, scale)
+    z = encoding.z.reshape(-1, encoding.z.shape[-1])
+    rows = batch * count
+    schedules = [_schedule(settings, length) for length in steps.lengths]
+    schedule, num_steps = schedules[0], None
+    if len(schedules) > 1:
+        schedule, num_steps = diffusion.chosen(schedules, step["length"])
+    new = diffusion.head_sample(
+        parts.head,
+        params["head"],
+        z[:rows],
+        lambda draw: draws.normal(token_keys.reshape(-1), draw, channels),
+        schedule=schedule,
+        num_steps=num_steps,
+        guidance=scale if guided else None,
+        z_uncond=z[rows:] if guided else None,
+        temperature=settings.temperature,
+    )
+    return new.reshape(batch, count, channels)
 
 
 def _schedule(settings: Settings, num_steps: int) -> diffusion.Schedule:

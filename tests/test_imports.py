@@ -15,6 +15,7 @@ STOREYS = {
     "checkpoints": 0,
     "pictures": 0,
     "cli": 0.5,  # names the fields of the config in its messages
+    "draws": 0.5,
     "entropy": 1,
     "features": 1,
     "inception": 1,
@@ -29,6 +30,7 @@ STOREYS = {
     "speculative": 4,
     "assembly": 4.5,
     "plan": 4.5,
+    "published": 4.7,
     "sampler": 5,
     "training": 5,
     "generator": 6,

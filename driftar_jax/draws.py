@@ -1,0 +1,49 @@
+"""All randomness of sampling: a function of (seed, image, token, draw), never of the call.
+
+So an image does not depend on its batch, on padding, or on how many groups a backbone call serves.
+"""
+
+import jax
+import jax.numpy as jnp
+
+# What is folded into an image's key: its order, its tokens, the control of `prior.scale`.
+_ORDER, _TOKENS, _PRIOR = range(3)
+# What is folded into a token's key beside the numbers of its noise draws, which are small.
+_VERDICT = 1 << 20
+
+
+def image_keys(seed: jax.Array, index: jax.Array) -> jax.Array:
+    """`[B]` keys of the images `index [B]` under `seed`, a uint32 scalar."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
+
+
+def orders(keys: jax.Array, num_tokens: int) -> jax.Array:
+    """Generation orders `[B, N]` int32 of images; generation reveals them from the end."""
+    return jax.vmap(lambda k: jax.random.permutation(k, num_tokens))(_fold(keys, _ORDER))
+
+
+def prior_keys(keys: jax.Array) -> jax.Array:
+    """`[B]` keys for `Prior`, one per image."""
+    return _fold(keys, _PRIOR)
+
+
+def token_keys(keys: jax.Array, num_tokens: int) -> jax.Array:
+    """`[B, N]` keys, one per token of each image."""
+    each = jax.vmap(jax.random.fold_in, (None, 0))
+    return jax.vmap(each, (0, None))(_fold(keys, _TOKENS), jnp.arange(num_tokens))
+
+
+def normal(keys: jax.Array, draw: jax.Array | int, channels: int) -> jax.Array:
+    """Standard normal `[..., C]` of the tokens `keys [...]`: their noise number `draw`."""
+    flat = _fold(keys.reshape(-1), draw)
+    noise = jax.vmap(lambda k: jax.random.normal(k, (channels,)))(flat)
+    return noise.reshape(*keys.shape, channels)
+
+
+def verdict_keys(keys: jax.Array) -> jax.Array:
+    """Keys `[...]` of the acceptance tests of tokens `keys [...]`."""
+    return _fold(keys.reshape(-1), _VERDICT).reshape(keys.shape)
+
+
+def _fold(keys: jax.Array, data: jax.Array | int) -> jax.Array:
+    return jax.vmap(jax.random.fold_in, (0, None))(keys, data)

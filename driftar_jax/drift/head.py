@@ -1,0 +1,73 @@
+"""Prior and drift decoder as one head: from features and noise to tokens, guidance included."""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from driftar_jax import entropy
+from driftar_jax.drift.decoders import TokenDecoder
+from driftar_jax.drift.prior import Prior
+from driftar_jax.types import Encoding
+
+
+@dataclasses.dataclass(frozen=True)
+class DriftHead:
+    """The one-step head bound to its parameters.
+
+    A guided image has two rows, all conditional ones first; both start from the same noise.
+
+    Attributes:
+      prior, decoder: modules; without a decoder a token is the mean of its prior.
+      params: groups `prior` and `decoder`.
+      guided: whether rows come in pairs, `R = 2B`; else `R = B`.
+      temperature: factor of the start's noise.
+    """
+
+    prior: Prior
+    decoder: TokenDecoder | None
+    params: dict[str, Any]
+    guided: bool
+    temperature: float
+
+    def starts(self, encoding: Encoding, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Prior of every token: mu `[R, N, C]` and sigma `[R, N]` of an encoding of R rows.
+
+        Args:
+          encoding: `z [R, N, D]`, `entropy [R, N]`.
+          keys: `[B]` keys, one per image; read by `prior.scale=shuffled` alone.
+        """
+        keys = jnp.concatenate([keys] * (2 if self.guided else 1))
+        variables = {"params": self.params["prior"]}
+        return self.prior.apply(variables, encoding.z, encoding.entropy, keys)
+
+    def tokens(
+        self,
+        encoding: Encoding,
+        mu: jax.Array,
+        std: jax.Array,
+        eps: jax.Array,
+        scale: jax.Array,
+    ) -> jax.Array:
+        """New tokens `[B, M, C]` float32.
+
+        Args:
+          encoding: of the tokens, `z [R, M, D]`, `entropy [R, M]`.
+          mu, std: their priors, `[R, M, C]` and `[R, M]`.
+          eps: `[B, M, C]` standard normal.
+          scale: guidance, a scalar or `[B]`; not read without it.
+        """
+        if self.decoder is None:
+            new = mu
+        else:
+            eps = self.temperature * jnp.concatenate([eps] * (2 if self.guided else 1))
+            x0 = entropy.prior_draw(mu, std, eps)
+            variables = {"params": self.params["decoder"]}
+            given = x0[:, :, None], mu, std, encoding.z, encoding.entropy
+            new = self.decoder.apply(variables, *given)[:, :, 0]
+        if not self.guided:
+            return new
+        conditional, unconditional = jnp.split(new, 2)
+        scale = jnp.broadcast_to(scale, conditional.shape[:1])[:, None, None]
+        return unconditional + scale * (conditional - unconditional)
