@@ -1,0 +1,171 @@
+"""Drift-AR checkpoints: names, sizes, and the published model they describe.
+
+The program adds `feature_encoder.*`, phi's block, when it attaches its features; a file from before
+that is complete without. Nothing is invented: its workdir has no `feature_block` either.
+"""
+
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from driftar_jax.conversion import rules as r
+from driftar_jax.published.model import PRESETS, DriftAR
+
+_ENCODER = [
+    r.Rule("class_emb.weight", "host/class_emb"),
+    r.Rule("fake_latent", "host/fake_latent"),
+    r.Rule("mask_token", "host/mask_token", r.LEADING),
+    r.Rule("encoder_pos_embed_learned", "host/encoder_pos_embed", r.LEADING),
+    r.Rule("diffusion_pos_embed_learned", "host/diffusion_pos_embed", r.LEADING),
+    *r.linear("z_proj", "host/z_proj"),
+    *r.norm("z_proj_ln", "host/z_proj_ln"),
+    *r.block("encoder_blocks.{i}", "host/encoder_blocks_{i}"),
+    *r.norm("encoder_norm", "host/encoder_norm"),
+]
+
+_NET = "drift_decoder.net"
+_DECODER = [
+    r.Rule(f"{_NET}.level_embed", "decoder/level", r.LEADING),
+    r.Rule(f"{_NET}.pos_embed", "decoder/position", r.LEADING),
+    *r.linear(f"{_NET}.input_proj", "decoder/input"),
+    *r.linear(f"{_NET}.cond_embed", "decoder/cond_z"),
+    *r.linear(f"{_NET}.entropy_adaln.global_mlp.0", "decoder/global_in"),
+    *r.linear(f"{_NET}.entropy_adaln.global_mlp.2", "decoder/global_out"),
+    *r.linear(f"{_NET}.entropy_adaln.spatial_mlp.0", "decoder/spatial_in"),
+    *r.linear(f"{_NET}.entropy_adaln.spatial_mlp.2", "decoder/spatial_out"),
+    *r.modulated_block(f"{_NET}.res_blocks.{{i}}", "decoder/block_{i}"),
+    *r.norm(f"{_NET}.final_layer.norm_final", "decoder/norm"),
+    *r.linear(f"{_NET}.final_layer.linear", "decoder/output"),
+]
+
+_DRAFT = [
+    *r.block("draft_model.blocks.{i}", "draft/block_{i}"),
+    *r.norm("draft_model.norm", "draft/norm"),
+    *r.linear("draft_model.out_proj", "draft/output"),
+]
+
+RULES = [
+    *_ENCODER,
+    *_DECODER,
+    *_DRAFT,
+    *r.linear("enc_to_token_proj", "prior/mean"),
+    *r.linear("token_to_enc_proj", "to_features"),
+    *r.block("feature_encoder.block", "feature_block"),
+]
+
+TASK = "published"
+
+
+def sizes(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None = None) -> dict:
+    """Fields of the model that a state dict describes.
+
+    Args:
+      shapes: official name -> shape.
+      num_heads: attention heads, which no shape shows; None takes them from the program's size of
+        the same width and depths.
+
+    Returns:
+      Dictionary with fields of `DriftAR`, and `phi`: whether phi's block is there.
+
+    Raises:
+      ValueError: a name that the sizes are read from is missing, or the heads are not known.
+    """
+
+    def shape(name: str, ndim: int) -> tuple[int, ...]:
+        if name not in shapes or len(shapes[name]) != ndim:
+            got = shapes.get(name)
+            raise ValueError(
+                f"{name}: got {got}, allowed a Drift-AR checkpoint's {ndim}-axis array"
+            )
+        return shapes[name]
+
+    def depth(stack: str) -> int:
+        found = {n.removeprefix(stack).split(".")[0] for n in shapes if n.startswith(stack)}
+        return len(found)
+
+    num_classes, width = shape("class_emb.weight", 2)
+    num_tokens = shape(f"{_NET}.pos_embed", 3)[1]
+    found = dict(
+        num_tokens=num_tokens,
+        token_dim=shape("enc_to_token_proj.weight", 2)[0],
+        num_classes=num_classes,
+        width=width,
+        depth=depth("encoder_blocks."),
+        buffer_size=shape("encoder_pos_embed_learned", 3)[1] - num_tokens,
+        decoder_depth=depth(f"{_NET}.res_blocks."),
+        draft_depth=depth("draft_model.blocks."),
+        mlp_ratio=shape("encoder_blocks.0.mlp.fc1.weight", 2)[0] / width,
+    )
+    if num_heads is None:
+        alike = ("width", "depth", "decoder_depth", "draft_depth")
+        same = [p for p in PRESETS.values() if all(p[k] == found[k] for k in alike)]
+        if not same:
+            raise ValueError(
+                f"num_heads: got none, allowed a divisor of width {width} "
+                "(known for the published sizes only)"
+            )
+        num_heads = same[0]["num_heads"]
+    if num_heads < 1 or width % num_heads:
+        raise ValueError(f"num_heads: got {num_heads}, allowed a divisor of width {width}")
+    phi = depth("feature_encoder.") > 0
+    return {**found, "num_heads": num_heads, "phi": phi}
+
+
+def module(fields: Mapping, **overrides) -> DriftAR:
+    """Model of `sizes`; `overrides` are further fields of `DriftAR`."""
+    return DriftAR(**{**{k: v for k, v in fields.items() if k != "phi"}, **overrides})
+
+
+def abstract_params(model: DriftAR, phi: bool) -> dict:
+    """Groups of `ShapeDtypeStruct`, without running anything; without phi's block if not `phi`."""
+    label = jax.ShapeDtypeStruct((1,), jnp.int32)
+    eps = jax.ShapeDtypeStruct((1, model.num_tokens, model.token_dim), jnp.float32)
+    params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), label, eps)["params"])
+    return {group: tree for group, tree in params.items() if phi or group != "feature_block"}
+
+
+def title(fields: Mapping) -> str:
+    """What a checkpoint turned out to be, for a reader."""
+    alike = [n for n, p in PRESETS.items() if all(fields[k] == v for k, v in p.items())]
+    size = f"Drift-AR {alike[0]}" if alike else "Drift-AR of its own size"
+    return (
+        f"{size}: width {fields['width']}, {fields['depth']} + {fields['decoder_depth']} blocks, "
+        f"draft {fields['draft_depth']}, {fields['num_tokens']} tokens of "
+        f"{fields['token_dim']} channels, {'with' if fields['phi'] else 'without'} phi"
+    )
+
+
+def manifest_of(fields: Mapping) -> dict:
+    """Facts of a workdir: the token grid as an image of patches of 1, classes by number.
+
+    Raises:
+      ValueError: the token grid is not square.
+    """
+    side = math.isqrt(fields["num_tokens"])
+    if side**2 != fields["num_tokens"]:
+        raise ValueError(f"num_tokens: got {fields['num_tokens']}, allowed square token grids")
+    return {
+        "task": TASK,
+        "image_shape": [side, side, fields["token_dim"]],
+        "patch_size": 1,
+        "class_names": [str(i) for i in range(fields["num_classes"])],
+    }
+
+
+def config_of(fields: Mapping) -> dict:
+    """Config of the workdir: the fields of the model, and the published defaults of sampling."""
+    return {"task": TASK, "seed": 0, "model": dict(fields), "sample": {"guidance": 1.3}}
+
+
+def fields_of(settings: Mapping) -> dict:
+    """The fields of `sizes`, from the config of a workdir.
+
+    Raises:
+      ValueError: it is no published model.
+    """
+    if settings.get("task") != TASK:
+        raise ValueError(f"task: got {settings.get('task')!r}, allowed {TASK!r}")
+    return dict(settings["model"])
