@@ -8,10 +8,12 @@ import jax
 import numpy as np
 import pytest
 
+from driftar_jax.conversion import drift_ar as drift_ar_conversion
 from driftar_jax.conversion import mar as mar_conversion
 from driftar_jax.conversion import rules
 from driftar_jax.conversion import vae as vae_conversion
 from driftar_jax.hosts.mar import PRESETS
+from driftar_jax.published.model import PRESETS as PUBLISHED
 from driftar_jax.vae import kl, stored
 
 FOLDER = cases.ROOT / "manifests"
@@ -57,6 +59,36 @@ def test_mar_sizes(size):
     agree(got, recorded)
     # The shapes alone tell the size again, heads included.
     assert mar_conversion.sizes(got) == {**fields, "mlp_ratio": 4.0}
+
+
+@pytest.mark.parametrize("phi", [False, True], ids=["as_recorded", "with_phi"])
+@pytest.mark.parametrize(
+    "size", sorted(PUBLISHED), ids=[f"drift_ar-{s}" for s in sorted(PUBLISHED)]
+)
+def test_drift_ar_sizes(size, phi):
+    """Before phi is attached, and after: then a copy of the last encoder block but one is more."""
+    recorded = manifest(f"drift_ar_{size}")
+    made = recorded["constructor"]
+    fields = dict(
+        PUBLISHED[size],
+        num_tokens=(made["img_size"] // 16 // made["patch_size"]) ** 2,
+        token_dim=made["vae_embed_dim"] * made["patch_size"] ** 2,
+        num_classes=made["class_num"],
+        buffer_size=made["buffer_size"],
+        phi=phi,
+    )
+    assert fields["draft_depth"] == made["draft_depth"]
+    model = drift_ar_conversion.module(fields)
+    abstract = drift_ar_conversion.abstract_params(model, phi)
+    got = official_shapes(abstract, drift_ar_conversion.RULES)
+    attached = {name: s for name, s in got.items() if name.startswith("feature_encoder.")}
+    agree({name: s for name, s in got.items() if name not in attached}, recorded)
+    source = f"encoder_blocks.{fields['depth'] - 2}."
+    copied = {n.replace("feature_encoder.block.", source): s for n, s in attached.items()}
+    block = {n: s for n, s in got.items() if n.startswith(source)}
+    assert copied == (block if phi else {})
+    # The shapes alone tell the size again, heads included.
+    assert drift_ar_conversion.sizes(got) == {**fields, "mlp_ratio": 4.0}
 
 
 @pytest.mark.parametrize("name", ["vae_kl16"])
