@@ -22,11 +22,13 @@ _SIZES = {
     "large": dict(width=1024, depth=32, num_heads=16, head_depth=16),
     "huge": dict(width=1280, depth=40, num_heads=16, head_depth=20),
 }
-_RELEASED = dict(num_rows=256, buffer_size=64, num_classes=1000, token_dim=16)
+_ALL = dict(num_rows=256, buffer_size=64, num_classes=1000, token_dim=16)
+_ONE_STEP = dict(_ALL, groups=1, reference_dim=16, num_tokens=256)
+_MRAR = dict(_ALL, groups=4, reference_dim=64, num_tokens=256)
 PRESETS = {
-    **{n: dict(s, **_RELEASED, groups=1, num_tokens=256) for n, s in _SIZES.items()},
-    **{f"{n}_mrar": dict(s, **_RELEASED, groups=4, num_tokens=256) for n, s in _SIZES.items()},
-    "large_512": dict(_SIZES["large"], **_RELEASED, groups=1, num_tokens=1024),
+    **{name: {**size, **_ONE_STEP} for name, size in _SIZES.items()},
+    **{f"{name}_mrar": {**size, **_MRAR} for name, size in _SIZES.items()},
+    "large_512": {**_SIZES["large"], **_ONE_STEP, "num_tokens": 1024},
 }
 
 
@@ -268,9 +270,14 @@ class TransDiff(nn.Module):
     # --- rows -----------------------------------------------------------------------------------
 
     def _group_of_rows(self) -> jax.Array:
-        """`[F + num_rows]` int32: 0 for the buffer, 1 + g for content of group g."""
-        content = 1 + jnp.arange(self.num_rows) // self.group_rows
-        return jnp.concatenate([jnp.zeros(self.buffer_size, content.dtype), content])
+        """`[F + num_rows]` int32: 0 for the buffer, 1 + g for content of group g.
+
+        In the 1-step form all rows see each other, the buffer included.
+        """
+        if self.groups == 1:
+            return jnp.zeros(self.buffer_size + self.num_rows, jnp.int32)
+        content = 1 + jnp.arange(self.num_rows, dtype=jnp.int32) // self.group_rows
+        return jnp.concatenate([jnp.zeros(self.buffer_size, jnp.int32), content])
 
     def _buffer(self, label: jax.Array) -> jax.Array:
         """F copies of the class embedding, `[B, F, D]`."""

@@ -203,7 +203,8 @@ def test_bad_input_is_named(many, args, kwargs, message):
 
 
 def test_the_one_step_form_has_no_next_group(one):
-    _, cache = run(one, LABEL, method="begin")
+    encoding, cache = run(one, LABEL, method="begin")
+    same(encoding, run(one, LABEL))
     with pytest.raises(ValueError, match="groups: got 1"):
         run(one, images(steps=1), cache, method="extend")
 
