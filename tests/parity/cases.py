@@ -84,7 +84,10 @@ def load(name: str) -> Case:
 
 
 def claims(case: str, *patterns: str):
-    """Marks a test as the one that covers these arrays; `{param}` stands for a test parameter."""
+    """Marks a test as the one that covers these arrays.
+
+    `{param}` stands for a test parameter, in the arrays' names and in the case's.
+    """
 
     def mark(function):
         function.case, function.claims = case, patterns
@@ -97,10 +100,11 @@ def uncovered(case: Case, module) -> list[str]:
     """Arrays of a case that no test of the module claims, with the parameters it runs with."""
     patterns = []
     for function in vars(module).values():
-        if getattr(function, "case", None) != case.name:
+        if not hasattr(function, "case"):
             continue
         (mark,) = (m for m in function.pytestmark if m.name == "parametrize")
         name, values = mark.args
+        values = [v for v in values if function.case.format(**{name: v}) == case.name]
         patterns += [p.format(**{name: v}) for p in function.claims for v in values]
     return sorted(set(case.names) - set(case.claimed(patterns)))
 

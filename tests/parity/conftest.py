@@ -17,9 +17,9 @@ def _reads_what_it_claims(request):
     if claims is None:
         yield
         return
-    case = cases.load(request.function.case)
+    params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
+    case = cases.load(request.function.case.format(**params))
     case.read.clear()
     yield
-    params = request.node.callspec.params if hasattr(request.node, "callspec") else {}
     wanted = set(case.claimed([pattern.format(**params) for pattern in claims]))
     assert not wanted - case.read, f"claimed but not read: {sorted(wanted - case.read)}"

@@ -11,8 +11,11 @@ import pytest
 from driftar_jax.conversion import drift_ar as drift_ar_conversion
 from driftar_jax.conversion import mar as mar_conversion
 from driftar_jax.conversion import rules
+from driftar_jax.conversion import transdiff as transdiff_conversion
 from driftar_jax.conversion import vae as vae_conversion
 from driftar_jax.hosts.mar import PRESETS
+from driftar_jax.hosts.transdiff import PRESETS as TRANSDIFF
+from driftar_jax.published import stored as published_stored
 from driftar_jax.published.model import PRESETS as PUBLISHED
 from driftar_jax.vae import kl, stored
 
@@ -79,7 +82,7 @@ def test_drift_ar_sizes(size, phi):
     )
     assert fields["draft_depth"] == made["draft_depth"]
     model = drift_ar_conversion.module(fields)
-    abstract = drift_ar_conversion.abstract_params(model, phi)
+    abstract = published_stored.abstract(model, phi)
     got = official_shapes(abstract, drift_ar_conversion.RULES)
     attached = {name: s for name, s in got.items() if name.startswith("feature_encoder.")}
     agree({name: s for name, s in got.items() if name not in attached}, recorded)
@@ -89,6 +92,25 @@ def test_drift_ar_sizes(size, phi):
     assert copied == (block if phi else {})
     # The shapes alone tell the size again, heads included.
     assert drift_ar_conversion.sizes(got) == {**fields, "mlp_ratio": 4.0}
+
+
+@pytest.mark.parametrize(
+    "size", sorted(TRANSDIFF), ids=[f"transdiff-{s}" for s in sorted(TRANSDIFF)]
+)
+def test_transdiff_sizes(size):
+    recorded = manifest(f"transdiff_{size}")
+    made, fields = recorded["constructor"], TRANSDIFF[size]
+    assert fields["num_classes"] == made["class_num"]
+    assert fields["buffer_size"] == made["buffer_size"]
+    assert fields["num_tokens"] == (made["img_size"] // 16) ** 2
+    assert fields["token_dim"] == made["vae_embed_dim"]
+    assert fields["reference_dim"] == made["vae_embed_dim"] * made["patch_size"] ** 2
+    host, net = transdiff_conversion.modules({**fields, "mlp_ratio": 4.0})
+    abstract = transdiff_conversion.abstract_params(host, net)
+    got = official_shapes(abstract, transdiff_conversion.RULES)
+    agree(got, recorded)
+    # The shapes alone tell size, form and resolution again.
+    assert transdiff_conversion.sizes(got) == {**fields, "mlp_ratio": 4.0}
 
 
 @pytest.mark.parametrize("name", ["vae_kl16"])
