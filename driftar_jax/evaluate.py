@@ -3,17 +3,27 @@
   python -m driftar_jax.evaluate --workdir=runs/drift --baseline=runs/own --judge=runs/judge \
       --out=runs/report
 
-Several workdirs (one per training seed, paired in order) give means and spreads over them.
+Several workdirs (one per training seed, paired in order) give means and spreads over them. The
+moments of the real images are left in `reference.npz` of the report.
 """
 
 from absl import flags
 
 from driftar_jax import cli
-from driftar_jax.evaluation import session
+from driftar_jax.evaluation import quality, session
 
 _WORKDIR = flags.DEFINE_list("workdir", None, "Drift-AR runs, one per training seed.")
 _BASELINE = flags.DEFINE_list("baseline", None, "Runs of the own head, paired with --workdir.")
 _JUDGE = flags.DEFINE_string("judge", None, "Run of the classifier whose features measure.")
+_INCEPTION = flags.DEFINE_string(
+    "inception", None, "Folder of convert --family=inception; its features measure instead."
+)
+_REFERENCE = flags.DEFINE_string(
+    "reference", None, "A .npz of mu and sigma that samples are compared with, not the real set."
+)
+_METRICS = flags.DEFINE_list(
+    "metrics", list(quality.OPTIONAL), "Beside distance and class accuracy; may be empty."
+)
 _OUT = flags.DEFINE_string("out", None, "Folder for report.md, report.json and pictures.")
 _NUM = flags.DEFINE_integer("num", 2048, "Images per method and seed.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Sampling seeds per pair of runs.")
@@ -33,6 +43,9 @@ def main(_) -> None:
             seeds=_SEEDS.value,
             batch_sizes=_BATCHES.value,
             overwrite=_OVERWRITE.value,
+            inception_dir=_INCEPTION.value,
+            reference=_REFERENCE.value,
+            metrics=_METRICS.value,
         )
     print(compared.run())
 

@@ -10,6 +10,8 @@ from driftar_jax.evaluation import quality, speed
 from driftar_jax.generator import Loaded
 
 FEW_STEPS = (1, 2, 5, 10)
+PART_BYTES = 2**28
+MOST_IMAGES = 8192
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,15 +25,14 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One method measured; `frechet` and `accuracy` hold one value per seed."""
+    """One method measured; `quality` holds one entry per seed."""
 
     method: str
     ar_steps: int
     nfe_per_step: int
     backbone_calls: int
     speed: dict[int, speed.Speed]
-    frechet: tuple[float, ...]
-    accuracy: tuple[float, ...]
+    quality: tuple[quality.Quality, ...]
 
     def as_json(self) -> dict:
         """Flat record of `report.json`; the speed is that of the largest batch."""
@@ -52,16 +53,9 @@ class Row:
                 str(size): {"images_per_s": s.median, "speed_ratio": s.ratio}
                 for size, s in self.speed.items()
             },
-            "frechet": float(np.mean(self.frechet)),
-            "frechet_std": _std(self.frechet),
-            "accuracy": float(np.mean(self.accuracy)),
-            "accuracy_std": _std(self.accuracy),
-            "seeds": len(self.frechet),
+            **quality.summary(self.quality),
+            "seeds": len(self.quality),
         }
-
-
-def _std(values: Sequence[float]) -> float:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
 def methods(own: Loaded, drift: Loaded) -> list[Method]:
@@ -80,9 +74,7 @@ def methods(own: Loaded, drift: Loaded) -> list[Method]:
 def measure(
     baselines: Sequence[Loaded],
     drifts: Sequence[Loaded],
-    judge: quality.Judge,
-    real: quality.Moments,
-    real_labels: np.ndarray,
+    real: quality.RealSet,
     *,
     num: int,
     sampling_seeds: int,
@@ -92,9 +84,8 @@ def measure(
 
     Args:
       baselines, drifts: checkpoints, paired by training seed.
-      judge: feature network.
-      real: moments of the real features.
-      real_labels: `[n]`; the samples' labels follow their shares.
+      real: what samples are held against; their labels follow its shares of the classes, and are
+        the same for all methods.
       num: images per seed.
       sampling_seeds: seeds per pair.
       batch_sizes: for the speed.
@@ -105,17 +96,14 @@ def measure(
     table = methods(baselines[0], drifts[0])
     # Before the quality: afterwards everything is compiled, and its cost could not be told.
     first = baselines[0], drifts[0]
-    timed = {size: _speeds(first, table, real_labels, size) for size in batch_sizes}
-    frechet: list[list[float]] = [[] for _ in table]
-    accuracy: list[list[float]] = [[] for _ in table]
+    with real.ledger("speed"):
+        timed = {size: _speeds(first, table, real.labels, size) for size in batch_sizes}
+    found: list[list[quality.Quality]] = [[] for _ in table]
     for pair in zip(baselines, drifts, strict=True):
         for seed in range(sampling_seeds):
-            labels = np.random.default_rng(seed).choice(real_labels, num)
+            labels = np.random.default_rng(seed).choice(real.labels, num)
             for i, method in enumerate(table):
-                made = _sample(pair, method, labels, seed, max(batch_sizes))
-                judged = quality.measure(judge, real, made, labels)
-                frechet[i].append(judged.frechet)
-                accuracy[i].append(judged.accuracy)
+                found[i].append(_judge(pair, method, real, labels, seed, max(batch_sizes)))
     return [
         Row(
             method=method.name,
@@ -123,17 +111,52 @@ def measure(
             nfe_per_step=method.settings.evaluations,
             backbone_calls=method.settings.ar_steps,
             speed={size: speeds[i] for size, speeds in timed.items()},
-            frechet=tuple(frechet[i]),
-            accuracy=tuple(accuracy[i]),
+            quality=tuple(found[i]),
         )
         for i, method in enumerate(table)
     ]
 
 
+def _judge(
+    pair, method: Method, real: quality.RealSet, labels: np.ndarray, seed: int, batch_size: int
+) -> quality.Quality:
+    """Sample and measure part by part, so that the images of all labels are never there at once."""
+    tally = real.tally(len(labels))
+    part = part_size(real.images.shape[1:])
+    for number, first in enumerate(range(0, len(labels), part)):
+        chosen = labels[first : first + part]
+        with real.ledger("sampling"):
+            made = _sample(pair, method, chosen, part_seed(seed, number), batch_size)
+        tally.add(made, chosen)
+    return tally.quality()
+
+
+def part_size(image_shape: tuple[int, ...]) -> int:
+    """Images sampled at a time: a power of two, for batches divide it; `PART_BYTES` at most.
+
+    A function of the image alone: the batch size must not change which images are made.
+    """
+    fit = max(PART_BYTES // int(np.prod(image_shape)), 1)
+    return min(MOST_IMAGES, 1 << (fit.bit_length() - 1))
+
+
+def part_seed(seed: int, number: int) -> int:
+    """Seed of a part; the first has the seed itself."""
+    if number == 0:
+        return seed
+    return int(np.random.SeedSequence((seed, number)).generate_state(1)[0]) % 2**31
+
+
 def _sample(pair, method: Method, labels, seed: int, batch_size: int) -> np.ndarray:
     loaded = pair[0] if method.baseline else pair[1]
     return sampler.sample_images(
-        loaded.parts, method.settings, loaded.params, labels, seed, batch_size=batch_size
+        loaded.parts,
+        method.settings,
+        loaded.params,
+        labels,
+        seed,
+        batch_size=batch_size,
+        to_pixels=loaded.to_pixels,
     )[0]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-BLOCK = 1024
+BLOCK = 512
 THUMBNAIL = 32
 
 
@@ -118,8 +118,8 @@ def nearest(
         part = _rows(small)
         best = np.full(len(part), np.inf, np.float32)
         index = np.zeros(len(part), np.int64)
-        for start in range(0, len(training), 4 * block):
-            other = _rows(thumbnails(training[start : start + 4 * block]))
+        for start in range(0, len(training), 8 * block):
+            other = _rows(thumbnails(training[start : start + 8 * block]))
             # |a|^2 is the same for all: the order is that of |b|^2 - 2 a b.
             score = np.square(other).sum(axis=1)[None] - 2.0 * (part @ other.T)
             closest = score.argmin(axis=1)

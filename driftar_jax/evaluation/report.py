@@ -1,5 +1,6 @@
 """Writes `report.json`, `report.md` and their pictures from measured rows."""
 
+import dataclasses
 import pathlib
 from collections.abc import Sequence
 
@@ -10,12 +11,39 @@ from driftar_jax.checkpoints import write_json
 from driftar_jax.evaluation.compare import Row
 from driftar_jax.evaluation.premise import Premise
 
+# Columns of the quality table: field of the records, heading, digits. A column that was not
+# measured is left out.
+QUALITY = (
+    ("frechet", "fd_{network}", 2),
+    ("precision", "precision", 3),
+    ("recall", "recall", 3),
+    ("inception_score", "inception score", 2),
+    ("accuracy", "class accuracy", 3),
+    ("nearest", "distance to the nearest training image", 4),
+    ("copied", "nearer than 99 % of held-out images", 4),
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class RealRow:
+    """What real images reach.
+
+    Attributes:
+      network: whose features were used.
+      floor: distance between two halves of the real set.
+      quality: of as many real images as there are samples, see `quality.summary`.
+    """
+
+    network: str
+    floor: float
+    quality: dict[str, float]
+
 
 def write(
     out: pathlib.Path,
     *,
     rows: Sequence[Row],
-    floor: float,
+    real: RealRow,
     premise: dict[str, Sequence[Premise]],
     facts: dict,
     images: Sequence[tuple[str, str]],
@@ -25,7 +53,7 @@ def write(
     Args:
       out: existing folder.
       rows: measured methods, the reference first.
-      floor: real against real.
+      real: what real images reach.
       premise: correlations by name of the checkpoint.
       facts: what the numbers depend on: command, device, data, judge, counts.
       images: (file name in `out`, caption) of the pictures to show.
@@ -37,12 +65,19 @@ def write(
     }
     write_json(
         out / "report.json",
-        {"rows": records, "floor": floor, "premise": correlations, "facts": facts},
+        {
+            "rows": records,
+            "floor": real.floor,
+            "network": real.network,
+            "real": real.quality,
+            "premise": correlations,
+            "facts": facts,
+        },
     )
     lines = [
         "# Own head against Drift-AR",
         "",
-        *summary(rows, floor),
+        *summary(rows, real),
         "",
         *_facts(facts),
         "",
@@ -63,10 +98,10 @@ def write(
     (out / "report.md").write_text("\n".join(lines))
 
 
-def summary(rows: Sequence[Row], floor: float) -> list[str]:
-    """The verdict and the main table, as lines of Markdown."""
+def summary(rows: Sequence[Row], real: RealRow) -> list[str]:
+    """The verdict, the main table and the quality table, as lines of Markdown."""
     records = [row.as_json() for row in rows]
-    return [verdict(records), "", *_table(records, floor)]
+    return [verdict(records), "", *_table(records, real.floor), "", *_quality(records, real)]
 
 
 def verdict(records: Sequence[dict]) -> str:
@@ -106,6 +141,20 @@ def _table(records: Sequence[dict], floor: float) -> list[str]:
             f"{floor:.2f}",
         ]
         lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
+def _quality(records: Sequence[dict], real: RealRow) -> list[str]:
+    columns = [column for column in QUALITY if column[0] in records[0]]
+    heads = [heading.format(network=real.network) for _, heading, _ in columns]
+    lines = [
+        "| method | NFE per step | " + " | ".join(heads) + " |",
+        "|" + "---|" * (len(columns) + 2),
+    ]
+    reached = {"method": "real images", "nfe_per_step": "", **real.quality}
+    for r in (*records, reached):
+        cells = [f"{r[key]:.{n}f} ± {r[f'{key}_std']:.{n}f}" for key, _, n in columns]
+        lines.append(f"| {r['method']} | {r['nfe_per_step']} | " + " | ".join(cells) + " |")
     return lines
 
 

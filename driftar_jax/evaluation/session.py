@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import ml_collections
 import numpy as np
 
-from driftar_jax import config, generator, pictures, runs
+from driftar_jax import config, generator, inception, pictures, runs
 from driftar_jax.checkpoints import read_config
 from driftar_jax.data import pipeline
-from driftar_jax.evaluation import compare, premise, quality, report
+from driftar_jax.evaluation import compare, moments, networks, premise, quality, report
+from driftar_jax.evaluation.ledger import Ledger
 from driftar_jax.features import SmallClassifier
 
 SHOWN = 64
@@ -25,41 +26,59 @@ class Session:
 
     drifts: Sequence[generator.Loaded]
     baselines: Sequence[generator.Loaded]
-    judge: quality.Judge
-    judge_dir: str
+    classifier: networks.Network
+    network: networks.Network
+    network_dir: str
+    reference: moments.Moments | None
+    metrics: tuple[str, ...]
     workdirs: dict[str, str]
     images: np.ndarray
     labels: np.ndarray
+    num_training: int
     out: pathlib.Path
     num: int
     seeds: int
     batch_sizes: tuple[int, ...]
 
     def run(self) -> str:
-        """Measure and write everything; returns the verdict and the table."""
-        features, classes = self.judge.read(self.images)
-        floor = quality.real_floor(features)
+        """Measure and write everything; returns the verdict, the tables and the times."""
+        ledger = Ledger()
+        real = quality.RealSet(
+            self.network,
+            self.classifier,
+            self.images,
+            self.labels,
+            self.num_training,
+            metrics=self.metrics,
+            reference=self.reference,
+            ledger=ledger,
+        )
+        moments.write(self.out / "reference.npz", real.moments, self.network.name)
         rows = compare.measure(
             self.baselines,
             self.drifts,
-            self.judge,
-            quality.Moments.of(features),
-            self.labels,
+            real,
             num=self.num,
             sampling_seeds=self.seeds,
             batch_sizes=self.batch_sizes,
         )
-        found = {
-            name: premise.measure(loaded.parts, loaded.params, *self._judged(1024))
-            for name, loaded in (
-                ("own head alone", self.baselines[0]),
-                ("Drift-AR", self.drifts[0]),
-            )
-        }
-        shown = self._pictures(found)
-        facts = self._facts(float((classes == self.labels).mean()))
-        report.write(self.out, rows=rows, floor=floor, premise=found, facts=facts, images=shown)
-        return "\n".join(report.summary(rows, floor))
+        reached = report.RealRow(
+            network=self.network.name,
+            floor=real.floor(),
+            quality=quality.summary([real.quality(self.num, seed) for seed in range(self.seeds)]),
+        )
+        with ledger("premise and pictures"):
+            found = {
+                name: premise.measure(loaded.parts, loaded.params, *self._judged(1024))
+                for name, loaded in (
+                    ("own head alone", self.baselines[0]),
+                    ("Drift-AR", self.drifts[0]),
+                )
+            }
+            shown = self._pictures(found)
+        facts = self._facts(real.accuracy) | {"time": ledger.line()}
+        report.write(self.out, rows=rows, real=reached, premise=found, facts=facts, images=shown)
+        return "\n".join([*report.summary(rows, reached), "", f"time: {ledger.line()}"])
 
     def _judged(self, most: int) -> tuple[np.ndarray, np.ndarray]:
         chosen = np.random.default_rng(0).permutation(len(self.images))[:most]
@@ -71,9 +90,12 @@ class Session:
             "command": "python -m driftar_jax.evaluate " + " ".join(sys.argv[1:]),
             "data": f"{drift.config.data.name}, {len(self.images)} real images",
             "feature network": (
-                f"small classifier trained on the same set ({self.judge_dir}, "
-                f"{self.judge.module.width} features, {real_accuracy:.3f} of the real images right)"
+                f"{self.network.name} ({self.network_dir}, {self.network.width} features)"
             ),
+            "classifier": (
+                f"trained on the same set, {real_accuracy:.3f} of the real images right"
+            ),
+            "reference": "the real images" if self.reference is None else "the file given",
             "images": f"{self.num} per method and seed, {self.seeds} sampling seeds on each of "
             f"{len(self.drifts)} training seeds",
             "mask law": f"own head {self.baselines[0].config.mask.law}, "
@@ -131,9 +153,12 @@ def open_session(
     seeds: int,
     batch_sizes: Sequence[str],
     overwrite: bool,
+    inception_dir: str | None = None,
+    reference: str | None = None,
+    metrics: Sequence[str] = quality.OPTIONAL,
 ) -> Session:
     """Read checkpoints and data; raises ValueError, one line, before anything is compiled."""
-    folder = pathlib.Path(out)
+    folder, network_dir = pathlib.Path(out), inception_dir or judge
     if (folder / "report.json").exists() and not overwrite:
         raise config.wrong("out", out, "a folder without a report, or --overwrite")
     if len(drifts) != len(baselines):
@@ -142,20 +167,31 @@ def open_session(
         raise config.wrong("seeds", seeds, "a whole number of at least 1")
     if not batch_sizes or not all(b.isdigit() and int(b) > 0 for b in batch_sizes):
         raise config.wrong("batch_sizes", ",".join(batch_sizes), "whole numbers of at least 1")
+    for metric in metrics:
+        if metric not in quality.OPTIONAL:
+            raise config.wrong("metrics", metric, " | ".join(quality.OPTIONAL))
     settings = ml_collections.ConfigDict(read_config(judge))
     if settings.task != "classifier":
         raise config.wrong("judge", judge, f"a run of task classifier, not {settings.task}")
-    width = settings.classifier.width
+    width = inception.WIDTH if inception_dir else settings.classifier.width
     if num <= width:
         raise config.wrong("num", num, f"more than {width} (the feature width)")
     params, manifest, _ = generator.read_weights(judge)
-    module = SmallClassifier(num_classes=len(manifest["class_names"]), width=width)
+    classifier = networks.classifier(
+        SmallClassifier(len(manifest["class_names"]), settings.classifier.width),
+        params["classifier"],
+    )
+    network = _inception(inception_dir) if inception_dir else classifier
+    moved = moments.read(reference, network.name, network.width) if reference else None
     loaded_drifts = [_load(path, "drift", "workdir") for path in drifts]
     loaded_baselines = [_load(path, "host", "baseline") for path in baselines]
     for loaded in (*loaded_drifts, *loaded_baselines):
         if list(loaded.parts.images.image_shape) != manifest["image_shape"]:
             raise config.wrong("judge", judge, "a classifier of the same images")
     sources = [runs.open_data(settings, split) for split in ("train", "test")]
+    if (there := sum(map(len, sources))) // 2 <= width:
+        allowed = f"a set of more than {2 * width + 1} images for its features, not {there}"
+        raise config.wrong("inception" if inception_dir else "judge", network_dir, allowed)
     images, labels = (
         np.concatenate(arrays)
         for arrays in zip(*(pipeline.all_images(s) for s in sources), strict=True)
@@ -164,16 +200,28 @@ def open_session(
     return Session(
         drifts=loaded_drifts,
         baselines=loaded_baselines,
-        judge=quality.Judge(module, params["classifier"]),
-        judge_dir=judge,
+        classifier=classifier,
+        network=network,
+        network_dir=network_dir,
+        reference=moved,
+        metrics=tuple(metrics),
         workdirs={"own": baselines[0], "drift": drifts[0]},
         images=images,
         labels=labels,
+        num_training=len(sources[0]),
         out=folder,
         num=num,
         seeds=seeds,
         batch_sizes=tuple(int(b) for b in batch_sizes),
     )
+
+
+def _inception(workdir: str) -> networks.Network:
+    try:
+        return networks.inception(*inception.load(workdir))
+    except ValueError as error:
+        allowed = f"a folder written by convert --family=inception ({error})"
+        raise config.wrong("inception", workdir, allowed) from error
 
 
 def _records(workdir: str) -> list[dict]:

@@ -1,82 +1,134 @@
-"""Distances between features, the real floor, and the judge's reading."""
+"""One pass over samples against the metrics of the whole, and what real images reach."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import scipy.linalg
 import tiny
 
-from driftar_jax.evaluation import quality
+from driftar_jax.evaluation import manifold, networks, quality, score
+from driftar_jax.evaluation.moments import Moments, frechet_distance
 from driftar_jax.features import SmallClassifier
 
-
-def _features(seed, n, d, scale=1.0, shift=0.0):
-    draw = np.random.default_rng(seed)
-    return shift + scale * draw.normal(size=(n, d)) @ draw.normal(size=(d, d))
-
-
-def test_frechet_distance_matches_the_matrix_root():
-    a = quality.Moments.of(_features(0, 40, 5))
-    b = quality.Moments.of(_features(1, 60, 5, scale=1.7, shift=0.4))
-    root = scipy.linalg.sqrtm(a.covariance @ b.covariance).real
-    want = ((a.mean - b.mean) ** 2).sum()
-    want += np.trace(a.covariance + b.covariance - 2 * root)
-    np.testing.assert_allclose(quality.frechet_distance(a, b), want, rtol=1e-9)
-    np.testing.assert_allclose(quality.frechet_distance(b, a), want, rtol=1e-9)
-
-
-def test_frechet_distance_of_normals_on_a_line():
-    a = quality.Moments(np.array([1.0]), np.array([[4.0]]), 10)
-    b = quality.Moments(np.array([-2.0]), np.array([[0.25]]), 10)
-    np.testing.assert_allclose(quality.frechet_distance(a, b), 3.0**2 + (2 - 0.5) ** 2)
-
-
-def test_a_set_is_at_no_distance_from_itself():
-    a = quality.Moments.of(_features(2, 50, 4))
-    assert abs(quality.frechet_distance(a, a)) < 1e-9
-
-
-def test_moments_need_more_images_than_features():
-    with pytest.raises(ValueError, match="num: got 4 images, allowed more than 4"):
-        quality.Moments.of(np.zeros((4, 4)))
-    m = quality.Moments.of(_features(3, 9, 4))
-    assert m.count == 9 and m.covariance.shape == (4, 4)
-
-
-def test_the_floor_is_above_zero_and_falls_with_the_number_of_images():
-    features = _features(4, 600, 3)
-    few, many = quality.real_floor(features[:60]), quality.real_floor(features)
-    assert few > many > 0
-    assert quality.real_floor(features) == many
-    assert many < quality.frechet_distance(
-        quality.Moments.of(features), quality.Moments.of(1.5 * features)
-    )
+TRAINING = 40
 
 
 @pytest.fixture(scope="module")
-def judge():
+def network():
     module = SmallClassifier(num_classes=3, width=4)
     params = tiny.params(module.init, jnp.zeros((1, *tiny.IMAGES.image_shape)))["params"]
-    return quality.Judge(module, params)
+    return networks.classifier(module, params, batch_size=16)
 
 
-def test_the_judge_reads_all_images_whatever_the_batch(judge):
-    images = tiny.batch(11)["image"]
-    features, classes = judge.read(images, batch_size=4)
-    whole, same = judge.read(images, batch_size=16)
-    np.testing.assert_allclose(features, whole, atol=1e-5)
-    np.testing.assert_array_equal(classes, same)
-    assert features.shape == (11, 4) and features.dtype == np.float64
-    assert features.std(axis=0).max() > 1e-3
+@pytest.fixture(scope="module")
+def real(network):
+    batch = tiny.batch(61)
+    return quality.RealSet(network, network, batch["image"], batch["label"], TRAINING)
 
 
-def test_quality_compares_with_the_real_moments_and_the_labels(judge):
-    images = tiny.batch(20)["image"]
-    features, classes = judge.read(images)
-    real = quality.Moments.of(features)
-    labels = classes.copy()
-    labels[:5] = (labels[:5] + 1) % 3
-    found = quality.measure(judge, real, images, labels)
-    assert found.accuracy == 0.75 and abs(found.frechet) < 1e-9
-    darker = quality.measure(judge, real, images // 4, labels)
-    assert darker.frechet > 1e-3
+def test_parts_give_the_metrics_of_the_whole(network, real):
+    made = tiny.batch(30, seed=1)
+    made["image"] //= 2
+    tally = real.tally(30)
+    for rows in np.split(np.arange(30), [11, 12]):
+        tally.add(made["image"][rows], made["label"][rows])
+    found = tally.quality()
+    features, logits = network.read(made["image"])
+    real_features, _ = network.read(real.images)
+    want = frechet_distance(Moments.of(features), Moments.of(real_features))
+    np.testing.assert_allclose(found.frechet, want, rtol=1e-9)
+    assert found.frechet > 1e-3
+    assert found.accuracy == (logits.argmax(axis=1) == made["label"]).mean()
+    chosen = np.random.default_rng(0).permutation(61)[:30]
+    both = manifold.precision_recall(real_features[chosen], features)
+    assert (found.precision, found.recall) == both
+    np.testing.assert_allclose(found.inception_score, score.inception_score(logits)[0])
+    training, held_out = np.split(real.images, [TRAINING])
+    distances = manifold.nearest(made["image"], training)[1]
+    assert found.nearest == np.median(distances)
+    near = np.quantile(manifold.nearest(held_out, training)[1], 0.01)
+    assert found.copied == (distances < near).mean()
+
+
+def test_copies_of_training_images_are_seen(real):
+    tally = real.tally(20)
+    tally.add(np.concatenate([real.images[:15], real.images[-5:]]), real.labels[:20])
+    found = tally.quality()
+    assert found.nearest == 0.0 and found.copied == 0.75
+
+
+def test_only_the_metrics_asked_for_are_measured(network, real):
+    plain = quality.RealSet(network, network, real.images, real.labels, TRAINING, metrics=())
+    tally = plain.tally(12)
+    tally.add(real.images[:12], real.labels[:12])
+    found = tally.quality()
+    assert set(quality.summary([found])) == {
+        "frechet",
+        "frechet_std",
+        "accuracy",
+        "accuracy_std",
+    }
+    with pytest.raises(ValueError, match="metrics: got 'kid', allowed precision_recall | "):
+        quality.RealSet(network, network, real.images, real.labels, TRAINING, metrics=["kid"])
+
+
+def test_another_reference_moves_the_distance_alone(network, real):
+    features, _ = network.read(real.images)
+    other = Moments.of(features + 1.0)
+    moved = quality.RealSet(
+        network, network, real.images, real.labels, TRAINING, metrics=(), reference=other
+    )
+    tally = moved.tally(len(real.images))
+    tally.add(real.images, real.labels)
+    np.testing.assert_allclose(tally.quality().frechet, 4.0, rtol=1e-5)
+
+
+def test_accuracy_is_the_classifiers_where_features_are_anothers(network, real):
+    """A second network that sees negatives: its features count, its classes do not."""
+    other = networks.Network(
+        "inverted", 4, 3, 16, lambda p, images: network.apply(p, 255 - images), network.params
+    )
+    both = quality.RealSet(other, network, real.images, real.labels, TRAINING, metrics=())
+    assert both.accuracy == real.accuracy
+    tally = both.tally(20)
+    tally.add(real.images[:20], real.labels[:20])
+    _, logits = network.read(real.images[:20])
+    assert tally.quality().accuracy == (logits.argmax(axis=1) == real.labels[:20]).mean()
+    want = Moments.of(other.read(real.images)[0])
+    np.testing.assert_array_equal(both.moments.mean, want.mean)
+
+
+def test_real_images_are_measured_like_samples(real):
+    found = [real.quality(25, seed) for seed in (0, 1)]
+    assert real.quality(25, 0) == found[0] != found[1]
+    for q in found:
+        assert 0 < q.frechet and 0 < q.precision <= 1 and 0 < q.recall <= 1
+        assert q.copied <= 1 / 21
+    averaged = quality.summary(found)
+    assert averaged["frechet"] == np.mean([q.frechet for q in found])
+    np.testing.assert_allclose(averaged["recall_std"], np.std([q.recall for q in found], ddof=1))
+    assert real.quality(1000, 0).frechet > 0  # half of the set at most
+
+
+def test_the_times_are_kept_by_name(real):
+    assert {"features", "metrics", "nearest images"} <= real.ledger.seconds.keys()
+    assert "features" in real.ledger.line() and "MiB" in real.ledger.line()
+
+
+def test_too_few_images_are_refused(network, real):
+    with pytest.raises(ValueError, match="half of the real images: got 4 images, allowed more"):
+        quality.RealSet(network, network, real.images[:9], real.labels[:9], 5)
+    tally = real.tally(4)
+    tally.add(real.images[:4], real.labels[:4])
+    with pytest.raises(ValueError, match="num: got 4 images, allowed more than 4"):
+        tally.quality()
+    with pytest.raises(ValueError, match="num: got 0 images, allowed 7"):
+        real.tally(7).quality()
+
+
+def test_the_floor_is_above_zero_and_falls_with_the_number_of_images():
+    draw = np.random.default_rng(4)
+    features = draw.normal(size=(600, 3)) @ draw.normal(size=(3, 3))
+    few, many = quality.real_floor(features[:60]), quality.real_floor(features)
+    assert few > many > 0
+    assert quality.real_floor(features) == many
+    assert many < frechet_distance(Moments.of(features), Moments.of(1.5 * features))

@@ -1,0 +1,56 @@
+"""Sampling in parts: which images are made depends on the seed and the image's size alone."""
+
+import numpy as np
+import pytest
+import tiny
+
+from driftar_jax.evaluation import compare
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"),
+    [((28, 28, 1), 8192), ((256, 256, 3), 1024), ((512, 512, 3), 256), ((2**15, 2**15, 3), 1)],
+)
+def test_parts_are_bounded_in_bytes(shape, size):
+    assert compare.part_size(shape) == size
+    assert size == 1 or size * np.prod(shape) <= compare.PART_BYTES
+
+
+def test_parts_have_seeds_of_their_own():
+    seeds = [compare.part_seed(seed, number) for seed in (0, 1) for number in range(4)]
+    assert len(set(seeds)) == len(seeds) and all(0 <= s < 2**31 for s in seeds)
+    assert compare.part_seed(5, 0) == 5
+
+
+def test_samples_are_measured_part_by_part(monkeypatch):
+    """Every label once, in order, under the seeds of the parts."""
+    calls = []
+
+    def sample(pair, method, labels, seed, batch_size):
+        calls.append((list(labels), seed, batch_size))
+        return tiny.batch(len(labels))["image"]
+
+    class Tally:
+        def __init__(self):
+            self.taken = 0
+
+        def add(self, images, labels):
+            assert len(images) == len(labels)
+            self.taken += len(images)
+
+        def quality(self):
+            return self.taken
+
+    class Real:
+        images = tiny.batch(1)["image"]
+        ledger = compare.quality.Ledger()
+
+        def tally(self, num):
+            return Tally()
+
+    monkeypatch.setattr(compare, "_sample", sample)
+    monkeypatch.setattr(compare, "MOST_IMAGES", 4)
+    assert compare._judge(None, None, Real(), np.arange(10), 3, 2) == 10
+    assert [labels for labels, _, _ in calls] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert [seed for _, seed, _ in calls] == [compare.part_seed(3, n) for n in range(3)]
+    assert set(Real.ledger.seconds) == {"sampling"}
