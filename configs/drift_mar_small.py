@@ -12,7 +12,14 @@ def get_config(size: str = "digits8") -> ml_collections.ConfigDict:
     """Everything a run needs; `size` is the word after the colon."""
     c = small.generative("drift", size)
     c.prior = dict(scale="entropy", sigma_max=0.5, tau=2.0, constant=0.25)  # Eq. 6
-    c.drift = dict(field="energy", draws=4, width=256, depth=3, standardised=True)
+    c.drift = dict(
+        field="energy",
+        draws=4,
+        width=256,
+        depth=3,
+        standardised=True,
+        guidance_max=1.0,  # above 1: scales up to it are trained into the decoder
+    )
     c.draft = dict(width=96, depth=1, num_heads=4)
     c.loss = dict(entropy_loss="match", alpha_start=0.95, freeze_at=0.8)  # Eq. 9-10
     if size == "digits8":  # meant to start from a host: launch/quickstart.sh

@@ -31,7 +31,14 @@ def drift(size: str, variant: str) -> ml_collections.ConfigDict:
     c = _shared("drift", size, variant)
     depth, width = SIZES[size]["head"]
     c.prior = dict(scale="entropy", sigma_max=0.5, tau=2.0, constant=0.25)  # Eq. 6
-    c.drift = dict(field="energy", draws=4, width=width, depth=depth, standardised=True)
+    c.drift = dict(
+        field="energy",
+        draws=4,
+        width=width,
+        depth=depth,
+        standardised=True,
+        guidance_max=4.0,  # scales up to it are trained into the decoder: half the rows at sampling
+    )
     c.draft = dict(width=512, depth=2, num_heads=8)
     c.loss = dict(entropy_loss="match", alpha_start=0.95, freeze_at=0.8)  # Eq. 9-10
     c.mask = dict(law="generation", ratio_min=0.7, tokens_per_image=64)

@@ -89,6 +89,7 @@ def build(config: Any, images: ImageSpec) -> Parts:
             width=config.drift.width,
             depth=config.drift.depth,
             standardised=config.drift.standardised,
+            guidance=config.drift.get("guidance_max", 1.0) > 1,  # not in configs of older runs
             dtype=dtype,
         ),
         draft=DraftHead(

@@ -82,6 +82,7 @@ FIELDS: dict[str, Field] = {
     "drift.width": _whole(1),
     "drift.depth": _whole(1),
     "drift.standardised": _FLAG,
+    "drift.guidance_max": _real(1),
     "draft.width": _whole(1),
     "draft.depth": _whole(1),
     "draft.num_heads": _whole(1),

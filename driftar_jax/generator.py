@@ -63,8 +63,13 @@ class Loaded:
             # Not in the configs of older runs.
             nfe_schedule=c.get("nfe_schedule", "constant"),
             nfe_last=c.get("nfe_last", 1),
+            guidance_form="trained" if self._learned_guidance else "extrapolate",
         )
         return base.changed(**changes)
+
+    @property
+    def _learned_guidance(self) -> bool:
+        return self.parts.decoder is not None and self.parts.decoder.guidance
 
     def checked(self, **changes) -> sampler.Settings:
         """`settings`, once it is sure that images can be made with them; else ValueError."""
@@ -83,7 +88,7 @@ class Loaded:
           seed: 0..2**31-1; the same seed and labels give the same images.
           batch_size: images per call; changes the speed, not the images.
           **changes: fields of `sampler.Settings`: method, ar_steps, nfe, nfe_schedule, nfe_last,
-            guidance, guidance_schedule, temperature, spacing.
+            guidance, guidance_form, guidance_schedule, temperature, spacing.
 
         Returns:
           `Samples`.

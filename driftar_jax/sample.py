@@ -26,6 +26,7 @@ _NFE = flags.DEFINE_integer("nfe", None, "Head evaluations per AR step (own head
 _NFE_SCHEDULE = flags.DEFINE_string("nfe_schedule", None, "constant | two_stage | linear | cosine.")
 _NFE_LAST = flags.DEFINE_integer("nfe_last", None, "What --nfe falls to, unless constant.")
 _GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance scale; 1 is none.")
+_GUIDANCE_FORM = flags.DEFINE_string("guidance_form", None, "extrapolate | trained.")
 _TEMPERATURE = flags.DEFINE_float("temperature", None, "Temperature of the head or start noise.")
 _BATCH = flags.DEFINE_integer("batch_size", 256, "Images per call.")
 flags.mark_flags_as_required(["workdir", "out"])
@@ -47,6 +48,7 @@ def main(_) -> None:
             "nfe_schedule": _NFE_SCHEDULE.value,
             "nfe_last": _NFE_LAST.value,
             "guidance": _GUIDANCE.value,
+            "guidance_form": _GUIDANCE_FORM.value,
             "temperature": _TEMPERATURE.value,
         }
         settings = loaded.checked(**changes)

@@ -24,6 +24,7 @@ from driftar_jax.hosts.schedules import NFE_SCHEDULES, head_steps, unpatchify
 from driftar_jax.types import Counts, Encoding
 
 METHODS = ("own", "drift", "mean")
+GUIDANCE_FORMS = ("extrapolate", "trained")
 
 # For grids that are images already.
 as_pixels = jax.jit(to_uint8)
@@ -43,8 +44,11 @@ class Settings:
       nfe_schedule: `constant`, or `two_stage | linear | cosine`: they fall from `nfe` to `nfe_last`
         over the AR steps, as DiSA does.
       nfe_last: head evaluations of the last AR step, 1..nfe; not read by `constant`.
-      guidance: scale s; 1 runs no unconditional branch. On the noise prediction for `own`, on the
-        decoded tokens (`u + s (c - u)`, same start noise) for `drift`.
+      guidance: scale s; 1 is none.
+      guidance_form: `extrapolate` runs an unconditional branch beside the conditional one and
+        extrapolates: the noise prediction for `own`, the decoded tokens (`u + s (c - u)`, same
+        start noise) for `drift`. `trained` gives the scale to a decoder that has learned it, and
+        runs the conditional branch alone.
       guidance_schedule: `linear` or `constant` over the AR steps.
       spacing: of the own head's steps: `even` from 0 to 999 as published, `trimmed` from 0 to 950,
         which is the better one for heads trained for minutes. A single step is always trimmed:
@@ -61,6 +65,7 @@ class Settings:
     spacing: str = "even"
     nfe_schedule: str = "constant"
     nfe_last: int = 5
+    guidance_form: str = "extrapolate"
 
     def check(self, parts: Parts) -> None:
         """Raises ValueError (field, value, allowed) where these modules cannot sample so."""
@@ -84,6 +89,17 @@ class Settings:
             raise ValueError(f"nfe_last: got {self.nfe_last}, allowed 1 to nfe {self.nfe}")
         if not 0 <= self.guidance < math.inf:
             raise ValueError(f"guidance: got {self.guidance}, allowed a number from 0")
+        if self.guidance_form not in GUIDANCE_FORMS:
+            allowed = " | ".join(GUIDANCE_FORMS)
+            raise ValueError(f"guidance_form: got {self.guidance_form!r}, allowed {allowed}")
+        if self.guidance_form == "trained":
+            if parts.decoder is None or not parts.decoder.guidance:
+                raise ValueError(
+                    "guidance_form: got 'trained', allowed extrapolate (no scale was trained into "
+                    "this checkpoint)"
+                )
+            if self.guidance < 1:
+                raise ValueError(f"guidance: got {self.guidance}, allowed a number from 1")
         if self.guidance_schedule not in ("linear", "constant"):
             raise ValueError(
                 f"guidance_schedule: got {self.guidance_schedule!r}, allowed linear | constant"
@@ -100,7 +116,7 @@ class Settings:
     @property
     def guided(self) -> bool:
         """Whether an unconditional branch runs."""
-        return self.guidance != 1.0
+        return self.guidance != 1.0 and self.guidance_form == "extrapolate"
 
     @property
     def evaluations(self) -> int | float:
@@ -250,7 +266,8 @@ def _take(values: jax.Array, positions: jax.Array, batch: int) -> jax.Array:
 def drift_head(parts: Parts, settings: Settings, params: dict[str, Any]) -> DriftHead:
     """Prior and decoder as checked settings want them; `mean` has no decoder."""
     decoder = parts.decoder if settings.method == "drift" else None
-    return DriftHead(parts.prior, decoder, params, settings.guided, settings.temperature)
+    trained = settings.guidance_form == "trained"
+    return DriftHead(parts.prior, decoder, params, settings.guided, settings.temperature, trained)
 
 
 def _predict(parts, settings, steps, params, encoding, prior, token_keys, step) -> jax.Array:

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 
 from driftar_jax.layers import dense, layer_norm
+from driftar_jax.modulated import sinusoid_features
 
 # Below this the standardised start would be a ratio of rounding errors.
 SIGMA_MIN = 1e-3
@@ -37,18 +38,26 @@ class TokenDecoder(nn.Module):
     """Residual MLP with Entropy-AdaLN, per token; no token sees another.
 
     It reads the start twice, as `x0` and standardised: where sigma is small the noise in `x0` is
-    too faint to use, and training would bend the entropy into a volume knob for it.
+    too faint to use, and training would bend the entropy into a volume knob for it. With
+    `guidance` it takes a guidance scale, so that sampling needs no unconditional branch.
     """
 
     token_dim: int
     width: int
     depth: int
     standardised: bool = True
+    guidance: bool = False
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
     def __call__(
-        self, x0: jax.Array, mu: jax.Array, std: jax.Array, z: jax.Array, entropy: jax.Array
+        self,
+        x0: jax.Array,
+        mu: jax.Array,
+        std: jax.Array,
+        z: jax.Array,
+        entropy: jax.Array,
+        alpha: jax.Array | None = None,
     ) -> jax.Array:
         """Decode G starts per token in one evaluation.
 
@@ -58,14 +67,25 @@ class TokenDecoder(nn.Module):
           std: `[...]` float32 standard deviations of the prior.
           z: `[..., D]` features; conditioning is computed once per token and shared by its draws.
           entropy: `[...]` float32 in [0, 1].
+          alpha: `[...]` float32 guidance scale, 1 is none; given where `guidance` is set.
 
         Returns:
           `[..., G, C]` float32; equal to `x0` for fresh parameters.
+
+        Raises:
+          ValueError: `alpha` is missing, or given to a decoder without `guidance`.
         """
+        if (alpha is not None) != self.guidance:
+            got = "none" if alpha is None else "a scale"
+            raise ValueError(f"alpha: got {got}, allowed with guidance=True only, and needed there")
         cond = dense(self.width, ("embed", "mlp"), self.dtype, name="cond_z")(z.astype(self.dtype))
         # Two kernels, not one over concat(z, E): D + 1 rows would not divide over a mesh axis.
         e = entropy[..., None].astype(self.dtype)
         cond += dense(self.width, (None, "mlp"), self.dtype, name="cond_entropy")(e)
+        if alpha is not None:
+            h = sinusoid_features(alpha).astype(self.dtype)
+            h = nn.silu(dense(self.width, (None, "embed"), self.dtype, name="alpha_in")(h))
+            cond += dense(self.width, ("embed", "mlp"), self.dtype, name="alpha_out")(h)
         cond = nn.silu(cond)
 
         parts = [x0]

@@ -91,6 +91,26 @@ def energy(
     return attraction - _mean_unit(x, x, draws - 1)
 
 
+def guided_energy(
+    x: jax.Array, positives: jax.Array, unconditional: jax.Array, scale: jax.Array
+) -> jax.Array:
+    """`V_{p,q} + (s - 1) V_{p,u}`: the energy field with guidance trained into it.
+
+    `u` are unconditional samples of the same contexts, so a draw is pulled towards the data with
+    weight s and pushed from `u` with s - 1, as guidance would at sampling time; s = 1 is `energy`.
+
+    Args:
+      x: `[..., G, C]` draws, G >= 2.
+      positives: `[..., P, C]`; `unconditional`: `[..., M, C]`.
+      scale: `[...]` float32, s >= 1, one per context.
+
+    Returns:
+      `[..., G, C]` float32.
+    """
+    more = (scale - 1.0)[..., None, None] * energy(x, positives, unconditional)
+    return energy(x, positives) + more
+
+
 def _mean_unit(x: jax.Array, points: jax.Array, count: int) -> jax.Array:
     """Sum over `points` of the unit vectors from each row of `x`, divided by `count`."""
     return unit_vectors(points[..., None, :, :] - x[..., :, None, :]).sum(axis=-2) / count

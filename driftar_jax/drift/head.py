@@ -23,6 +23,7 @@ class DriftHead:
       params: groups `prior` and `decoder`.
       guided: whether rows come in pairs, `R = 2B`; else `R = B`.
       temperature: factor of the start's noise.
+      trained_guidance: the decoder takes the scale as an input, and no rows come in pairs for it.
     """
 
     prior: Prior
@@ -30,6 +31,7 @@ class DriftHead:
     params: dict[str, Any]
     guided: bool
     temperature: float
+    trained_guidance: bool = False
 
     def starts(self, encoding: Encoding, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Prior of every token: mu `[R, N, C]` and sigma `[R, N]` of an encoding of R rows.
@@ -64,10 +66,17 @@ class DriftHead:
             eps = self.temperature * jnp.concatenate([eps] * (2 if self.guided else 1))
             x0 = entropy.prior_draw(mu, std, eps)
             variables = {"params": self.params["decoder"]}
-            given = x0[:, :, None], mu, std, encoding.z, encoding.entropy
+            given = x0[:, :, None], mu, std, encoding.z, encoding.entropy, self._alpha(scale, std)
             new = self.decoder.apply(variables, *given)[:, :, 0]
         if not self.guided:
             return new
         conditional, unconditional = jnp.split(new, 2)
         scale = jnp.broadcast_to(scale, conditional.shape[:1])[:, None, None]
         return unconditional + scale * (conditional - unconditional)
+
+    def _alpha(self, scale, std):
+        """What a decoder with a learned scale reads: `[R, M]`, 1 where it is not the guidance."""
+        if not self.decoder.guidance:
+            return None
+        scale = scale if self.trained_guidance else jnp.float32(1)
+        return jnp.broadcast_to(jnp.reshape(scale, (-1, 1)), std.shape)

@@ -21,6 +21,9 @@ from driftar_jax.types import Encoding
 
 Params = dict[str, Any]
 
+# Share of the images that learn without guidance, so that a scale of 1 stays the data's own.
+_UNGUIDED = 0.3
+
 
 class Task(Protocol):
     """What the loop asks of a task.
@@ -148,6 +151,7 @@ class DriftTask:
     freeze_at: float
     steps: int
     ar_steps: int
+    guidance_max: float = 1.0
     mirror: bool = False
     tracked: tuple[str, ...] = ("entropy_mean", "entropy_square")
 
@@ -172,16 +176,19 @@ class DriftTask:
         tokens = tokenise(batch, key, patch_size=images.patch_size, mirror=self.mirror)
         masks, label = self.contexts.draw(key_context, batch["label"], images.num_tokens)
         encoding = _encode(self, params, tokens, masks, label, None if frozen else key_dropout)
-        mu, std = self.parts.prior.apply(
-            {"params": params["prior"]},
-            encoding.z,
-            encoding.entropy,
-            jax.random.split(key_shuffle, tokens.shape[0]),
-        )
+        mu, std = self._prior(params, encoding, key_shuffle)
         positions, weight = self.contexts.chosen(masks, images.num_tokens)
-        x = self._draws(params, encoding, mu, std, positions, key_eps)
         y = _take(tokens, positions)
-        field = fields.energy(x, y[:, :, None])
+        if self.parts.decoder.guidance:
+            key_scale, key_free = jax.random.split(jax.random.fold_in(key, 4))
+            scale = self._scales(key_scale, label)[:, None]
+            scale = jnp.broadcast_to(scale, positions.shape)
+            x = self._draws(params, encoding, mu, std, positions, key_eps, scale)
+            free = self._unconditional(params, tokens, masks, label, positions, key_free)
+            field = fields.guided_energy(x, y[:, :, None], free, scale)
+        else:
+            x = self._draws(params, encoding, mu, std, positions, key_eps)
+            field = fields.energy(x, y[:, :, None])
         l_drift = _weighted_mean(fields.drift_loss(x, field).mean(axis=-1), weight)
         unknown = (~masks.known).astype(jnp.float32)
         metrics = {
@@ -199,7 +206,29 @@ class DriftTask:
         loss = a * sum(draft_terms.values()) + (1 - a) * (l_drift + l_mu)  # Eq. 9
         return loss, metrics | draft_terms | {"mu": l_mu, "alpha": a}
 
-    def _draws(self, params, encoding, mu, std, positions, key):
+    def _prior(self, params, encoding, key):
+        keys = jax.random.split(key, encoding.z.shape[0])
+        return self.parts.prior.apply(
+            {"params": params["prior"]}, encoding.z, encoding.entropy, keys
+        )
+
+    def _scales(self, key, label):
+        """Guidance scale of each image: 1 for three in ten and where the label is dropped."""
+        key_scale, key_none = jax.random.split(key)
+        scale = jax.random.uniform(key_scale, label.shape, minval=1.0, maxval=self.guidance_max)
+        none = jax.random.bernoulli(key_none, _UNGUIDED, label.shape)
+        return jnp.where(none | (label < 0), 1.0, scale)
+
+    def _unconditional(self, params, tokens, masks, label, positions, key):
+        """The decoder's own draws for the same contexts without a label; nothing learns here."""
+        params = jax.lax.stop_gradient(params)
+        key_prior, key_eps = jax.random.split(key)
+        encoding = _encode(self, params, tokens, masks, jnp.full_like(label, -1), None)
+        mu, std = self._prior(params, encoding, key_prior)
+        none = jnp.ones(positions.shape)
+        return self._draws(params, encoding, mu, std, positions, key_eps, none)
+
+    def _draws(self, params, encoding, mu, std, positions, key, scale=None):
         """G decoded draws `[B, M, G, C]` of every chosen token (Eq. 7, then the decoder)."""
         mu, std = _take(mu, positions), _take(std, positions)
         eps = jax.random.normal(key, (*mu.shape[:2], self.draws, mu.shape[2]))
@@ -211,6 +240,7 @@ class DriftTask:
             std,
             _take(encoding.z, positions),
             _take(encoding.entropy, positions),
+            scale,
         )
 
     def _draft_terms(self, params, encoding, tokens, masks, label):
@@ -275,6 +305,7 @@ def build(config: Any, images: assembly.ImageSpec) -> Task:
         freeze_at=config.loss.freeze_at,
         steps=config.train.steps,
         ar_steps=config.sample.ar_steps,
+        guidance_max=config.drift.get("guidance_max", 1.0),
         mirror=config.data.flip,
     )
 
@@ -304,7 +335,9 @@ def _init_prior(parts: assembly.Parts, key: jax.Array):
 
 def _init_decoder(parts: assembly.Parts, key: jax.Array):
     z, x, e = _shapes(parts)
-    return parts.decoder.init(jax.random.fold_in(key, 3), x[:, :, None], x, e, z, e)["params"]
+    scale = jnp.ones_like(e) if parts.decoder.guidance else None
+    keys = jax.random.fold_in(key, 3)
+    return parts.decoder.init(keys, x[:, :, None], x, e, z, e, scale)["params"]
 
 
 def _init_draft(parts: assembly.Parts, key: jax.Array):
