@@ -75,6 +75,10 @@ class Loaded:
         """`settings`, once it is sure that images can be made with them; else ValueError."""
         settings = self.settings(**changes)
         settings.check(self.parts)
+        if settings.guidance_form == "trained" and settings.method == "drift":
+            most = self.config.drift.guidance_max
+            if settings.guidance > most:
+                raise wrong("guidance", settings.guidance, f"1 to {most:g} (what was trained)")
         if self.to_pixels is None:
             allowed = "--vae=FOLDER written by convert --family=vae-kl16 (these tokens are latents)"
             raise wrong("vae", None, allowed)
