@@ -19,7 +19,8 @@ import numpy as np
 
 from driftar_jax import checkpoints
 from driftar_jax import inception as network
-from driftar_jax.conversion import inception, mar, pickles, rules, vae
+from driftar_jax.conversion import drift_ar, inception, mar, pickles, rules, vae
+from driftar_jax.published import stored as published
 from driftar_jax.vae import stored
 
 
@@ -62,6 +63,17 @@ def _describe_mar(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None) 
     return Described(mar.title(fields), mar.config_of(fields), mar.manifest_of(fields), abstract)
 
 
+def _describe_drift_ar(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None) -> Described:
+    fields = drift_ar.sizes(shapes, num_heads)
+    made = drift_ar.module(fields)
+    return Described(
+        drift_ar.title(fields),
+        published.config_of(made, fields["phi"]),
+        drift_ar.manifest_of(fields),
+        published.abstract(made, fields["phi"]),
+    )
+
+
 def _describe_vae(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None) -> Described:
     if num_heads is not None:
         raise ValueError(f"num_heads: got {num_heads}, allowed for family mar only")
@@ -85,6 +97,11 @@ FAMILIES = {
         mar.RULES,
         _describe_mar,
         lambda config, manifest: mar.abstract_params(*mar.modules(mar.fields_of(config, manifest))),
+    ),
+    "drift_ar": Family(
+        drift_ar.RULES,
+        _describe_drift_ar,
+        lambda config, manifest: published.abstract(published.module(config), config["phi"]),
     ),
     "vae-kl16": Family(
         vae.RULES, _describe_vae, lambda config, manifest: stored.abstract(stored.module(config))

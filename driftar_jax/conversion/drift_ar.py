@@ -7,11 +7,8 @@ that is complete without. Nothing is invented: its workdir has no `feature_block
 import math
 from collections.abc import Mapping
 
-import jax
-import jax.numpy as jnp
-from flax import linen as nn
-
 from driftar_jax.conversion import rules as r
+from driftar_jax.published import stored
 from driftar_jax.published.model import PRESETS, DriftAR
 
 _ENCODER = [
@@ -55,8 +52,6 @@ RULES = [
     *r.linear("token_to_enc_proj", "to_features"),
     *r.block("feature_encoder.block", "feature_block"),
 ]
-
-TASK = "published"
 
 
 def sizes(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None = None) -> dict:
@@ -119,14 +114,6 @@ def module(fields: Mapping, **overrides) -> DriftAR:
     return DriftAR(**{**{k: v for k, v in fields.items() if k != "phi"}, **overrides})
 
 
-def abstract_params(model: DriftAR, phi: bool) -> dict:
-    """Groups of `ShapeDtypeStruct`, without running anything; without phi's block if not `phi`."""
-    label = jax.ShapeDtypeStruct((1,), jnp.int32)
-    eps = jax.ShapeDtypeStruct((1, model.num_tokens, model.token_dim), jnp.float32)
-    params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), label, eps)["params"])
-    return {group: tree for group, tree in params.items() if phi or group != "feature_block"}
-
-
 def title(fields: Mapping) -> str:
     """What a checkpoint turned out to be, for a reader."""
     alike = [n for n, p in PRESETS.items() if all(fields[k] == v for k, v in p.items())]
@@ -148,24 +135,8 @@ def manifest_of(fields: Mapping) -> dict:
     if side**2 != fields["num_tokens"]:
         raise ValueError(f"num_tokens: got {fields['num_tokens']}, allowed square token grids")
     return {
-        "task": TASK,
+        "task": stored.TASK,
         "image_shape": [side, side, fields["token_dim"]],
         "patch_size": 1,
         "class_names": [str(i) for i in range(fields["num_classes"])],
     }
-
-
-def config_of(fields: Mapping) -> dict:
-    """Config of the workdir: the fields of the model, and the published defaults of sampling."""
-    return {"task": TASK, "seed": 0, "model": dict(fields), "sample": {"guidance": 1.3}}
-
-
-def fields_of(settings: Mapping) -> dict:
-    """The fields of `sizes`, from the config of a workdir.
-
-    Raises:
-      ValueError: it is no published model.
-    """
-    if settings.get("task") != TASK:
-        raise ValueError(f"task: got {settings.get('task')!r}, allowed {TASK!r}")
-    return dict(settings["model"])

@@ -63,6 +63,8 @@ class CausalDraft(nn.Module):
     @nn.compact
     def __call__(self, z: jax.Array, *, deterministic: bool = True) -> Encoding:
         """`z [B, N, D]` -> encoding whose row r predicts row r + 1 of `z`."""
+        if self.depth < 1:
+            raise ValueError(f"draft_depth: got {self.depth}, allowed at least 1")
         mask = jnp.tril(jnp.ones((z.shape[1], z.shape[1]), bool))
         h, entropy = z.astype(self.dtype), None
         for i in range(self.depth):

@@ -14,7 +14,7 @@ from driftar_jax import entropy, layers
 from driftar_jax.conversion import drift_ar as conversion
 from driftar_jax.conversion import rules
 from driftar_jax.hosts import schedules
-from driftar_jax.published import losses, model, sampling
+from driftar_jax.published import losses, model, sampling, stored
 from driftar_jax.speculative import policy
 
 CASE = load("drift_ar")
@@ -56,7 +56,7 @@ def converted():
         phi=False,
     )
     made = conversion.module(fields, sigma_max=c["sigma_max"], tau=c["tau_sigma"])
-    wanted = rules.shapes_of(conversion.abstract_params(made, fields["phi"]))
+    wanted = rules.shapes_of(stored.abstract(made, fields["phi"]))
     report = rules.plan(shapes, conversion.RULES, wanted)
     report.check()
     return made, rules.unflatten(rules.to_ours(CASE.weights, report, wanted))

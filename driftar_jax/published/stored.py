@@ -1,0 +1,68 @@
+"""A published model on disk: the workdir that `convert --family=drift_ar` writes."""
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from driftar_jax.checkpoints import Checkpoints, read_config
+from driftar_jax.published.model import DriftAR
+
+TASK = "published"
+# Of the published evaluation.
+GUIDANCE = 1.3
+
+
+def config_of(model: DriftAR, phi: bool) -> dict:
+    """What `config.json` holds of a model; `phi`: its arrays hold phi's block."""
+    fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
+    for name in ("parent", "name", "dtype"):
+        fields.pop(name)
+    return {"task": TASK, "phi": phi, "model": fields, "sample": {"guidance": GUIDANCE}}
+
+
+def module(config: dict, dtype: jnp.dtype = jnp.float32) -> DriftAR:
+    """The module of such a config.
+
+    Raises:
+      ValueError: it is the config of something else.
+    """
+    if config.get("task") != TASK:
+        raise ValueError(f"task: got {config.get('task')!r}, allowed {TASK!r}")
+    return DriftAR(**config["model"], dtype=dtype)
+
+
+def abstract(model: DriftAR, phi: bool) -> dict:
+    """Groups of `ShapeDtypeStruct`, without running anything; without phi's block if not `phi`."""
+    label = jax.ShapeDtypeStruct((1,), np.int32)
+    eps = jax.ShapeDtypeStruct((1, model.num_tokens, model.token_dim), np.float32)
+    params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), label, eps)["params"])
+    return {group: tree for group, tree in params.items() if phi or group != "feature_block"}
+
+
+def load(workdir: str | pathlib.Path, dtype: jnp.dtype = jnp.float32) -> tuple[DriftAR, dict]:
+    """The model of a workdir and its averaged parameters.
+
+    Args:
+      workdir: folder written by `convert --family=drift_ar`.
+      dtype: type of the matrix products.
+
+    Returns:
+      Module, and parameters by group; `feature_block` is among them if the official file had it
+      (`model.with_features` adds it otherwise).
+
+    Raises:
+      ValueError: it is no such folder, or the arrays do not fit its config; one line.
+    """
+    config = read_config(workdir)
+    model = module(config, dtype)
+    checkpoints = Checkpoints(workdir, create=False)
+    step = checkpoints.latest_step()
+    if step is None:
+        raise ValueError(f"workdir: got {str(workdir)!r}, allowed one with a finished checkpoint")
+    params = checkpoints.restore(step, ema=abstract(model, config["phi"]))["ema"]
+    checkpoints.close()
+    return model, params
