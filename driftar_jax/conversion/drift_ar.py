@@ -8,20 +8,9 @@ import math
 from collections.abc import Mapping
 
 from driftar_jax.conversion import rules as r
+from driftar_jax.conversion import transdiff
 from driftar_jax.published import stored
 from driftar_jax.published.model import PRESETS, DriftAR
-
-_ENCODER = [
-    r.Rule("class_emb.weight", "host/class_emb"),
-    r.Rule("fake_latent", "host/fake_latent"),
-    r.Rule("mask_token", "host/mask_token", r.LEADING),
-    r.Rule("encoder_pos_embed_learned", "host/encoder_pos_embed", r.LEADING),
-    r.Rule("diffusion_pos_embed_learned", "host/diffusion_pos_embed", r.LEADING),
-    *r.linear("z_proj", "host/z_proj"),
-    *r.norm("z_proj_ln", "host/z_proj_ln"),
-    *r.block("encoder_blocks.{i}", "host/encoder_blocks_{i}"),
-    *r.norm("encoder_norm", "host/encoder_norm"),
-]
 
 _NET = "drift_decoder.net"
 _DECODER = [
@@ -45,7 +34,7 @@ _DRAFT = [
 ]
 
 RULES = [
-    *_ENCODER,
+    *transdiff.BACKBONE,
     *_DECODER,
     *_DRAFT,
     *r.linear("enc_to_token_proj", "prior/mean"),

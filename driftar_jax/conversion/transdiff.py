@@ -16,7 +16,8 @@ from driftar_jax.conversion import rules as r
 from driftar_jax.heads.flow import VelocityNet
 from driftar_jax.hosts.transdiff import PRESETS, TransDiff
 
-_BACKBONE = [
+# Of the 1-step form these are also the names of Drift-AR's encoder.
+BACKBONE = [
     r.Rule("class_emb.weight", "host/class_emb"),
     r.Rule("fake_latent", "host/fake_latent"),
     r.Rule("mask_token", "host/mask_token", r.LEADING),
@@ -25,18 +26,12 @@ _BACKBONE = [
     *r.linear("z_proj", "host/z_proj"),
     *r.norm("z_proj_ln", "host/z_proj_ln"),
     *r.norm("encoder_norm", "host/encoder_norm"),
-    *r.norm("encoder_blocks.{i}.norm1", "host/encoder_blocks_{i}/norm1"),
-    *r.linear("encoder_blocks.{i}.attn.qkv", "host/encoder_blocks_{i}/qkv"),
-    *r.linear("encoder_blocks.{i}.attn.proj", "host/encoder_blocks_{i}/proj"),
-    *r.norm("encoder_blocks.{i}.norm2", "host/encoder_blocks_{i}/norm2"),
-    *r.linear("encoder_blocks.{i}.mlp.fc1", "host/encoder_blocks_{i}/fc1"),
-    *r.linear("encoder_blocks.{i}.mlp.fc2", "host/encoder_blocks_{i}/fc2"),
+    *r.block("encoder_blocks.{i}", "host/encoder_blocks_{i}"),
 ]
 
 
 def _head() -> list[r.Rule]:
-    net, block = "diffdecoder.net", "diffdecoder.net.res_blocks.{i}"
-    ours = "head/blocks_{i}"
+    net = "diffdecoder.net"
     return [
         r.Rule(f"{net}.diffusion_pos_embed_learned", "head/position", r.LEADING),
         *r.linear(f"{net}.time_embed.time_embedder.linear_1", "head/time_1"),
@@ -44,24 +39,13 @@ def _head() -> list[r.Rule]:
         *r.linear(f"{net}.time_embed.time_proj", "head/time_proj"),
         *r.linear(f"{net}.cond_embed", "head/cond_embed"),
         *r.linear(f"{net}.input_proj", "head/input_proj"),
-        r.Rule(f"{block}.scale_shift_table", f"{ours}/table", r.LEADING),
-        *r.norm(f"{block}.norm1", f"{ours}/norm1"),
-        *r.linear(f"{block}.attn1.qkv", f"{ours}/qkv"),
-        *r.linear(f"{block}.attn1.proj", f"{ours}/proj"),
-        *r.norm(f"{block}.norm2", f"{ours}/norm2"),
-        *r.linear(f"{block}.attn2.wq", f"{ours}/cross_q"),
-        *r.linear(f"{block}.attn2.wk", f"{ours}/cross_k"),
-        *r.linear(f"{block}.attn2.wv", f"{ours}/cross_v"),
-        *r.linear(f"{block}.attn2.proj", f"{ours}/cross_proj"),
-        *r.norm(f"{block}.norm3", f"{ours}/norm3"),
-        *r.linear(f"{block}.mlp.fc1", f"{ours}/fc1"),
-        *r.linear(f"{block}.mlp.fc2", f"{ours}/fc2"),
+        *r.modulated_block(f"{net}.res_blocks.{{i}}", "head/blocks_{i}"),
         r.Rule(f"{net}.final_layer.scale_shift_table", "head/final_table", r.LEADING),
         *r.linear(f"{net}.final_layer.linear", "head/final_linear"),
     ]
 
 
-RULES = [*_BACKBONE, *_head()]
+RULES = [*BACKBONE, *_head()]
 
 
 def sizes(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None = None) -> dict:
