@@ -50,8 +50,8 @@ def flow_terms(
     *,
     shape: tuple[int, int],
     dropout_key: jax.Array | None = None,
-) -> jax.Array:
-    """Loss of each group, from one backbone call; its mean is the training loss.
+) -> tuple[jax.Array, Encoding]:
+    """Loss of each grid in each group, from one backbone call; its mean is the training loss.
 
     Term g decodes image g under all rows of the groups 0..g. The references are the clean images
     before it (teacher forcing). Copies of an image share its encoding and its label.
@@ -68,7 +68,7 @@ def flow_terms(
       dropout_key: typed key; None is evaluation.
 
     Returns:
-      `[groups]` float32.
+      `[groups, m B]` float32, and the encoding of all groups.
 
     Raises:
       ValueError: a shape does not fit.
@@ -92,8 +92,8 @@ def flow_terms(
     references = None
     if host.groups > 1:
         references = reference_rows(grids[:, :-1], shape, host.group_rows)
-    z = apply(host, "host", keys[0], label, references, deterministic=not train).z
-    condition = apply(net, "head", None, z, method="condition")
+    encoding = apply(host, "host", keys[0], label, references, deterministic=not train)
+    condition = apply(net, "head", None, encoding.z, method="condition")
     losses = []
     for g in range(host.groups):
         rows = (g + 1) * host.group_rows
@@ -106,8 +106,8 @@ def flow_terms(
             )
 
         x = jnp.tile(grids[:, g], (copies, 1, 1))
-        losses.append(jnp.mean(flow.flow_loss(velocity, x, u[g], noise[g])))
-    return jnp.stack(losses)
+        losses.append(flow.flow_loss(velocity, x, u[g], noise[g]))
+    return jnp.stack(losses), encoding
 
 
 def generate(
@@ -119,7 +119,7 @@ def generate(
     noise: Callable[[int, jax.Array], jax.Array],
     *,
     shape: tuple[int, int],
-    steps: int,
+    steps: Sequence[int],
     guidance: Sequence[float],
     scale_drift: float = 1.0,
     scale_noise: float = 1.0,
@@ -136,9 +136,9 @@ def generate(
       params: parameter trees.
       label: `[B]` integer in -1..num_classes-1.
       start: `[B, N, C]` standard normal, the same for every group.
-      noise: `(group, traced int32 step 0..steps-2) -> [B, N, C]` standard normal.
+      noise: `(group, traced int32 step 0..S-2) -> [B, N, C]` standard normal.
       shape: rows and columns of the grid.
-      steps: evaluations of the head in each group, at least 2.
+      steps: S of each group, evaluations of the head, at least 2.
       guidance: scale of each group; exactly 1 runs one branch.
       scale_drift: factor of the sampler's drift.
       scale_noise: factor of the sampler's noise.
@@ -148,12 +148,11 @@ def generate(
       `[groups, B, N, C]` float32.
 
     Raises:
-      ValueError: a scale per group is missing, or too few steps.
+      ValueError: `steps` or `guidance` has no entry for each group, or too few steps.
     """
-    if len(guidance) != host.groups:
-        raise ValueError(
-            f"guidance: got {len(guidance)} scales, allowed one a group, {host.groups}"
-        )
+    for field, given in (("steps", steps), ("guidance", guidance)):
+        if len(given) != host.groups:
+            raise ValueError(f"{field}: got {len(given)} entries, allowed {host.groups} groups")
     guided = [scale != 1.0 for scale in guidance]
     batch, twice = len(label), 2 if any(guided) else 1
     variables = {"params": params["host"]}
@@ -178,7 +177,7 @@ def generate(
                 z[:batch],
                 start,
                 lambda step, g=g: noise(g, step),
-                steps=steps,
+                steps=steps[g],
                 guidance=guidance[g] if guided[g] else None,
                 c_uncond=z[batch:] if guided[g] else None,
                 scale_drift=scale_drift,

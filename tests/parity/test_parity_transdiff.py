@@ -162,7 +162,7 @@ def test_training_loss_and_gradients(case):
     @jax.value_and_grad
     def loss(params):
         label = jnp.asarray(recorded["in.labels"])
-        terms = transdiff_flow.flow_terms(
+        terms, _ = transdiff_flow.flow_terms(
             host, net, params, label, grids, u, noise, shape=grid_of(case)
         )
         return jnp.mean(terms)
@@ -197,7 +197,7 @@ def test_sampling(case):
                 start,
                 lambda g, step: noises[g, step],
                 shape=grid_of(case),
-                steps=call["num_sampling_steps"],
+                steps=[call["num_sampling_steps"]] * host.groups,
                 guidance=cfg,
                 scale_drift=call["scale_0"],
                 scale_noise=call["scale_1"],

@@ -1,0 +1,67 @@
+"""Sampling of hosts that make whole grids: TransDiff with its own head.
+
+An image's noise is a function of seed, image, token and draw alone, as for every host.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from driftar_jax import draws
+from driftar_jax.assembly import Parts
+from driftar_jax.hosts.transdiff_flow import generate
+
+
+def guidance_at(scale: float, groups: int, schedule: str) -> tuple[float, ...]:
+    """Scale of each image in a row: the same for all, or rising from `1 + (s - 1) / groups` to s."""
+    if schedule == "constant":
+        return (scale,) * groups
+    return tuple(1.0 + (scale - 1.0) * (g + 1) / groups for g in range(groups))
+
+
+def own(
+    parts: Parts,
+    params: dict[str, Any],
+    label: jax.Array,
+    keys: jax.Array,
+    *,
+    steps: Sequence[int],
+    guidance: Sequence[float],
+    drift_scale: float = 1.0,
+    noise_scale: float = 1.0,
+) -> jax.Array:
+    """The last of the images in a row, `[B, N, C]` float32, by the host's own head.
+
+    Args:
+      parts: a TransDiff host and its head.
+      params: groups `host` and `head`; a group `table` (of `class_table`) spares the 1-step form
+        its backbone call.
+      label: `[B]` int32 class, -1 for none.
+      keys: `[B]`, of `draws.image_keys`.
+      steps: head evaluations of each group.
+      guidance: scale of each group.
+      drift_scale: factor of the sampler's drift.
+      noise_scale: factor of the sampler's noise.
+    """
+    token_keys = draws.token_keys(keys, parts.images.num_tokens)
+    most = max(steps)
+
+    def noise(draw):
+        return draws.normal(token_keys, draw, parts.images.token_dim)
+
+    grids = generate(
+        parts.host,
+        parts.head,
+        params,
+        label,
+        noise(0),
+        lambda group, step: noise(1 + group * most + step),
+        shape=parts.images.grid,
+        steps=steps,
+        guidance=guidance,
+        scale_drift=drift_scale,
+        scale_noise=noise_scale,
+        table=params.get("table"),
+    )
+    return grids[-1]
