@@ -43,6 +43,37 @@ class Cache:
         return self.replace(length=jnp.minimum(self.length, length.astype(jnp.int32)))
 
 
+def empty_cache(
+    depth: int,
+    num_kv_heads: int,
+    head_dim: int,
+    *,
+    slots: int,
+    padding: jax.Array,
+    content_start: int,
+    dtype: jnp.dtype,
+) -> Cache:
+    """A cache for rows of `padding [B]` leading positions.
+
+    Args:
+      depth, num_kv_heads, head_dim: as in `CausalStack`.
+      slots: S, room for the prompt, the tokens and what a call may overshoot.
+      padding: `[B]` integer.
+      content_start: first slot of generated tokens, the only ones that count in the entropy.
+      dtype: of keys and values.
+    """
+    batch = padding.shape[0]
+    shape = (depth, batch, slots, num_kv_heads, head_dim)
+    content = jnp.broadcast_to(jnp.arange(slots) >= content_start, (batch, slots))
+    return Cache(
+        jnp.zeros(shape, dtype),
+        jnp.zeros(shape, dtype),
+        jnp.zeros(batch, jnp.int32),
+        padding.astype(jnp.int32),
+        content,
+    )
+
+
 @flax.struct.dataclass
 class _Context:
     """What all layers of one call share: rotation, mask, and where keys and values go."""
@@ -248,29 +279,6 @@ class CausalStack(nn.Module):
         h, entropy, keys, values = self._scan(x, cache.keys, cache.values, context)
         length = jnp.minimum(cache.length + rows, cache.keys.shape[2])
         return self.norm(h), entropy, cache.replace(keys=keys, values=values, length=length)
-
-    def empty_cache(
-        self,
-        slots: int,
-        padding: jax.Array,
-        content_start: int,
-        dtype: jnp.dtype | None = None,
-    ) -> Cache:
-        """A cache for rows of `padding [B]` leading positions.
-
-        Args:
-          slots: S, room for the prompt, the tokens and what a call may overshoot.
-          padding: `[B]` integer.
-          content_start: first slot of generated tokens, the only ones that count in the entropy.
-          dtype: of keys and values; None: that of the matrix products.
-        """
-        batch = padding.shape[0]
-        shape = (self.depth, batch, slots, self.num_kv_heads, self.head_dim)
-        content = jnp.broadcast_to(jnp.arange(slots) >= content_start, (batch, slots))
-        zeros = jnp.zeros(shape, self.dtype if dtype is None else dtype)
-        return Cache(
-            zeros, jnp.copy(zeros), jnp.zeros(batch, jnp.int32), padding.astype(jnp.int32), content
-        )
 
     def _context(self, slots, keys, padding, content) -> _Context:
         angles = slots[..., None] * inverse_frequencies(self.head_dim, self.rope_theta)[None, None]

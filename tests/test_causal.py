@@ -50,8 +50,10 @@ def _advance(variables, x, cache):
     return STACK.apply(variables, x, cache, method="advance")
 
 
-def _cache(slots=ROOM, padding=PADDING):
-    return STACK.empty_cache(slots, padding, START)
+def _cache(slots=ROOM, padding=PADDING, depth=L):
+    return causal.empty_cache(
+        depth, KV, K, slots=slots, padding=padding, content_start=START, dtype=jnp.float32
+    )
 
 
 def _plain(params, x, padding):
@@ -145,7 +147,7 @@ def test_going_back_leaves_no_trace(made, whole):
 
 
 def test_branches_of_an_image_go_back_together():
-    cache = STACK.empty_cache(6, jnp.zeros(4, jnp.int32), 0)
+    cache = _cache(padding=jnp.zeros(4, jnp.int32))
     cache = cache.replace(length=jnp.array([5, 4, 5, 4]))
     np.testing.assert_array_equal(cache.rolled_back(jnp.array([3, 6])).length, [3, 4, 3, 4])
 
@@ -189,7 +191,7 @@ def test_the_donated_cache_is_not_copied(made):
     """What a call holds beside the cache is of one layer's size, whatever the depth."""
     deep, x = _stack(depth=12), made[1][:, :1]
     variables = nn.meta.unbox(jax.eval_shape(deep.init, jax.random.key(0), x))
-    cache = deep.empty_cache(64, PADDING, START)
+    cache = _cache(64, depth=12)
     run = jax.jit(lambda v, x, c: deep.apply(v, x, c, method="advance"), donate_argnums=2)
     memory = run.lower(variables, x, cache).compile().memory_analysis()
     size = cache.keys.nbytes + cache.values.nbytes

@@ -1,0 +1,261 @@
+"""NextStep-1 checkpoints: names, sizes from shapes and `config.json`, and what they describe.
+
+Our tree stacks the layers; names are matched one by one, on a tree in which they stand side by side
+(`unstacked`). The vocabulary, eps and rotary base are read and never assumed: releases differ.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from driftar_jax.config import wrong
+from driftar_jax.conversion import rules as r
+from driftar_jax.heads.flow_token import FlowTokenHead
+from driftar_jax.hosts.nextstep import NextStep, generation_positions
+
+# A table that the official state dict may hold and that nothing needs: it follows from the width.
+BUFFER = "gen_pos_embed"
+# Names of NextStep-1.1 for what `config.json` of 1.0 says otherwise.
+_RENAMED = {
+    "image_size": "latent_size",
+    "patch_size": "latent_patch_size",
+    "num_channels": "latent_channels",
+    "image_loss_weight": "im_loss_weight",
+    "genloss_width": "fm_head_dim",
+    "genloss_depth": "fm_head_layers",
+    "genloss_batch_mul": "fm_head_batch_mul",
+}
+# Special tokens: our names and those of `config.json`.
+_MARKS = {
+    "begin_image": "boi",
+    "end_image": "eoi",
+    "placeholder": "image_placeholder_id",
+    "pad": "pad_token_id_added",
+}
+
+_LAYER = "host/stack/layers/{i}"
+_NET = "image_head.net"
+
+
+def _layer() -> list[r.Rule]:
+    attention = [
+        rule
+        for name in ("q_proj", "k_proj", "v_proj")
+        for rule in r.linear(f"layers.{{i}}.self_attn.{name}", f"{_LAYER}/{name}")
+    ]
+    plain = {"self_attn.o_proj": "o_proj"}
+    plain |= {f"mlp.{name}": name for name in ("gate_proj", "up_proj", "down_proj")}
+    return [
+        r.Rule("layers.{i}.input_layernorm.weight", f"{_LAYER}/input_norm/scale"),
+        *attention,
+        r.Rule("layers.{i}.post_attention_layernorm.weight", f"{_LAYER}/mlp_norm/scale"),
+        *(
+            r.Rule(f"layers.{{i}}.{official}.weight", f"{_LAYER}/{ours}/kernel", r.LINEAR)
+            for official, ours in plain.items()
+        ),
+    ]
+
+
+def _block(official: str, ours: str) -> list[r.Rule]:
+    return [
+        *r.norm(f"{official}.in_ln", f"{ours}/in_ln"),
+        *r.linear(f"{official}.mlp.0", f"{ours}/mlp_0"),
+        *r.linear(f"{official}.mlp.2", f"{ours}/mlp_2"),
+        *r.linear(f"{official}.adaLN_modulation.1", f"{ours}/adaLN_modulation"),
+    ]
+
+
+RULES = [
+    r.Rule("embed_tokens.weight", "host/embed_tokens"),
+    *_layer(),
+    r.Rule("norm.weight", "host/stack/norm/scale"),
+    r.Rule("lm_head.weight", "host/lm_head/kernel", r.LINEAR),
+    *r.linear("image_in_projector", "host/image_in_projector"),
+    *r.linear("image_out_projector", "host/image_out_projector"),
+    *r.linear(f"{_NET}.time_embed.mlp.0", "head/time_embed_0"),
+    *r.linear(f"{_NET}.time_embed.mlp.2", "head/time_embed_2"),
+    *r.linear(f"{_NET}.cond_embed", "head/cond_embed"),
+    *r.linear(f"{_NET}.input_proj", "head/input_proj"),
+    *_block(f"{_NET}.res_blocks.{{i}}", "head/res_blocks_{i}"),
+    *r.linear(f"{_NET}.final_layer.adaLN_modulation.1", "head/final_modulation"),
+    *r.linear(f"{_NET}.final_layer.linear", "head/final_linear"),
+]
+
+
+def sizes(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> dict:
+    """Fields of the modules that a checkpoint describes.
+
+    Args:
+      shapes: official name -> shape.
+      settings: `config.json` of the checkpoint, of 1.0 or 1.1; keys that nothing needs are ignored.
+
+    Returns:
+      Dictionary with the fields of `NextStep` (without `positions`, `entropy_chunk`, `remat` and
+      `dtype`) and `head_width`, `head_depth`.
+
+    Raises:
+      ValueError: a name that the sizes are read from is missing, a setting is missing, or the two
+        disagree.
+    """
+    said = normalised(settings)
+
+    def shape(name: str, ndim: int) -> tuple[int, ...]:
+        if len(shapes.get(name, ())) != ndim:
+            got = shapes.get(name)
+            raise ValueError(
+                f"{name}: got {got}, allowed a NextStep checkpoint's {ndim}-axis array"
+            )
+        return shapes[name]
+
+    def depth(prefix: str) -> int:
+        found = {n.removeprefix(prefix).split(".")[0] for n in shapes if n.startswith(prefix)}
+        return len(found)
+
+    def number(name: str, kind: type = int):
+        value = said.get(name)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
+            raise wrong(name, value, "a number above 0 in the checkpoint's config.json")
+        return kind(value)
+
+    vocab_size, width = shape("embed_tokens.weight", 2)
+    queries = shape("layers.0.self_attn.q_proj.weight", 2)[0]
+    num_heads = number("num_attention_heads")
+    head_dim = number("head_dim") if said.get("head_dim") else width // num_heads
+    num_kv_heads = number("num_key_value_heads")
+    keys = shape("layers.0.self_attn.k_proj.weight", 2)[0]
+    if (num_heads * head_dim, num_kv_heads * head_dim) != (queries, keys):
+        raise wrong(
+            "num_attention_heads",
+            num_heads,
+            f"heads of {head_dim} that fit {queries} query and {keys} key rows of the arrays",
+        )
+    if num_heads % num_kv_heads:
+        raise wrong("num_key_value_heads", num_kv_heads, f"a divisor of {num_heads}")
+    found = dict(
+        vocab_size=vocab_size,
+        placeholder=number("image_placeholder_id"),
+        token_dim=shape("image_in_projector.weight", 2)[1],
+        width=width,
+        depth=depth("layers."),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_dim=head_dim,
+        mlp_width=shape("layers.0.mlp.gate_proj.weight", 2)[0],
+        norm_eps=number("rms_norm_eps", float),
+        rope_theta=number("rope_theta", float),
+        attention_bias="layers.0.self_attn.q_proj.bias" in shapes,
+        head_width=shape(f"{_NET}.input_proj.weight", 2)[0],
+        head_depth=depth(f"{_NET}.res_blocks."),
+    )
+    if found["placeholder"] >= vocab_size:
+        raise wrong("image_placeholder_id", found["placeholder"], f"0..{vocab_size - 1}")
+    patch = number("latent_patch_size")
+    if patch**2 * number("latent_channels") != found["token_dim"]:
+        raise wrong("latent_patch_size", patch, f"one that gives tokens of {found['token_dim']}")
+    for name, field in (
+        ("hidden_size", "width"),
+        ("intermediate_size", "mlp_width"),
+        ("num_hidden_layers", "depth"),
+        ("fm_head_dim", "head_width"),
+        ("fm_head_layers", "head_depth"),
+    ):
+        if name in said and said[name] != found[field]:
+            raise wrong(name, said[name], f"{found[field]}, as the arrays are")
+    return found
+
+
+def normalised(settings: Mapping[str, Any]) -> dict:
+    """`config.json` of 1.0 or 1.1 under the names of 1.0."""
+    return {_RENAMED.get(name, name): value for name, value in settings.items()}
+
+
+def marks(settings: Mapping[str, Any]) -> dict[str, int]:
+    """Ids of the special tokens: `begin_image`, `end_image`, `placeholder`, `pad`.
+
+    Raises:
+      ValueError: one is missing.
+    """
+    said, found = normalised(settings), {}
+    for ours, official in _MARKS.items():
+        if not isinstance(said.get(official), int):
+            raise wrong(official, said.get(official), "a token id in the checkpoint's config.json")
+        found[ours] = said[official]
+    return found
+
+
+def modules(fields: Mapping, **overrides) -> tuple[NextStep, FlowTokenHead]:
+    """Backbone and head of `sizes`; `overrides` are further fields of `NextStep`."""
+    host = {k: v for k, v in fields.items() if k not in ("head_width", "head_depth")}
+    made = NextStep(**{**host, **overrides})
+    head = FlowTokenHead(
+        token_dim=made.token_dim,
+        width=fields["head_width"],
+        depth=fields["head_depth"],
+        dtype=made.dtype,
+    )
+    return made, head
+
+
+def abstract_params(host: NextStep, head: FlowTokenHead, *, boxed: bool = False) -> dict:
+    """`{"host": ..., "head": ...}` of `ShapeDtypeStruct`, without running anything.
+
+    `boxed` keeps the logical axes, as `sharding.state_shardings` wants them.
+    """
+    key = jax.random.key(0)
+    ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
+    tokens = jax.ShapeDtypeStruct((1, 1, host.token_dim), jnp.float32)
+    backbone = jax.eval_shape(lambda *a: host.init(*a, method="everything"), key, ids, tokens)
+    x, t = tokens.update(shape=(1, host.token_dim)), tokens.update(shape=(1,))
+    flow = jax.eval_shape(head.init, key, x, t, tokens.update(shape=(1, host.width)))
+    made = {"host": backbone["params"], "head": flow["params"]}
+    return made if boxed else nn.unbox(made)
+
+
+def unstacked(tree: Mapping) -> dict:
+    """The tree with its layers side by side, `host/stack/layers/{i}/...`; abstract or not."""
+    layers = tree["host"]["stack"]["layers"]
+    (depth,) = {leaf.shape[0] for leaf in jax.tree.leaves(layers)}
+    return _with_layers(tree, {str(i): _layer_of(layers, i) for i in range(depth)})
+
+
+def stacked(tree: Mapping) -> dict:
+    """The inverse of `unstacked`, for arrays."""
+    layers = tree["host"]["stack"]["layers"]
+    parts = [layers[str(i)] for i in range(len(layers))]
+    return _with_layers(tree, jax.tree.map(lambda *rows: np.stack(rows), *parts))
+
+
+def _layer_of(layers: Mapping, index: int):
+    def row(leaf):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
+        return leaf[index]
+
+    return jax.tree.map(row, layers)
+
+
+def _with_layers(tree: Mapping, layers) -> dict:
+    host = {**tree["host"], "stack": {**tree["host"]["stack"], "layers": layers}}
+    return {**tree, "host": host}
+
+
+def buffer(width: int) -> np.ndarray:
+    """`gen_pos_embed` as the official state dict holds it, `[1, 1024, width]` float32."""
+    return generation_positions(width)[None]
+
+
+def check_buffer(array: np.ndarray, width: int) -> None:
+    """Refuse a `gen_pos_embed` that is another table than ours.
+
+    Raises:
+      ValueError: its shape or its numbers differ, beyond the rounding of its type.
+    """
+    want = buffer(width)
+    got = np.asarray(array, np.float32)
+    rounding = 1e-6 if array.dtype == np.float32 else 1e-2
+    if got.shape != want.shape or not np.allclose(got, want, rtol=0, atol=rounding):
+        raise wrong(BUFFER, list(got.shape), f"the sine-cosine table of width {width}")

@@ -1,0 +1,360 @@
+"""NextStep-1: a causal language model over text and continuous image tokens.
+
+Source: NextStep-1 (arXiv 2508.10711), `models/modeling_nextstep.py` of stepfun-ai/NextStep-1 at
+6e49bae. The encoding of image token k is the hidden state of the slot before it, the
+begin-of-image mark for k = 0; no position is added to image inputs. Attention is causal, so a row
+sees as many content keys as there are image tokens up to it, and `E` of tokens 0 and 1 is 0.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from driftar_jax import causal, layers
+from driftar_jax.causal import Cache, CausalStack
+from driftar_jax.heads import flow_token
+from driftar_jax.types import Encoding
+
+# The released size; the vocabulary and the norm's eps are read from a checkpoint's own files.
+PRESETS = {
+    "14b": dict(
+        width=5120,
+        depth=48,
+        num_heads=40,
+        num_kv_heads=8,
+        head_dim=128,
+        mlp_width=13824,
+        head_width=1536,
+        head_depth=12,
+    ),
+}
+
+# Side of the grid that `gen_pos_embed` knows.
+_POSITION_SIDE = 32
+
+
+def generation_positions(width: int) -> np.ndarray:
+    """The table `gen_pos_embed` of the official state dict.
+
+    Args:
+      width: D, a multiple of 4.
+
+    Returns:
+      `[1024, D]` float32: tokens of a 32 x 32 grid in raster order; the first half of the channels
+      says the column, the second the row, each all sines and then all cosines.
+    """
+    row, column = np.divmod(np.arange(_POSITION_SIDE**2), _POSITION_SIDE)
+    omega = 10000.0 ** (-np.arange(width // 4) / (width / 4))
+
+    def half(position):
+        angles = position[:, None] * omega
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)
+
+    return np.concatenate([half(column), half(row)], axis=1).astype(np.float32)
+
+
+class NextStep(nn.Module):
+    """The backbone and its projectors; the flow head is a module of its own.
+
+    Attributes:
+      vocab_size: rows of the embedding.
+      placeholder: token id whose positions hold image tokens.
+      token_dim: C, channels of an image token.
+      width, depth, num_heads, num_kv_heads, head_dim, mlp_width, norm_eps, rope_theta,
+        attention_bias, entropy_chunk, remat, dtype: as in `causal.CausalStack`.
+      positions: whether `gen_pos_embed` is added before the head's projector; released models do
+        without.
+    """
+
+    vocab_size: int
+    placeholder: int
+    token_dim: int
+    width: int
+    depth: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    mlp_width: int
+    norm_eps: float
+    rope_theta: float
+    attention_bias: bool = True
+    positions: bool = False
+    entropy_chunk: int = 256
+    remat: bool = False
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self):
+        if not 0 <= self.placeholder < self.vocab_size:
+            raise ValueError(
+                f"placeholder: got {self.placeholder}, allowed 0..{self.vocab_size - 1}"
+            )
+        small = nn.initializers.normal(0.02)
+        table = nn.with_logical_partitioning(small, (None, "table"))
+        self.embed_tokens = self.param("embed_tokens", table, (self.vocab_size, self.width))
+        self.image_in_projector = layers.dense(self.width, (None, "embed"), self.dtype, small)
+        self.image_out_projector = layers.dense(self.width, ("mlp", "embed"), self.dtype, small)
+        self.lm_head = layers.dense(self.vocab_size, ("table", None), self.dtype, small, bias=False)
+        self.stack = CausalStack(
+            depth=self.depth,
+            width=self.width,
+            num_heads=self.num_heads,
+            num_kv_heads=self.num_kv_heads,
+            head_dim=self.head_dim,
+            mlp_width=self.mlp_width,
+            norm_eps=self.norm_eps,
+            rope_theta=self.rope_theta,
+            attention_bias=self.attention_bias,
+            entropy_chunk=self.entropy_chunk,
+            remat=self.remat,
+            dtype=self.dtype,
+        )
+
+    def __call__(
+        self,
+        ids: jax.Array,
+        tokens: jax.Array,
+        *,
+        padding: jax.Array | None = None,
+        content: jax.Array | None = None,
+    ) -> Encoding:
+        """Whole sequences, as in training.
+
+        Args:
+          ids: `[B, T]` integer; the placeholder where an image token stands.
+          tokens: `[B, M, C]` floating; the k-th placeholder of a row takes the row's k-th token.
+          padding: `[B]` integer, leading positions that hold nothing; None: 0.
+          content: `[B, T]` bool, positions whose keys count in the entropy; None: the placeholders.
+
+        Returns:
+          Encoding of every position, each of what follows it: `z [B, T, D]` float32 after the
+          final norm, `E [B, T]` (Eq. 4).
+
+        Raises:
+          ValueError: a shape does not fit the fields.
+        """
+        x = self.embed(ids, tokens)
+        content = ids == self.placeholder if content is None else content
+        hidden, entropy = self.stack(x, padding=padding, content=content)
+        return Encoding(z=hidden.astype(jnp.float32), entropy=entropy)
+
+    def everything(
+        self, ids: jax.Array, tokens: jax.Array, *, padding: jax.Array | None = None
+    ) -> tuple[Encoding, jax.Array, jax.Array]:
+        """`__call__`, head conditions `[B, T, D]` and `logits`: every parameter is used."""
+        encoding = self(ids, tokens, padding=padding)
+        index = jnp.zeros((1, 1), jnp.int32)
+        return encoding, self.condition(encoding.z, index), self.logits(encoding.z)
+
+    def embed(self, ids: jax.Array, tokens: jax.Array | None = None) -> jax.Array:
+        """Inputs `[B, T, D]` of `ids [B, T]`, image tokens `[B, M, C]` at the placeholders.
+
+        Raises:
+          ValueError: `tokens` are of another batch or width.
+        """
+        text = self.embed_tokens[ids].astype(self.dtype)
+        if tokens is None:
+            return text
+        if tokens.ndim != 3 or tokens.shape[::2] != (ids.shape[0], self.token_dim):
+            allowed = f"[{ids.shape[0]}, any, {self.token_dim}]"
+            raise ValueError(f"tokens: got shape {tokens.shape}, allowed {allowed}")
+        held = ids == self.placeholder
+        nth = jnp.clip(jnp.cumsum(held, axis=1) - 1, 0, tokens.shape[1] - 1)
+        image = jnp.take_along_axis(self.embed_image(tokens), nth[..., None], axis=1)
+        return jnp.where(held[..., None], image, text)
+
+    def embed_image(self, tokens: jax.Array) -> jax.Array:
+        """Image tokens `[B, Q, C]` as inputs `[B, Q, D]`."""
+        return self.image_in_projector(tokens)
+
+    def condition(self, z: jax.Array, index: jax.Array | None = None) -> jax.Array:
+        """What the flow head is told of a token, `[..., D]`.
+
+        Args:
+          z: `[..., D]` of an `Encoding`.
+          index: int, broadcastable to `[...]`, number of the token in its image; read only where
+            `positions` is set.
+        """
+        if self.positions:
+            # Beyond the table the official program reads nothing that is used.
+            table = jnp.asarray(generation_positions(self.width))
+            z = z + jnp.broadcast_to(table[jnp.minimum(index, len(table) - 1)], z.shape)
+        return self.image_out_projector(z)
+
+    def logits(self, z: jax.Array) -> jax.Array:
+        """`z [..., D]` -> logits of the next token id `[..., vocab_size]` float32."""
+        return self.lm_head(z).astype(jnp.float32)
+
+    def empty_cache(
+        self, slots: int, padding: jax.Array, prompt: int, dtype: jnp.dtype | None = None
+    ) -> Cache:
+        """A cache of `slots` for rows of `padding [B]`; image tokens begin at slot `prompt`.
+
+        `dtype` of keys and values is that of the matrix products by default.
+        """
+        return causal.empty_cache(
+            self.depth,
+            self.num_kv_heads,
+            self.head_dim,
+            slots=slots,
+            padding=padding,
+            content_start=prompt,
+            dtype=self.dtype if dtype is None else dtype,
+        )
+
+    def prefill(
+        self, ids: jax.Array, cache: Cache, tokens: jax.Array | None = None
+    ) -> tuple[Encoding, Cache]:
+        """Prompts `ids [B, P]`, source images `tokens [B, M, C]` at their placeholders.
+
+        Returns:
+          Encoding of the last position alone, `z [B, 1, D]`, `E [B, 1]`, and the cache: that is
+          the encoding of token 0.
+        """
+        encoding, cache = self._advance(self.embed(ids, tokens), cache)
+        return jax.tree.map(lambda a: a[:, -1:], encoding), cache
+
+    def advance(self, tokens: jax.Array, cache: Cache) -> tuple[Encoding, Cache]:
+        """Further image tokens `[B, Q, C]` behind the cache, one (decoding) or several (verifying).
+
+        Returns:
+          Encoding `z [B, Q, D]`, `E [B, Q]`: row i is that of the token after input i. And the
+          cache, from which `rolled_back` takes rejected tokens away.
+        """
+        return self._advance(self.embed_image(tokens), cache)
+
+    def _advance(self, x, cache):
+        hidden, entropy, cache = self.stack.advance(x, cache)
+        return Encoding(z=hidden.astype(jnp.float32), entropy=entropy), cache
+
+
+# --- sampling ----------------------------------------------------------------------------------
+
+GUIDANCE_SCHEDULES = ("constant", "linear", "rising")
+
+
+def guidance_at(scale: float, num_tokens: int, schedule: str = "constant") -> np.ndarray:
+    """Guidance scale of each token.
+
+    Args:
+      scale: nominal scale, at least 1.
+      num_tokens: N.
+      schedule: `constant`; `linear` falls from `scale` at the first token to nearly 1, as in
+        NextStep-1; `rising` begins at half, as what NextStep-1.1 calls linear.
+
+    Returns:
+      `[N]` float32.
+
+    Raises:
+      ValueError: an unknown `schedule`.
+    """
+    k = np.arange(num_tokens)
+    if schedule == "constant":
+        scales = np.full(num_tokens, scale)
+    elif schedule == "linear":
+        scales = 1.0 + (scale - 1.0) * (num_tokens - k) / num_tokens
+    elif schedule == "rising":
+        scales = np.maximum(scale / 2.0, 1.0 + (scale - 1.0) * k / num_tokens)
+    else:
+        allowed = " | ".join(GUIDANCE_SCHEDULES)
+        raise ValueError(f"guidance_schedule: got {schedule!r}, allowed {allowed}")
+    return scales.astype(np.float32)
+
+
+def normalise(tokens: jax.Array) -> jax.Array:
+    """Tokens `[..., C]` with mean 0 and standard deviation 1 each, float32, as the autoencoder's.
+
+    Clean tokens lie on that sphere; projecting a sampled one keeps high guidance stable.
+    """
+    x = tokens.astype(jnp.float32)
+    x = x - jnp.mean(x, axis=-1, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6)
+
+
+# --- training ----------------------------------------------------------------------------------
+
+
+class Losses(NamedTuple):
+    """Float32 scalars: the weighted sum, cross entropy of text, flow loss of image tokens."""
+
+    total: jax.Array
+    text: jax.Array
+    image: jax.Array
+
+
+def training_losses(
+    host: NextStep,
+    head: flow_token.FlowTokenHead,
+    params: dict,
+    ids: jax.Array,
+    tokens: jax.Array,
+    noise: jax.Array,
+    u: jax.Array,
+    *,
+    image_weight: jax.Array | None = None,
+    padding: jax.Array | None = None,
+    project: bool = True,
+    floor: float = 0.0,
+    weights: tuple[float, float] = (0.01, 1.0),
+) -> Losses:
+    """NextStep-1's loss on whole sequences, in both published forms.
+
+    Args:
+      host: the backbone, `head` its flow head; `params` holds their trees `host` and `head`.
+      ids: `[B, T]`, text and placeholders.
+      tokens: `[B, M, C]`, clean image tokens.
+      noise: `[R * B * M, C]` standard normal, R copies of all tokens, copy after copy.
+      u: `[R * B * M]` standard normal, for the times.
+      image_weight: `[B]`, which images count (source images of an edit do not); None: all.
+      padding: `[B]` integer, leading positions that hold nothing.
+      project: whether conditions pass through `image_out_projector`, as they do in sampling. The
+        Aug 2025 program trains without (`False`, with `floor=flow_token.MASK_FLOOR`); the released
+        training code with.
+      floor: added to the sum of the loss mask.
+      weights: of text and image.
+
+    Returns:
+      Losses. Text counts where the next id is no placeholder and the position no padding.
+
+    Raises:
+      ValueError: `noise` or `u` is not of whole copies.
+    """
+    batch, count, channels = tokens.shape
+    copies = u.shape[0] // (batch * count)
+    if u.shape != (copies * batch * count,) or noise.shape != (*u.shape, channels):
+        raise ValueError(
+            f"noise: got shapes {noise.shape} and {u.shape}, "
+            f"allowed [R * {batch * count}, {channels}] and [R * {batch * count}]"
+        )
+    run = lambda *args, method=None, **kwargs: host.apply(  # noqa: E731
+        {"params": params["host"]}, *args, method=method, **kwargs
+    )
+    encoding = run(ids, tokens, padding=padding)
+
+    held = ids == host.placeholder
+    order = jnp.argsort(~held, axis=1, stable=True)[:, :count]
+    there = jnp.take_along_axis(held, order, axis=1)
+    z = jnp.take_along_axis(encoding.z, jnp.maximum(order - 1, 0)[..., None], axis=1)
+    c = run(z, jnp.arange(count)[None], method="condition") if project else z
+    weight = there.astype(jnp.float32)
+    if image_weight is not None:
+        weight = weight * image_weight.astype(jnp.float32)[:, None]
+
+    repeat = lambda a: jnp.tile(a, (copies,) + (1,) * (a.ndim - 1))  # noqa: E731
+    target = repeat(tokens.reshape(-1, channels))
+    c = repeat(c.reshape(-1, host.width))
+    look = lambda x, t: head.apply({"params": params["head"]}, x, t, c)  # noqa: E731
+    rows = flow_token.flow_loss(look, target, noise, u)
+    image = flow_token.masked_mean(rows, repeat(weight.reshape(-1)), floor)
+
+    following = ids[:, 1:]
+    counts = following != host.placeholder
+    if padding is not None:
+        counts &= jnp.arange(ids.shape[1] - 1)[None] >= padding[:, None]
+    logits = run(encoding.z[:, :-1], method="logits")
+    chosen = jnp.take_along_axis(logits, following[..., None], axis=-1)[..., 0]
+    nats = jax.nn.logsumexp(logits, axis=-1) - chosen
+    text = flow_token.masked_mean(nats, counts)
+    return Losses(weights[0] * text + weights[1] * image, text, image)
