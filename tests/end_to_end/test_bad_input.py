@@ -6,6 +6,8 @@ import shutil
 
 import pytest
 
+from driftar_jax.evaluation import networks, session
+
 DRIFT = "--config=configs/drift_mar_small.py:tiny"
 OWN = "--config=configs/mar_small.py:tiny"
 JUDGE = "--config=configs/classifier.py:tiny"
@@ -209,6 +211,10 @@ def test_a_folder_with_files_is_not_written_over(call, workdirs, tmp_path):
         ({"num": 8}, "num", "more than 8"),
         ({"seeds": 0}, "seeds", "at least 1"),
         ({"batch_sizes": "4,x"}, "batch_sizes", "whole numbers"),
+        ({"inception": "own"}, "num", "more than 2048"),
+        ({"inception": "own", "num": 3000}, "inception", "convert --family=inception"),
+        ({"reference": "own"}, "reference", "a .npz of mu and sigma"),
+        ({"metrics": "recall"}, "metrics", "precision_recall | inception_score | nearest"),
     ],
 )
 def test_a_bad_comparison_is_named(call, workdirs, tmp_path, change, field, allowed):
@@ -222,6 +228,23 @@ def test_a_bad_comparison_is_named(call, workdirs, tmp_path, change, field, allo
     words |= {name: getattr(workdirs, str(value), value) for name, value in change.items()}
     done = call("evaluate", *(f"--{name}={value}" for name, value in words.items()))
     _refused(done, field, allowed)
+    assert not (tmp_path / "report").exists()
+
+
+def test_a_set_too_small_for_its_features_is_named(call, workdirs, tmp_path, monkeypatch):
+    """Half of the real images must be more than the features; the network itself is not run."""
+    wide = networks.Network("inception", 2048, 1008, 1, apply=None, params=None)
+    monkeypatch.setattr(session, "_inception", lambda workdir: wide)
+    done = call(
+        "evaluate",
+        f"--workdir={workdirs.drift}",
+        f"--baseline={workdirs.own}",
+        f"--judge={workdirs.judge}",
+        "--inception=converted",
+        "--num=3000",
+        f"--out={tmp_path / 'report'}",
+    )
+    _refused(done, "inception", "more than 4097 images")
     assert not (tmp_path / "report").exists()
 
 

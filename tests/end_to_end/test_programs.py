@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import jax
@@ -11,7 +12,9 @@ from PIL import Image
 
 import driftar_jax
 from driftar_jax import runs
+from driftar_jax.checkpoints import read_config
 from driftar_jax.data import pipeline
+from driftar_jax.evaluation import moments
 from driftar_jax.training import loop
 
 pytestmark = pytest.mark.timeout(500)  # the first test waits for the training runs
@@ -242,7 +245,13 @@ def test_evaluate_compares_the_methods(call, workdirs, tmp_path):
         assert row["backbone_calls"] == row["ar_steps"] == 3
         assert row["frechet"] > 0 and 0 <= row["accuracy"] <= 1 and row["images_per_s"] > 0
     assert report["rows"][0]["method"] == "own" and report["rows"][0]["speed_ratio"] == 1.0
-    assert report["floor"] > 0
+    assert report["floor"] > 0 and report["network"] == "classifier"
+    measured = {"frechet", "accuracy", "precision", "recall", "inception_score", "nearest"}
+    assert measured | {"copied"} <= report["real"].keys() & report["rows"][0].keys()
+    width = read_config(workdirs.judge)["classifier"]["width"]
+    assert moments.read(out / "reference.npz", "classifier", width).count == 1797
+    assert "| real images |" in done.stdout
+    assert re.search(r"time: .*sampling [\d.]+ s.* MiB of memory", done.stdout)
     text = (out / "report.md").read_text()
     for line in text.splitlines():
         if line.startswith("!["):
