@@ -5,10 +5,14 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from driftar_jax.config import GROUPS
 from driftar_jax.drift.decoders import TokenDecoder
+from driftar_jax.drift.grid import GridDecoder
 from driftar_jax.drift.prior import Prior
 from driftar_jax.heads.diffusion import DiffusionHead
+from driftar_jax.heads.flow import VelocityNet
 from driftar_jax.hosts.mar import MAR
+from driftar_jax.hosts.transdiff import TransDiff
 from driftar_jax.speculative.draft import DraftHead
 
 
@@ -43,15 +47,17 @@ class Parts:
     """The modules of one run; `head` for task `host`, the last three for task `drift`."""
 
     images: ImageSpec
-    host: MAR
-    head: DiffusionHead | None = None
+    host: MAR | TransDiff
+    head: DiffusionHead | VelocityNet | None = None
     prior: Prior | None = None
-    decoder: TokenDecoder | None = None
+    decoder: TokenDecoder | GridDecoder | None = None
     draft: DraftHead | None = None
 
 
 def build(config: Any, images: ImageSpec) -> Parts:
     """Modules for a checked config of task `host` or `drift`."""
+    if config.host.name == "transdiff":
+        return _transdiff(config, images)
     dtype = jnp.dtype(config.host.dtype)
     host = MAR(
         num_tokens=images.num_tokens,
@@ -77,13 +83,7 @@ def build(config: Any, images: ImageSpec) -> Parts:
     return Parts(
         images,
         host,
-        prior=Prior(
-            token_dim=images.token_dim,
-            sigma_max=config.prior.sigma_max,
-            tau=config.prior.tau,
-            scale=config.prior.scale,
-            constant=config.prior.constant,
-        ),
+        prior=_prior(config, images),
         decoder=TokenDecoder(
             token_dim=images.token_dim,
             width=config.drift.width,
@@ -101,3 +101,57 @@ def build(config: Any, images: ImageSpec) -> Parts:
             dtype=dtype,
         ),
     )
+
+
+def _prior(config: Any, images: ImageSpec) -> Prior:
+    return Prior(
+        token_dim=images.token_dim,
+        sigma_max=config.prior.sigma_max,
+        tau=config.prior.tau,
+        scale=config.prior.scale,
+        constant=config.prior.constant,
+    )
+
+
+def transdiff_host(config: Any, images: ImageSpec) -> TransDiff:
+    """TransDiff's backbone; one content row stands for `row_patch` squared tokens."""
+    groups, square = GROUPS[config.host.form], config.host.row_patch**2
+    return TransDiff(
+        num_rows=groups * images.num_tokens // square,
+        groups=groups,
+        reference_dim=images.token_dim * (square if groups > 1 else 1),
+        num_classes=images.num_classes,
+        width=config.host.width,
+        depth=config.host.depth,
+        num_heads=config.host.num_heads,
+        buffer_size=config.host.buffer_size,
+        attention_dropout=config.host.attention_dropout,
+        projection_dropout=config.host.projection_dropout,
+        dtype=jnp.dtype(config.host.dtype),
+    )
+
+
+def _transdiff(config: Any, images: ImageSpec) -> Parts:
+    host, dtype = transdiff_host(config, images), jnp.dtype(config.host.dtype)
+    if config.task == "drift":
+        decoder = GridDecoder(
+            token_dim=images.token_dim,
+            width=config.drift.width,
+            depth=config.drift.depth,
+            num_heads=config.drift.num_heads,
+            standardised=config.drift.standardised,
+            guidance=config.drift.guidance_max > 1,
+            dtype=dtype,
+        )
+        return Parts(images, host, prior=_prior(config, images), decoder=decoder)
+    head = VelocityNet(
+        token_dim=images.token_dim,
+        num_tokens=images.num_tokens,
+        width=config.host.width,
+        depth=config.head.depth,
+        num_heads=config.host.num_heads,
+        attention_dropout=config.host.attention_dropout,
+        projection_dropout=config.host.projection_dropout,
+        dtype=dtype,
+    )
+    return Parts(images, host, head=head)

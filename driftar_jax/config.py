@@ -7,10 +7,11 @@ work, and below the tasks and factories only plain arguments travel.
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Callable
 from typing import Any
 
-TASKS = ("host", "drift", "classifier")
+TASKS = ("host", "drift", "classifier", "mae")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,9 @@ def _choice(*values: str) -> Field:
 
 _FLAG = Field(bool, lambda v: True, "true | false")
 _TEXT = Field(str, lambda v: True, "text")
+# TransDiff's forms: images of a class that are made in a row, one for each AR step.
+GROUPS = {"one_step": 1, "mrar": 4}
+
 _AXIS = Field(int, lambda v: v == -1 or v >= 1, "-1 or a whole number of at least 1")
 
 FIELDS: dict[str, Field] = {
@@ -57,10 +61,13 @@ FIELDS: dict[str, Field] = {
     "data.patch_size": _whole(1),
     "data.center_crop": _FLAG,
     "data.flip": _FLAG,
-    "host.name": _choice("mar"),
+    "host.name": _choice("mar", "transdiff"),
     "host.width": _whole(1),
     "host.encoder_depth": _whole(1),
     "host.decoder_depth": _whole(2),
+    "host.form": _choice(*GROUPS),
+    "host.depth": _whole(2),
+    "host.row_patch": _whole(1),
     "host.num_heads": _whole(1),
     "host.buffer_size": _whole(1),
     "host.attention_dropout": _real(0, 1, open_high=True),
@@ -77,12 +84,24 @@ FIELDS: dict[str, Field] = {
     "prior.sigma_max": _real(0, open_low=True),
     "prior.tau": _real(0, open_low=True),
     "prior.constant": _real(0),
-    "drift.field": _choice("energy"),
+    "drift.field": _choice("energy", "laplace"),
     "drift.draws": _whole(2),
     "drift.width": _whole(1),
     "drift.depth": _whole(1),
     "drift.standardised": _FLAG,
     "drift.guidance_max": _real(1),
+    "drift.num_heads": _whole(1),
+    "drift.guidance_power": _real(0),
+    "drift.guidance_none": _real(0, 1),
+    "drift.features": _choice("identity", "penultimate", "mae"),
+    "drift.features_from": _TEXT,
+    "drift.classes": _whole(1),
+    "drift.positives": _whole(1),
+    "drift.unconditional": _whole(0),
+    "drift.chunk": _whole(0),
+    "bank.size": _whole(1),
+    "bank.dtype": _choice("float32", "bfloat16"),
+    "bank.limit_gib": _real(0, open_low=True),
     "draft.width": _whole(1),
     "draft.depth": _whole(1),
     "draft.num_heads": _whole(1),
@@ -90,6 +109,16 @@ FIELDS: dict[str, Field] = {
     "loss.alpha_start": _real(0, 1),
     "loss.freeze_at": _real(0, 1, open_low=True),
     "classifier.width": _whole(1),
+    "mae.width": _whole(1),
+    "mae.blocks": Field(
+        str,
+        lambda v: re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", v) is not None,
+        "blocks of each stage as in 3,4,6,3",
+    ),
+    "mae.mask_share": _real(0, 1, open_low=True),
+    "mae.label_weight": _real(0, 1),
+    "mae.label_from": _real(0, 1, open_high=True),
+    "mae.dtype": _choice("float32", "bfloat16"),
     "optim.lr": _real(0, open_low=True),
     "optim.schedule": _choice("constant", "cosine"),
     "optim.warmup_steps": _whole(0),
@@ -113,6 +142,7 @@ FIELDS: dict[str, Field] = {
     "sample.guidance_schedule": _choice("linear", "constant"),
     "sample.spacing": _choice("even", "trimmed"),
     "sample.temperature": _real(0, open_low=True),
+    "sample.drift_scale": _real(0, open_low=True),
     "mesh.data": _AXIS,
     "mesh.fsdp": _AXIS,
     "mesh.tensor": _AXIS,
@@ -124,6 +154,32 @@ SECTIONS = {
     "host": (*_GENERATIVE, "head"),
     "drift": (*_GENERATIVE, "prior", "drift", "draft", "loss"),
     "classifier": (*_SHARED, "classifier"),
+    "mae": (*_SHARED, "mae"),
+}
+
+# Fields and whole sections that some hosts alone have.
+OF_HOSTS = {
+    "host.form": ("transdiff",),
+    "host.depth": ("transdiff",),
+    "host.row_patch": ("transdiff",),
+    "host.encoder_depth": ("mar",),
+    "host.decoder_depth": ("mar",),
+    "head.width": ("mar",),
+    "mask": ("mar",),
+    "draft": ("mar",),
+    "drift.num_heads": ("transdiff",),
+    "drift.guidance_power": ("transdiff",),
+    "drift.guidance_none": ("transdiff",),
+    "drift.features": ("transdiff",),
+    "drift.features_from": ("transdiff",),
+    "drift.classes": ("transdiff",),
+    "drift.positives": ("transdiff",),
+    "drift.unconditional": ("transdiff",),
+    "drift.chunk": ("transdiff",),
+    "loss.entropy_loss": ("mar",),
+    "loss.alpha_start": ("mar",),
+    "sample.spacing": ("mar",),
+    "sample.drift_scale": ("transdiff",),
 }
 
 # What a resumed run may change: none of these alters a step that has been made.
@@ -170,7 +226,7 @@ def check(config) -> None:
     if "task" not in flat:
         raise wrong("task", None, " | ".join(TASKS))
     _check_value("task", flat["task"])
-    needed = [f for f in FIELDS if f.split(".")[0] in SECTIONS[flat["task"]]]
+    needed = _needed(flat)
     for name in flat:
         if name not in needed:
             raise wrong("config field", name, f"the fields of configs/{nearest(name, needed)}")
@@ -179,6 +235,23 @@ def check(config) -> None:
             raise wrong(name, None, FIELDS[name].allowed)
         _check_value(name, flat[name])
     _check_together(flat)
+
+
+def _needed(flat: dict[str, Any]) -> list[str]:
+    """Names of the fields that a config of this task and host has."""
+    sections = list(SECTIONS[flat["task"]])
+    host = flat.get("host.name") if "host" in sections else None
+    if host is not None:
+        _check_value("host.name", host)
+    if host == "transdiff" and (flat["task"] == "drift" or flat.get("host.form") == "mrar"):
+        sections.append("bank")
+
+    def has(name):
+        section = name.split(".")[0]
+        hosts = OF_HOSTS.get(name, OF_HOSTS.get(section, ()))
+        return section in sections and (not hosts or (host or "mar") in hosts)
+
+    return [name for name in FIELDS if has(name)]
 
 
 def _check_value(name: str, value) -> None:
@@ -198,21 +271,80 @@ def _check_together(flat: dict[str, Any]) -> None:
     batch, parts = flat["train.batch_size"], flat["optim.accumulate"]
     if batch % parts:
         raise wrong("optim.accumulate", parts, f"a divisor of train.batch_size {batch}")
-    if flat["task"] == "classifier":
+    if flat["task"] in ("classifier", "mae"):
         return
-    for width, heads in (("host.width", "host.num_heads"), ("draft.width", "draft.num_heads")):
-        if width in flat and flat[width] % flat[heads]:
+    for width, heads in (
+        ("host.width", "host.num_heads"),
+        ("draft.width", "draft.num_heads"),
+        ("drift.width", "drift.num_heads"),
+    ):
+        if heads in flat and flat[width] % flat[heads]:
             raise wrong(heads, flat[heads], f"a divisor of {width} {flat[width]}")
     tokens = (size // patch) ** 2
-    if flat["mask.tokens_per_image"] > tokens:
-        raise wrong("mask.tokens_per_image", flat["mask.tokens_per_image"], f"0 to {tokens}")
-    if flat["sample.ar_steps"] > tokens:
-        raise wrong("sample.ar_steps", flat["sample.ar_steps"], f"1 to {tokens} (one per token)")
+    if flat["host.name"] == "mar":
+        _check_masks(flat, tokens)
+    else:
+        _check_transdiff(flat, size // patch)
     if flat["sample.nfe"] > 1000:
         raise wrong("sample.nfe", flat["sample.nfe"], "1 to 1000")
     last, most = flat["sample.nfe_last"], flat["sample.nfe"]
     if flat["sample.nfe_schedule"] != "constant" and last > most:
         raise wrong("sample.nfe_last", last, f"1 to sample.nfe {most}: steps fall")
+
+
+def _check_masks(flat: dict[str, Any], tokens: int) -> None:
+    """What a host that fills masked tokens needs."""
+    if flat["mask.tokens_per_image"] > tokens:
+        raise wrong("mask.tokens_per_image", flat["mask.tokens_per_image"], f"0 to {tokens}")
+    if flat["sample.ar_steps"] > tokens:
+        raise wrong("sample.ar_steps", flat["sample.ar_steps"], f"1 to {tokens} (one per token)")
+    if flat.get("drift.field") == "laplace":
+        allowed = "energy (a token has one real continuation, and laplace needs many)"
+        raise wrong("drift.field", "laplace", allowed)
+
+
+def _check_grid_drift(flat: dict[str, Any]) -> None:
+    """What drifting of whole grids needs; a single draw would have nothing that repels it."""
+    images = flat["train.batch_size"] // flat["optim.accumulate"]
+    if flat["drift.classes"] > images:
+        raise wrong("drift.classes", flat["drift.classes"], f"1 to {images} images of a batch")
+    chunk = flat["drift.chunk"]
+    if chunk and flat["drift.classes"] % chunk:
+        raise wrong(
+            "drift.chunk", chunk, f"0 or a divisor of drift.classes {flat['drift.classes']}"
+        )
+    if flat["drift.positives"] > flat["bank.size"]:
+        allowed = f"1 to bank.size {flat['bank.size']}"
+        raise wrong("drift.positives", flat["drift.positives"], allowed)
+    for field, want in (("host.form", "one_step"), ("host.row_patch", 1)):
+        if flat[field] != want:
+            raise wrong(field, flat[field], f"{want} (task drift has a prior for every token)")
+    if flat["drift.guidance_max"] > 1 and not flat["drift.unconditional"]:
+        allowed = "at least 1: unconditional samples carry the guidance of drift.guidance_max"
+        raise wrong("drift.unconditional", 0, allowed)
+    trained, given = flat["drift.features"] != "identity", bool(flat["drift.features_from"])
+    if trained != given:
+        allowed = "the workdir of a trained network" if trained else "'' for identity"
+        raise wrong("drift.features_from", flat["drift.features_from"], allowed)
+
+
+def _check_transdiff(flat: dict[str, Any], side: int) -> None:
+    if side % flat["host.row_patch"]:
+        raise wrong(
+            "host.row_patch", flat["host.row_patch"], f"a divisor of the grid's side {side}"
+        )
+    form = flat["host.form"]
+    if flat["sample.ar_steps"] != GROUPS[form]:
+        allowed = f"{GROUPS[form]} (host.form is {form})"
+        raise wrong("sample.ar_steps", flat["sample.ar_steps"], allowed)
+    if flat.get("bank.size", GROUPS[form]) < GROUPS[form]:
+        raise wrong("bank.size", flat["bank.size"], f"at least {GROUPS[form]} images in a row")
+    if flat["task"] == "drift":
+        _check_grid_drift(flat)
+        return
+    for field in ("sample.nfe", "sample.nfe_last"):
+        if flat[field] < 2:
+            raise wrong(field, flat[field], "a whole number of at least 2")
 
 
 def check_same_run(config, saved: dict) -> None:

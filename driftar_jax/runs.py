@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 import driftar_jax
-from driftar_jax import assembly, checkpoints, config, generator, pictures
+from driftar_jax import assembly, checkpoints, config, generator, phi, pictures
 from driftar_jax.data import latents, pipeline
 from driftar_jax.training import loop, tasks
 
@@ -45,7 +45,7 @@ class Run:
 
     def go_on(self, state):
         """Train to the last step, with pictures on the way; data threads end with it."""
-        show = None if self.settings.task == "classifier" else self._pictures
+        show = self._pictures if self.settings.task in ("host", "drift") else None
         try:
             return self.loop.run(state, self.batches, on_sample=show)
         finally:
@@ -99,8 +99,11 @@ def open_run(settings: Any, workdir: str) -> Run:
         **environment(),
     }
     folder = pathlib.Path(workdir).absolute()
-    training = loop.Loop(tasks.build(settings, images), settings, folder, manifest)
-    if settings.task != "classifier":
+    whole_grids = settings.task == "drift" and "features" in settings.drift
+    space = phi.load(settings, manifest) if whole_grids else None
+    task = tasks.build(settings, images, space)
+    training = loop.Loop(task, settings, folder, manifest)
+    if settings.task in ("host", "drift"):
         # Now, and not when the first pictures are made, at the end of a long run.
         parts = assembly.build(settings, images)
         generator.Loaded(settings, parts, {}, 0, manifest).settings().check(parts)

@@ -59,20 +59,12 @@ class Loop:
         return optim.init_state(params, self.optimizer, self.task.tracked, extra)
 
     def fresh_state(self, weights: dict[str, Any] | None = None) -> optim.TrainState:
-        """State at step 0, the groups in `weights` taken from another run.
-
-        Groups that are no parameters are parts of the task's extra state.
-        """
+        """State at step 0, the groups in `weights` taken from another run."""
 
         def init():
             state = nn.meta.unbox(self._init())
-            params, extra = state.params, state.extra
-            for name, tree in (weights or {}).items():
-                if name in params:
-                    params = {**params, name: tree}
-                else:
-                    extra = {**extra, name: tree}
-            return optim.init_state(params, self.optimizer, self.task.tracked, extra)
+            params = {**state.params, **(weights or {})}
+            return optim.init_state(params, self.optimizer, self.task.tracked, state.extra)
 
         return jax.jit(init, out_shardings=self.shardings)()
 

@@ -11,11 +11,11 @@ import jax.numpy as jnp
 import optax
 
 from driftar_jax import assembly, entropy
-from driftar_jax.drift import fields
+from driftar_jax.drift import features, fields
 from driftar_jax.features import SmallClassifier, to_unit_range
 from driftar_jax.heads import diffusion
 from driftar_jax.hosts import masks as mask_laws
-from driftar_jax.training import losses
+from driftar_jax.training import drift_grid, grid_tasks, losses, masked
 from driftar_jax.training.tokens import tokenise
 from driftar_jax.types import Encoding
 
@@ -282,12 +282,22 @@ class ClassifierTask:
         return rows.mean(), {"accuracy": correct.mean()}
 
 
-def build(config: Any, images: assembly.ImageSpec) -> Task:
-    """The task of a checked config."""
+def build(
+    config: Any,
+    images: assembly.ImageSpec,
+    space: tuple[features.Features, Any] | None = None,
+) -> Task:
+    """The task of a checked config; `space` is phi and its parameters, to train whole grids."""
     if config.task == "classifier":
         module = SmallClassifier(num_classes=images.num_classes, width=config.classifier.width)
         return ClassifierTask(module, images)
+    if config.task == "mae":
+        return masked.build(config, images)
     parts = assembly.build(config, images)
+    if config.host.name == "transdiff" and config.task == "drift":
+        return drift_grid.build(config, parts, space)
+    if config.host.name == "transdiff":
+        return grid_tasks.build(config, parts)
     contexts = Contexts(
         law=config.mask.law,
         ratio_min=config.mask.ratio_min,

@@ -1,0 +1,86 @@
+"""The feature space of a whole-grid drift run, read from the checkpoint that it names."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+
+from driftar_jax import generator, layers
+from driftar_jax.checkpoints import read_config
+from driftar_jax.config import wrong
+from driftar_jax.drift import features
+from driftar_jax.hosts.schedules import unpatchify
+from driftar_jax.training import masked
+
+# What must agree, so that both networks see the same numbers.
+_SAME = ("image_shape", "vae_fingerprint")
+
+
+def load(settings: Any, manifest: dict) -> tuple[features.Features, Any]:
+    """Phi and its frozen parameters for a checked config of whole grids.
+
+    Args:
+      settings: `drift.features`, `drift.features_from`, `host` and `seed` are read.
+      manifest: facts of the run's data.
+
+    Returns:
+      The feature map, and its parameters (None where it has none).
+
+    Raises:
+      ValueError: `drift.features_from` is no checkpoint of such a network, or of one for other
+        images, latents or another host; one line.
+    """
+    kind, source = settings.drift.features, settings.drift.features_from
+    if kind == "identity":
+        return features.Identity(), None
+    task = "mae" if kind == "mae" else "host or drift"
+    try:
+        params, found, _ = generator.read_weights(source)
+        config = ml_collections.ConfigDict(read_config(source))
+    except ValueError as error:
+        allowed = f"a workdir of task {task} ({error})"
+        raise wrong("drift.features_from", source, allowed) from error
+    if config.task not in task.split(" or "):
+        allowed = f"a workdir of task {task} for features {kind}, not {config.task}"
+        raise wrong("drift.features_from", source, allowed)
+    for name in _SAME:
+        if found.get(name) != manifest.get(name):
+            allowed = f"a network for {name} {manifest.get(name)}, not {found.get(name)}"
+            raise wrong("drift.features_from", source, allowed)
+    if kind == "mae":
+        return _maps(config, generator.image_spec(manifest), params["mae"])
+    return _penultimate(settings, config, source, found, manifest, params["host"])
+
+
+def _maps(config, images, params):
+    """The encoder alone: its decoder and classifier are not needed."""
+    to_grid = functools.partial(
+        unpatchify,
+        height=images.image_shape[0],
+        width=images.image_shape[1],
+        patch=images.patch_size,
+    )
+    module = masked.module(config, images)
+    return features.Maps(module, to_grid), {"encoder": params["encoder"]}
+
+
+def _penultimate(settings, config, source, found, manifest, params):
+    if config.host.name != settings.host.name:
+        allowed = f"a checkpoint of host {settings.host.name}, not {config.host.name}"
+        raise wrong("drift.features_from", source, allowed)
+    if found["patch_size"] != manifest["patch_size"]:
+        allowed = f"one with patch_size {manifest['patch_size']}, not {found['patch_size']}"
+        raise wrong("drift.features_from", source, allowed)
+    width, images = config.host.width, generator.image_spec(manifest)
+    module = layers.TransformerBlock(width, config.host.num_heads)
+
+    def block(params, h):
+        return module.apply({"params": params}, h)
+
+    space = features.Penultimate(block, images.grid, width)
+    key = jax.random.key(settings.seed)
+    projection = jax.jit(space.projection, static_argnums=1)(key, images.token_dim)
+    name = f"encoder_blocks_{config.host.depth - 2}"
+    return space, {"projection": jnp.asarray(projection), "block": params[name]}
