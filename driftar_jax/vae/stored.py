@@ -9,42 +9,52 @@ import jax.numpy as jnp
 import numpy as np
 
 from driftar_jax.checkpoints import Checkpoints, read_config
+from driftar_jax.vae.f8 import F8VAE
 from driftar_jax.vae.kl import KLVAE
 
 TASK = "vae"
+# What `convert` calls the family of each.
+KINDS = {"vae-kl16": KLVAE, "vae-f8": F8VAE}
 
 
-def config_of(vae: KLVAE) -> dict:
+def config_of(vae: KLVAE | F8VAE) -> dict:
     """What `config.json` holds of an autoencoder."""
     fields = {f.name: getattr(vae, f.name) for f in dataclasses.fields(vae)}
     for name in ("parent", "name", "dtype"):
         fields.pop(name)
-    return {"task": TASK, "vae": fields}
+    (kind,) = (kind for kind, made in KINDS.items() if type(vae) is made)
+    return {"task": TASK, "kind": kind, "vae": fields}
 
 
-def module(config: dict, dtype: jnp.dtype = jnp.float32) -> KLVAE:
+def module(config: dict, dtype: jnp.dtype = jnp.float32, kind: str = "vae-kl16") -> KLVAE | F8VAE:
     """The module of such a config.
 
     Raises:
-      ValueError: it is the config of something else.
+      ValueError: it is the config of something else, or of an autoencoder of another kind.
     """
     if config.get("task") != TASK:
         raise ValueError(f"task: got {config.get('task')!r}, allowed {TASK!r} (an autoencoder)")
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in config["vae"].items()}
-    return KLVAE(**fields, dtype=dtype)
+    # Configs without a kind are older than the second one.
+    if config.get("kind", "vae-kl16") != kind:
+        raise ValueError(f"kind: got {config['kind']!r}, allowed {kind!r}")
+    return KINDS[kind](**fields, dtype=dtype)
 
 
-def load(workdir: str | pathlib.Path, dtype: jnp.dtype = jnp.float32) -> tuple[KLVAE, dict]:
+def load(
+    workdir: str | pathlib.Path, dtype: jnp.dtype = jnp.float32, kind: str = "vae-kl16"
+) -> tuple[KLVAE | F8VAE, dict]:
     """The autoencoder of a workdir and its parameters.
 
     Args:
-      workdir: folder written by `convert --family=vae-kl16`.
+      workdir: folder written by `convert --family=KIND`.
       dtype: type of the convolutions.
+      kind: a key of `KINDS`.
 
     Raises:
       ValueError: it is no such folder, or the arrays do not fit its config; one line.
     """
-    vae = module(read_config(workdir), dtype)
+    vae = module(read_config(workdir), dtype, kind)
     checkpoints = Checkpoints(workdir, create=False)
     step = checkpoints.latest_step()
     if step is None:
@@ -62,8 +72,8 @@ def fingerprint(params: dict) -> str:
     return digest.hexdigest()[:16]
 
 
-def abstract(vae: KLVAE) -> dict:
+def abstract(vae: KLVAE | F8VAE) -> dict:
     """Parameter tree of `ShapeDtypeStruct`, without running anything."""
-    side = vae.factor
+    side = vae.factor * getattr(vae, "patch", 1)
     images = jax.ShapeDtypeStruct((1, side, side, vae.image_channels), jnp.float32)
     return jax.eval_shape(vae.init, jax.random.key(0), images)["params"]

@@ -10,14 +10,18 @@ import pytest
 
 from driftar_jax.conversion import drift_ar as drift_ar_conversion
 from driftar_jax.conversion import mar as mar_conversion
+from driftar_jax.conversion import nextstep as nextstep_conversion
+from driftar_jax.conversion import nextstep_vae as nextstep_vae_conversion
 from driftar_jax.conversion import rules
 from driftar_jax.conversion import transdiff as transdiff_conversion
 from driftar_jax.conversion import vae as vae_conversion
+from driftar_jax.hosts import nextstep
 from driftar_jax.hosts.mar import PRESETS
 from driftar_jax.hosts.transdiff import PRESETS as TRANSDIFF
 from driftar_jax.published import stored as published_stored
 from driftar_jax.published.model import PRESETS as PUBLISHED
 from driftar_jax.vae import kl, stored
+from driftar_jax.vae.f8 import F8VAE
 
 FOLDER = cases.ROOT / "manifests"
 
@@ -120,3 +124,39 @@ def test_vae_size(name):
     got = official_shapes(stored.abstract(vae), vae_conversion.RULES)
     agree(got, recorded)
     assert vae_conversion.module(got) == vae
+
+
+@pytest.mark.parametrize("size", ["14b"], ids=["nextstep-14b"])
+def test_nextstep_size(size):
+    """Assumed sizes of the recording, but for what our preset fixes."""
+    recorded = manifest(f"nextstep_1_{size}")
+    made = recorded["constructor"]
+    settings = {**made, "image_placeholder_id": made["vocab_size"] - 1}
+    shapes = {name: tuple(shape) for name, shape, _ in recorded["state_dict"]}
+    fields = nextstep_conversion.sizes(shapes, settings)
+    preset = nextstep.PRESETS[size]
+    assert {name: fields[name] for name in preset} == preset
+    abstract = nextstep_conversion.abstract_params(*nextstep_conversion.modules(fields))
+    got = official_shapes(nextstep_conversion.unstacked(abstract), nextstep_conversion.RULES)
+    # Held in the state dict, and no parameter: the recorded total is without it.
+    got[nextstep_conversion.BUFFER] = nextstep_conversion.buffer(fields["width"]).shape
+    assert recorded["buffers"] == [nextstep_conversion.BUFFER]
+    buffers = math.prod(got[nextstep_conversion.BUFFER])
+    agree(got, {**recorded, "parameters": recorded["parameters"] + buffers})
+
+
+@pytest.mark.parametrize("name", ["nextstep_vae_f8ch16"])
+def test_nextstep_vae_size(name):
+    recorded = manifest(name)
+    made = F8VAE(normalise=True, patch=2, scale=1.0, shift=0.0, deterministic=True)
+    got = official_shapes(stored.abstract(made), nextstep_vae_conversion.RULES)
+    agree(got, recorded)
+    settings = {
+        **recorded["constructor"],
+        "encoder_norm": made.normalise,
+        "psz": made.patch,
+        "scaling_factor": made.scale,
+        "shift_factor": made.shift,
+        "deterministic": made.deterministic,
+    }
+    assert nextstep_vae_conversion.module(got, settings) == made
