@@ -36,3 +36,29 @@ class Counts:
     head_evaluations: jax.Array
     draft_calls: jax.Array
     backbone_rows: jax.Array
+
+
+@flax.struct.dataclass
+class Speculation:
+    """What generating a batch speculatively cost, and what was accepted.
+
+    An image pays for the rounds it needs, the batch for those of its slowest image. A draft is a
+    head evaluation as well as a draft call; a guided forward counts once.
+
+    Attributes:
+      backbone_calls, draft_calls, head_evaluations: `[B]` int32, per image.
+      batch_calls, batch_draft_calls: int32 scalars; of the whole batch.
+      batch_rows: int32 scalar; rows per image summed over the batch's backbone calls.
+      lengths: `[B, gamma + 1]` int32; rounds by their number of accepted groups.
+      judged, accepted: `[B, bins]` int32; tokens by the target's entropy, equal bins of [0, 1].
+    """
+
+    backbone_calls: jax.Array
+    draft_calls: jax.Array
+    head_evaluations: jax.Array
+    batch_calls: jax.Array
+    batch_draft_calls: jax.Array
+    batch_rows: jax.Array
+    lengths: jax.Array
+    judged: jax.Array
+    accepted: jax.Array

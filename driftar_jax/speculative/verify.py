@@ -57,6 +57,13 @@ def accept_probability(x: jax.Array, target: Normal, draft: Normal) -> jax.Array
     return jnp.exp(jnp.minimum(log_ratio(x, target, draft), 0.0))
 
 
+def accepts(x0: jax.Array, draft: Normal, target: Normal, keys: jax.Array) -> jax.Array:
+    """The verdicts of `gaussian` without the corrections: `[...]` bool, same arguments."""
+    u = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 0)))(keys.reshape(-1))
+    chance = accept_probability(x0, target.floored(), draft.floored())
+    return u.reshape(chance.shape) < chance
+
+
 def gaussian(x0: jax.Array, draft: Normal, target: Normal, keys: jax.Array) -> Verdict:
     """Accept a drafted start with `min(1, p/q)`; on rejection draw from the residual.
 
@@ -83,12 +90,11 @@ def gaussian(x0: jax.Array, draft: Normal, target: Normal, keys: jax.Array) -> V
     Rabee, Eberle and Zimmer (arXiv 1805.00452), section 2.
     """
     shape, channels = x0.shape[:-1], x0.shape[-1]
+    accepted = accepts(x0, draft, target, keys).reshape(-1)
     x = x0.reshape(-1, channels)
     q, p = (Normal(n.mean.reshape(-1, channels), n.std.reshape(-1)) for n in (draft, target))
-    q, p, keys = q.floored(), p.floored(), keys.reshape(-1)
-    key_accept, key_thin = (jax.vmap(jax.random.fold_in, (0, None))(keys, i) for i in range(2))
-    u = jax.vmap(jax.random.uniform)(key_accept)
-    accepted = u < accept_probability(x, p, q)
+    q, p = q.floored(), p.floored()
+    key_thin = jax.vmap(jax.random.fold_in, (0, None))(keys.reshape(-1), 1)
     same = jnp.abs(jnp.log(p.std) - jnp.log(q.std)) <= AGREE
     finite = jnp.isfinite(log_ratio(x, p, q))
     thinned = _thinned(p, q, key_thin, ~accepted & ~same & finite)

@@ -1,0 +1,371 @@
+"""Speculative decoding over groups: drafts are cheap, one backbone call judges several of them.
+
+A round drafts up to `gamma` groups from the last encoding, then ONE backbone call encodes the
+contexts of the drafted groups and of the one after them. Groups are accepted in order; the first
+that fails, or the one after the last draft, is the target's own, so that every call yields the
+accepted groups and one more. Rows of a batch move at their own pace; all of it is one
+`lax.while_loop` with fixed shapes.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from driftar_jax import draws
+from driftar_jax.hosts.base import Host
+from driftar_jax.speculative import verify
+from driftar_jax.types import Encoding, Speculation
+
+BINS = 20
+
+
+class Head(Protocol):
+    """The one-step head that makes tokens of encodings (`drift/head.py`)."""
+
+    temperature: float
+
+    def starts(self, encoding: Encoding, keys: jax.Array) -> tuple[jax.Array, jax.Array]: ...
+
+    def tokens(self, encoding: Encoding, mu, std, eps, scale) -> jax.Array: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How far to draft and what to accept. Static.
+
+    Attributes:
+      gamma: groups drafted at most per round; 0 is plain AR decoding.
+      name: one of `verify.RULES`.
+      delta: bound of `coupled` (standard deviations) and `feature` (root mean square); not read by
+        `gaussian`.
+      stop: tau_g; drafting stops at a draft whose mean entropy is under
+        `min(tau_c, tau_g)`, `tau_c = share * EMA(E_target)`. 0 never stops.
+      share: gamma_e of tau_c.
+      decay: of the average, over backbone calls of an image.
+    """
+
+    gamma: int
+    name: str = "gaussian"
+    delta: float = 0.0
+    stop: float = 0.0
+    share: float = 0.8
+    decay: float = 0.9
+
+
+@flax.struct.dataclass
+class _Rows:
+    """A group as one side sees it; arrays `[R, K, ...]`: encoding, prior."""
+
+    encoding: Encoding
+    mu: jax.Array
+    std: jax.Array
+
+
+@flax.struct.dataclass
+class _Drafts:
+    """Drafted groups: `rows` and `x` have a leading axis `gamma`, `count [B]` says how many."""
+
+    rows: _Rows
+    x: jax.Array
+    count: jax.Array
+
+
+@flax.struct.dataclass
+class _Judged:
+    """`there [gamma, B]`: drafted; the rest `[gamma, B, K]`: verdict, no padding, target's `E`."""
+
+    there: jax.Array
+    accepted: jax.Array
+    real: jax.Array
+    entropy: jax.Array
+
+
+@flax.struct.dataclass
+class _State:
+    """Between rounds.
+
+    Attributes:
+      step: `[B]` int32, groups that stand.
+      tokens: `[B, N, C]`.
+      last: encoding of the last context that the backbone saw and that stands.
+      memory: the host's.
+      average: `[B]` float32, EMA of the target's entropy.
+      found: what is reported.
+    """
+
+    step: jax.Array
+    tokens: jax.Array
+    last: Encoding
+    memory: Any
+    average: jax.Array
+    found: Speculation
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """Everything a batch needs; `run` generates it.
+
+    Attributes:
+      host: groups, contexts and the backbone.
+      draft: `(last encoding, tokens [B, N, C], step [B]) -> encoding` of the context of `step`; not
+        called with `gamma = 0`.
+      head: makes tokens.
+      keys: `[B]`, one per image (`draws.image_keys`).
+      scales: `[T]` float32 guidance.
+      rule: how far, and what.
+    """
+
+    host: Host
+    draft: Callable[[Encoding, jax.Array, jax.Array], Encoding] | None
+    head: Head
+    keys: jax.Array
+    scales: jax.Array
+    rule: Rule
+
+    def run(self) -> tuple[jax.Array, Speculation]:
+        """Generate all groups of all images.
+
+        Returns:
+          tokens `[B, N, C]` float32 and `Speculation`.
+        """
+        host, batch = self.host, self.keys.shape[0]
+        tokens = jnp.zeros((batch, host.num_tokens, host.token_dim), jnp.float32)
+        step, memory = jnp.zeros(batch, jnp.int32), host.memory()
+        shapes, _ = jax.eval_shape(lambda: host.encode(memory, tokens, step, 1))
+        state = _State(
+            step=step,
+            tokens=tokens,
+            last=jax.tree.map(lambda s: jnp.zeros(s.shape[1:], s.dtype), shapes),
+            memory=memory,
+            # As published, so that tau_c begins at tau_g.
+            average=jnp.full(batch, self.rule.stop / self.rule.share, jnp.float32),
+            found=_nothing(batch, self.rule.gamma),
+        )
+        state = jax.lax.while_loop(lambda s: (s.step < host.num_steps).any(), self._round, state)
+        return state.tokens, state.found
+
+    # --- pieces of a group ---------------------------------------------------------------------
+
+    def _rows(self, encoding: Encoding, step: jax.Array) -> _Rows:
+        """The group of `step` in an encoding `[R, ...]`, with its prior."""
+        mu, std = self.head.starts(encoding, draws.prior_keys(self.keys))
+        return _Rows(*self.host.take((encoding, mu, std), step))
+
+    def _token_keys(self, step: jax.Array) -> jax.Array:
+        """Keys `[B, K]` of the group's tokens."""
+        keys = draws.token_keys(self.keys, self.host.num_tokens)
+        positions = self.host.group(step)[0]
+        return jax.vmap(lambda k, p: k[p])(keys, positions)
+
+    def _noise(self, step: jax.Array) -> jax.Array:
+        """`[B, K, C]`: the one noise of each token, whoever asks for it."""
+        return draws.normal(self._token_keys(step), 0, self.host.token_dim)
+
+    def _scale(self, step: jax.Array) -> jax.Array:
+        return jnp.asarray(self.scales)[jnp.minimum(step, self.host.num_steps - 1)]
+
+    def _made(self, rows: _Rows, eps: jax.Array, step: jax.Array) -> jax.Array:
+        return self.head.tokens(rows.encoding, rows.mu, rows.std, eps, self._scale(step))
+
+    def _write(self, tokens, x, step, where) -> jax.Array:
+        """`tokens` with the group `x [B, K, C]` of `step` put in, for the images `where [B]`."""
+        positions, real = self.host.group(step)
+        target = jnp.where(real & where[:, None], positions, self.host.num_tokens)
+        return jax.vmap(lambda t, p, v: t.at[p].set(v, mode="drop"))(tokens, target, x)
+
+    def _mean_entropy(self, encoding: Encoding) -> jax.Array:
+        """`[B]`, of the conditional rows."""
+        return encoding.entropy[: self.keys.shape[0]].mean(axis=-1)
+
+    def _prior(self, rows: _Rows) -> verify.Normal:
+        """Distribution of the conditional rows' start."""
+        batch = self.keys.shape[0]
+        return verify.Normal(rows.mu[:batch], self.head.temperature * rows.std[:batch])
+
+    # --- a round -------------------------------------------------------------------------------
+
+    def _round(self, state: _State) -> _State:
+        host, gamma = self.host, self.rule.gamma
+        tokens, drafts, found = state.tokens, None, state.found
+        count = jnp.zeros_like(state.step)
+        if gamma:
+            tokens, drafts, found = self._drafted(state)
+            count = drafts.count
+        encodings, memory, contexts = self._encoded(state, tokens, count)
+        steps = state.step[None] + jnp.arange(gamma + 1)[:, None]
+        rows = jax.vmap(self._rows)(encodings, steps)
+        judged = self._judged(drafts, rows, steps)
+        ok = (judged.accepted | ~judged.real).all(axis=-1) & judged.there
+        accepted = jnp.cumprod(ok.astype(jnp.int32), axis=0).sum(axis=0)
+        step = state.step + accepted
+        own = _chosen(rows, accepted, host.branches)
+        last = _chosen(encodings, accepted, host.branches)
+        eps = self._own_noise(drafts, own, accepted, step)
+        x = self._made(own, eps, step)
+        live = state.step < host.num_steps
+        average = self.rule.decay * state.average
+        average += (1 - self.rule.decay) * self._mean_entropy(last)
+        return _State(
+            step=jnp.where(live, step + 1, state.step),
+            tokens=self._write(tokens, x, step, live),
+            last=last,
+            memory=host.keep(memory, step + 1),
+            average=average,
+            found=self._counted(found, live, accepted, count, contexts, judged),
+        )
+
+    def _drafted(self, state: _State):
+        """Up to gamma groups, each from the encoding drafted for the one before."""
+        host, gamma = self.host, self.rule.gamma
+        threshold = jnp.minimum(self.rule.share * state.average, self.rule.stop)
+        rows, x = jax.eval_shape(lambda: self._draft(state.last, state.tokens, state.step)[1:])
+        empty = lambda s: jnp.zeros((gamma, *s.shape), s.dtype)  # noqa: E731
+        drafts = _Drafts(
+            rows=jax.tree.map(empty, rows), x=empty(x), count=jnp.zeros_like(state.step)
+        )
+        # There is nothing to draft from before the first call, and the last group needs no draft:
+        # a call is due anyhow, and makes it.
+        may = (state.step > 0) & (state.step < host.num_steps - 1)
+
+        def going(carry):
+            return (carry[0] < gamma) & carry[1].any()
+
+        def body(carry):
+            turn, may, last, tokens, drafts, found = carry
+            step = state.step + turn
+            encoding, rows, x = self._draft(last, tokens, step)
+            take = may & ~(self._mean_entropy(encoding) < threshold)
+            put = lambda all_, one: all_.at[turn].set(one)  # noqa: E731
+            drafts = _Drafts(
+                rows=jax.tree.map(put, drafts.rows, rows),
+                x=put(drafts.x, x),
+                count=drafts.count + take,
+            )
+            found = found.replace(
+                draft_calls=found.draft_calls + may,
+                batch_draft_calls=found.batch_draft_calls + 1,
+            )
+            tokens = self._write(tokens, x, step, take)
+            return turn + 1, take & (step + 1 < host.num_steps - 1), encoding, tokens, drafts, found
+
+        start = jnp.int32(0), may, state.last, state.tokens, drafts, state.found
+        _, _, _, tokens, drafts, found = jax.lax.while_loop(going, body, start)
+        return tokens, drafts, found
+
+    def _draft(self, last, tokens, step):
+        encoding = self.draft(last, tokens, step)
+        rows = self._rows(encoding, step)
+        return encoding, rows, self._made(rows, self._noise(step), step)
+
+    def _encoded(self, state: _State, tokens, count):
+        """The round's one backbone call: `[gamma + 1, R, ...]`, memory, contexts it held.
+
+        Where no image of the batch has a draft, the call holds one context instead of gamma + 1.
+        """
+        most = self.rule.gamma + 1
+
+        def call(contexts):
+            made, memory = self.host.encode(state.memory, tokens, state.step, contexts)
+            lengthen = lambda a: jnp.pad(a, [(0, most - contexts)] + [(0, 0)] * (a.ndim - 1))  # noqa: E731
+            return jax.tree.map(lengthen, made), memory
+
+        if most == 1:
+            return *call(1), jnp.int32(1)
+        drafted = count.max() > 0
+        made, memory = jax.lax.cond(drafted, lambda: call(most), lambda: call(1))
+        return made, memory, jnp.where(drafted, most, 1)
+
+    def _judged(self, drafts: _Drafts | None, rows: _Rows, steps: jax.Array) -> _Judged:
+        """Verdicts on the drafted groups of `steps [gamma + 1, B]`, and what they are about."""
+        gamma, batch = self.rule.gamma, self.keys.shape[0]
+        entropy = rows.encoding.entropy[:gamma, :batch]
+        if not gamma:
+            none = jnp.zeros(entropy.shape, bool)
+            return _Judged(there=none[..., 0], accepted=none, real=none, entropy=entropy)
+        target = jax.tree.map(lambda a: a[:gamma], rows)
+        accepted = jax.vmap(self._judge)(drafts.rows, drafts.x, target, steps[:gamma])
+        return _Judged(
+            there=jnp.arange(gamma)[:, None] < drafts.count[None],
+            accepted=accepted,
+            real=jax.vmap(lambda step: self.host.group(step)[1])(steps[:gamma]),
+            entropy=entropy,
+        )
+
+    def _judge(self, draft: _Rows, x, target: _Rows, step) -> jax.Array:
+        """`[B, K]` bool: which tokens of one group stand."""
+        if self.rule.name == "gaussian":
+            q, p = self._prior(draft), self._prior(target)
+            x0 = q.mean + q.std[..., None] * self._noise(step)
+            return verify.accepts(x0, q, p, draws.verdict_keys(self._token_keys(step)))
+        if self.rule.name == "coupled":
+            again = self._made(target, self._noise(step), step)
+            return verify.coupled(x, again, self._prior(target).std, self.rule.delta)
+        near = verify.feature(draft.encoding.z, target.encoding.z, self.rule.delta)
+        # Guidance branches of one image are accepted together.
+        return near.reshape(self.host.branches, *x.shape[:2]).all(axis=0)
+
+    def _own_noise(self, drafts, own: _Rows, accepted, step) -> jax.Array:
+        """Noise `[B, K, C]` of the target's own group: the tokens', or what corrects a draft."""
+        eps = self._noise(step)
+        if self.rule.name != "gaussian" or drafts is None:
+            return eps
+        at = jnp.minimum(accepted, self.rule.gamma - 1)
+        draft = _chosen(drafts.rows, at, self.host.branches)
+        q, p = self._prior(draft), self._prior(own)
+        failed = (accepted < drafts.count)[:, None] & self.host.group(step)[1]
+        # Where nothing failed both are the same, so that nothing is left to correct.
+        q = verify.Normal(
+            jnp.where(failed[..., None], q.mean, p.mean), jnp.where(failed, q.std, p.std)
+        )
+        x0 = q.mean + q.std[..., None] * eps
+        verdict = verify.gaussian(x0, q, p, draws.verdict_keys(self._token_keys(step)))
+        again = (verdict.x0 - p.mean) / p.floored().std[..., None]
+        return jnp.where(failed[..., None], again, eps)
+
+    def _counted(self, found: Speculation, live, accepted, count, contexts, judged: _Judged):
+        """`found` with this round's numbers added, for the images still `live`."""
+        gamma, one = self.rule.gamma, live.astype(jnp.int32)
+        lengths = jax.nn.one_hot(accepted, gamma + 1, dtype=jnp.int32) * one[:, None]
+        # Every draft's, the own group's, and what `coupled` makes to compare.
+        made = count + 1 + ((count > 0) if self.rule.name == "coupled" else 0)
+        # Groups after the first failure stood in a context that does not hold: they tell nothing.
+        valid = judged.there & (jnp.arange(gamma)[:, None] <= accepted[None]) & live[None]
+        valid = valid[..., None] & judged.real
+        bins = jnp.clip((judged.entropy * BINS).astype(jnp.int32), 0, BINS - 1)
+        hot = jax.nn.one_hot(bins, BINS, dtype=jnp.int32) * valid[..., None]
+        return found.replace(
+            backbone_calls=found.backbone_calls + one,
+            head_evaluations=found.head_evaluations + one * made,
+            batch_calls=found.batch_calls + 1,
+            batch_rows=found.batch_rows + contexts * self.host.branches,
+            lengths=found.lengths + lengths,
+            judged=found.judged + hot.sum(axis=(0, 2)),
+            accepted=found.accepted + (hot * judged.accepted[..., None]).sum(axis=(0, 2)),
+        )
+
+
+def _nothing(batch: int, gamma: int) -> Speculation:
+    """Counts before the first round."""
+    per_image, scalar = jnp.zeros(batch, jnp.int32), jnp.int32(0)
+    bins = jnp.zeros((batch, BINS), jnp.int32)
+    return Speculation(
+        backbone_calls=per_image,
+        draft_calls=per_image,
+        head_evaluations=per_image,
+        batch_calls=scalar,
+        batch_rows=scalar,
+        batch_draft_calls=scalar,
+        lengths=jnp.zeros((batch, gamma + 1), jnp.int32),
+        judged=bins,
+        accepted=bins,
+    )
+
+
+def _chosen(tree: Any, index: jax.Array, branches: int) -> Any:
+    """`[S, R, ...]` -> `[R, ...]`: for each image the entry `index [B]`."""
+    index = jnp.concatenate([index] * branches)
+    return jax.tree.map(lambda a: jax.vmap(lambda v, i: v[i], (1, 0))(a, index), tree)
