@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from driftar_jax import entropy
 from driftar_jax.drift.decoders import TokenDecoder
+from driftar_jax.drift.grid import GridDecoder
 from driftar_jax.drift.prior import Prior
 from driftar_jax.types import Encoding
 
@@ -27,7 +28,7 @@ class DriftHead:
     """
 
     prior: Prior
-    decoder: TokenDecoder | None
+    decoder: TokenDecoder | GridDecoder | None
     params: dict[str, Any]
     guided: bool
     temperature: float
@@ -75,8 +76,13 @@ class DriftHead:
         return unconditional + scale * (conditional - unconditional)
 
     def _alpha(self, scale, std):
-        """What a decoder with a learned scale reads: `[R, M]`, 1 where it is not the guidance."""
+        """What a decoder with a learned scale reads, 1 where it is not the guidance.
+
+        `[R, M]` of tokens, or `[R]` where it makes the whole grid.
+        """
         if not self.decoder.guidance:
             return None
         scale = scale if self.trained_guidance else jnp.float32(1)
+        if isinstance(self.decoder, GridDecoder):
+            return jnp.broadcast_to(scale, std.shape[:1])
         return jnp.broadcast_to(jnp.reshape(scale, (-1, 1)), std.shape)

@@ -200,7 +200,7 @@ class DriftGridTask:
         return l_drift + l_mu, metrics | {"mu": l_mu}
 
     def _in_chunks(self, function, rows):
-        """`function` of trees `[L, ...]`, `chunk` rows at a time; the result does not depend on it."""
+        """`function` of trees `[L, ...]`, `chunk` rows at a time; it gives the same."""
         count = len(jax.tree.leaves(rows)[0])
         if self.chunk in (0, count):
             return function(rows)
