@@ -7,14 +7,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from driftar_jax import draws
 from driftar_jax.assembly import Parts
+from driftar_jax.drift.head import DriftHead
 from driftar_jax.hosts.transdiff_flow import generate
 
 
 def guidance_at(scale: float, groups: int, schedule: str) -> tuple[float, ...]:
-    """Scale of each image in a row: the same for all, or rising from `1 + (s - 1) / groups` to s."""
+    """Scale of each image in a row: `constant`, or rising to s in equal steps (`linear`)."""
     if schedule == "constant":
         return (scale,) * groups
     return tuple(1.0 + (scale - 1.0) * (g + 1) / groups for g in range(groups))
@@ -65,3 +67,29 @@ def own(
         table=params.get("table"),
     )
     return grids[-1]
+
+
+def drift(
+    parts: Parts,
+    head: DriftHead,
+    params: dict[str, Any],
+    label: jax.Array,
+    keys: jax.Array,
+    scale: float,
+) -> jax.Array:
+    """Whole grids `[B, N, C]` float32 by the one-step decoder, or the means of their prior.
+
+    Args:
+      parts: a TransDiff host of one group.
+      head: prior and decoder.
+      params: group `host`.
+      label: `[B]` int32 class, -1 for none.
+      keys: `[B]`, of `draws.image_keys`.
+      scale: guidance; read as `head` says.
+    """
+    rows = jnp.concatenate([label, jnp.full_like(label, -1)]) if head.guided else label
+    encoding = parts.host.apply({"params": params["host"]}, rows)
+    mu, std = head.starts(encoding, draws.prior_keys(keys))
+    noise_keys = draws.token_keys(keys, parts.images.num_tokens)
+    eps = draws.normal(noise_keys, 0, parts.images.token_dim)
+    return head.tokens(encoding, mu, std, eps, jnp.float32(scale))

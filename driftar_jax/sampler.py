@@ -15,12 +15,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from driftar_jax import draws, plan
+from driftar_jax import draws, grid_sampler, plan
 from driftar_jax.assembly import Parts
 from driftar_jax.drift.head import DriftHead
 from driftar_jax.features import to_uint8
 from driftar_jax.heads import diffusion
 from driftar_jax.hosts.schedules import NFE_SCHEDULES, head_steps, unpatchify
+from driftar_jax.hosts.transdiff import TransDiff
 from driftar_jax.types import Counts, Encoding
 
 METHODS = ("own", "drift", "mean")
@@ -54,6 +55,8 @@ class Settings:
         which is the better one for heads trained for minutes. A single step is always trimmed:
         the published rule would keep timestep 0, which denoises nothing.
       temperature: factor of the head's step noise (`own`) or of the start's noise (`drift`).
+      drift_scale: factor of the drift of TransDiff's own sampler (its `scale_0`; the temperature is
+        its `scale_1`); other heads do not read it.
     """
 
     method: str
@@ -66,6 +69,7 @@ class Settings:
     nfe_schedule: str = "constant"
     nfe_last: int = 5
     guidance_form: str = "extrapolate"
+    drift_scale: float = 1.0
 
     def check(self, parts: Parts) -> None:
         """Raises ValueError (field, value, allowed) where these modules cannot sample so."""
@@ -74,6 +78,8 @@ class Settings:
             raise ValueError(
                 f"method: got {self.method!r}, allowed {' | '.join(has)} (in this checkpoint)"
             )
+        if isinstance(parts.host, TransDiff):
+            self._check_grids(parts)
         num_tokens = parts.images.num_tokens
         if not 1 <= self.ar_steps <= num_tokens:
             raise ValueError(
@@ -108,6 +114,19 @@ class Settings:
             raise ValueError(f"spacing: got {self.spacing!r}, allowed {' | '.join(SPACINGS)}")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature: got {self.temperature}, allowed a number above 0")
+
+    def _check_grids(self, parts: Parts) -> None:
+        groups = parts.host.groups
+        if self.ar_steps != groups:
+            raise ValueError(
+                f"ar_steps: got {self.ar_steps}, allowed {groups} (images in a row of this host)"
+            )
+        last = self.nfe if self.nfe_schedule == "constant" else self.nfe_last
+        for field, value in (("nfe", self.nfe), ("nfe_last", last)):
+            if self.method == "own" and value < 2:
+                raise ValueError(f"{field}: got {value}, allowed at least 2 (of a flow head)")
+        if not 0 < self.drift_scale < math.inf:
+            raise ValueError(f"drift_scale: got {self.drift_scale}, allowed a number above 0")
 
     def changed(self, **changes) -> "Settings":
         """These settings with the given fields changed; None leaves a field as it is."""
@@ -157,6 +176,15 @@ def generate(
     """
     images = parts.images
     keys = draws.image_keys(seed, index)
+    counts = Counts(
+        backbone_calls=jnp.int32(settings.ar_steps),
+        head_evaluations=jnp.int32(sum(settings.head_steps)),
+        draft_calls=jnp.int32(0),
+        backbone_rows=jnp.int32(settings.ar_steps * (2 if settings.guided else 1)),
+    )
+    if isinstance(parts.host, TransDiff):
+        tokens = _whole_grids(parts, settings, params, label, keys)
+        return unpatchify(tokens, *images.image_shape[:2], images.patch_size), counts
     steps = plan_of(parts, settings)
     shape = (label.shape[0], images.num_tokens, images.token_dim)
     order = draws.orders(keys, images.num_tokens)
@@ -168,13 +196,27 @@ def generate(
         return reveal(parts, settings, steps, params, tokens, encoding, order, keys, step), None
 
     tokens, _ = jax.lax.scan(ar_step, jnp.zeros(shape, jnp.float32), steps.columns())
-    counts = Counts(
-        backbone_calls=jnp.int32(settings.ar_steps),
-        head_evaluations=jnp.int32(sum(settings.head_steps)),
-        draft_calls=jnp.int32(0),
-        backbone_rows=jnp.int32(settings.ar_steps * (2 if settings.guided else 1)),
-    )
     return unpatchify(tokens, *images.image_shape[:2], images.patch_size), counts
+
+
+def _whole_grids(parts, settings, params, label, keys) -> jax.Array:
+    """Tokens `[B, N, C]` of a host whose AR steps are whole grids."""
+    if settings.method != "own":
+        head = drift_head(parts, settings, params)
+        return grid_sampler.drift(parts, head, params, label, keys, settings.guidance)
+    scales = grid_sampler.guidance_at(
+        settings.guidance, settings.ar_steps, settings.guidance_schedule
+    )
+    return grid_sampler.own(
+        parts,
+        params,
+        label,
+        keys,
+        steps=settings.head_steps,
+        guidance=scales,
+        drift_scale=settings.drift_scale,
+        noise_scale=settings.temperature,
+    )
 
 
 def plan_of(parts: Parts, settings: Settings) -> plan.Plan:

@@ -86,7 +86,7 @@ def flow_terms(
     keys = jax.random.split(dropout_key, 1 + host.groups) if train else [None] * (1 + host.groups)
 
     def apply(module, name, key, *args, **kwargs):
-        rngs = {"dropout": key} if train else None
+        rngs = None if key is None else {"dropout": key}
         return module.apply({"params": params[name]}, *args, rngs=rngs, **kwargs)
 
     references = None

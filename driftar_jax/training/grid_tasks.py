@@ -112,13 +112,13 @@ class RowHostTask(GridHostTask):
         return loss, metrics | {"bank_present": weight.mean()}
 
 
-def build(config: Any, images: assembly.ImageSpec) -> GridHostTask:
+def build(config: Any, parts: assembly.Parts) -> GridHostTask:
     """The task of a checked config of task `host` with host.name `transdiff`.
 
     Raises:
       ValueError: the bank is larger than its limit.
     """
-    parts = assembly.build(config, images)
+    images = parts.images
     own = dict(copies=config.head.copies, label_drop=config.host.label_drop)
     if config.host.form == "one_step":
         return GridHostTask(parts, mirror=config.data.flip, **own)
