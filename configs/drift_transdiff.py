@@ -1,15 +1,11 @@
 r"""Drift-AR on TransDiff's 1-step form: class to whole grid, one decoder evaluation per image.
 
-  python -m driftar_jax.train --config=configs/drift_transdiff.py:digits8 --workdir=runs/drift_grid
+  python -m driftar_jax.train --config=configs/mae.py:digits8 --workdir=runs/mae_digits8
+  python -m driftar_jax.train --config=configs/drift_transdiff.py:digits8 \
+    --config.drift.features_from=runs/mae_digits8 --workdir=runs/drift_grid_digits8
 
-`digits8` and `tiny` drift in the pixels themselves. The other sizes drift in the features of a
-masked autoencoder, which has to be trained first:
-
-  python -m driftar_jax.train --config=configs/mae.py:fashion28 --workdir=runs/mae_fashion28
-  python -m driftar_jax.train --config=configs/drift_transdiff.py:fashion28 \
-    --config.drift.features_from=runs/mae_fashion28 --workdir=runs/grid_fashion28
-
-`base`, `large` and `huge` have TransDiff's released sizes and were not trained by this project.
+It drifts in the features of a masked autoencoder, trained by the first command; `tiny` drifts in
+the pixels themselves. `--config.init_from` names a run of transdiff_small.py to start from. `base`, `large` and `huge` have TransDiff's released sizes and were not trained by this project.
 """
 
 import ml_collections
@@ -40,7 +36,7 @@ def get_config(size: str = "digits8") -> ml_collections.ConfigDict:
         buffer_size=4,
         attention_dropout=0.0,
         projection_dropout=0.0,
-        label_drop=0.0,
+        label_drop=0.1,
         dtype="float32",
     )
     c.prior = dict(scale="entropy", sigma_max=0.5, tau=2.0, constant=0.25)  # Eq. 6
@@ -48,8 +44,8 @@ def get_config(size: str = "digits8") -> ml_collections.ConfigDict:
         field="laplace",  # of (0.02, 0.05, 0.2) mean distances; or energy
         features="mae",
         features_from="",
-        classes=16,  # rows per step: labels of the first images of a batch
-        draws=32,  # G
+        classes=8,  # rows per step: labels of the first images of a batch
+        draws=16,  # G
         positives=32,  # P
         unconditional=8,  # N, the carriers of guidance
         chunk=0,  # rows through decoder and features at a time; 0: all
@@ -74,8 +70,6 @@ def get_config(size: str = "digits8") -> ml_collections.ConfigDict:
         drift_scale=1.0,  # of the own head's sampler
     )
     c.optim.update(lr=5e-4, weight_decay=0.01, clip=2.0, schedule="constant")
-    if size == "digits8":
-        c.drift.features = "identity"
     if size == "tiny":
         c.host.update(width=16, depth=2, num_heads=2, buffer_size=2)
         c.drift.update(features="identity", classes=3, draws=3, positives=4, unconditional=2)

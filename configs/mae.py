@@ -13,8 +13,8 @@ def get_config(size: str = "fashion28") -> ml_collections.ConfigDict:
     c = small.base("mae", size if size != "imagenet256" else "digits8")
     # Three stages: sides 8, 4, 2 of digits; 28, 14, 7; 32, 16, 8.
     c.mae = dict(
-        width=32,
-        blocks="2,2,2",
+        width=16,
+        blocks="1,2,1",
         mask_share=0.5,
         label_weight=0.1,  # of the classifier, late in the run
         label_from=0.7,
