@@ -59,7 +59,8 @@ class Loaded:
             guidance=float(c.guidance),
             guidance_schedule=c.guidance_schedule,
             temperature=float(c.temperature),
-            spacing=c.spacing,
+            spacing=c.get("spacing", "even"),  # of the diffusion head alone
+            drift_scale=float(c.get("drift_scale", 1.0)),
             # Not in the configs of older runs.
             nfe_schedule=c.get("nfe_schedule", "constant"),
             nfe_last=c.get("nfe_last", 1),
@@ -92,7 +93,7 @@ class Loaded:
           seed: 0..2**31-1; the same seed and labels give the same images.
           batch_size: images per call; changes the speed, not the images.
           **changes: fields of `sampler.Settings`: method, ar_steps, nfe, nfe_schedule, nfe_last,
-            guidance, guidance_form, guidance_schedule, temperature, spacing.
+            guidance, guidance_form, guidance_schedule, temperature, drift_scale, spacing.
 
         Returns:
           `Samples`.
