@@ -28,6 +28,10 @@ _OUT = flags.DEFINE_string("out", None, "Folder for report.md, report.json and p
 _NUM = flags.DEFINE_integer("num", 2048, "Images per method and seed.")
 _SEEDS = flags.DEFINE_integer("seeds", 3, "Sampling seeds per pair of runs.")
 _BATCHES = flags.DEFINE_list("batch_sizes", ["16", "256"], "Batch sizes of the speed table.")
+_CONTROLS = flags.DEFINE_boolean(
+    "controls", False, "Also head steps that fall over the AR steps, and fewer AR steps."
+)
+_GUIDANCE = flags.DEFINE_list("guidance", [], "Also these scales, each in every way to reach it.")
 _OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace a report that is there.")
 flags.mark_flags_as_required(["workdir", "baseline", "judge", "out"])
 
@@ -46,6 +50,8 @@ def main(_) -> None:
             inception_dir=_INCEPTION.value,
             reference=_REFERENCE.value,
             metrics=_METRICS.value,
+            controls=_CONTROLS.value,
+            guidance=_GUIDANCE.value,
         )
     print(compared.run())
 

@@ -75,6 +75,11 @@ class Loaded:
     def checked(self, **changes) -> sampler.Settings:
         """`settings`, once it is sure that images can be made with them; else ValueError."""
         settings = self.settings(**changes)
+        self.check(settings)
+        return settings
+
+    def check(self, settings: sampler.Settings) -> None:
+        """Raises ValueError (field, value, allowed) where images cannot be made with `settings`."""
         settings.check(self.parts)
         if settings.guidance_form == "trained" and settings.method == "drift":
             most = self.config.drift.guidance_max
@@ -83,7 +88,6 @@ class Loaded:
         if self.to_pixels is None:
             allowed = "--vae=FOLDER written by convert --family=vae-kl16 (these tokens are latents)"
             raise wrong("vae", None, allowed)
-        return settings
 
     def sample(self, labels, seed: int = 0, *, batch_size: int = 256, **changes) -> Samples:
         """Generate one image per label.

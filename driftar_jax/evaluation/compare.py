@@ -8,6 +8,7 @@ import numpy as np
 from driftar_jax import sampler
 from driftar_jax.evaluation import quality, speed
 from driftar_jax.generator import Loaded
+from driftar_jax.hosts.schedules import NFE_SCHEDULES
 
 FEW_STEPS = (1, 2, 5, 10)
 PART_BYTES = 2**28
@@ -31,6 +32,7 @@ class Row:
     ar_steps: int
     nfe_per_step: int
     backbone_calls: int
+    backbone_rows: int
     speed: dict[int, speed.Speed]
     quality: tuple[quality.Quality, ...]
 
@@ -42,6 +44,7 @@ class Row:
             "ar_steps": self.ar_steps,
             "nfe_per_step": self.nfe_per_step,
             "backbone_calls": self.backbone_calls,
+            "backbone_rows": self.backbone_rows,
             "images_per_s": largest.median,
             "images_per_s_low": largest.low,
             "images_per_s_high": largest.high,
@@ -58,17 +61,55 @@ class Row:
         }
 
 
-def methods(own: Loaded, drift: Loaded) -> list[Method]:
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """Which rows a table has beside the own head with its and with fewer steps, and Drift-AR.
+
+    Attributes:
+      controls: the own head with head steps that fall over the AR steps (as DiSA), and both with
+        half and a quarter of the AR steps.
+      guidance: further scales, each for every way to reach it.
+    """
+
+    controls: bool = False
+    guidance: tuple[float, ...] = ()
+
+
+def methods(own: Loaded, drift: Loaded, asked: Asked = Asked()) -> list[Method]:
     """The reference (own head, default steps) first, then its fewer steps, then Drift-AR's rows."""
     base = own.settings()
     few = [n for n in FEW_STEPS if n < base.nfe]
     rows = [Method("own", True, base)]
     rows += [Method("own", True, own.settings(nfe=n)) for n in reversed(few)]
+    if asked.controls:
+        last = max(1, base.nfe // 10)
+        rows += [
+            Method(f"own, {name} to {last}", True, own.settings(nfe_schedule=name, nfe_last=last))
+            for name in NFE_SCHEDULES
+            if name != "constant"
+        ]
+        rows += [
+            Method(f"own, {n} AR steps", True, own.settings(ar_steps=n))
+            for n in _fewer(base.ar_steps)
+        ]
     rows += [
         Method("prior mean", False, drift.settings(method="mean")),
         Method("drift", False, drift.settings()),
     ]
+    if asked.controls:
+        steps = _fewer(drift.settings().ar_steps)
+        rows += [Method(f"drift, {n} AR steps", False, drift.settings(ar_steps=n)) for n in steps]
+    learned = drift.settings().guidance_form == "trained"
+    for scale in asked.guidance:
+        rows.append(Method(f"own, guidance {scale:g}", True, own.settings(guidance=scale)))
+        for form in ("extrapolate", "trained") if learned else ("extrapolate",):
+            settings = drift.settings(guidance=scale, guidance_form=form)
+            rows.append(Method(f"drift, guidance {scale:g} {form}", False, settings))
     return rows
+
+
+def _fewer(ar_steps: int) -> list[int]:
+    return sorted({max(1, ar_steps // 2), max(1, ar_steps // 4)} - {ar_steps}, reverse=True)
 
 
 def measure(
@@ -79,6 +120,7 @@ def measure(
     num: int,
     sampling_seeds: int,
     batch_sizes: Sequence[int],
+    asked: Asked = Asked(),
 ) -> list[Row]:
     """Quality over all checkpoint pairs and sampling seeds, speed of the first pair.
 
@@ -89,11 +131,12 @@ def measure(
       num: images per seed.
       sampling_seeds: seeds per pair.
       batch_sizes: for the speed.
+      asked: further rows.
 
     Returns:
       One row per method of `methods`.
     """
-    table = methods(baselines[0], drifts[0])
+    table = methods(baselines[0], drifts[0], asked)
     # Before the quality: afterwards everything is compiled, and its cost could not be told.
     first = baselines[0], drifts[0]
     with real.ledger("speed"):
@@ -110,6 +153,7 @@ def measure(
             ar_steps=method.settings.ar_steps,
             nfe_per_step=method.settings.evaluations,
             backbone_calls=method.settings.ar_steps,
+            backbone_rows=method.settings.ar_steps * (2 if method.settings.guided else 1),
             speed={size: speeds[i] for size, speeds in timed.items()},
             quality=tuple(found[i]),
         )

@@ -122,7 +122,7 @@ def _facts(facts: dict) -> list[str]:
 
 def _table(records: Sequence[dict], floor: float) -> list[str]:
     head = (
-        "method | AR steps | NFE per step | backbone calls | images/s (median, low to high) | "
+        "method | AR steps | NFE per step | backbone rows | images/s (median, low to high) | "
         "compile s | speed ratio | Frechet distance | class accuracy | real-vs-real floor"
     )
     lines = [f"| {head} |", "|" + "---|" * (head.count("|") + 1)]
@@ -130,8 +130,8 @@ def _table(records: Sequence[dict], floor: float) -> list[str]:
         cells = [
             r["method"],
             str(r["ar_steps"]),
-            str(r["nfe_per_step"]),
-            str(r["backbone_calls"]),
+            f"{r['nfe_per_step']:g}",
+            str(r["backbone_rows"]),
             f"{r['images_per_s']:.1f} "
             f"({r['images_per_s_low']:.1f} to {r['images_per_s_high']:.1f})",
             f"{r['compile_s']:.1f}",

@@ -39,6 +39,7 @@ class Session:
     num: int
     seeds: int
     batch_sizes: tuple[int, ...]
+    asked: compare.Asked
 
     def run(self) -> str:
         """Measure and write everything; returns the verdict, the tables and the times."""
@@ -61,6 +62,7 @@ class Session:
             num=self.num,
             sampling_seeds=self.seeds,
             batch_sizes=self.batch_sizes,
+            asked=self.asked,
         )
         reached = report.RealRow(
             network=self.network.name,
@@ -156,6 +158,8 @@ def open_session(
     inception_dir: str | None = None,
     reference: str | None = None,
     metrics: Sequence[str] = quality.OPTIONAL,
+    controls: bool = False,
+    guidance: Sequence[str] = (),
 ) -> Session:
     """Read checkpoints and data; raises ValueError, one line, before anything is compiled."""
     folder, network_dir = pathlib.Path(out), inception_dir or judge
@@ -170,6 +174,7 @@ def open_session(
     for metric in metrics:
         if metric not in quality.OPTIONAL:
             raise config.wrong("metrics", metric, " | ".join(quality.OPTIONAL))
+    asked = compare.Asked(controls, tuple(_scale(word) for word in guidance))
     settings = ml_collections.ConfigDict(read_config(judge))
     if settings.task != "classifier":
         raise config.wrong("judge", judge, f"a run of task classifier, not {settings.task}")
@@ -188,6 +193,9 @@ def open_session(
     for loaded in (*loaded_drifts, *loaded_baselines):
         if list(loaded.parts.images.image_shape) != manifest["image_shape"]:
             raise config.wrong("judge", judge, "a classifier of the same images")
+    for method in compare.methods(loaded_baselines[0], loaded_drifts[0], asked):
+        loaded = loaded_baselines[0] if method.baseline else loaded_drifts[0]
+        loaded.check(method.settings)
     sources = [runs.open_data(settings, split) for split in ("train", "test")]
     if (there := sum(map(len, sources))) // 2 <= width:
         allowed = f"a set of more than {2 * width + 1} images for its features, not {there}"
@@ -213,7 +221,15 @@ def open_session(
         num=num,
         seeds=seeds,
         batch_sizes=tuple(int(b) for b in batch_sizes),
+        asked=asked,
     )
+
+
+def _scale(word: str) -> float:
+    try:
+        return float(word)
+    except ValueError:
+        raise config.wrong("guidance", word, "numbers from 0") from None
 
 
 def _inception(workdir: str) -> networks.Network:

@@ -214,6 +214,8 @@ def test_a_folder_with_files_is_not_written_over(call, workdirs, tmp_path):
         ({"inception": "own"}, "num", "more than 2048"),
         ({"inception": "own", "num": 3000}, "inception", "convert --family=inception"),
         ({"reference": "own"}, "reference", "a .npz of mu and sigma"),
+        ({"guidance": "1.5,much"}, "guidance", "numbers from 0"),
+        ({"guidance": "-2"}, "guidance", "a number from 0"),
         ({"metrics": "recall"}, "metrics", "precision_recall | inception_score | nearest"),
     ],
 )

@@ -1,9 +1,11 @@
 """Sampling in parts: which images are made depends on the seed and the image's size alone."""
 
+import ml_collections
 import numpy as np
 import pytest
 import tiny
 
+from driftar_jax import generator
 from driftar_jax.evaluation import compare
 
 
@@ -54,3 +56,29 @@ def test_samples_are_measured_part_by_part(monkeypatch):
     assert [labels for labels, _, _ in calls] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert [seed for _, seed, _ in calls] == [compare.part_seed(3, n) for n in range(3)]
     assert set(Real.ledger.seconds) == {"sampling"}
+
+
+def _loaded(task, **changes):
+    config = ml_collections.ConfigDict(tiny.config(task, **changes))
+    return generator.Loaded(config, tiny.parts(task, **changes), {}, 0, {})
+
+
+def test_the_rows_that_were_asked_for():
+    own, drift = _loaded("host"), _loaded("drift", drift__guidance_max=3.0)
+    plain = compare.methods(own, drift)
+    asked = compare.Asked(controls=True, guidance=(2.0,))
+    rows = {m.name: m for m in compare.methods(own, drift, asked)}
+    assert rows.keys() - {m.name for m in plain} == {
+        "own, two_stage to 1",
+        "own, linear to 1",
+        "own, cosine to 1",
+        "own, 1 AR steps",
+        "drift, 1 AR steps",
+        "own, guidance 2",
+        "drift, guidance 2 extrapolate",
+        "drift, guidance 2 trained",
+    }
+    assert rows["own, linear to 1"].settings.head_steps == (4, 2, 1)
+    assert rows["own, guidance 2"].settings.guided and rows["own, guidance 2"].baseline
+    assert not rows["drift, guidance 2 trained"].settings.guided
+    assert compare.methods(own, _loaded("drift"), asked)[-1].name.endswith("extrapolate")
