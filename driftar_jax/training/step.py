@@ -48,7 +48,11 @@ def make_step(
       seed: root of the run's randomness; the step's key is folded from it and `state.step`.
       frozen: True compiles Phase II, where only `task.trainable(True)` learns and the rest stays
         bit for bit what it is.
-      accumulate: micro-batches per step, a divisor of the batch.
+      accumulate: micro-batches per step, a divisor A of the batch. The step is then the mean, over
+        i < A, of loss and gradient of rows `i, i + A, ...` under key i of `split(key, A)`: exact up
+        to rounding whatever the task. It is the step of the whole batch where the loss is a mean
+        of rows that draw nothing; where a task draws masks or noise, micro-batches draw their own,
+        and each weighs the same however many tokens of it are unknown.
       ema: decay of the average.
     """
     learns = task.trainable(frozen)
@@ -67,7 +71,10 @@ def make_step(
     def accumulated(params, batch, key, step, extra):
         if accumulate == 1:
             return gradient(params, batch, key, step, extra)
-        parts = jax.tree.map(lambda a: a.reshape(accumulate, -1, *a.shape[1:]), batch)
+        # Rows in turn: a device keeps its own, where blocks of rows would move between devices.
+        parts = jax.tree.map(
+            lambda a: a.reshape(-1, accumulate, *a.shape[1:]).swapaxes(0, 1), batch
+        )
         keys = jax.random.split(key, accumulate)
 
         def body(total, part):

@@ -60,7 +60,7 @@ def test_accumulation_averages_the_gradients_of_its_parts(state):
     found, metrics = _step(accumulate=3)(state, batch)
     keys = jax.random.split(jax.random.fold_in(jax.random.key(SEED), 0), 3)
     gradient = jax.value_and_grad(TASK.loss, has_aux=True)
-    parts = [jax.tree.map(lambda a, i=i: a[2 * i : 2 * i + 2], batch) for i in range(3)]
+    parts = [jax.tree.map(lambda a, i=i: a[i::3], batch) for i in range(3)]
     made = [
         gradient(state.params, part, key, state.step, False)
         for part, key in zip(parts, keys, strict=True)
@@ -74,6 +74,31 @@ def test_accumulation_averages_the_gradients_of_its_parts(state):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found.params, want)
     whole = _step()(state, batch)[1]
     np.testing.assert_allclose(metrics["loss"], whole["loss"], rtol=0.2)
+
+
+class Quiet(toy.ToyTask):
+    """The toy without noise: a mean of rows that draw nothing."""
+
+    def loss(self, params, batch, key, step, frozen):
+        pixels = batch["image"].reshape(batch["label"].shape[0], -1)[:, :4] / 255.0
+        made = sum(jnp.tanh(pixels @ p["kernel"] + p["bias"][None]) for p in params.values())
+        loss = jnp.mean(jnp.square(made - batch["label"][:, None]))
+        return loss, {"size": jnp.mean(made)}
+
+
+def test_accumulation_is_the_large_batch_where_rows_draw_nothing(state):
+    batch, found = tiny.batch(12), {}
+    for parts in (1, 2, 6):
+        made = step.make_step(
+            Quiet(), OPTIMIZER, seed=SEED, frozen=False, accumulate=parts, ema=EMA
+        )
+        found[parts] = jax.jit(made)(state, batch)
+    for parts in (2, 6):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+            found[parts],
+            found[1],
+        )
 
 
 def test_each_step_draws_its_own_randomness(state):
