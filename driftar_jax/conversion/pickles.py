@@ -151,7 +151,8 @@ _ALLOWED = {
 }
 
 
-class _Reader(pickle.Unpickler):
+# The C unpickler keeps its memo in an array: a file of nine bytes could have it take 32 GiB.
+class _Reader(pickle._Unpickler):
     """Unpickler of an allow-list. `storages` collects what the persistent ids name."""
 
     def __init__(self, stream, buffer):
