@@ -45,6 +45,7 @@ def drift(size: str, variant: str) -> ml_collections.ConfigDict:
     c.optim.update(lr=1e-4, schedule="cosine", warmup_steps=2_000)
     c.train.update(batch_size=512, steps=100_000)
     c.sample.update(ar_steps=64)  # as the draft head is trained for; hold the own head to the same
+    c.sample.update(gamma=0, rule="gaussian", delta=1.0)  # speculative decoding: 0 is without
     if variant == "tiny":
         _shrink(c)
         c.drift.update(width=16, depth=1, draws=2)
@@ -97,6 +98,7 @@ def _shared(task: str, size: str, variant: str) -> ml_collections.ConfigDict:
         log_every=100,
         sample_every=0,
         checkpoint_every=5_000,
+        checkpoint_minutes=30.0,  # at least that often; 0: by steps alone
         keep=2,
     )
     c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: whatever the other axes leave

@@ -37,6 +37,7 @@ def base(task: str, size: str) -> ml_collections.ConfigDict:
         log_every=50,
         sample_every=500,
         checkpoint_every=500,
+        checkpoint_minutes=0.0,  # 0: by steps alone
         keep=2,
     )
     if size == "fashion28":

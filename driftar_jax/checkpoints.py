@@ -3,11 +3,16 @@
 Layout of a workdir:
 
   config.json             resolved config of the run
-  checkpoints/STEP/params, ema, train, manifest, position
+  checkpoints/STEP/params, ema, train, manifest, position, digests.json
+  damaged/STEP            what `set_aside` moved away
+  run.lock                of the process that writes (`locks.py`)
 
-`ema` is what sampling reads; a converted checkpoint holds `ema` and `manifest` alone.
+`ema` is what sampling reads; a converted checkpoint holds `ema` and `manifest` alone. The digests
+are of every file in those folders: array data carries no check sum of its own that would notice a
+flipped bit.
 """
 
+import hashlib
 import json
 import os
 import pathlib
@@ -17,16 +22,30 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 FORMAT = 1
+DIGESTS = "digests.json"
+
+
+class SaveFailed(RuntimeError):
+    """A checkpoint could not be written; those before it are whole."""
 
 
 class Checkpoints:
-    """Numbered checkpoints of one workdir: async, atomic, the last `keep` kept."""
+    """Numbered checkpoints of one workdir: async, atomic, the last `keep` kept.
+
+    With several processes all must make the same calls; the first alone writes and checks digests.
+    """
 
     def __init__(self, workdir: str | os.PathLike, *, keep: int = 2, create: bool = True):
         # Orbax takes relative paths and says so only when the save has failed.
         self.workdir = pathlib.Path(workdir).absolute()
+        self._saving: int | None = None
+        self._closed = False
         options = ocp.CheckpointManagerOptions(
-            max_to_keep=keep, enable_async_checkpointing=True, create=False
+            max_to_keep=keep,
+            enable_async_checkpointing=True,
+            create=False,
+            # Called when all is written, before the step gets its final name.
+            async_options=ocp.AsyncOptions(post_finalization_callback=self._seal),
         )
         folder = self.workdir / "checkpoints"
         if create:
@@ -41,14 +60,105 @@ class Checkpoints:
         """Newest complete step on disk, or None."""
         return self._manager.latest_step()
 
+    def newest_whole(self) -> tuple[int | None, dict[int, str]]:
+        """Newest step without damage, or None; and what is wrong with each step after it."""
+        bad = {}
+        for step in sorted(self._manager.all_steps(), reverse=True):
+            if (wrong := self.damage(step)) is None:
+                return step, bad
+            bad[step] = wrong
+        return None, bad
+
+    def damage(self, step: int, names: tuple[str, ...] | None = None) -> str | None:
+        """What is wrong with the files of a step, in a few words; None if they are as written.
+
+        Args:
+          step: a complete step.
+          names: the folders to look at; None for all. A step without digests passes.
+        """
+        folder = self._step_folder(step)
+        if not (folder / DIGESTS).exists():
+            return None
+        try:
+            written = json.loads((folder / DIGESTS).read_text())
+            written = {str(name): str(digest) for name, digest in written.items()}
+        except (OSError, ValueError, AttributeError):
+            return f"a damaged {DIGESTS}"
+        for name, digest in written.items():
+            if names is not None and name.split("/")[0] not in names:
+                continue
+            try:
+                if _digest(folder / name) != digest:
+                    return f"a damaged {name}"
+            except OSError as error:
+                return f"no readable {name} ({error.strerror})"
+        return None
+
+    def set_aside(self, step: int) -> pathlib.Path:
+        """Move a step to `damaged/`, so that it is neither read nor lost; its new place."""
+        place = self.workdir / "damaged" / str(step)
+        number = 1
+        while place.exists():
+            place = place.with_name(f"{step}.{number}")
+            number += 1
+        place.parent.mkdir(exist_ok=True)
+        os.replace(self._step_folder(step), place)
+        self._manager.reload()
+        return place
+
+    def reload(self) -> None:
+        """Look at the disk again."""
+        self._manager.reload()
+
+    def _step_folder(self, step: int) -> pathlib.Path:
+        return self.workdir / "checkpoints" / str(step)
+
+    def _seal(self) -> None:
+        """Write the digests of the step that is about to be complete."""
+        if jax.process_index():
+            return
+        for folder in (self.workdir / "checkpoints").glob(f"{self._saving}.*tmp*"):
+            files = sorted(p for p in folder.rglob("*") if p.is_file() and p.parent != folder)
+            write_json(
+                folder / DIGESTS, {p.relative_to(folder).as_posix(): _digest(p) for p in files}
+            )
+
     def save(self, step: int, *, manifest: dict, position: dict | None = None, **trees) -> None:
-        """Write `trees` (params, ema, train) in the background; raises if the last save failed."""
-        self._manager.check_for_errors()
+        """Write `trees` (params, ema, train) in the background.
+
+        Raises:
+          SaveFailed: the save before this one failed.
+        """
+        self.wait()
+        self._saving = step
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         items["manifest"] = ocp.args.JsonSave({"format": FORMAT, **manifest})
         if position is not None:
             items["position"] = ocp.args.JsonSave(position)
-        self._manager.save(step, args=ocp.args.Composite(**items))
+        try:
+            self._manager.save(step, args=ocp.args.Composite(**items))
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def add(self, step: int, name: str, tree) -> None:
+        """Write one more tree into a finished step and wait for it.
+
+        What is too large to stand in memory as one tree is saved in several, one after another.
+        """
+        with ocp.StandardCheckpointer() as writer:
+            writer.save(epath.Path(self._tree(step, name)), tree)
+
+    def stored(self, step: int, name: str):
+        """`ShapeDtypeStruct` of every array of a tree, as it lies on the disk.
+
+        Raises:
+          ValueError: the step has no such tree.
+        """
+        folder = self._tree(step, name)
+        if not folder.is_dir():
+            raise ValueError(f"checkpoint: got step {step} without {name}, allowed a whole one")
+        metadata = ocp.StandardCheckpointHandler().metadata(epath.Path(folder)).tree
+        return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), metadata)
 
     def restore(self, step: int, **abstract) -> dict:
         """Read trees by name; each value is a tree of `ShapeDtypeStruct` with shardings.
@@ -57,17 +167,18 @@ class Checkpoints:
           The trees, and `manifest` and `position` as dictionaries where they exist.
 
         Raises:
-          ValueError: a name, shape or format does not fit; one line.
+          ValueError: a name, shape or format does not fit, or a file is damaged; one line.
         """
+        self._check_whole(step, (*abstract, "manifest", "position"))
         for name, tree in abstract.items():
             self._check_fits(step, name, tree)
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
         items["manifest"] = ocp.args.JsonRestore()
-        if (self.workdir / "checkpoints" / str(step) / "position").exists():
+        if self._tree(step, "position").exists():
             items["position"] = ocp.args.JsonRestore()
         try:
             read = dict(self._manager.restore(step, args=ocp.args.Composite(**items)))
-        except (ValueError, KeyError, FileNotFoundError) as error:
+        except (ValueError, KeyError, TypeError, OSError) as error:
             first = str(error).strip().splitlines()[0]
             raise ValueError(
                 f"checkpoint: got step {step} of {self.workdir}, "
@@ -79,13 +190,15 @@ class Checkpoints:
             )
         return read
 
+    def _tree(self, step: int, name: str) -> pathlib.Path:
+        return self.workdir / "checkpoints" / str(step) / name
+
     def _check_fits(self, step: int, name: str, wanted) -> None:
         """Orbax reads everything before it complains of one array, and at length."""
-        folder = self.workdir / "checkpoints" / str(step) / name
+        folder = self._tree(step, name)
         if not folder.is_dir():
             return
-        stored = ocp.StandardCheckpointHandler().metadata(epath.Path(folder)).tree
-        have, want = _shapes(stored), _shapes(wanted)
+        have, want = _shapes(self.stored(step, name)), _shapes(wanted)
         for path in sorted(have.keys() | want.keys()):
             if have.get(path) != want.get(path):
                 raise ValueError(
@@ -93,14 +206,61 @@ class Checkpoints:
                     f"{self.workdir}, allowed {want.get(path, 'no such array')} as its config says"
                 )
 
+    def _check_whole(self, step: int, names: tuple[str, ...]) -> None:
+        # One process reads for all: digests cost as much as reading the arrays.
+        if jax.process_index() or (wrong := self.damage(step, names)) is None:
+            return
+        before = [s for s in self._manager.all_steps() if s < step and self.damage(s) is None]
+        offer = "no earlier step is whole"
+        if before:
+            offer = f"step {max(before)} is whole: train --restore=whole goes on from it"
+        raise ValueError(
+            f"checkpoint: got step {step} of {self.workdir} with {wrong}, "
+            f"allowed files as they were written ({offer})"
+        )
+
+    def check(self) -> None:
+        """Raise `SaveFailed` if a save in the background has failed; never blocks."""
+        try:
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._failed(error) from error
+
     def wait(self) -> None:
-        """Block until the last save is on disk; raises if it failed."""
-        self._manager.wait_until_finished()
-        self._manager.check_for_errors()
+        """Block until the last save is on disk; raises `SaveFailed` if it failed."""
+        try:
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
+        except Exception as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: Exception) -> SaveFailed:
+        # Of the error and its causes the operating system's says most: no space, read-only.
+        cause = error
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__cause__ or cause.__context__
+        line = (str(cause or error).strip().splitlines() or [type(error).__name__])[0]
+        done = [p.name for p in (self.workdir / "checkpoints").glob("*") if p.name.isdigit()]
+        last = f"step {max(done, key=int)} is whole" if done else "there is none before it"
+        return SaveFailed(
+            f"checkpoint: got {line[:300]!r} while step {self._saving} of {self.workdir} was "
+            f"written, allowed a disk with room that can be written ({last})"
+        )
 
     def close(self) -> None:
-        """Finish and release the manager."""
-        self._manager.close()
+        """Finish and release the manager. Safe to call twice; raises `SaveFailed` as `wait`."""
+        if self._closed:
+            return
+        self._closed = True
+        try:
+            self._manager.close()
+        except Exception as error:
+            raise self._failed(error) from error
+
+
+def _digest(path: pathlib.Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:
@@ -131,7 +291,10 @@ def read_config(workdir: str | os.PathLike) -> dict:
     """
     path = pathlib.Path(workdir) / "config.json"
     try:
-        return json.loads(path.read_text())
+        found = json.loads(path.read_text())
+        if not isinstance(found, dict):
+            raise ValueError(f"{path.name} holds no config")
+        return found
     except (OSError, ValueError) as error:
         raise ValueError(
             f"workdir: got {str(workdir)!r}, allowed a folder written by train or convert "

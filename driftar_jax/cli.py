@@ -25,9 +25,14 @@ def user_errors():
 
 @contextlib.contextmanager
 def stops():
-    """Turn a run that had to stop (`RuntimeError`) into one line and exit status 1."""
+    """Turn a run that had to stop into one line and exit status 1.
+
+    That is a `RuntimeError` of this package, or an `OSError`: a full or vanished disk.
+    """
     try:
         yield
+    except OSError as error:
+        fail(f"workdir: got {str(error)!r}, allowed one that can be written", status=1)
     except RuntimeError as error:
         # A compiler's or driver's error is a RuntimeError too, and needs its traceback.
         if type(error) is RuntimeError or not type(error).__module__.startswith("driftar_jax"):

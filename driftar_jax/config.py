@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-TASKS = ("host", "drift", "classifier", "mae")
+TASKS = ("host", "drift", "draft", "classifier", "mae")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,6 +133,7 @@ FIELDS: dict[str, Field] = {
     "train.log_every": _whole(1),
     "train.sample_every": _whole(0),
     "train.checkpoint_every": _whole(1),
+    "train.checkpoint_minutes": _real(0),
     "train.keep": _whole(1),
     "sample.ar_steps": _whole(1),
     "sample.nfe": _whole(1),
@@ -143,6 +144,11 @@ FIELDS: dict[str, Field] = {
     "sample.spacing": _choice("even", "trimmed"),
     "sample.temperature": _real(0, open_low=True),
     "sample.drift_scale": _real(0, open_low=True),
+    "sample.gamma": Field(int, lambda v: v >= -1, "-1 (chosen by measuring) or groups from 0"),
+    "sample.rule": _choice("gaussian", "coupled", "feature"),
+    "sample.delta": _real(0),
+    "teacher.unroll": _whole(1),
+    "teacher.prior": _real(0),
     "mesh.data": _AXIS,
     "mesh.fsdp": _AXIS,
     "mesh.tensor": _AXIS,
@@ -153,6 +159,7 @@ _GENERATIVE = (*_SHARED, "host", "mask", "sample")
 SECTIONS = {
     "host": (*_GENERATIVE, "head"),
     "drift": (*_GENERATIVE, "prior", "drift", "draft", "loss"),
+    "draft": (*_GENERATIVE, "prior", "drift", "draft", "loss", "teacher"),
     "classifier": (*_SHARED, "classifier"),
     "mae": (*_SHARED, "mae"),
 }
@@ -180,17 +187,26 @@ OF_HOSTS = {
     "loss.alpha_start": ("mar",),
     "sample.spacing": ("mar",),
     "sample.drift_scale": ("transdiff",),
+    "sample.gamma": ("mar",),
+    "sample.rule": ("mar",),
+    "sample.delta": ("mar",),
 }
+# Fields that some tasks alone have, of those that have the section.
+OF_TASKS = {name: ("drift", "draft") for name in ("sample.gamma", "sample.rule", "sample.delta")}
 
 # What a resumed run may change: none of these alters a step that has been made.
 CHANGEABLE = (
     "train.log_every",
     "train.sample_every",
     "train.checkpoint_every",
+    "train.checkpoint_minutes",
     "train.keep",
     "mesh",
     "sample.nfe_schedule",
     "sample.nfe_last",
+    "sample.gamma",
+    "sample.rule",
+    "sample.delta",
 )
 
 
@@ -243,12 +259,16 @@ def _needed(flat: dict[str, Any]) -> list[str]:
     host = flat.get("host.name") if "host" in sections else None
     if host is not None:
         _check_value("host.name", host)
+    if host == "transdiff" and flat["task"] == "draft":
+        raise wrong("host.name", host, "mar for task draft: it alone has drafts so far")
     if host == "transdiff" and (flat["task"] == "drift" or flat.get("host.form") == "mrar"):
         sections.append("bank")
 
     def has(name):
         section = name.split(".")[0]
         hosts = OF_HOSTS.get(name, OF_HOSTS.get(section, ()))
+        if flat["task"] not in OF_TASKS.get(name, (flat["task"],)):
+            return False
         return section in sections and (not hosts or (host or "mar") in hosts)
 
     return [name for name in FIELDS if has(name)]

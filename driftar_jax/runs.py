@@ -10,7 +10,16 @@ import jax
 import numpy as np
 
 import driftar_jax
-from driftar_jax import assembly, checkpoints, config, generator, phi, pictures
+from driftar_jax import (
+    assembly,
+    checkpoints,
+    config,
+    generator,
+    locks,
+    phi,
+    pictures,
+    processes,
+)
 from driftar_jax.data import latents, pipeline
 from driftar_jax.training import loop, tasks
 
@@ -20,7 +29,7 @@ VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 @dataclasses.dataclass
 class Run:
-    """One run; `start` gives its state, `go_on` trains it to the end."""
+    """One run; `start` gives its state, `go_on` trains it to the end. Close it, or use `with`."""
 
     settings: Any
     workdir: pathlib.Path
@@ -28,14 +37,31 @@ class Run:
     batches: pipeline.Batches
     loop: loop.Loop
     weights: dict[str, Any] | None = None
+    lock: locks.WorkdirLock | None = None
 
-    def start(self):
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self) -> None:
+        """End data threads and saves, and let the next run into the workdir."""
+        self.batches.close()
+        self.loop.close()
+        if self.lock is not None:
+            self.lock.release()
+
+    def start(self, *, fall_back: bool = False):
         """State of the newest checkpoint, else weights of `init_from`, else fresh.
 
+        Args:
+          fall_back: set damaged checkpoints aside instead of refusing them.
+
         Raises:
-          ValueError: `init_from` is no checkpoint of this host.
+          ValueError: the checkpoint is damaged, or `init_from` is no checkpoint of this host.
         """
-        state = self.loop.restore(self.batches)
+        state = self.loop.restore(self.batches, fall_back=fall_back)
         if state is not None:
             return state
         weights, self.weights = self.weights, None
@@ -45,7 +71,8 @@ class Run:
 
     def go_on(self, state):
         """Train to the last step, with pictures on the way; data threads end with it."""
-        show = self._pictures if self.settings.task in ("host", "drift") else None
+        shown = self.settings.task in ("host", "drift", "draft")
+        show = self._pictures if shown else None
         try:
             return self.loop.run(state, self.batches, on_sample=show)
         finally:
@@ -103,15 +130,16 @@ def open_run(settings: Any, workdir: str) -> Run:
     space = phi.load(settings, manifest) if whole_grids else None
     task = tasks.build(settings, images, space)
     training = loop.Loop(task, settings, folder, manifest)
-    if settings.task in ("host", "drift"):
+    if settings.task in ("host", "drift", "draft"):
         # Now, and not when the first pictures are made, at the end of a long run.
         parts = assembly.build(settings, images)
         generator.Loaded(settings, parts, {}, 0, manifest).settings().check(parts)
     resumed = (folder / "config.json").exists()
     # Before the workdir is claimed: a mistake must not leave a workdir that belongs to it.
     weights = None if resumed else _host_weights(settings, training)
-    claim_workdir(workdir, settings)
-    return Run(settings, folder, images, batches, training, weights)
+    with processes.leader_first("workdir"):
+        lock = claim_workdir(workdir, settings) if processes.leads() else None
+    return Run(settings, folder, images, batches, training, weights, lock)
 
 
 def _autoencoder(source) -> dict[str, str]:
@@ -132,26 +160,35 @@ def open_data(settings: Any, split: str):
     )
 
 
-def claim_workdir(workdir: str, settings: Any) -> pathlib.Path:
-    """Make the workdir, or make sure that it belongs to this config.
+def claim_workdir(workdir: str, settings: Any) -> locks.WorkdirLock:
+    """Make the workdir, or make sure that it belongs to this config; the lock that keeps it.
 
     Raises:
-      ValueError: it belongs to another config, or is not empty and no run's; OSError: it cannot
-        be written.
+      ValueError: it belongs to another config, is not empty and no run's, or another run writes
+        it; OSError: it cannot be written.
     """
     folder = pathlib.Path(workdir).absolute()
-    if (folder / "config.json").exists():
-        config.check_same_run(settings, checkpoints.read_config(folder))
-    elif folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise config.wrong("workdir", str(workdir), "a new or empty folder, or one of a run")
+    _check_claim(folder, workdir, settings)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        lock = locks.WorkdirLock(folder)
+        # Again: another run may have come first while this one waited for the lock.
+        _check_claim(folder, workdir, settings)
         checkpoints.write_json(folder / "config.json", settings.to_dict())
         checkpoints.write_json(folder / "environment.json", environment())
     except OSError as error:
         allowed = f"a folder that can be written ({error.strerror})"
         raise config.wrong("workdir", str(workdir), allowed) from error
-    return folder
+    return lock
+
+
+def _check_claim(folder: pathlib.Path, workdir: str, settings: Any) -> None:
+    if (folder / "config.json").exists():
+        config.check_same_run(settings, checkpoints.read_config(folder))
+    elif folder.exists() and (
+        not folder.is_dir() or any(p.name != locks.FILE for p in folder.iterdir())
+    ):
+        raise config.wrong("workdir", str(workdir), "a new or empty folder, or one of a run")
 
 
 def environment() -> dict[str, Any]:
@@ -177,22 +214,43 @@ def environment() -> dict[str, Any]:
 
 
 def _host_weights(settings: Any, training: loop.Loop) -> dict[str, Any] | None:
-    """The `host` group of the run `init_from`, if it has these shapes; None where none is asked."""
+    """The groups that a run takes from `init_from`, if they have these shapes; None: it has none.
+
+    That is the host, or for task `draft` all that Drift-AR trained, and its draft head if it fits.
+    """
+    draft = settings.task == "draft"
     if not settings.init_from:
+        if draft:
+            raise config.wrong("init_from", "", "a Drift-AR checkpoint: task draft trains no more")
         return None
-    if "host" not in training.abstract.params:
+    wanted = [name for name in training.abstract.params if name == "host" or draft]
+    if not wanted:
         raise config.wrong("init_from", settings.init_from, "'' for a task without a host")
     try:
         params, _, _ = generator.read_weights(settings.init_from)
     except ValueError as error:
         allowed = f"a folder with a checkpoint of a host ({error})"
         raise config.wrong("init_from", settings.init_from, allowed) from error
-    if "host" not in params:
-        raise config.wrong("init_from", settings.init_from, "a checkpoint that holds a host")
-    have = jax.tree.map(np.shape, params["host"])
-    want = jax.tree.map(lambda a: a.shape, training.abstract.params["host"])
-    if have != want:
-        raise config.wrong(
-            "init_from", settings.init_from, "a checkpoint of a host of the same sizes"
-        )
-    return {"host": params["host"]}
+    taken = {}
+    for name in wanted:
+        if name not in params:
+            holds = "a host" if name == "host" else "Drift-AR"
+            raise config.wrong("init_from", settings.init_from, f"a checkpoint that holds {holds}")
+        have = jax.tree.map(np.shape, params[name])
+        if have == jax.tree.map(lambda a: a.shape, training.abstract.params[name]):
+            taken[name] = params[name]
+        elif name != "draft":
+            allowed = f"a checkpoint of a {name} of the same sizes"
+            raise config.wrong("init_from", settings.init_from, allowed)
+    if draft:
+        _check_same_decoding(settings)
+    return taken
+
+
+def _check_same_decoding(settings: Any) -> None:
+    """What the groups of `init_from` mean must not change under them."""
+    then = config.flatten(checkpoints.read_config(settings.init_from))
+    for name, value in config.flatten(settings).items():
+        same_head = name.split(".")[0] in ("host", "prior", "drift")
+        if same_head and name in then and then[name] != value:
+            raise config.wrong(name, value, f"{then[name]!r}, as in init_from")

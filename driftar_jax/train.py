@@ -1,16 +1,32 @@
 """Train a host, Drift-AR on it, or the feature classifier.
 
 python -m driftar_jax.train --config=configs/drift_mar_small.py:digits8 --workdir=runs/drift
+
+The same command goes on where a run was stopped. SIGTERM or Ctrl-C saves between two steps and ends
+with status 0; several processes (`docs/running.md`) run it together.
 """
+
+import os
 
 import jax
 from absl import flags
 from ml_collections import config_flags
 
-from driftar_jax import cli, config, runs
+from driftar_jax import cli, config, processes, runs, stopping, tracing
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, FILE.py[:SIZE].")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made, or resumed.")
+_RESTORE = flags.DEFINE_enum(
+    "restore",
+    "newest",
+    ["newest", "whole"],
+    "Checkpoint to go on from; whole sets damaged ones aside, newest refuses them.",
+)
+_PROFILE = flags.DEFINE_string("profile", "", "START:STOP, steps traced into WORKDIR/profile.")
+_CACHE = flags.DEFINE_string("compile_cache", "", "Folder of compiled programs, kept for later.")
+_COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0 of several.")
+_COUNT = flags.DEFINE_integer("num_processes", 0, "Processes that train together.")
+_INDEX = flags.DEFINE_integer("process_id", -1, "Number of this process, from 0.")
 flags.mark_flags_as_required(["config", "workdir"])
 
 
@@ -18,14 +34,31 @@ def main(_) -> None:
     with cli.user_errors():
         settings = _CONFIG.value
         config.check(settings)
-        run = runs.open_run(settings, _WORKDIR.value)
-        state = run.start()
-    if int(state.step) >= settings.train.steps:
-        print(f"{_WORKDIR.value}: all {settings.train.steps} steps are done")
+        trace = None
+        if _PROFILE.value:
+            trace = tracing.Trace(_PROFILE.value, os.path.join(_WORKDIR.value, "profile"))
+        if _CACHE.value:
+            jax.config.update("jax_compilation_cache_dir", os.path.abspath(_CACHE.value))
+        processes.join(
+            processes.cluster(os.environ, _COORDINATOR.value, _COUNT.value, _INDEX.value)
+        )
+    with stopping.on_signals() as wish, cli.stops():
+        with cli.user_errors():
+            run = runs.open_run(settings, _WORKDIR.value)
+        with run:
+            with cli.user_errors():
+                state = run.start(fall_back=_RESTORE.value == "whole")
+            _train(run, state, stop=wish, trace=trace)
+
+
+def _train(run, state, **options) -> None:
+    say = print if processes.leads() else lambda line: None
+    steps = run.settings.train.steps
+    if int(state.step) >= steps:
+        say(f"{_WORKDIR.value}: all {steps} steps are done")
         return
-    print(f"{_WORKDIR.value}: from step {int(state.step)} on {jax.device_count()} device(s)")
-    with cli.stops():
-        run.go_on(state)
+    say(f"{_WORKDIR.value}: from step {int(state.step)} on {jax.device_count()} device(s)")
+    run.go_on(state, say=say, **options)
 
 
 if __name__ == "__main__":

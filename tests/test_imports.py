@@ -13,6 +13,10 @@ STOREYS = {
     "config": 0,
     "sharding": 0,
     "checkpoints": 0,
+    "locks": 0,
+    "stopping": 0,
+    "processes": 0.5,
+    "tracing": 0.5,
     "pictures": 0,
     "cli": 0.5,  # names the fields of the config in its messages
     "draws": 0.5,
@@ -36,6 +40,7 @@ STOREYS = {
     "sampler": 5,
     "causal_sampler": 5,
     "training": 5,
+    "gamma": 5.5,
     "generator": 6,
     "conversion": 6,
     "phi": 6.2,

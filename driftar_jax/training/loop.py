@@ -1,6 +1,7 @@
 """The only training loop. What is trained is a `Task`; what is shown comes in as callables."""
 
 import collections
+import contextlib
 import functools
 import json
 import pathlib
@@ -13,7 +14,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from driftar_jax import sharding
+from driftar_jax import processes, sharding, tracing
 from driftar_jax.checkpoints import Checkpoints, abstract_like
 from driftar_jax.training import optim
 from driftar_jax.training.step import init_extra, make_step
@@ -22,6 +23,10 @@ from driftar_jax.training.tasks import Task
 
 class NonFiniteLoss(RuntimeError):
     """The loss or its gradient stopped being a number; the message names the steps."""
+
+
+class BadData(RuntimeError):
+    """The data could not be read; the message names the step and, as far as known, the file."""
 
 
 class Loop:
@@ -53,6 +58,11 @@ class Loop:
         """Of the workdir; nothing is written there before they are asked for."""
         return Checkpoints(self.workdir, keep=self.config.train.keep)
 
+    def close(self) -> None:
+        """Finish the saves; a workdir that was never looked at stays as it is."""
+        if "checkpoints" in self.__dict__:
+            self.checkpoints.close()
+
     def _init(self) -> optim.TrainState:
         key = jax.random.key(self.config.seed)
         params, extra = self.task.init(key), init_extra(self.task, key)
@@ -68,8 +78,22 @@ class Loop:
 
         return jax.jit(init, out_shardings=self.shardings)()
 
-    def restore(self, batches) -> optim.TrainState | None:
-        """State of the workdir's newest checkpoint and the data position, or None."""
+    def restore(
+        self, batches, *, fall_back: bool = False, say: Callable[[str], None] = print
+    ) -> optim.TrainState | None:
+        """State of the workdir's newest checkpoint and the data position, or None.
+
+        Args:
+          batches: is moved to the position.
+          fall_back: set damaged checkpoints aside and take the newest whole one; each is named.
+          say: where the lines about those go.
+
+        Raises:
+          ValueError: the newest checkpoint is damaged or does not fit, or, with `fall_back`, none
+            of several is whole.
+        """
+        if fall_back:
+            self._set_damaged_aside(say)
         step = self.checkpoints.latest_step()
         if step is None:
             return None
@@ -80,6 +104,20 @@ class Loop:
         batches.restore(read["position"])
         trees = {name: read[name] for name in ("params", "ema", *own)}
         return optim.TrainState(**trees, **read["train"])
+
+    def _set_damaged_aside(self, say: Callable[[str], None]) -> None:
+        if processes.leads():
+            whole, bad = self.checkpoints.newest_whole()
+            if bad and whole is None:
+                step, wrong = next(iter(bad.items()))
+                raise ValueError(
+                    f"checkpoint: got step {step} of {self.workdir} with {wrong}, allowed a "
+                    "workdir with at least one whole checkpoint (never silently a new run)"
+                )
+            for step, wrong in bad.items():
+                say(f"step {step}: {wrong}; moved to {self.checkpoints.set_aside(step)}")
+        processes.barrier("whole checkpoints alone")
+        self.checkpoints.reload()
 
     def save(self, state: optim.TrainState, batches) -> None:
         """Checkpoint `state` with the data position, in the background."""
@@ -125,57 +163,93 @@ class Loop:
         *,
         on_sample: Callable[[int, optim.TrainState], None] | None = None,
         say: Callable[[str], None] = print,
+        stop: Callable[[], str] = lambda: "",
+        trace: tracing.Trace | None = None,
     ) -> optim.TrainState:
-        """Train from `state.step` to `train.steps`.
+        """Train from `state.step` to `train.steps`, or until `stop`.
 
         Args:
           state: from `fresh_state` or `restore`; donated.
           batches: iterator with `state()`, at the matching position.
           on_sample: called every `train.sample_every` steps and at the end.
           say: where the log lines go.
+          stop: asked after every step; what it returns says why the run has to stop, "" to go on.
+            Several processes compare their answers at the log lines.
+          trace: the steps to profile.
 
         Returns:
           The final state, saved.
 
         Raises:
           NonFiniteLoss: a loss or gradient norm is not finite; nothing of it has been saved.
+          BadData: a batch could not be read.
+          SaveFailed: a checkpoint could not be written.
         """
         train, start = self.config.train, int(state.step)
-        log = MetricsLog(self.workdir / "metrics.jsonl", start)
+        log = MetricsLog(self.workdir / "metrics.jsonl", start) if processes.leads() else None
         place = sharding.batch_sharding(self.mesh)
         # XLA's CPU pool deadlocks when steps with collectives queue up (two cores, many devices).
         wait_each_step = self.mesh.size > 1 and jax.default_backend() == "cpu"
         meter = Meter(train.steps, train.batch_size)
-        bar = tqdm(total=train.steps, initial=start, disable=None, leave=False)
-        pending = collections.deque()
-        for step in range(start, train.steps):
+        quiet = None if processes.leads() else True
+        bar = tqdm(total=train.steps, initial=start, disable=quiet, leave=False)
+        clock = processes.Clock(60 * train.get("checkpoint_minutes", 0))
+        pending, done = collections.deque(), start
+        why = processes.agreed(stop())
+        while done < train.steps and not why:
+            step = done
             with meter.waiting():
-                batch = next(batches)
+                batch = _next(batches, done)
             arrays = {
                 name: jax.make_array_from_process_local_data(place, array)
                 for name, array in batch.items()
             }
             frozen = self.task.freeze_step is not None and step >= self.task.freeze_step
-            state, metrics = self.step_function(frozen)(state, arrays)
-            pending.append((step, metrics))
-            if wait_each_step:
-                jax.block_until_ready(metrics)
+            with trace.step(step) if trace else contextlib.nullcontext():
+                state, metrics = self.step_function(frozen)(state, arrays)
+                pending.append((step, metrics))
+                if wait_each_step or (trace and trace.waits(step)):
+                    jax.block_until_ready(metrics)
             bar.update()
             done = step + 1
-            last = done == train.steps
-            save = last or done % train.checkpoint_every == 0
-            if done % train.log_every == 0 or save:
+            last, logs = done == train.steps, done % train.log_every == 0
+            due = ""
+            if jax.process_count() == 1 or logs:
+                why = processes.agreed(stop())
+                due = processes.agreed(clock.due())
+            save = last or why or due or done % train.checkpoint_every == 0
+            if logs or save:
                 record = meter.record(done, _drain(pending))
-                log.write(record)
-                say(meter.line(record))
+                self.checkpoints.check()
+                if log:
+                    log.write(record)
+                    say(meter.line(record))
             if save:
                 self.save(state, batches)
+                clock.restart()
             if on_sample and (last or (train.sample_every and done % train.sample_every == 0)):
                 with meter.aside():
                     on_sample(done, state)
         bar.close()
         self.checkpoints.wait()
+        if trace:
+            trace.close()
+        if done < train.steps and processes.leads():
+            saved = f"step {done} is saved" if done > start else f"nothing is new since step {done}"
+            say(f"stopped by {why}: {saved}; the same command goes on from there")
         return state
+
+
+def _next(batches, done: int) -> dict[str, np.ndarray]:
+    try:
+        return next(batches)
+    # What the readers of files raise, from whichever thread.
+    except (ValueError, OSError, RuntimeError, EOFError) as error:
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise BadData(
+            f"data: got {line!r} after step {done}, allowed files that can be read; "
+            "the last checkpoint stands, and the same command goes on from it"
+        ) from error
 
 
 def _drain(pending: collections.deque) -> dict[str, float]:
@@ -230,11 +304,14 @@ def _tensorboard(folder: pathlib.Path):
 def read_metrics(path: pathlib.Path) -> list[dict]:
     """Records of a `metrics.jsonl`; a line cut short by a crash ends the list."""
     records = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text(errors="replace").splitlines():
         try:
-            records.append(json.loads(line))
+            record = json.loads(line)
         except ValueError:
             break
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            break
+        records.append(record)
     return records
 
 

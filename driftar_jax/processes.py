@@ -1,0 +1,144 @@
+"""Several processes as one run: start-up, agreement, barriers; all of it nothing with one process.
+
+A cluster is given by flags, by SLURM's environment or by a TPU pod's; `cluster` decides which, and
+says no more than what `jax.distributed.initialize` has to be told.
+"""
+
+import contextlib
+import dataclasses
+import os
+import time
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from driftar_jax.config import wrong
+
+# Of the start-up; a firewalled port or a missing process would otherwise wait for ever.
+TIMEOUT_S = 300
+
+
+@dataclasses.dataclass(frozen=True)
+class Cluster:
+    """Who leads and how many there are; all None where jax finds out by itself (TPU, SLURM)."""
+
+    found: str
+    coordinator: str | None = None
+    count: int | None = None
+    index: int | None = None
+
+
+def cluster(
+    environ: Mapping[str, str], coordinator: str = "", count: int = 0, index: int = -1
+) -> Cluster | None:
+    """The cluster this process belongs to, or None for a run of one process.
+
+    Args:
+      environ: environment; `DRIFTAR_COORDINATOR`, `DRIFTAR_PROCESSES` and `DRIFTAR_PROCESS` stand
+        in for the flags, SLURM's and the TPU runtime's variables for all of them.
+      coordinator: `HOST:PORT` of process 0, or "".
+      count: processes, or 0 where not given.
+      index: of this process from 0, or -1 where not given.
+
+    Raises:
+      ValueError: some of the three are given and some are not, or they do not fit.
+    """
+    coordinator = coordinator or environ.get("DRIFTAR_COORDINATOR", "")
+    count = count or _number(environ, "DRIFTAR_PROCESSES", 0)
+    index = index if index >= 0 else _number(environ, "DRIFTAR_PROCESS", -1)
+    if coordinator or count or index >= 0:
+        _, colon, port = coordinator.rpartition(":")
+        if not colon or not port.isdigit():
+            raise wrong("coordinator", coordinator, "HOST:PORT of process 0")
+        if count < 1:
+            raise wrong("num_processes", count, "a whole number of at least 1")
+        if not 0 <= index < count:
+            raise wrong("process_id", index, f"0 to {count - 1}")
+        return Cluster("flags", coordinator, count, index) if count > 1 else None
+    if _number(environ, "SLURM_NTASKS", 1) > 1 and "SLURM_PROCID" in environ:
+        return Cluster("SLURM")
+    if environ.get("TPU_WORKER_HOSTNAMES", "").count(","):
+        return Cluster("TPU pod")
+    return None
+
+
+def _number(environ: Mapping[str, str], name: str, default: int) -> int:
+    value = environ.get(name, "")
+    if value and not value.lstrip("-").isdigit():
+        raise wrong(name, value, "a whole number")
+    return int(value) if value else default
+
+
+def join(found: Cluster | None, timeout_s: int = TIMEOUT_S) -> None:
+    """Connect to the other processes, before any device is touched.
+
+    Raises:
+      ValueError: they did not all come in time; one line with the address and the counts.
+    """
+    if found is None:
+        return
+    if found.coordinator is not None:
+        os.environ.setdefault("JAX_COORDINATOR_ADDRESS", found.coordinator)
+    try:
+        jax.distributed.initialize(
+            found.coordinator, found.count, found.index, initialization_timeout=timeout_s
+        )
+    except (RuntimeError, ValueError) as error:
+        line = (str(error).strip().splitlines() or ["no answer"])[0]
+        raise wrong(
+            "coordinator",
+            found.coordinator or found.found,
+            f"an address that all {found.count or ''} processes reach within {timeout_s} s "
+            f"(this is process {found.index}; {line})",
+        ) from error
+
+
+def leads() -> bool:
+    """Whether this process writes what is written once: logs, config, digests."""
+    return jax.process_index() == 0
+
+
+def agreed(reason: str) -> str:
+    """`reason` if it is not empty, else that another process has one, else ""; all must call."""
+    if jax.process_count() == 1:
+        return reason
+    from jax.experimental import multihost_utils
+
+    anyone = multihost_utils.process_allgather(np.array([bool(reason)]))
+    return reason or ("another process" if anyone.any() else "")
+
+
+def barrier(name: str) -> None:
+    """Wait until all processes are here."""
+    if jax.process_count() > 1:
+        from jax.experimental import multihost_utils
+
+        multihost_utils.sync_global_devices(name)
+
+
+@contextlib.contextmanager
+def leader_first(name: str):
+    """The first process runs the body, then the others do: for files that are made once."""
+    if not leads():
+        barrier(name)
+    yield
+    if leads():
+        barrier(name)
+
+
+class Clock:
+    """Says when `seconds` have passed; 0 for never. Not moved by a change of the time of day."""
+
+    def __init__(self, seconds: float):
+        self._seconds = seconds
+        self.restart()
+
+    def restart(self) -> None:
+        """Count from now."""
+        self._since = time.monotonic()
+
+    def due(self) -> str:
+        """Not empty when the time has passed."""
+        passed = time.monotonic() - self._since
+        return "the clock" if self._seconds and passed >= self._seconds else ""
