@@ -16,6 +16,23 @@ from driftar_jax.conversion import rules as r
 from driftar_jax.heads.flow import VelocityNet
 from driftar_jax.hosts.transdiff import PRESETS, TransDiff
 
+# Recipe and evaluation of the released weights: steps are 625 an epoch. By form and resolution.
+_RECIPES = {
+    "one_step": dict(lr=8e-4, warmup_steps=62_500, ema=0.9999, steps=500_000, copies=4),
+    "mrar": dict(lr=5e-5, warmup_steps=6_250, ema=0.9999, steps=25_000, copies=2),
+    "512": dict(lr=1e-4, warmup_steps=6_250, ema=0.999, steps=93_750, copies=4),
+}
+# Guidance, drift scale and noise scale of the published figures.
+SCALES = {
+    "base": (1.30, 0.87, 0.91),
+    "large": (1.30, 0.89, 0.95),
+    "huge": (1.23, 0.87, 0.93),
+    "base_mrar": (1.30, 0.87, 0.91),
+    "large_mrar": (1.30, 0.925, 0.95),
+    "huge_mrar": (1.28, 0.87, 0.91),
+    "large_512": (1.30, 0.87, 0.87),
+}
+
 # Of the 1-step form these are also the names of Drift-AR's encoder.
 BACKBONE = [
     r.Rule("class_emb.weight", "host/class_emb"),
@@ -133,3 +150,158 @@ def abstract_params(host: TransDiff, net: VelocityNet) -> dict:
     backbone = jax.eval_shape(host.init, key, one)
     head = jax.eval_shape(net.init, key, x, one, z)
     return nn.unbox({"host": backbone["params"], "head": head["params"]})
+
+
+def _released(fields: Mapping) -> str | None:
+    """Name of the released model of these sizes."""
+    alike = [n for n, p in PRESETS.items() if all(fields[k] == v for k, v in p.items())]
+    return alike[0] if alike else None
+
+
+def title(fields: Mapping) -> str:
+    """What a checkpoint turned out to be, for a reader."""
+    name = _released(fields) or "of its own size"
+    form = "1 step" if fields["groups"] == 1 else f"{fields['groups']} images in a row"
+    return (
+        f"TransDiff {name} ({form}): width {fields['width']}, {fields['depth']} blocks over "
+        f"{fields['buffer_size']} + {fields['num_rows']} rows, head of {fields['head_depth']} "
+        f"blocks over {fields['num_tokens']} tokens of {fields['token_dim']} channels"
+    )
+
+
+def manifest_of(fields: Mapping) -> dict:
+    """Facts of a workdir: the token grid as an image of patches of 1, classes by number.
+
+    Raises:
+      ValueError: the token grid is not square.
+    """
+    side = math.isqrt(fields["num_tokens"])
+    if side**2 != fields["num_tokens"]:
+        raise ValueError(f"num_tokens: got {fields['num_tokens']}, allowed square token grids")
+    return {
+        "task": "host",
+        "image_shape": [side, side, fields["token_dim"]],
+        "patch_size": 1,
+        "class_names": [str(i) for i in range(fields["num_classes"])],
+    }
+
+
+def _form(fields: Mapping) -> tuple[str, int]:
+    """`host.form` and `host.row_patch` that say these sizes.
+
+    Raises:
+      ValueError: none do.
+    """
+    forms = {groups: form for form, groups in config.GROUPS.items()}
+    if fields["groups"] not in forms:
+        allowed = " | ".join(map(str, forms))
+        raise ValueError(f"groups: got {fields['groups']}, allowed {allowed} images in a row")
+    rows = fields["num_rows"] // fields["groups"]
+    patch = math.isqrt(fields["num_tokens"] // rows)
+    if rows * fields["groups"] != fields["num_rows"] or rows * patch**2 != fields["num_tokens"]:
+        raise ValueError(
+            f"num_rows: got {fields['num_rows']} of {fields['groups']} groups, allowed as many as "
+            f"the {fields['num_tokens']} tokens have square patches, in each group"
+        )
+    features = fields["token_dim"] * (patch**2 if fields["groups"] > 1 else 1)
+    if fields["reference_dim"] != features:
+        raise ValueError(f"z_proj.weight: got {fields['reference_dim']} inputs, allowed {features}")
+    return forms[fields["groups"]], patch
+
+
+def config_of(fields: Mapping) -> dict:
+    """Config of the workdir: the sizes, and the recipe of the released weights.
+
+    Raises:
+      ValueError: a size that a config of this project cannot say.
+    """
+    if fields["mlp_ratio"] != 4.0:
+        raise ValueError(f"mlp_ratio: got {fields['mlp_ratio']:g}, allowed 4")
+    form, patch = _form(fields)
+    recipe = _RECIPES["512" if form == "one_step" and patch > 1 else form]
+    guidance, drift_scale, noise_scale = SCALES.get(_released(fields), (1.0, 1.0, 1.0))
+    made = {
+        "task": "host",
+        "seed": 0,
+        "init_from": "",
+        "data": {
+            "name": "latents",
+            "data_dir": "",
+            "image_size": manifest_of(fields)["image_shape"][0],
+            "patch_size": 1,
+            "center_crop": True,
+            "flip": False,
+        },
+        "host": {
+            "name": "transdiff",
+            "form": form,
+            "row_patch": patch,
+            **{name: fields[name] for name in ("width", "depth", "num_heads", "buffer_size")},
+            "attention_dropout": 0.1,
+            "projection_dropout": 0.1,
+            "label_drop": 0.1,
+            "dtype": "float32",
+        },
+        "head": {"depth": fields["head_depth"], "copies": recipe["copies"]},
+        "optim": {
+            "lr": recipe["lr"],
+            "schedule": "constant",
+            "warmup_steps": recipe["warmup_steps"],
+            "weight_decay": 0.02,
+            "b1": 0.9,
+            "b2": 0.95,
+            "clip": 3.0,
+            "ema": recipe["ema"],
+            "accumulate": 1,
+        },
+        "train": {
+            "batch_size": 2048,
+            "steps": recipe["steps"],
+            "log_every": 100,
+            "sample_every": 0,
+            "checkpoint_every": 5_000,
+            "keep": 2,
+        },
+        "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
+        "sample": {
+            "ar_steps": fields["groups"],
+            "nfe": 100,
+            "nfe_schedule": "constant",
+            "nfe_last": 5,
+            "guidance": guidance,
+            "guidance_schedule": "constant",
+            "temperature": noise_scale,
+            "drift_scale": drift_scale,
+        },
+    }
+    if form == "mrar":
+        made["bank"] = {"size": 16, "dtype": "bfloat16", "limit_gib": 1.0}
+    config.check(made)
+    return made
+
+
+def fields_of(settings: Mapping, manifest: Mapping) -> dict:
+    """The fields of `sizes`, from config and manifest of a workdir.
+
+    Raises:
+      ValueError: it is no host with its own head.
+    """
+    if settings.get("task") != "host" or settings["host"]["name"] != "transdiff":
+        raise ValueError(
+            f"task: got {settings.get('task')!r}, allowed 'host' with host.name 'transdiff'"
+        )
+    height, width, channels = manifest["image_shape"]
+    size, host = manifest["patch_size"], settings["host"]
+    tokens, token_dim = (height // size) * (width // size), channels * size**2
+    groups, square = config.GROUPS[host["form"]], host["row_patch"] ** 2
+    return {
+        **{name: host[name] for name in ("width", "depth", "num_heads", "buffer_size")},
+        "num_rows": groups * tokens // square,
+        "groups": groups,
+        "reference_dim": token_dim * (square if groups > 1 else 1),
+        "num_classes": len(manifest["class_names"]),
+        "mlp_ratio": 4.0,
+        "token_dim": token_dim,
+        "num_tokens": tokens,
+        "head_depth": settings["head"]["depth"],
+    }
