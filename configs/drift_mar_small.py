@@ -22,6 +22,7 @@ def get_config(size: str = "digits8") -> ml_collections.ConfigDict:
     )
     c.draft = dict(width=96, depth=1, num_heads=4)
     c.loss = dict(entropy_loss="match", alpha_start=0.95, freeze_at=0.8)  # Eq. 9-10
+    c.sample.update(gamma=0, rule="gaussian", delta=1.0)  # speculative decoding: 0 is without
     if size == "digits8":  # meant to start from a host: launch/quickstart.sh
         c.train.steps = 1200
         c.mask.tokens_per_image = 8

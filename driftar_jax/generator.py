@@ -10,7 +10,7 @@ import ml_collections
 import numpy as np
 from flax import linen as nn
 
-from driftar_jax import assembly, sampler
+from driftar_jax import assembly, gamma, sampler, speculate
 from driftar_jax.checkpoints import Checkpoints, abstract_like, read_config
 from driftar_jax.config import wrong
 from driftar_jax.data import latents
@@ -22,10 +22,15 @@ from driftar_jax.vae import pixels
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
-    """uint8 `images [n, H, W, C]` and what one image cost."""
+    """uint8 `images [n, H, W, C]`, what one image cost, and what was drafted, if anything was.
+
+    `speculation` is a `speculate.summary`, `gamma` what was used for it.
+    """
 
     images: np.ndarray
     counts: Counts
+    gamma: int = 0
+    speculation: dict | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +70,9 @@ class Loaded:
             nfe_schedule=c.get("nfe_schedule", "constant"),
             nfe_last=c.get("nfe_last", 1),
             guidance_form="trained" if self._learned_guidance else "extrapolate",
+            gamma=c.get("gamma", 0),
+            rule=c.get("rule", "gaussian"),
+            delta=float(c.get("delta", 1.0)),
         )
         return base.changed(**changes)
 
@@ -97,7 +105,8 @@ class Loaded:
           seed: 0..2**31-1; the same seed and labels give the same images.
           batch_size: images per call; changes the speed, not the images.
           **changes: fields of `sampler.Settings`: method, ar_steps, nfe, nfe_schedule, nfe_last,
-            guidance, guidance_form, guidance_schedule, temperature, drift_scale, spacing.
+            guidance, guidance_form, guidance_schedule, temperature, drift_scale, spacing,
+            gamma, rule, delta.
 
         Returns:
           `Samples`.
@@ -106,16 +115,19 @@ class Loaded:
           ValueError: a label or setting is out of range, before any compilation.
         """
         settings = self.checked(**changes)
-        images, counts = sampler.sample_images(
-            self.parts,
-            settings,
-            self.params,
-            labels,
-            seed,
-            batch_size=batch_size,
-            to_pixels=self.to_pixels,
+        if settings.drafts < 0:
+            batch = min(batch_size, len(labels))
+            settings = gamma.choose(self.parts, settings, self.params, batch).settings
+        rest = {"batch_size": batch_size, "to_pixels": self.to_pixels}
+        if not settings.drafts:
+            images, counts = sampler.sample_images(
+                self.parts, settings, self.params, labels, seed, **rest
+            )
+            return Samples(images=images, counts=counts)
+        images, found = sampler.sample_drafted(
+            self.parts, settings, self.params, labels, seed, **rest
         )
-        return Samples(images=images, counts=counts)
+        return Samples(images, speculate.counts(found), settings.gamma, speculate.summary(found))
 
 
 def load(
@@ -139,8 +151,9 @@ def load(
         `vae` is missing, does not fit, or is not wanted.
     """
     config = ml_collections.ConfigDict(read_config(workdir))
-    if config.task not in ("host", "drift"):
-        raise ValueError(f"workdir: got task {config.task!r}, allowed host | drift ({workdir})")
+    if config.task not in ("host", "drift", "draft"):
+        allowed = f"host | drift | draft ({workdir})"
+        raise ValueError(f"workdir: got task {config.task!r}, allowed {allowed}")
     params, manifest, step = read_weights(workdir, step)
     parts = assembly.build(config, image_spec(manifest))
     return Loaded(config, parts, params, step, manifest, pixels_of(config, manifest, vae))

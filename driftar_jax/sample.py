@@ -11,7 +11,7 @@ import numpy as np
 from absl import flags
 
 import driftar_jax
-from driftar_jax import cli, pictures
+from driftar_jax import cli, gamma, pictures
 from driftar_jax.checkpoints import write_json
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder written by train or convert.")
@@ -28,6 +28,11 @@ _NFE_LAST = flags.DEFINE_integer("nfe_last", None, "What --nfe falls to, unless 
 _GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance scale; 1 is none.")
 _GUIDANCE_FORM = flags.DEFINE_string("guidance_form", None, "extrapolate | trained.")
 _TEMPERATURE = flags.DEFINE_float("temperature", None, "Temperature of the head or start noise.")
+_GAMMA = flags.DEFINE_string(
+    "gamma", None, "AR steps drafted per round: auto, or a number; 0 is none."
+)
+_RULE = flags.DEFINE_string("rule", None, "gaussian | coupled | feature; how drafts are accepted.")
+_DELTA = flags.DEFINE_float("delta", None, "Bound of the rules coupled and feature.")
 _BATCH = flags.DEFINE_integer("batch_size", 256, "Images per call.")
 flags.mark_flags_as_required(["workdir", "out"])
 
@@ -50,8 +55,13 @@ def main(_) -> None:
             "guidance": _GUIDANCE.value,
             "guidance_form": _GUIDANCE_FORM.value,
             "temperature": _TEMPERATURE.value,
+            "gamma": gamma.parse(_GAMMA.value),
+            "rule": _RULE.value,
+            "delta": _DELTA.value,
         }
         settings = loaded.checked(**changes)
+    if settings.gamma and not settings.drafts:
+        print("gamma: one AR step makes the whole image, so there is nothing to draft: plain")
     made = loaded.sample(labels, _SEED.value, batch_size=_BATCH.value, **changes)
     out.mkdir(parents=True, exist_ok=True)
     pictures.save_grid(out / "grid.png", made.images)
@@ -61,6 +71,8 @@ def main(_) -> None:
         "per_image": dataclasses.asdict(made.counts),
         "images": len(labels),
         "settings": dataclasses.asdict(settings),
+        "gamma": made.gamma,
+        "speculation": made.speculation,
         "seed": _SEED.value,
         "step": loaded.step,
     }

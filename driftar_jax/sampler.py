@@ -15,14 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from driftar_jax import draws, grid_sampler, plan
+from driftar_jax import draws, grid_sampler, plan, speculate
 from driftar_jax.assembly import Parts
 from driftar_jax.drift.head import DriftHead
 from driftar_jax.features import to_uint8
 from driftar_jax.heads import diffusion
 from driftar_jax.hosts.schedules import NFE_SCHEDULES, head_steps, unpatchify
 from driftar_jax.hosts.transdiff import TransDiff
-from driftar_jax.types import Counts, Encoding
+from driftar_jax.speculative import engine, verify
+from driftar_jax.types import Counts, Encoding, Speculation
 
 METHODS = ("own", "drift", "mean")
 GUIDANCE_FORMS = ("extrapolate", "trained")
@@ -57,6 +58,11 @@ class Settings:
       temperature: factor of the head's step noise (`own`) or of the start's noise (`drift`).
       drift_scale: factor of the drift of TransDiff's own sampler (its `scale_0`; the temperature is
         its `scale_1`); other heads do not read it.
+      gamma: AR steps drafted per round of speculative decoding; 0 is plain decoding, -1 stands for
+        the fastest, which is found by measuring (`gamma.py`). With one AR step there is nothing to
+        draft, and decoding is plain.
+      rule: what drafts are accepted by, one of `speculative.verify.RULES`.
+      delta: bound of the rules `coupled` and `feature`.
     """
 
     method: str
@@ -70,6 +76,9 @@ class Settings:
     nfe_last: int = 5
     guidance_form: str = "extrapolate"
     drift_scale: float = 1.0
+    gamma: int = 0
+    rule: str = "gaussian"
+    delta: float = 1.0
 
     def check(self, parts: Parts) -> None:
         """Raises ValueError (field, value, allowed) where these modules cannot sample so."""
@@ -114,6 +123,20 @@ class Settings:
             raise ValueError(f"spacing: got {self.spacing!r}, allowed {' | '.join(SPACINGS)}")
         if not 0 < self.temperature < math.inf:
             raise ValueError(f"temperature: got {self.temperature}, allowed a number above 0")
+        self._check_drafts(parts)
+
+    def _check_drafts(self, parts: Parts) -> None:
+        steps = self.ar_steps - 1
+        if self.gamma < -1 or (self.gamma > steps and steps):
+            allowed = f"-1 (chosen by measuring) or 0 to {steps} (AR steps after the first)"
+            raise ValueError(f"gamma: got {self.gamma}, allowed {allowed}")
+        if self.drafts and (parts.draft is None or self.method != "drift"):
+            why = "no draft head in this checkpoint" if parts.draft is None else "method drift only"
+            raise ValueError(f"gamma: got {self.gamma}, allowed 0 ({why})")
+        if self.rule not in verify.RULES:
+            raise ValueError(f"rule: got {self.rule!r}, allowed {' | '.join(verify.RULES)}")
+        if not 0 <= self.delta < math.inf:
+            raise ValueError(f"delta: got {self.delta}, allowed a number from 0")
 
     def _check_grids(self, parts: Parts) -> None:
         groups = parts.host.groups
@@ -131,6 +154,11 @@ class Settings:
     def changed(self, **changes) -> "Settings":
         """These settings with the given fields changed; None leaves a field as it is."""
         return dataclasses.replace(self, **{k: v for k, v in changes.items() if v is not None})
+
+    @property
+    def drafts(self) -> int:
+        """`gamma`, or 0 where there is nothing to draft."""
+        return self.gamma if self.ar_steps > 1 else 0
 
     @property
     def guided(self) -> bool:
@@ -366,11 +394,57 @@ def sample_images(
       to_pixels: a batch of grids to uint8 images; by default the grid is the image, in [-1, 1].
 
     Returns:
-      uint8 images `[n, ...]`, and `Counts` per image.
+      uint8 images `[n, ...]`, and `Counts` per image; means where images differ.
 
     Raises:
       ValueError: a label or the settings are out of range; nothing has been compiled.
     """
+    if settings.drafts:
+        arguments = parts, settings, params, labels, seed
+        made, found = sample_drafted(*arguments, batch_size=batch_size, to_pixels=to_pixels)
+        return made, speculate.counts(found)
+
+    def make(label, index):
+        return generate(parts, settings, params, label, index, np.uint32(seed))
+
+    _check(parts, settings, labels)
+    made, counts = _in_batches(make, labels, batch_size, to_pixels)
+    return made, jax.tree.map(int, counts[0])
+
+
+def sample_drafted(
+    parts: Parts,
+    settings: Settings,
+    params: dict[str, Any],
+    labels: np.ndarray,
+    seed: int,
+    *,
+    batch_size: int = 256,
+    to_pixels: Callable[[jax.Array], jax.Array] = as_pixels,
+) -> tuple[np.ndarray, Speculation]:
+    """`sample_images` by speculative decoding, with all that is counted on the way.
+
+    Returns:
+      uint8 images `[n, ...]`, and `Speculation` whose fields are `[n, ...]` for the images and
+      `[batches]` for the batches.
+
+    Raises:
+      ValueError: as `sample_images`; or gamma is still to be chosen.
+    """
+    _check(parts, settings, labels)
+    if settings.gamma < 0:
+        raise ValueError(f"gamma: got {settings.gamma}, allowed a number from 0 (choose it first)")
+    rule = engine.Rule(gamma=settings.drafts, name=settings.rule, delta=settings.delta)
+    plain = settings.changed(gamma=0)  # as `gamma.py` asks: one compilation serves both
+
+    def make(label, index):
+        return speculate.generate(parts, rule, plain, params, label, index, np.uint32(seed))
+
+    made, found = _in_batches(make, labels, batch_size, to_pixels)
+    return made, speculate.joined(found, len(labels))
+
+
+def _check(parts: Parts, settings: Settings, labels) -> None:
     settings.check(parts)
     labels = np.asarray(labels, np.int32)
     bad = labels[(labels < -1) | (labels >= parts.images.num_classes)]
@@ -379,11 +453,16 @@ def sample_images(
     if len(bad):
         allowed = f"0 to {parts.images.num_classes - 1}, or -1 for none"
         raise ValueError(f"labels: got {int(bad[0])}, allowed {allowed}")
+
+
+def _in_batches(make, labels, batch_size: int, to_pixels) -> tuple[np.ndarray, list]:
+    """All images of `make(label [B], index [B])`, and what else it returned for each batch."""
+    labels = np.asarray(labels, np.int32)
     batch_size = min(batch_size, len(labels))
-    made = []
+    images, rest = [], []
     for first in range(0, len(labels), batch_size):
         index = np.arange(first, first + batch_size, dtype=np.int32)
-        chosen = labels[np.minimum(index, len(labels) - 1)]
-        grids, counts = generate(parts, settings, params, chosen, index, np.uint32(seed))
-        made.append(np.asarray(to_pixels(grids))[: len(labels) - first])
-    return np.concatenate(made), jax.tree.map(int, counts)
+        grids, other = make(labels[np.minimum(index, len(labels) - 1)], index)
+        images.append(np.asarray(to_pixels(grids))[: len(labels) - first])
+        rest.append(other)
+    return np.concatenate(images), rest

@@ -1,9 +1,12 @@
 """Speculative generation of a run's images: its modules put into the engine."""
 
+import dataclasses
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
+import numpy as np
 
 from driftar_jax import draws, plan
 from driftar_jax.assembly import Parts
@@ -11,7 +14,7 @@ from driftar_jax.drift.head import DriftHead
 from driftar_jax.hosts.mar_groups import MARGroups, draft_rows
 from driftar_jax.hosts.schedules import cosine_counts, unpatchify
 from driftar_jax.speculative import engine
-from driftar_jax.types import Speculation
+from driftar_jax.types import Counts, Speculation
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -52,7 +55,65 @@ def generate(
         counts=cosine_counts(images.num_tokens, settings.ar_steps),
         branches=2 if settings.guided else 1,
     )
-    head = DriftHead(parts.prior, parts.decoder, params, settings.guided, settings.temperature)
+    trained = settings.guidance_form == "trained"
+    head = DriftHead(
+        parts.prior, parts.decoder, params, settings.guided, settings.temperature, trained
+    )
     draft = draft_rows(host, parts.draft, params["draft"]) if rule.gamma else None
     tokens, found = engine.Engine(host, draft, head, keys, steps.scale, rule).run()
     return unpatchify(tokens, *images.image_shape[:2], images.patch_size), found
+
+
+_OF_BATCHES = ("batch_calls", "batch_draft_calls", "batch_rows")
+
+
+def joined(found: Sequence[Speculation], num: int) -> Speculation:
+    """Counts of several batches as one: `[num, ...]` of images, `[batches]` of batches."""
+    arrays = [jax.tree.map(np.asarray, f) for f in found]
+    fields = {}
+    for field in dataclasses.fields(Speculation):
+        values = [getattr(a, field.name) for a in arrays]
+        # The last batch is padded with images that nobody asked for.
+        of_batches = field.name in _OF_BATCHES
+        fields[field.name] = np.stack(values) if of_batches else np.concatenate(values)[:num]
+    return Speculation(**fields)
+
+
+def counts(found: Speculation) -> Counts:
+    """Means per image of joined counts; rows are the batch's, idle ones included."""
+    return Counts(
+        backbone_calls=float(found.backbone_calls.mean()),
+        head_evaluations=float(found.head_evaluations.mean()),
+        draft_calls=float(found.draft_calls.mean()),
+        backbone_rows=float(found.batch_rows.mean()),
+    )
+
+
+def summary(found: Speculation) -> dict[str, Any]:
+    """Joined counts as plain numbers, for reports.
+
+    Returns:
+      `accepted_per_call` (groups, mean), `accepted_groups` (share of the drafted ones),
+      `accepted_lengths` (rounds with 0, 1, ... accepted groups), `calls_of_batch` (mean backbone
+      calls of a batch), and `by_entropy`: for each bin of the target's entropy that holds a judged
+      token its bounds, the number of tokens and the accepted share.
+    """
+    lengths = found.lengths.sum(axis=0)
+    groups = int((lengths * np.arange(len(lengths))).sum())
+    judged, accepted = found.judged.sum(axis=0), found.accepted.sum(axis=0)
+    edges = np.linspace(0, 1, len(judged) + 1)
+    return {
+        "accepted_per_call": groups / max(int(lengths.sum()), 1),
+        "accepted_groups": groups / max(int(found.draft_calls.sum()), 1),
+        "accepted_lengths": lengths.tolist(),
+        "calls_of_batch": float(found.batch_calls.mean()),
+        "by_entropy": [
+            {
+                "from": round(float(edges[i]), 4),
+                "to": round(float(edges[i + 1]), 4),
+                "tokens": int(judged[i]),
+                "accepted": float(accepted[i] / judged[i]),
+            }
+            for i in np.flatnonzero(judged)
+        ],
+    }

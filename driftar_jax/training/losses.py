@@ -52,6 +52,27 @@ def draft_entropy(draft: Encoding, target: Encoding, weight: jax.Array, kind: st
     return jnp.sum(per_image * weight) / jnp.maximum(jnp.sum(weight), 1.0)
 
 
+def prior_divergence(draft, target, weight: jax.Array) -> jax.Array:
+    """How far the drafted prior is from the target's: `KL(p || q)` per channel.
+
+    It bounds what the gaussian rule rejects (Pinsker): features may differ where the prior does not
+    look, and a little where it does look is much when sigma is small.
+
+    Args:
+      draft, target: (mu `[B, N, C]`, sigma `[B, N]`) of q and p; p is detached.
+      weight: `[B, N]` float32.
+
+    Returns:
+      float32 scalar in nats, mean over weighted tokens and channels.
+    """
+    (mu_q, std_q), (mu_p, std_p) = draft, jax.lax.stop_gradient(target)
+    std_q, std_p = jnp.maximum(std_q, 1e-3), jnp.maximum(std_p, 1e-3)
+    ratio = std_p / std_q
+    far = jnp.mean(jnp.square(mu_q - mu_p), axis=-1) / jnp.square(std_q)
+    nats = 0.5 * (jnp.square(ratio) - 1.0 + far) - jnp.log(ratio)
+    return jnp.sum(nats * weight) / jnp.maximum(jnp.sum(weight), 1.0)
+
+
 def freeze_step(steps: int, freeze_at: float) -> int:
     """First step of Phase II: from here on only the decoder learns (Eq. 10)."""
     return round(freeze_at * steps)

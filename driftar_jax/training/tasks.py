@@ -15,7 +15,7 @@ from driftar_jax.drift import features, fields
 from driftar_jax.features import SmallClassifier, to_unit_range
 from driftar_jax.heads import diffusion
 from driftar_jax.hosts import masks as mask_laws
-from driftar_jax.training import drift_grid, grid_tasks, losses, masked
+from driftar_jax.training import drafts, drift_grid, grid_tasks, losses, masked
 from driftar_jax.training.tokens import tokenise
 from driftar_jax.types import Encoding
 
@@ -306,7 +306,7 @@ def build(
     )
     if config.task == "host":
         return HostTask(parts, contexts, copies=config.head.copies, mirror=config.data.flip)
-    return DriftTask(
+    drift = DriftTask(
         parts,
         contexts,
         draws=config.drift.draws,
@@ -318,6 +318,9 @@ def build(
         guidance_max=config.drift.get("guidance_max", 1.0),
         mirror=config.data.flip,
     )
+    if config.task == "draft":
+        return drafts.DraftTask(drift, unroll=config.teacher.unroll, prior=config.teacher.prior)
+    return drift
 
 
 def _init_host(parts: assembly.Parts, key: jax.Array):
