@@ -10,7 +10,7 @@ from driftar_jax import cli
 from driftar_jax.conversion import checkpoint
 
 _FAMILY = flags.DEFINE_string("family", None, f"{' | '.join(checkpoint.FAMILIES)}.")
-_SOURCE = flags.DEFINE_string("source", None, "Official file; with --back a workdir.")
+_SOURCE = flags.DEFINE_string("source", None, "Official file or folder; with --back a workdir.")
 _OUT = flags.DEFINE_string("out", None, "New workdir; with --back a new .safetensors file.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "model_ema | model; the averaged by default.")
 _HEADS = flags.DEFINE_integer("num_heads", None, "Heads of a host size that was not released.")
@@ -20,7 +20,7 @@ flags.mark_flags_as_required(["family", "source", "out"])
 
 def main(_) -> None:
     # Their official files have no averaged copy.
-    single = _FAMILY.value in ("vae-kl16", "inception")
+    single = _FAMILY.value in ("vae-kl16", "vae-f8", "inception", "nextstep")
     first = "model" if single and not _BACK.value else "model_ema"
     asked = _FAMILY.value, _SOURCE.value, _OUT.value, _WEIGHTS.value or first
     with cli.user_errors():

@@ -11,7 +11,7 @@ import os
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -19,7 +19,17 @@ import numpy as np
 
 from driftar_jax import checkpoints
 from driftar_jax import inception as network
-from driftar_jax.conversion import drift_ar, inception, mar, pickles, rules, transdiff, vae
+from driftar_jax.conversion import (
+    drift_ar,
+    inception,
+    mar,
+    nextstep,
+    nextstep_vae,
+    pickles,
+    rules,
+    shards,
+    vae,
+)
 from driftar_jax.published import stored as published
 from driftar_jax.vae import stored
 
@@ -50,24 +60,29 @@ class Family:
       describe: official name -> shape, and the number of heads where it is given, to `Described`;
         ValueError where it is another family.
       abstract: config and manifest of a workdir, to its abstract parameter tree.
+      beside: whether `describe` also takes the `config.json` beside the official arrays.
+      trees: abstract tree, to the parts of it that are read and written one after another, for
+        what is larger than memory; None where it is written as one.
+      dtype: of the arrays in the workdir; None keeps the file's.
+      constants: config of a workdir, to official arrays that follow from it: they are compared
+        where the file holds them, and written back.
+      copied: official files beside the arrays that go into the workdir where they exist.
     """
 
     rules: Sequence[rules.Rule]
-    describe: Callable[[Mapping[str, tuple[int, ...]], int | None], Described]
+    describe: Callable[..., Described]
     abstract: Callable[[dict, dict], dict]
+    beside: bool = False
+    trees: Callable[[dict], dict[str, dict]] | None = None
+    dtype: np.dtype | None = np.float32
+    constants: Callable[[dict], dict[str, np.ndarray]] = lambda config: {}
+    copied: tuple[str, ...] = ()
 
 
 def _describe_mar(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None) -> Described:
     fields = mar.sizes(shapes, num_heads)
     abstract = mar.abstract_params(*mar.modules(fields))
     return Described(mar.title(fields), mar.config_of(fields), mar.manifest_of(fields), abstract)
-
-
-def _describe_transdiff(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None) -> Described:
-    fields = transdiff.sizes(shapes, num_heads)
-    config, manifest = transdiff.config_of(fields), transdiff.manifest_of(fields)
-    abstract = transdiff.abstract_params(*transdiff.modules(fields))
-    return Described(transdiff.title(fields), config, manifest, abstract)
 
 
 def _describe_drift_ar(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None) -> Described:
@@ -99,18 +114,43 @@ def _describe_inception(shapes: Mapping[str, tuple[int, ...]], num_heads: int | 
     return Described(title, config, {"task": network.TASK}, network.abstract(made))
 
 
+def _describe_nextstep(
+    shapes: Mapping[str, tuple[int, ...]], num_heads: int | None, settings: dict
+) -> Described:
+    if num_heads is not None:
+        raise ValueError(f"num_heads: got {num_heads}, allowed for family mar only")
+    if settings.get("model_type") != nextstep.TASK:
+        got = settings.get("model_type")
+        raise ValueError(f"model_type: got {got!r}, allowed 'nextstep' in the source's config.json")
+    fields = nextstep.sizes(shapes, settings)
+    abstract = nextstep.abstract_params(*nextstep.modules(fields))
+    manifest = {"task": nextstep.TASK, "official": settings}
+    config = nextstep.config_of(fields, settings)
+    return Described(nextstep.title(fields), config, manifest, nextstep.unstacked(abstract))
+
+
+def _describe_f8(
+    shapes: Mapping[str, tuple[int, ...]], num_heads: int | None, settings: dict
+) -> Described:
+    if num_heads is not None:
+        raise ValueError(f"num_heads: got {num_heads}, allowed for family mar only")
+    made = nextstep_vae.module(shapes, settings)
+    title = f"f8 autoencoder, {made.latent_channels} channels at 1/{made.factor}"
+    config = stored.config_of(made)
+    return Described(title, config, {"task": stored.TASK}, stored.abstract(made))
+
+
+def _abstract_nextstep(config: dict, manifest: dict) -> dict:
+    del manifest
+    made = nextstep.modules(nextstep.fields_of(config))
+    return nextstep.unstacked(nextstep.abstract_params(*made))
+
+
 FAMILIES = {
     "mar": Family(
         mar.RULES,
         _describe_mar,
         lambda config, manifest: mar.abstract_params(*mar.modules(mar.fields_of(config, manifest))),
-    ),
-    "transdiff": Family(
-        transdiff.RULES,
-        _describe_transdiff,
-        lambda config, manifest: transdiff.abstract_params(
-            *transdiff.modules(transdiff.fields_of(config, manifest))
-        ),
     ),
     "drift_ar": Family(
         drift_ar.RULES,
@@ -124,6 +164,22 @@ FAMILIES = {
         inception.RULES,
         _describe_inception,
         lambda config, manifest: network.abstract(network.module_of(config)),
+    ),
+    "nextstep": Family(
+        nextstep.RULES,
+        _describe_nextstep,
+        _abstract_nextstep,
+        beside=True,
+        trees=nextstep.trees,
+        dtype=None,
+        constants=lambda config: {nextstep.BUFFER: nextstep.buffer(config["host"]["width"])},
+        copied=("tokenizer.json",),
+    ),
+    "vae-f8": Family(
+        nextstep_vae.RULES,
+        _describe_f8,
+        lambda config, manifest: stored.abstract(stored.module(config, kind="vae-f8")),
+        beside=True,
     ),
 }
 
@@ -143,7 +199,7 @@ def forward(
 
     Args:
       family: a key of `FAMILIES`.
-      source: `.pth`, `.pt`, `.ckpt` or `.safetensors`.
+      source: `.pth`, `.pt`, `.ckpt`, `.safetensors`, or a folder of safetensors shards.
       out: new or empty folder.
       weights: copy of the weights in a file that holds several.
       num_heads: attention heads, for sizes that were not released.
@@ -160,25 +216,31 @@ def forward(
     target = pathlib.Path(out).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"out: got {out!r}, allowed a new or empty folder")
-    state = pickles.read_state_dict(source, weights)
+    place = pathlib.Path(source)
+    if place.is_dir():
+        state, home = shards.Shards(place), place
+    else:
+        state, home = pickles.read_state_dict(source, weights), place.parent
     found = pickles.shapes(state)
-    described = chosen.describe(found, num_heads)
+    beside = (shards.read_json(home / "config.json"),) if chosen.beside else ()
+    described = chosen.describe(found, num_heads, *beside)
     wanted = rules.shapes_of(described.abstract)
     report = rules.plan(found, chosen.rules, wanted)
     for line in report.problems():
         tell(line)
     report.check()
     tell(f"{source}: {described.title}, {_count(wanted)} parameters in {len(found)} arrays")
-    _check_room(target, 4 * _count(wanted))
-    ours = rules.to_ours(state, report, wanted)
-    del state  # with it goes the mapped file
+    _check_constants(chosen.constants(described.config), state, report.dropped)
+    _check_room(target, _bytes(state, report, chosen.dtype, wanted))
     for name, path, transform in report.mapped:
         tell(f"{name} {list(found[name])} -> {path} {list(wanted[path])} ({transform.name})")
     for name in report.dropped:
         tell(f"{name} {list(found[name])}: not needed")
-    for name in report.not_finite:
-        tell(f"warning: {name} holds NaN or infinity")
-    facts = {
+    abstract = described.abstract
+    parts = chosen.trees(abstract) if chosen.trees else {"ema": abstract}
+    converted = _converted(state, report, parts, chosen.dtype)
+    del state  # with its last array goes the mapped file
+    facts = lambda: {  # noqa: E731
         "family": family,
         "source": pathlib.Path(source).name,
         "weights": weights,
@@ -191,7 +253,13 @@ def forward(
         "not_finite": report.not_finite,
         "dropped": report.dropped,
     }
-    _write_workdir(target, described, rules.unflatten(_placed(ours)), facts)
+    copied = [home / name for name in chosen.copied if (home / name).exists()]
+    _write_workdir(target, described, converted, facts, copied)
+    for name in report.not_finite:
+        tell(f"warning: {name} holds NaN or infinity")
+    for name in chosen.copied:
+        if not (home / name).exists():
+            tell(f"warning: no {name} beside the arrays; put it into {out} before sampling")
     tell(f"{out}: written, {len(report.mapped)} of {len(found)} names used, none missing")
     return report
 
@@ -199,12 +267,12 @@ def forward(
 def back(
     family: str, source: str, out: str, weights: str, tell: Callable[[str], None] = print
 ) -> rules.Report:
-    """A workdir to one safetensors file under official names; the inverse of `forward`.
+    """A workdir to safetensors under official names; the inverse of `forward`.
 
     Args:
       family: a key of `FAMILIES`.
       source: workdir of a host with its own head, or of an autoencoder.
-      out: new `.safetensors` file.
+      out: new `.safetensors` file; a new folder for families that come in shards.
       weights: `model_ema` for the averaged parameters, `model` for the last.
       tell: takes the lines of the report.
 
@@ -213,9 +281,10 @@ def back(
       OSError: the file cannot be written.
     """
     chosen = _family(family)
-    target = pathlib.Path(out)
-    if target.suffix != ".safetensors" or target.exists():
-        raise ValueError(f"out: got {out!r}, allowed a new file that ends in .safetensors")
+    target = pathlib.Path(out).absolute()
+    kind = "a new folder" if chosen.trees else "a new file that ends in .safetensors"
+    if target.exists() or (target.suffix == ".safetensors") == bool(chosen.trees):
+        raise ValueError(f"out: got {out!r}, allowed {kind}")
     if weights not in COPIES:
         raise ValueError(f"weights: got {weights!r}, allowed {' | '.join(COPIES)}")
     config = checkpoints.read_config(source)
@@ -225,6 +294,8 @@ def back(
         raise ValueError(f"source: got {source!r}, allowed a workdir with a finished checkpoint")
     manifest = opened.restore(step)["manifest"]
     abstract = chosen.abstract(config, manifest)
+    if chosen.trees:
+        return _back_in_shards(chosen, opened, step, config, target, tell)
     params = opened.restore(step, **{COPIES[weights]: _here(abstract)})[COPIES[weights]]
     opened.close()
     official, report = rules.to_official(rules.flatten(params), chosen.rules)
@@ -234,6 +305,50 @@ def back(
         tell(f"{path} -> {name} {list(official[name].shape)} ({transform.name})")
     tell(f"{out}: written, {len(official)} arrays of step {step}")
     return report
+
+
+def _back_in_shards(
+    chosen: Family,
+    opened: checkpoints.Checkpoints,
+    step: int,
+    config: dict,
+    target: pathlib.Path,
+    tell: Callable[[str], None],
+) -> rules.Report:
+    """`back` with a shard per part, one in memory at a time, and the index and config beside."""
+    manifest = opened.restore(step)["manifest"]
+    parts = chosen.trees(chosen.abstract(config, manifest))
+    whole, names, size = rules.Report(), {}, 0
+    unfinished = _temporary(target)
+    unfinished.mkdir(parents=True)
+    try:
+        for number, (part, wanted) in enumerate(parts.items(), 1):
+            kept = jax.tree.map(_typed, wanted, opened.stored(step, part))
+            params = opened.restore(step, **{part: _here(kept)})[part]
+            official, report = rules.to_official(rules.flatten(params), chosen.rules)
+            report.check()
+            if number == 1:
+                official |= chosen.constants(config)
+            file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
+            _write_safetensors(unfinished / file, official)
+            names |= dict.fromkeys(official, file)
+            size += sum(array.nbytes for array in official.values())
+            whole.mapped += report.mapped
+            for name, path, transform in report.mapped:
+                tell(f"{path} -> {name} {list(official[name].shape)} ({transform.name})")
+        index = {"metadata": {"total_size": size}, "weight_map": names}
+        checkpoints.write_json(unfinished / "model.safetensors.index.json", index)
+        checkpoints.write_json(unfinished / "config.json", manifest["official"])
+        os.replace(unfinished, target)
+    finally:
+        opened.close()
+        _remove(unfinished)
+    tell(f"{target}: written, {len(names)} arrays of step {step} in {len(parts)} shards")
+    return whole
+
+
+def _typed(wanted: jax.ShapeDtypeStruct, stored: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(wanted.shape, stored.dtype)
 
 
 def _family(name: str) -> Family:
@@ -261,6 +376,39 @@ def _check_room(target: pathlib.Path, needed: int) -> None:
         raise ValueError(f"out: got {room}, allowed at least {needed / 2**20:.0f} MiB")
 
 
+def _bytes(state, report: rules.Report, dtype, shapes: Mapping[str, tuple[int, ...]]) -> int:
+    """Bytes that the arrays will take in the workdir."""
+    if dtype is not None:
+        return np.dtype(dtype).itemsize * _count(shapes)
+    sizes = {path: np.dtype(state[name].dtype).itemsize for name, path, _ in report.mapped}
+    return sum(sizes[path] * math.prod(shape) for path, shape in shapes.items())
+
+
+def _check_constants(constants: Mapping[str, np.ndarray], state, dropped: Sequence[str]) -> None:
+    """Refuse a file whose arrays are not what follows from the sizes."""
+    for name in dropped:
+        if name not in constants:
+            continue
+        got, want = np.asarray(state[name]), constants[name]
+        rounding = 1e-6 if got.dtype == np.float32 else 1e-2
+        same = got.shape == want.shape
+        if not same or not np.allclose(got.astype(np.float32), want, rtol=0, atol=rounding):
+            raise ValueError(f"{name}: got other numbers, allowed those that follow from the sizes")
+
+
+def _converted(state, report: rules.Report, parts: Mapping[str, dict], dtype):
+    """Name and arrays of each part, converted when it is asked for."""
+    last = list(parts)[-1]
+    for part, tree in parts.items():
+        shapes = rules.shapes_of(tree)
+        own = rules.Report(mapped=[mapped for mapped in report.mapped if mapped[1] in shapes])
+        ours = rules.to_ours(state, own, shapes, dtype)
+        report.not_finite += own.not_finite
+        if part == last:
+            del state
+        yield part, rules.unflatten(_placed(ours))
+
+
 def _placed(arrays: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     """The arrays in JAX's hands, each taken out of `arrays`, so that no second copy of all stands.
 
@@ -274,14 +422,25 @@ def _temporary(target: pathlib.Path) -> pathlib.Path:
     return target.with_name(f".{target.name}.tmp{os.getpid()}")
 
 
-def _write_workdir(target: pathlib.Path, described: Described, params: dict, facts: dict) -> None:
+def _write_workdir(
+    target: pathlib.Path,
+    described: Described,
+    parts: Iterable[tuple[str, dict]],
+    facts: Callable[[], dict],
+    copied: Sequence[pathlib.Path],
+) -> None:
+    """Parts as they come, the first with the manifest; `facts` is asked when all are written."""
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = _temporary(target)
     try:
         written = checkpoints.Checkpoints(unfinished)
         try:
-            written.save(0, manifest=described.manifest, ema=params)
-            written.wait()
+            for number, (name, tree) in enumerate(parts):
+                if number == 0:
+                    written.save(0, manifest=described.manifest, **{name: tree})
+                    written.wait()
+                else:
+                    written.add(0, name, tree)
         except ValueError as error:  # what Orbax makes of a full disk
             reason = str(error).strip().splitlines()[0].rsplit(": ", 1)[-1]
             raise OSError(
@@ -291,7 +450,9 @@ def _write_workdir(target: pathlib.Path, described: Described, params: dict, fac
             # Its threads go on after a failure, and would write into what is being removed.
             with contextlib.suppress(ValueError, OSError):
                 written.close()
-        checkpoints.write_json(unfinished / "report.json", facts)
+        for file in copied:
+            shutil.copyfile(file, unfinished / file.name)
+        checkpoints.write_json(unfinished / "report.json", facts())
         checkpoints.write_json(unfinished / "config.json", described.config)
         os.replace(unfinished, target)
     finally:

@@ -15,8 +15,10 @@ from flax import linen as nn
 from driftar_jax.config import wrong
 from driftar_jax.conversion import rules as r
 from driftar_jax.heads.flow_token import FlowTokenHead
-from driftar_jax.hosts.nextstep import NextStep, generation_positions
+from driftar_jax.hosts.nextstep import PRESETS, NextStep, generation_positions
 
+# What `config.json` of a workdir says.
+TASK = "nextstep"
 # A table that the official state dict may hold and that nothing needs: it follows from the width.
 BUFFER = "gen_pos_embed"
 # Names of NextStep-1.1 for what `config.json` of 1.0 says otherwise.
@@ -70,6 +72,7 @@ def _block(official: str, ours: str) -> list[r.Rule]:
 
 
 RULES = [
+    r.Rule(BUFFER, None),
     r.Rule("embed_tokens.weight", "host/embed_tokens"),
     *_layer(),
     r.Rule("norm.weight", "host/stack/norm/scale"),
@@ -248,14 +251,50 @@ def buffer(width: int) -> np.ndarray:
     return generation_positions(width)[None]
 
 
-def check_buffer(array: np.ndarray, width: int) -> None:
-    """Refuse a `gen_pos_embed` that is another table than ours.
+def trees(apart: Mapping) -> dict[str, dict]:
+    """A tree of `unstacked` in parts that are written one after another.
+
+    Returns:
+      `ema`, all but the layers, and `layer_000`, ...: each holds its leaves under their own paths.
+    """
+    stack = apart["host"]["stack"]
+    rest = {name: part for name, part in stack.items() if name != "layers"}
+    parts = {"ema": {**apart, "host": {**apart["host"], "stack": rest}}}
+    for name, layer in stack["layers"].items():
+        parts[f"layer_{int(name):03d}"] = {"host": {"stack": {"layers": {name: layer}}}}
+    return parts
+
+
+def config_of(fields: Mapping, settings: Mapping[str, Any]) -> dict:
+    """Config of the workdir: sizes, special tokens, and the recommended sampling."""
+    said = normalised(settings)
+    return {
+        "task": TASK,
+        "host": dict(fields),
+        "marks": marks(settings),
+        "patch_size": said["latent_patch_size"],
+        "latent_channels": said["latent_channels"],
+        "sample": {"nfe": 28, "shift": 1.0, "guidance": 7.5, "guidance_image": 1.0},
+    }
+
+
+def fields_of(config: Mapping) -> dict:
+    """The fields of `sizes`, from the config of a workdir.
 
     Raises:
-      ValueError: its shape or its numbers differ, beyond the rounding of its type.
+      ValueError: it is the workdir of something else.
     """
-    want = buffer(width)
-    got = np.asarray(array, np.float32)
-    rounding = 1e-6 if array.dtype == np.float32 else 1e-2
-    if got.shape != want.shape or not np.allclose(got, want, rtol=0, atol=rounding):
-        raise wrong(BUFFER, list(got.shape), f"the sine-cosine table of width {width}")
+    if config.get("task") != TASK:
+        raise wrong("task", config.get("task"), f"{TASK!r} (a converted NextStep-1)")
+    return dict(config["host"])
+
+
+def title(fields: Mapping) -> str:
+    """What a checkpoint turned out to be, for a reader."""
+    alike = [n for n, p in PRESETS.items() if all(fields[k] == v for k, v in p.items())]
+    size = f"NextStep-1 {alike[0]}" if alike else "NextStep-1 of its own size"
+    return (
+        f"{size}: {fields['depth']} layers of width {fields['width']}, {fields['vocab_size']} "
+        f"token ids, image tokens of {fields['token_dim']} channels, "
+        f"head {fields['head_depth']} x {fields['head_width']}"
+    )

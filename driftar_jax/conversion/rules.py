@@ -225,6 +225,7 @@ def to_ours(
     official: Mapping[str, np.ndarray],
     report: Report,
     shapes: Mapping[str, tuple[int, ...]],
+    dtype: np.dtype | None = np.float32,
 ) -> dict[str, np.ndarray]:
     """Official arrays to ours, each read once; notes NaN and infinity in the report.
 
@@ -232,15 +233,16 @@ def to_ours(
       official: name -> array; may read lazily.
       report: of `plan`.
       shapes: our path -> shape.
+      dtype: of the result; None keeps the file's.
 
     Returns:
-      path -> float32 array of everything that fits. Nothing is invented: what is missing is
+      path -> array of everything that fits. Nothing is invented: what is missing is
       missing here as well.
     """
     ours = {}
     for name, path, transform in report.mapped:
         value = transform.forward(np.asarray(official[name]), tuple(shapes[path]))
-        ours[path] = np.ascontiguousarray(value, np.float32)
+        ours[path] = np.ascontiguousarray(value, dtype)
         if not np.isfinite(ours[path]).all():
             report.not_finite.append(name)
     return ours
