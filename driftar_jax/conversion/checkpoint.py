@@ -28,6 +28,7 @@ from driftar_jax.conversion import (
     pickles,
     rules,
     shards,
+    transdiff,
     vae,
 )
 from driftar_jax.published import stored as published
@@ -83,6 +84,13 @@ def _describe_mar(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None) 
     fields = mar.sizes(shapes, num_heads)
     abstract = mar.abstract_params(*mar.modules(fields))
     return Described(mar.title(fields), mar.config_of(fields), mar.manifest_of(fields), abstract)
+
+
+def _describe_transdiff(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None) -> Described:
+    fields = transdiff.sizes(shapes, num_heads)
+    config, manifest = transdiff.config_of(fields), transdiff.manifest_of(fields)
+    abstract = transdiff.abstract_params(*transdiff.modules(fields))
+    return Described(transdiff.title(fields), config, manifest, abstract)
 
 
 def _describe_drift_ar(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None) -> Described:
@@ -151,6 +159,13 @@ FAMILIES = {
         mar.RULES,
         _describe_mar,
         lambda config, manifest: mar.abstract_params(*mar.modules(mar.fields_of(config, manifest))),
+    ),
+    "transdiff": Family(
+        transdiff.RULES,
+        _describe_transdiff,
+        lambda config, manifest: transdiff.abstract_params(
+            *transdiff.modules(transdiff.fields_of(config, manifest))
+        ),
     ),
     "drift_ar": Family(
         drift_ar.RULES,
