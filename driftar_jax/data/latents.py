@@ -120,10 +120,14 @@ def _npz(name: str, folder: pathlib.Path) -> LatentSource:
     def read(i: int) -> dict:
         path, label = files[i]
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
                 pair = np.stack([arrays["moments"], arrays["moments_flip"]])
-        except (OSError, ValueError, KeyError) as error:
-            allowed = f"files with moments and moments_flip ({' '.join(str(error).split())})"
+            if pair.ndim != 4 or pair.dtype.kind != "f":
+                raise ValueError(f"moments are {pair.dtype} {pair.shape[1:]}")
+        # A damaged zip can raise nearly anything, and each means the same to a user.
+        except Exception as error:
+            line = " ".join(str(error).split())[:200] or type(error).__name__
+            allowed = f"files with moments and moments_flip ({line})"
             raise wrong("data.name", str(path), allowed) from error
         return {"moments": np.moveaxis(pair, 1, -1).astype(np.float32), "label": label}
 

@@ -1,0 +1,148 @@
+"""Files of a run cut, emptied, zeroed or with one bit flipped: noticed, named, gone round."""
+
+import json
+import pathlib
+import random
+
+import jax
+import numpy as np
+import pytest
+import runs_to_kill
+
+from driftar_jax import checkpoints
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+
+
+def _flip(data, draw):
+    at = draw.randrange(len(data))
+    return data[:at] + bytes([data[at] ^ 1 << draw.randrange(8)]) + data[at + 1 :]
+
+
+DAMAGE = {
+    "cut": lambda data, draw: data[: draw.randrange(len(data))],
+    "empty": lambda data, draw: b"",
+    "zero": lambda data, draw: b"\0" * len(data) if any(data) else b"\1" + data[1:],
+    "flip": _flip,
+    "gone": None,
+}
+
+
+def _spoil(path, kind, draw):
+    """Damage the file; gives back what undoes it."""
+    whole = path.read_bytes()
+    change = DAMAGE[kind]
+    if change is None:
+        path.unlink()
+    else:
+        path.write_bytes(change(whole, draw))
+    return lambda: path.write_bytes(whole)
+
+
+def _files(folder):
+    return sorted(p for p in folder.rglob("*") if p.is_file() and p.stat().st_size)
+
+
+@pytest.fixture(scope="module")
+def workdir(quick_compile, tmp_path_factory):
+    """A run of two steps with both checkpoints."""
+    folder = tmp_path_factory.mktemp("run")
+    made, batches = runs_to_kill.open_loop(folder, 2)
+    made.run(made.fresh_state(), batches, say=lambda line: None)
+    batches.close()
+    made.close()
+    return folder
+
+
+@pytest.fixture
+def opened(workdir):
+    made, batches = runs_to_kill.open_loop(workdir, 2)
+    yield made, batches
+    batches.close()
+    made.close()
+
+
+def test_every_damage_to_every_file_is_noticed(workdir, opened):
+    made, _ = opened
+    assert made.checkpoints.newest_whole() == (2, {})
+    folder, draw = workdir / "checkpoints" / "2", random.Random(0)
+    tried = 0
+    for path in _files(folder):
+        inside = path.parent != folder
+        for kind in DAMAGE:
+            undo = _spoil(path, kind, draw)
+            wrong = made.checkpoints.damage(2)
+            if inside:
+                assert wrong and path.relative_to(folder).as_posix() in wrong, (path, kind)
+            elif path.name == checkpoints.DIGESTS and kind != "gone":
+                assert wrong, kind
+            undo()
+            tried += inside
+    assert tried >= 150 and made.checkpoints.damage(2) is None
+
+
+def test_a_damaged_checkpoint_is_named_and_the_one_before_is_offered(workdir, opened):
+    made, batches = opened
+    path = max(_files(workdir / "checkpoints" / "2" / "params"), key=lambda p: p.stat().st_size)
+    undo = _spoil(path, "flip", random.Random(1))
+    with pytest.raises(ValueError) as caught:
+        made.restore(batches)
+    undo()
+    message = str(caught.value)
+    assert "\n" not in message and message.startswith("checkpoint: got step 2 of ")
+    assert path.name in message
+    assert "step 1 is whole: train --restore=whole goes on from it" in message
+    assert int(made.restore(batches).step) == 2
+
+
+def test_files_beside_the_arrays_are_harmless_or_named(workdir, opened):
+    made, batches = opened
+    want = made.restore(batches)
+    draw, folder = random.Random(2), workdir / "checkpoints" / "2"
+    for path in (p for p in _files(folder) if p.parent == folder):
+        for kind in ("cut", "flip", "gone"):
+            undo = _spoil(path, kind, draw)
+            again, batches = runs_to_kill.open_loop(workdir, 2)
+            try:
+                jax.tree.map(np.testing.assert_array_equal, again.restore(batches), want)
+            except ValueError as error:
+                assert "\n" not in str(error) and ", allowed " in str(error)
+            finally:
+                undo()
+                batches.close()
+                again.close()
+
+
+def test_falling_back_sets_the_damaged_one_aside(tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    made, batches = runs_to_kill.open_loop(folder, 2)
+    want = jax.device_get(made.run(made.fresh_state(), batches, say=lambda line: None))
+    path = folder / "checkpoints" / "2" / "position" / "metadata"
+    _spoil(path, "cut", random.Random(3))
+    said = []
+    state = made.restore(batches, fall_back=True, say=said.append)
+    assert int(state.step) == 1 and batches.state()["batch"] == 1
+    assert said == [
+        f"step 2: a damaged position/metadata; moved to {folder / 'damaged' / '2'}",
+    ]
+    jax.tree.map(
+        np.testing.assert_array_equal, made.run(state, batches, say=lambda line: None), want
+    )
+    for step in ("1", "2"):
+        _spoil(folder / "checkpoints" / step / "manifest" / "metadata", "flip", random.Random(4))
+    with pytest.raises(ValueError, match="allowed a workdir with at least one whole checkpoint"):
+        made.restore(batches, fall_back=True)
+    batches.close()
+    made.close()
+
+
+def test_a_damaged_config_is_named(tmp_path):
+    path = pathlib.Path(tmp_path) / "config.json"
+    for content in (b"", b"\0" * 40, b'{"task": "dri', b"[1, 2]", b"\xff\xfe", b"7"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="no readable config.json") as caught:
+            checkpoints.read_config(tmp_path)
+        assert "\n" not in str(caught.value)
+    path.write_text(json.dumps({"task": "host"}))
+    assert checkpoints.read_config(tmp_path) == {"task": "host"}

@@ -1,0 +1,130 @@
+"""Several processes as one run: how they find each other, and that they train what one would."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from driftar_jax import generator, processes
+from driftar_jax.training import loop
+
+CONFIG = "--config=configs/classifier.py:tiny"
+Cluster = processes.Cluster
+
+
+@pytest.mark.parametrize(
+    ("environ", "flags", "want"),
+    [
+        ({}, (), None),
+        ({}, ("host:1234", 1, 0), None),
+        ({}, ("10.0.0.7:1234", 3, 2), Cluster("flags", "10.0.0.7:1234", 3, 2)),
+        (
+            {
+                "DRIFTAR_COORDINATOR": "a:9",
+                "DRIFTAR_PROCESSES": "2",
+                "DRIFTAR_PROCESS": "0",
+                "SLURM_NTASKS": "8",
+                "SLURM_PROCID": "3",
+            },
+            (),
+            Cluster("flags", "a:9", 2, 0),
+        ),
+        ({"DRIFTAR_COORDINATOR": "a:9"}, ("b:8", 2, 1), Cluster("flags", "b:8", 2, 1)),
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "3"}, (), Cluster("SLURM")),
+        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, (), None),
+        ({"SLURM_NTASKS": "8"}, (), None),  # an allocation, not a step of srun
+        ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, (), Cluster("TPU pod")),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, (), None),
+    ],
+)
+def test_a_cluster_is_found(environ, flags, want):
+    assert processes.cluster(environ, *flags) == want
+
+
+@pytest.mark.parametrize(
+    ("environ", "flags", "words"),
+    [
+        ({}, ("host", 2, 0), "coordinator: got 'host', allowed HOST:PORT"),
+        ({}, ("", 2, 0), "coordinator: got '', allowed HOST:PORT"),
+        ({}, ("host:1", 0, 0), "num_processes: got 0, allowed"),
+        ({}, ("host:1", 2, 2), "process_id: got 2, allowed 0 to 1"),
+        ({}, ("host:1", 2, -1), "process_id: got -1, allowed 0 to 1"),
+        ({"DRIFTAR_PROCESSES": "two"}, (), "DRIFTAR_PROCESSES: got 'two', allowed a whole number"),
+    ],
+)
+def test_a_cluster_that_does_not_fit_is_named(environ, flags, words):
+    with pytest.raises(ValueError, match=words):
+        processes.cluster(environ, *flags)
+
+
+def _free_port():
+    with socket.socket() as made:
+        made.bind(("127.0.0.1", 0))
+        return made.getsockname()[1]
+
+
+@pytest.fixture
+def train(data_dir, compiled_programs):
+    """`train(workdir, devices, *flags)`: a process that trains the tiny classifier."""
+    started = []
+
+    def start(workdir, devices, *flags):
+        words = ["-m", "driftar_jax.train", CONFIG, f"--workdir={workdir}", *flags]
+        env = {
+            **os.environ,
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        }
+        started.append(
+            subprocess.Popen(
+                [sys.executable, *words],
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                env=env,
+            )
+        )
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+def _said(process):
+    out, err = process.communicate(timeout=280)
+    assert process.returncode == 0, err[-3000:]
+    return out
+
+
+@pytest.mark.timeout(300)
+def test_two_processes_train_what_one_does(train, tmp_path):
+    """Four devices each against eight of one process; read here on one device."""
+    port = _free_port()
+    ways = [
+        train(
+            tmp_path / "two",
+            4,
+            f"--coordinator=127.0.0.1:{port}",
+            "--num_processes=2",
+            f"--process_id={index}",
+        )
+        for index in range(2)
+    ]
+    first, second = map(_said, ways)
+    assert "from step 0 on 8 device(s)" in first and "step 6/6" in first
+    assert second == ""  # the first process speaks for all
+    assert "from step 0 on 8 device(s)" in _said(train(tmp_path / "one", 8))
+
+    records = [loop.read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
+    assert [r["step"] for r in records[0]] == [r["step"] for r in records[1]]
+    for one, two in zip(*records, strict=True):
+        for name in ("loss", "grad_norm", "accuracy"):
+            np.testing.assert_allclose(two[name], one[name], rtol=1e-5)
+    weights = [generator.read_weights(tmp_path / name)[0] for name in ("one", "two")]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *weights)

@@ -1,0 +1,166 @@
+"""What ends a run early: a wish, the clock, data, a full disk. What is left goes on exactly."""
+
+import contextlib
+import itertools
+import os
+import resource
+import time
+import types
+
+import jax
+import numpy as np
+import pytest
+import runs_to_kill
+import tiny
+
+from driftar_jax import checkpoints, locks, processes, runs
+from driftar_jax.training import loop
+
+pytestmark = pytest.mark.usefixtures("quick_compile")
+STEPS = 6
+
+
+@pytest.fixture
+def open_loop(tmp_path):
+    """`open_loop(name)` -> loop and batches of a workdir."""
+    opened = []
+
+    def start(name, **changes):
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        made, batches = runs_to_kill.open_loop(folder, STEPS)
+        made.config.train.update(changes)
+        opened.append((made, batches))
+        return made, batches
+
+    yield start
+    for made, batches in opened:
+        batches.close()
+        with contextlib.suppress(checkpoints.SaveFailed):
+            made.close()
+
+
+@pytest.fixture(scope="module")
+def straight(quick_compile, tmp_path_factory):
+    """The final state of a run that nothing disturbs."""
+    made, batches = runs_to_kill.open_loop(tmp_path_factory.mktemp("straight"), STEPS)
+    state = made.run(made.fresh_state(), batches, say=lambda line: None)
+    batches.close()
+    made.close()
+    return jax.device_get(state)
+
+
+def _equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def _go_on(open_loop, name, at):
+    """The final state of a workdir whose last checkpoint is of step `at`."""
+    made, batches = open_loop(name)
+    state = made.restore(batches)
+    assert int(state.step) == at
+    return made.run(state, batches, say=lambda line: None)
+
+
+def test_a_stopped_run_saves_and_goes_on_exactly(open_loop, straight):
+    made, batches = open_loop("stopped", checkpoint_every=100)
+    said, asked = [], iter(["", "", "", "SIGTERM"])
+    made.run(made.fresh_state(), batches, say=said.append, stop=lambda: next(asked))
+    assert said[-1].startswith("stopped by SIGTERM: step 3 is saved")
+    _equal(_go_on(open_loop, "stopped", 3), straight)
+
+
+def test_a_wish_from_before_the_first_step_ends_it_there(open_loop):
+    made, batches = open_loop("early")
+    said = []
+    state = made.run(made.fresh_state(), batches, say=said.append, stop=lambda: "SIGINT")
+    assert int(state.step) == 0 and made.compilations == 0
+    assert said == [
+        "stopped by SIGINT: nothing is new since step 0; the same command goes on from there"
+    ]
+
+
+def test_the_clock_saves_whatever_the_time_of_day_does(open_loop, monkeypatch):
+    day, now = itertools.count(10**9, -(10**4)), itertools.count(0, 31)
+    monkeypatch.setattr(time, "time", lambda: float(next(day)))
+    clock = types.SimpleNamespace(monotonic=lambda: next(now))
+    monkeypatch.setattr(processes, "time", clock)
+    made, batches = open_loop("clock", checkpoint_every=100, checkpoint_minutes=1.0, keep=9)
+    saved, save = [], made.save
+    monkeypatch.setattr(
+        made, "save", lambda state, position: (saved.append(int(state.step)), save(state, position))
+    )
+    made.run(made.fresh_state(), batches, say=lambda line: None)
+    assert len(saved) > 1 and saved[-1] == STEPS
+
+
+def test_data_that_cannot_be_read_ends_the_run_in_one_line(open_loop, straight):
+    made, batches = open_loop("data")
+    gather = batches.source.gather
+
+    def dying(indices):
+        if batches.state()["batch"] >= 3:
+            raise OSError("shard 7 of the set: input/output error")
+        return gather(indices)
+
+    batches.prefetch, batches.source.gather = 0, dying
+    try:
+        with pytest.raises(loop.BadData) as caught:
+            made.run(made.fresh_state(), batches, say=lambda line: None)
+    finally:
+        batches.source.gather = gather
+    message = str(caught.value)
+    assert message.startswith("data: got 'shard 7 of the set") and "\n" not in message
+    assert "after step 3" in message
+    made.checkpoints.wait()
+    _equal(_go_on(open_loop, "data", 3), straight)
+
+
+@contextlib.contextmanager
+def _no_file_larger_than(size):
+    """What a full disk does to a process: writes fail, small files still work."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+# The threads that write fail first; their errors come again where the save is waited for.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_full_disk_ends_the_run_in_one_line_and_spoils_nothing(open_loop, straight):
+    made, batches = open_loop("full", checkpoint_every=2)
+    asked = iter(["", "", "", "here"])
+    made.run(made.fresh_state(), batches, say=lambda line: None, stop=lambda: next(asked))
+    made.close()
+    again, batches = open_loop("full", log_every=100)
+    state = again.restore(batches)
+    with pytest.raises(checkpoints.SaveFailed) as caught:
+        with _no_file_larger_than(900):
+            again.run(state, batches, say=lambda line: None)
+    message = str(caught.value)
+    assert message.startswith("checkpoint: got ") and "\n" not in message
+    assert "File too large" in message and "step 3 is whole" in message
+    _equal(_go_on(open_loop, "full", 3), straight)
+
+
+def test_a_workdir_that_cannot_be_written_is_named(tmp_path):
+    folder = tmp_path / "closed"
+    folder.mkdir()
+    folder.chmod(0o500)
+    # Permissions do not bind root; the kernel's own folders do.
+    place = folder / "run" if os.geteuid() else "/sys/driftar_jax_run"
+    with pytest.raises(ValueError, match="workdir: got .*, allowed a folder that can be written"):
+        runs.claim_workdir(str(place), tiny.config("classifier"))
+
+
+def test_a_second_run_is_refused_and_a_dead_one_forgotten(tmp_path):
+    settings = tiny.config("classifier")
+    first = runs.claim_workdir(str(tmp_path / "run"), settings)
+    with pytest.raises(ValueError, match=f"no other run is writing .process {os.getpid()} on"):
+        runs.claim_workdir(str(tmp_path / "run"), settings)
+    first.release()
+    # What a killed run leaves: the file, and nobody who holds it.
+    assert (tmp_path / "run" / locks.FILE).exists()
+    runs.claim_workdir(str(tmp_path / "run"), settings).release()
