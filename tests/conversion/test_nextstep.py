@@ -245,10 +245,15 @@ print(peak() - before)
 
 
 def test_memory_stays_under_two_shards(tmp_path, official):
-    """Six layers in three shards: a whole read would hold three shards, and float32 copies six."""
-    fields = FIELDS | dict(width=768, mlp_width=4096, depth=6, head_dim=192)
+    """Twelve layers in three shards: to read all would hold three, and float32 copies six."""
+    fields = FIELDS | dict(width=512, mlp_width=3072, depth=12, head_dim=128)
     wide = _official(fields)
-    said = {"hidden_size": 768, "intermediate_size": 4096, "num_hidden_layers": 6, "head_dim": 192}
+    said = {
+        "hidden_size": 512,
+        "intermediate_size": 3072,
+        "num_hidden_layers": 12,
+        "head_dim": 128,
+    }
     small = _write(tmp_path / "small", official)
     large = _write(tmp_path / "large", wide, CONFIGS["1.0"] | said)
     shard = max(p.stat().st_size for p in large.glob("*.safetensors"))
