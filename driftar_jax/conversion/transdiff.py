@@ -260,6 +260,7 @@ def config_of(fields: Mapping) -> dict:
             "log_every": 100,
             "sample_every": 0,
             "checkpoint_every": 5_000,
+            "checkpoint_minutes": 30.0,
             "keep": 2,
         },
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
