@@ -69,15 +69,11 @@ class Run:
             weights = _host_weights(self.settings, self.loop)
         return self.loop.fresh_state(weights)
 
-    def go_on(self, state):
-        """Train to the last step, with pictures on the way; data threads end with it."""
+    def go_on(self, state, **options):
+        """Train to the last step, with pictures on the way; `options` are those of `Loop.run`."""
         shown = self.settings.task in ("host", "drift", "draft")
         show = self._pictures if shown else None
-        try:
-            return self.loop.run(state, self.batches, on_sample=show)
-        finally:
-            self.batches.close()
-            self.loop.checkpoints.close()
+        return self.loop.run(state, self.batches, on_sample=show, **options)
 
     def _pictures(self, step: int, state) -> None:
         parts = assembly.build(self.settings, self.images)
