@@ -115,6 +115,7 @@ FIELDS: dict[str, Field] = {
         lambda v: re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", v) is not None,
         "blocks of each stage as in 3,4,6,3",
     ),
+    "mae.patch": _whole(1),
     "mae.mask_share": _real(0, 1, open_low=True),
     "mae.label_weight": _real(0, 1),
     "mae.label_from": _real(0, 1, open_high=True),
@@ -291,6 +292,8 @@ def _check_together(flat: dict[str, Any]) -> None:
     batch, parts = flat["train.batch_size"], flat["optim.accumulate"]
     if batch % parts:
         raise wrong("optim.accumulate", parts, f"a divisor of train.batch_size {batch}")
+    if flat["task"] == "mae" and size % flat["mae.patch"]:
+        raise wrong("mae.patch", flat["mae.patch"], f"a divisor of data.image_size {size}")
     if flat["task"] in ("classifier", "mae"):
         return
     for width, heads in (

@@ -115,6 +115,8 @@ class MAE(nn.Module):
       num_classes: of the classifier.
       width: C, channels of the first stage.
       blocks: basic blocks of each stage, at least one stage.
+      patch: pixels of a side that are moved into the channels first; divides the image's sides.
+        1 for latents.
       dtype: type of the convolutions.
     """
 
@@ -122,11 +124,13 @@ class MAE(nn.Module):
     num_classes: int
     width: int
     blocks: tuple[int, ...] = (3, 4, 6, 3)
+    patch: int = 1
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
         self.encoder = Encoder(self.width, self.blocks, self.dtype)
-        self.decoder = Decoder(self.width, len(self.blocks), self.channels, self.dtype)
+        channels = self.channels * self.patch**2
+        self.decoder = Decoder(self.width, len(self.blocks), channels, self.dtype)
         self.logits = nn.Dense(self.num_classes)
 
     def __call__(self, image: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -138,13 +142,27 @@ class MAE(nn.Module):
         Returns:
           `[B, H, W, channels]` and logits `[B, num_classes]`, float32.
         """
-        maps = self.encoder(image)
+        maps = self.maps(image)
         last = maps[f"layer{len(self.blocks)}"]
-        return self.decoder(maps), self.logits(last.mean(axis=(1, 2)))
+        return spread(self.decoder(maps), self.patch), self.logits(last.mean(axis=(1, 2)))
 
     def maps(self, image: jax.Array) -> dict[str, jax.Array]:
         """Maps of an unmasked image; see `Encoder`."""
-        return self.encoder(image)
+        return self.encoder(fold(image, self.patch))
+
+
+def fold(image: jax.Array, patch: int) -> jax.Array:
+    """`[B, p * h, p * w, c]` -> `[B, h, w, p * p * c]`: each patch's pixels in its channels."""
+    batch, height, width, channels = image.shape
+    image = image.reshape(batch, height // patch, patch, width // patch, patch, channels)
+    return jnp.moveaxis(image, 3, 2).reshape(batch, height // patch, width // patch, -1)
+
+
+def spread(image: jax.Array, patch: int) -> jax.Array:
+    """`[B, h, w, p * p * c]` -> `[B, p * h, p * w, c]`, the inverse of `fold`."""
+    batch, height, width, channels = image.shape
+    image = image.reshape(batch, height, width, patch, patch, channels // patch**2)
+    return jnp.moveaxis(image, 2, 3).reshape(batch, height * patch, width * patch, -1)
 
 
 def draw_mask(key: jax.Array, shape: tuple[int, int, int], share: float) -> jax.Array:

@@ -72,6 +72,7 @@ def module(config: Any, images: assembly.ImageSpec) -> mae.MAE:
         num_classes=images.num_classes,
         width=config.mae.width,
         blocks=tuple(int(count) for count in config.mae.blocks.split(",")),
+        patch=config.mae.patch,
         dtype=jnp.dtype(config.mae.dtype),
     )
 
