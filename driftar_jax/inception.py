@@ -273,10 +273,13 @@ def module_of(config: dict) -> InceptionV3:
     Raises:
       ValueError: it is the config of something else.
     """
-    fields = config.get("inception")
-    if config.get("task") != TASK or not isinstance(fields, dict):
+    if config.get("task") != TASK:
         raise ValueError(f"task: got {config.get('task')!r}, allowed {TASK!r}")
-    return InceptionV3(**fields)
+    fields = config.get("inception")
+    classes = fields.get("num_classes") if isinstance(fields, dict) else None
+    if type(classes) is not int or classes < 1:
+        raise ValueError(f"inception.num_classes: got {classes!r}, allowed a number from 1")
+    return InceptionV3(num_classes=classes)
 
 
 def load(workdir: str | os.PathLike) -> tuple[InceptionV3, dict]:

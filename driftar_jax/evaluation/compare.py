@@ -1,7 +1,7 @@
 """Own head against Drift-AR: the same labels and seeds, one process, one table."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -121,6 +121,7 @@ def measure(
     sampling_seeds: int,
     batch_sizes: Sequence[int],
     asked: Asked = Asked(),
+    say: Callable[[str], None] = print,
 ) -> list[Row]:
     """Quality over all checkpoint pairs and sampling seeds, speed of the first pair.
 
@@ -132,6 +133,7 @@ def measure(
       sampling_seeds: seeds per pair.
       batch_sizes: for the speed.
       asked: further rows.
+      say: takes a line for every method and seed, when it is measured.
 
     Returns:
       One row per method of `methods`.
@@ -146,7 +148,12 @@ def measure(
         for seed in range(sampling_seeds):
             labels = np.random.default_rng(seed).choice(real.labels, num)
             for i, method in enumerate(table):
-                found[i].append(_judge(pair, method, real, labels, seed, max(batch_sizes)))
+                judged = _judge(pair, method, real, labels, seed, max(batch_sizes))
+                say(
+                    f"{method.name}, {method.settings.evaluations:g} NFE per step, seed {seed}: "
+                    f"fd_{real.network.name} {judged.frechet:.2f}, accuracy {judged.accuracy:.3f}"
+                )
+                found[i].append(judged)
     return [
         Row(
             method=method.name,

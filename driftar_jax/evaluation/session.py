@@ -176,8 +176,8 @@ def open_session(
             raise config.wrong("metrics", metric, " | ".join(quality.OPTIONAL))
     asked = compare.Asked(controls, tuple(_scale(word) for word in guidance))
     settings = ml_collections.ConfigDict(read_config(judge))
-    if settings.task != "classifier":
-        raise config.wrong("judge", judge, f"a run of task classifier, not {settings.task}")
+    if (task := settings.get("task")) != "classifier":
+        raise config.wrong("judge", judge, f"a run of task classifier, not {task}")
     width = inception.WIDTH if inception_dir else settings.classifier.width
     if num <= width:
         raise config.wrong("num", num, f"more than {width} (the feature width)")

@@ -12,26 +12,22 @@ from driftar_jax.conversion import checkpoint, rules
 from driftar_jax.conversion import inception as conversion
 
 CLASSES = 5
-
-
-def _official(seed=0):
-    abstract = inception.abstract(inception.InceptionV3(num_classes=CLASSES))
-    shapes = rules.shapes_of(abstract)
-    draw = np.random.default_rng(seed)
-    ours = {path: draw.standard_normal(shape, np.float32) for path, shape in shapes.items()}
-    official, report = rules.to_official(ours, conversion.RULES)
-    report.check()
-    return {name: np.ascontiguousarray(array) for name, array in official.items()}
+pytestmark = pytest.mark.timeout(500)  # the network has one size, of 87 MiB
 
 
 @pytest.fixture(scope="module")
-def official():
-    return _official()
+def wanted():
+    """Our path -> shape."""
+    return rules.shapes_of(inception.abstract(inception.InceptionV3(num_classes=CLASSES)))
 
 
-def _plan(names):
-    wanted = rules.shapes_of(inception.abstract(inception.InceptionV3(num_classes=CLASSES)))
-    return rules.plan(names, conversion.RULES, wanted)
+@pytest.fixture(scope="module")
+def official(wanted):
+    draw = np.random.default_rng(0)
+    ours = {path: draw.random(shape, np.float32) for path, shape in wanted.items()}
+    official, report = rules.to_official(ours, conversion.RULES)
+    report.check()
+    return {name: np.ascontiguousarray(array) for name, array in official.items()}
 
 
 def test_file_to_workdir_and_back(official, tmp_path):
@@ -59,13 +55,13 @@ def test_file_to_workdir_and_back(official, tmp_path):
         np.testing.assert_array_equal(again[name], array, err_msg=name)
 
 
-def test_names_that_do_not_fit_are_told():
-    shapes = {name: array.shape for name, array in _official().items()}
-    assert _plan(shapes).complete
+def test_names_that_do_not_fit_are_told(official, wanted):
+    shapes = {name: array.shape for name, array in official.items()}
+    assert rules.plan(shapes, conversion.RULES, wanted).complete
     shapes.pop("Mixed_7c.branch_pool.bn.running_var")
     shapes["AuxLogits.fc.weight"] = (5, 768)
     shapes["fc.bias"] = (6,)
-    assert _plan(shapes).problems() == [
+    assert rules.plan(shapes, conversion.RULES, wanted).problems() == [
         "unused: AuxLogits.fc.weight",
         "missing: Mixed_7c/branch_pool/bn/var",
         "wrong shape: fc.bias [6], allowed [5] for fc_bias",
@@ -77,3 +73,6 @@ def test_another_network_is_refused():
         conversion.module({"head.weight": (3, 4)})
     with pytest.raises(ValueError, match="task: got 'vae', allowed 'inception'"):
         inception.module_of({"task": "vae"})
+    for fields in (None, {}, {"num_classes": "5"}, {"num_classes": 0}, [1008]):
+        with pytest.raises(ValueError, match="inception.num_classes: got .*, allowed a number"):
+            inception.module_of({"task": "inception", "inception": fields})
