@@ -13,6 +13,8 @@ from driftar_jax.heads.diffusion import DiffusionHead
 from driftar_jax.heads.flow import VelocityNet
 from driftar_jax.hosts.mar import MAR
 from driftar_jax.hosts.transdiff import TransDiff
+from driftar_jax.published import stored as published
+from driftar_jax.published.model import sampled_parts
 from driftar_jax.speculative.draft import DraftHead
 
 
@@ -55,7 +57,10 @@ class Parts:
 
 
 def build(config: Any, images: ImageSpec) -> Parts:
-    """Modules for a checked config of task `host` or `drift`."""
+    """Modules for a checked config of task `host` or `drift`, or of a published model."""
+    if config.task == published.TASK:
+        host, prior, decoder = sampled_parts(published.module(config))
+        return Parts(images, host, prior=prior, decoder=decoder)
     if config.host.name == "transdiff":
         return _transdiff(config, images)
     dtype = jnp.dtype(config.host.dtype)

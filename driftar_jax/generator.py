@@ -14,6 +14,7 @@ from driftar_jax import assembly, gamma, sampler, speculate
 from driftar_jax.checkpoints import Checkpoints, abstract_like, read_config
 from driftar_jax.config import wrong
 from driftar_jax.data import latents
+from driftar_jax.published import stored as published
 from driftar_jax.sharding import make_mesh, replicated
 from driftar_jax.training import tasks
 from driftar_jax.types import Counts
@@ -151,8 +152,8 @@ def load(
         `vae` is missing, does not fit, or is not wanted.
     """
     config = ml_collections.ConfigDict(read_config(workdir))
-    if config.task not in ("host", "drift", "draft"):
-        allowed = f"host | drift | draft ({workdir})"
+    if config.task not in ("host", "drift", "draft", published.TASK):
+        allowed = f"host | drift | draft | {published.TASK} ({workdir})"
         raise ValueError(f"workdir: got task {config.task!r}, allowed {allowed}")
     params, manifest, step = read_weights(workdir, step)
     parts = assembly.build(config, image_spec(manifest))
@@ -206,8 +207,11 @@ def read_weights(workdir: str | pathlib.Path, step: int | None = None):
         raise ValueError(f"workdir: got {str(workdir)!r}, allowed one with a finished checkpoint")
     step = newest if step is None else step
     manifest = checkpoints.restore(step)["manifest"]
-    task = tasks.build(config, image_spec(manifest))
-    shapes = nn.meta.unbox(jax.eval_shape(task.init, jax.random.key(0)))
+    if config.task == published.TASK:
+        shapes = published.abstract(published.module(config), config.phi)
+    else:
+        task = tasks.build(config, image_spec(manifest))
+        shapes = nn.meta.unbox(jax.eval_shape(task.init, jax.random.key(0)))
     shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, np.float32), shapes)
     everywhere = replicated(make_mesh())
     placed = abstract_like(shapes, jax.tree.map(lambda _: everywhere, shapes))

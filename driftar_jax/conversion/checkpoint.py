@@ -99,7 +99,7 @@ def _describe_drift_ar(shapes: Mapping[str, tuple[int, ...]], num_heads: int | N
     return Described(
         drift_ar.title(fields),
         published.config_of(made, fields["phi"]),
-        drift_ar.manifest_of(fields),
+        published.manifest_of(made),
         published.abstract(made, fields["phi"]),
     )
 
@@ -456,6 +456,7 @@ def _write_workdir(
                     written.wait()
                 else:
                     written.add(0, name, tree)
+                del tree  # before the next is read
         except ValueError as error:  # what Orbax makes of a full disk
             reason = str(error).strip().splitlines()[0].rsplit(": ", 1)[-1]
             raise OSError(

@@ -4,12 +4,10 @@ The program adds `feature_encoder.*`, phi's block, when it attaches its features
 that is complete without. Nothing is invented: its workdir has no `feature_block` either.
 """
 
-import math
 from collections.abc import Mapping
 
 from driftar_jax.conversion import rules as r
 from driftar_jax.conversion import transdiff
-from driftar_jax.published import stored
 from driftar_jax.published.model import PRESETS, DriftAR
 
 _NET = "drift_decoder.net"
@@ -112,20 +110,3 @@ def title(fields: Mapping) -> str:
         f"draft {fields['draft_depth']}, {fields['num_tokens']} tokens of "
         f"{fields['token_dim']} channels, {'with' if fields['phi'] else 'without'} phi"
     )
-
-
-def manifest_of(fields: Mapping) -> dict:
-    """Facts of a workdir: the token grid as an image of patches of 1, classes by number.
-
-    Raises:
-      ValueError: the token grid is not square.
-    """
-    side = math.isqrt(fields["num_tokens"])
-    if side**2 != fields["num_tokens"]:
-        raise ValueError(f"num_tokens: got {fields['num_tokens']}, allowed square token grids")
-    return {
-        "task": stored.TASK,
-        "image_shape": [side, side, fields["token_dim"]],
-        "patch_size": 1,
-        "class_names": [str(i) for i in range(fields["num_classes"])],
-    }

@@ -39,6 +39,15 @@ def block_mask(buffer_size: int, num_tokens: int) -> jax.Array:
     return place[:, None] >= place[None, :]
 
 
+class Encoder(TransDiff):
+    """TransDiff's 1-step form with the block mask always on; same parameters."""
+
+    def __call__(self, label: jax.Array, *, deterministic: bool = True) -> Encoding:
+        """`label [B]`, -1 unconditional -> encoding; the same for every image of a class."""
+        mask = block_mask(self.buffer_size, self.num_rows)
+        return super().__call__(label, penultimate_mask=mask, deterministic=deterministic)
+
+
 class CausalDraft(nn.Module):
     """The published draft model: from all of `z` to the features one position on.
 
@@ -125,46 +134,15 @@ class DriftAR(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
-        block = dict(
-            mlp_ratio=self.mlp_ratio,
-            attention_dropout=self.attention_dropout,
-            projection_dropout=self.projection_dropout,
-            dtype=self.dtype,
-        )
-        self.host = TransDiff(
-            num_rows=self.num_tokens,
-            groups=1,
-            reference_dim=self.token_dim,
-            num_classes=self.num_classes,
-            width=self.width,
-            depth=self.depth,
-            num_heads=self.num_heads,
-            buffer_size=self.buffer_size,
-            entropy_floor=ENTROPY_FLOOR,
-            **block,
-        )
-        self.prior = Prior(self.token_dim, self.sigma_max, self.tau)
-        self.decoder = GridDecoder(
-            self.token_dim,
-            self.width,
-            self.decoder_depth,
-            self.num_heads,
-            standardised=False,
-            residual=False,
-            zero_start=False,
-            **block,
-        )
+        self.host, self.prior, self.decoder = sampled_parts(self)
+        block = _block_fields(self)
         self.draft = CausalDraft(self.width, self.draft_depth, self.num_heads, **block)
         self.to_features = layers.dense(self.width, (None, "embed"), self.dtype)
         self.feature_block = layers.TransformerBlock(self.width, self.num_heads, **block)
 
     def encode(self, label: jax.Array, *, deterministic: bool = True) -> Encoding:
         """`label [B]`, -1 unconditional -> encoding; the same for every image of a class."""
-        return self.host(
-            label,
-            penultimate_mask=block_mask(self.buffer_size, self.num_tokens),
-            deterministic=deterministic,
-        )
+        return self.host(label, deterministic=deterministic)
 
     def generate(
         self,
@@ -207,6 +185,43 @@ class DriftAR(nn.Module):
         self.propose(encoding.z)
         self.features(tokens)
         return tokens
+
+
+def sampled_parts(fields: DriftAR) -> tuple[Encoder, Prior, GridDecoder]:
+    """Host, prior and decoder of a model: all that sampling needs."""
+    block = _block_fields(fields)
+    host = Encoder(
+        num_rows=fields.num_tokens,
+        groups=1,
+        reference_dim=fields.token_dim,
+        num_classes=fields.num_classes,
+        width=fields.width,
+        depth=fields.depth,
+        num_heads=fields.num_heads,
+        buffer_size=fields.buffer_size,
+        entropy_floor=ENTROPY_FLOOR,
+        **block,
+    )
+    decoder = GridDecoder(
+        fields.token_dim,
+        fields.width,
+        fields.decoder_depth,
+        fields.num_heads,
+        standardised=False,
+        residual=False,
+        zero_start=False,
+        **block,
+    )
+    return host, Prior(fields.token_dim, fields.sigma_max, fields.tau), decoder
+
+
+def _block_fields(fields: DriftAR) -> dict:
+    return dict(
+        mlp_ratio=fields.mlp_ratio,
+        attention_dropout=fields.attention_dropout,
+        projection_dropout=fields.projection_dropout,
+        dtype=fields.dtype,
+    )
 
 
 def with_features(params: dict) -> dict:

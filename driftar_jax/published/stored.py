@@ -1,6 +1,7 @@
 """A published model on disk: the workdir that `convert --family=drift_ar` writes."""
 
 import dataclasses
+import math
 import pathlib
 
 import jax
@@ -17,11 +18,42 @@ GUIDANCE = 1.3
 
 
 def config_of(model: DriftAR, phi: bool) -> dict:
-    """What `config.json` holds of a model; `phi`: its arrays hold phi's block."""
+    """What `config.json` holds of a model; `phi`: its arrays hold phi's block.
+
+    Raises:
+      ValueError: the token grid is not square.
+    """
+    side = math.isqrt(model.num_tokens)
+    if side**2 != model.num_tokens:
+        raise ValueError(f"num_tokens: got {model.num_tokens}, allowed square token grids")
     fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
     for name in ("parent", "name", "dtype"):
         fields.pop(name)
-    return {"task": TASK, "phi": phi, "model": fields, "sample": {"guidance": GUIDANCE}}
+    return {
+        "task": TASK,
+        "seed": 0,
+        "phi": phi,
+        "model": fields,
+        "data": {"name": "latents", "data_dir": "", "image_size": side, "patch_size": 1},
+        "sample": {
+            "ar_steps": 1,
+            "nfe": 1,
+            "guidance": GUIDANCE,
+            "guidance_schedule": "constant",
+            "temperature": 1.0,
+        },
+    }
+
+
+def manifest_of(model: DriftAR) -> dict:
+    """Facts of a workdir: the token grid as an image of patches of 1, classes by number."""
+    side = math.isqrt(model.num_tokens)
+    return {
+        "task": TASK,
+        "image_shape": [side, side, model.token_dim],
+        "patch_size": 1,
+        "class_names": [str(i) for i in range(model.num_classes)],
+    }
 
 
 def module(config: dict, dtype: jnp.dtype = jnp.float32) -> DriftAR:
