@@ -71,9 +71,13 @@ class Run:
 
     def go_on(self, state, **options):
         """Train to the last step, with pictures on the way; `options` are those of `Loop.run`."""
-        shown = self.settings.task in ("host", "drift", "draft")
+        # Pictures of several processes would need their averages in one place.
+        shown = self.settings.task in ("host", "drift", "draft") and jax.process_count() == 1
         show = self._pictures if shown else None
-        return self.loop.run(state, self.batches, on_sample=show, **options)
+        try:
+            return self.loop.run(state, self.batches, on_sample=show, **options)
+        finally:
+            self.close()
 
     def _pictures(self, step: int, state) -> None:
         parts = assembly.build(self.settings, self.images)

@@ -33,14 +33,11 @@ def _records(workdir):
 
 def _trees(workdir, *steps):
     """Everything that each of these checkpoints holds of a run's state."""
-    run = runs.open_run(driftar_jax.load(workdir).config, workdir)
-    a = run.loop.abstract
-    rest = {"opt_state": a.opt_state, "tracked": a.tracked, "step": a.step}
-    kept = run.loop.checkpoints
-    read = [kept.restore(step, params=a.params, ema=a.ema, train=rest) for step in steps]
-    run.batches.close()
-    kept.close()
-    return read
+    with runs.open_run(driftar_jax.load(workdir).config, workdir) as run:
+        a = run.loop.abstract
+        rest = {"opt_state": a.opt_state, "tracked": a.tracked, "step": a.step}
+        kept = run.loop.checkpoints
+        return [kept.restore(step, params=a.params, ema=a.ema, train=rest) for step in steps]
 
 
 @pytest.mark.parametrize("name", ["judge", "own", "drift"])
