@@ -131,8 +131,8 @@ def loss(
       block_bytes: as for `laplace.force`.
 
     Returns:
-      float32 scalar; and float32 scalars `strength_W` per width (`strength` for `energy`), the mean
-      square of the force before it is rescaled, averaged over the keys: what falls in training.
+      float32 scalar; and `strength` float32 `[nR]` (`[1]` for `energy`): the mean square of each
+      width's force before it is rescaled, averaged over the keys. It falls in training.
 
     Raises:
       ValueError: an unknown field.
@@ -140,19 +140,31 @@ def loss(
     losses = {"laplace": laplace_loss, "energy": energy_loss}
     if field not in losses:
         raise ValueError(f"drift.field: got {field!r}, allowed {' | '.join(losses)}")
-    total, strengths = jnp.zeros((), jnp.float32), []
-    for key, x in draws.items():
-        vectors = x.shape[2]
-        rows, info = losses[field](
-            _rows(x),
-            _rows(positives[key]),
-            None if negatives is None else _rows(negatives[key]),
-            jax.tree.map(lambda w: jnp.repeat(w, vectors, axis=0), weights),  # noqa: B023
-            block_bytes=block_bytes,
-        )
-        total += rows.mean()
-        strengths.append(info.strength)
-    return total, {"strength": jnp.mean(jnp.stack(strengths), axis=0)}
+
+    def loss_of(group):
+        x, y, n = group
+        each = jax.tree.map(lambda w: jnp.repeat(w, x.shape[2], axis=0), weights)
+        n = None if n is None else _rows(n)
+        rows, info = losses[field](_rows(x), _rows(y), n, each, block_bytes=block_bytes)
+        return rows.mean(), info.strength
+
+    found = []
+    for keys in _alike(draws):
+        group = [None if t is None else [t[k] for k in keys] for t in (draws, positives, negatives)]
+        # One program for all keys of a shape: most of them are, and each takes long to compile.
+        stacked = [None if t is None else jnp.stack(t) for t in group]
+        found.append(jax.lax.map(loss_of, tuple(stacked)))
+    total = sum(rows.sum() for rows, _ in found)
+    strength = jnp.concatenate([each for _, each in found]).mean(axis=0)
+    return total, {"strength": strength}
+
+
+def _alike(keys: dict[str, jax.Array]) -> list[list[str]]:
+    """Names of arrays of one shape, together."""
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for name, array in keys.items():
+        groups.setdefault(array.shape, []).append(name)
+    return list(groups.values())
 
 
 def _rows(x: jax.Array) -> jax.Array:
