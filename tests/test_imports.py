@@ -52,6 +52,7 @@ STOREYS = {
     "train": 8,
     "sample": 8,
     "evaluate": 8,
+    "evaluate_drafts": 8,
     "convert": 8,
     "benchmark": 8,
     "encode": 8,

@@ -1,0 +1,101 @@
+"""What speculative decoding saves and costs: calls against quality, for every rule and gamma.
+
+  python -m driftar_jax.evaluate_drafts --workdir=runs/draft --judge=runs/judge --out=runs/drafts
+
+Several workdirs (one per training seed) give means and spreads over them. With it stand the target
+alone with as many backbone calls, what gamma=auto chose, and acceptance by entropy.
+"""
+
+import os
+import pathlib
+import sys
+
+import jax
+import ml_collections
+import numpy as np
+from absl import flags
+
+from driftar_jax import cli, config, generator, runs
+from driftar_jax.checkpoints import read_config
+from driftar_jax.data import pipeline
+from driftar_jax.evaluation import networks, quality, speculation, speculation_report
+from driftar_jax.features import SmallClassifier
+
+_WORKDIR = flags.DEFINE_list("workdir", None, "Drift-AR or draft runs, one per training seed.")
+_JUDGE = flags.DEFINE_string("judge", None, "Run of the classifier whose features measure.")
+_OUT = flags.DEFINE_string("out", None, "New folder for drafts.md and drafts.json.")
+_NUM = flags.DEFINE_integer("num", 1024, "Images per row, run and seed.")
+_SEEDS = flags.DEFINE_integer("seeds", 1, "Sampling seeds per run.")
+_BATCHES = flags.DEFINE_list("batch_sizes", ["1", "64"], "Images per call; the largest judges.")
+_COUPLED = flags.DEFINE_list("coupled", ["2"], "Bounds of the rule coupled; may be empty.")
+_FEATURE = flags.DEFINE_list("feature", ["0.1"], "Bounds of the rule feature; may be empty.")
+flags.mark_flags_as_required(["workdir", "judge", "out"])
+
+
+def main(_) -> None:
+    with cli.user_errors():
+        out = pathlib.Path(_OUT.value)
+        if (out / "drafts.json").exists():
+            raise config.wrong("out", _OUT.value, "a folder without drafts.json")
+        for name, value in (("num", _NUM.value), ("seeds", _SEEDS.value)):
+            if value < 1:
+                raise config.wrong(name, value, "a whole number of at least 1")
+        sizes = _BATCHES.value
+        if not sizes or not all(b.isdigit() and int(b) > 0 for b in sizes):
+            raise config.wrong("batch_sizes", ",".join(sizes), "whole numbers of at least 1")
+        deltas = {"coupled": _bounds("coupled", _COUPLED), "feature": _bounds("feature", _FEATURE)}
+        loaded = [generator.load(workdir) for workdir in _WORKDIR.value]
+        for run in loaded:
+            for way in speculation.ways(run, deltas):
+                run.check(way.settings)
+        real = _real(_JUDGE.value, loaded)
+        out.mkdir(parents=True, exist_ok=True)
+    bench = speculation.Bench(loaded, real, _NUM.value, _SEEDS.value, [int(b) for b in sizes])
+    found = bench.measure(deltas)
+    print(speculation_report.write(out, found, _facts(loaded, real)))
+
+
+def _bounds(name: str, flag) -> tuple[float, ...]:
+    try:
+        return tuple(float(word) for word in flag.value)
+    except ValueError:
+        raise config.wrong(name, ",".join(flag.value), "numbers from 0") from None
+
+
+def _real(judge: str, loaded) -> quality.RealSet:
+    """The real set of a classifier's run, and the classifier as the network that measures."""
+    settings = ml_collections.ConfigDict(read_config(judge))
+    if (task := settings.get("task")) != "classifier":
+        raise config.wrong("judge", judge, f"a run of task classifier, not {task}")
+    if _NUM.value <= settings.classifier.width:
+        allowed = f"more than {settings.classifier.width} (the feature width)"
+        raise config.wrong("num", _NUM.value, allowed)
+    params, manifest, _ = generator.read_weights(judge)
+    for run in loaded:
+        if list(run.parts.images.image_shape) != manifest["image_shape"]:
+            raise config.wrong("judge", judge, "a classifier of the same images")
+    module = SmallClassifier(len(manifest["class_names"]), settings.classifier.width)
+    network = networks.classifier(module, params["classifier"])
+    sources = [runs.open_data(settings, split) for split in ("train", "test")]
+    images, labels = (
+        np.concatenate(arrays)
+        for arrays in zip(*(pipeline.all_images(s) for s in sources), strict=True)
+    )
+    return quality.RealSet(network, network, images, labels, len(sources[0]), metrics=())
+
+
+def _facts(loaded, real: quality.RealSet) -> dict[str, str]:
+    first, device = loaded[0], jax.devices()[0]
+    return {
+        "command": "python -m driftar_jax.evaluate_drafts " + " ".join(sys.argv[1:]),
+        "checkpoints": f"{len(loaded)} of task {first.config.task}, step {first.step}",
+        "images": f"{_NUM.value} per row, {_SEEDS.value} sampling seeds on each checkpoint",
+        "distance": f"fd_{real.network.name} to {len(real.images)} real images of "
+        f"{first.config.data.name}; {real.floor():.2f} between two halves of them",
+        "device": f"{device.device_kind}, {os.cpu_count()} CPU cores",
+        "load average": f"{os.getloadavg()[0]:.1f}",
+    }
+
+
+if __name__ == "__main__":
+    cli.run(main)

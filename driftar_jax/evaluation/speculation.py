@@ -1,0 +1,206 @@
+"""What drafts save and what they cost in quality, held against doing without them.
+
+Every row is measured on the same labels. The control of a row is the target alone with as many
+backbone calls, in fewer and larger AR steps: a saving that it reaches as well is not the drafts'.
+"""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from driftar_jax import gamma, sampler, speculate
+from driftar_jax.evaluation import quality, speed
+from driftar_jax.generator import Loaded
+
+GAMMAS = (1, 2, 4)
+# The seeds of a second plain set, which no row shares noise with.
+_APART = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Way:
+    """One row: a name and how images are made."""
+
+    name: str
+    settings: sampler.Settings
+
+
+def ways(loaded: Loaded, deltas: dict[str, Sequence[float]]) -> list[Way]:
+    """Plain decoding first, then every rule with every number of drafts.
+
+    Args:
+      loaded: a Drift-AR checkpoint with its draft head.
+      deltas: bounds to measure, of the rules that have one.
+    """
+    plain = loaded.settings(gamma=0)
+    rows = [Way("plain", plain)]
+    for rule, bounds in {"gaussian": (0.0,), **deltas}.items():
+        for delta in bounds:
+            for drafts in sorted({min(g, plain.ar_steps - 1) for g in GAMMAS}):
+                name = rule if rule == "gaussian" else f"{rule} {delta:g}"
+                asked = loaded.settings(gamma=drafts, rule=rule, delta=float(delta))
+                rows.append(Way(name, asked))
+    return rows
+
+
+def energy_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Squared energy distance `2 E|a-b| - E|a-a'| - E|b-b'|` of samples `[n, d]` and `[m, d]`.
+
+    Without bias: its mean is 0 where both come from one distribution, so that it may be negative.
+    """
+
+    def mean(x, y, same):
+        square = (x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * x @ y.T
+        far = np.sqrt(np.maximum(square, 0.0))
+        if same:
+            np.fill_diagonal(far, 0.0)
+            return far.sum() / (len(x) * (len(x) - 1))
+        return far.mean()
+
+    a, b = a.astype(np.float64), b.astype(np.float64)
+    return float(2 * mean(a, b, False) - mean(a, a, True) - mean(b, b, True))
+
+
+@dataclasses.dataclass
+class Bench:
+    """Measures ways on the checkpoints `runs`; every result is a plain record.
+
+    Attributes:
+      runs: Drift-AR checkpoints, one per training seed.
+      real: the real set, with its networks.
+      num: images per run and seed.
+      seeds: sampling seeds.
+      batch_sizes: images per call; quality is measured with the largest.
+      tell: takes a line per row.
+    """
+
+    runs: Sequence[Loaded]
+    real: quality.RealSet
+    num: int
+    seeds: int
+    batch_sizes: Sequence[int]
+    tell: Callable[[str], None] = print
+
+    def measure(self, deltas: dict[str, Sequence[float]]) -> dict:
+        """All rows, their controls, what `auto` chose, and the floor.
+
+        Returns:
+          `rows` and `controls` (by AR steps) as lists of records, `auto` per rule and batch size,
+          `floor`: energy distances of two plain sets, one value per run and sampling seed.
+        """
+        table = ways(self.runs[0], deltas)
+        rows = [self._row(way) for way in table]
+        plain = table[0].settings
+        wanted = {max(1, round(row["backbone_calls"])) for row in rows[1:]} - {plain.ar_steps}
+        fewer = [Way("plain", plain.changed(ar_steps=steps)) for steps in sorted(wanted)]
+        controls = {way.settings.ar_steps: self._row(way) for way in fewer}
+        controls[plain.ar_steps] = rows[0]
+        for row in rows:
+            row["control_ar_steps"] = max(1, round(row["backbone_calls"]))
+        self._time([*table, *fewer], [*rows, *(controls[w.settings.ar_steps] for w in fewer)])
+        return {
+            "rows": rows,
+            "controls": [controls[steps] for steps in sorted(controls)],
+            "auto": self._auto(table),
+            "floor": rows[0]["energy_distances"],
+        }
+
+    # --- quality -------------------------------------------------------------------------------
+
+    def _labels(self, seed: int) -> np.ndarray:
+        return np.random.default_rng(seed).choice(self.real.labels, self.num)
+
+    def _made(self, run: Loaded, settings: sampler.Settings, seed: int, labels):
+        """Images, counts and, where drafts were made, what became of them."""
+        rest = {"batch_size": max(self.batch_sizes), "to_pixels": run.to_pixels}
+        given = run.parts, settings, run.params, labels, seed
+        if settings.drafts:
+            images, found = sampler.sample_drafted(*given, **rest)
+            return images, speculate.counts(found), found
+        return *sampler.sample_images(*given, **rest), None
+
+    @functools.cached_property
+    def _second(self) -> list[np.ndarray]:
+        """Features of plain images that share labels with the rows' images and no noise."""
+        made = []
+        for run in self.runs:
+            plain = run.settings(gamma=0)
+            for seed in range(self.seeds):
+                images, _, _ = self._made(run, plain, _APART + seed, self._labels(seed))
+                made.append(self.real.network.read(images)[0])
+        return made
+
+    def _row(self, way: Way) -> dict:
+        judged, distances, counts, found = [], [], [], []
+        for i, run in enumerate(self.runs):
+            for seed in range(self.seeds):
+                labels = self._labels(seed)
+                images, cost, drafted = self._made(run, way.settings, seed, labels)
+                tally = self.real.tally(self.num)
+                tally.add(images, labels)
+                judged.append(tally.quality())
+                features = self.real.network.read(images)[0]
+                distances.append(energy_distance(features, self._second[i * self.seeds + seed]))
+                counts.append(dataclasses.asdict(cost))
+                found += [] if drafted is None else [drafted]
+        row = {
+            "method": way.name,
+            "gamma": way.settings.gamma,
+            "ar_steps": way.settings.ar_steps,
+            **{name: float(np.mean([c[name] for c in counts])) for name in counts[0]},
+            **quality.summary(judged),
+            "energy_distance": float(np.mean(distances)),
+            "energy_distance_std": float(np.std(distances, ddof=1)) if len(distances) > 1 else 0.0,
+            "energy_distances": distances,
+        }
+        if found:
+            num = sum(len(f.backbone_calls) for f in found)
+            row["speculation"] = speculate.summary(speculate.joined(found, num))
+        self.tell(line(row))
+        return row
+
+    # --- speed ---------------------------------------------------------------------------------
+
+    def _time(self, table: Sequence[Way], records: Sequence[dict]) -> None:
+        """Images per second of the first run, all ways by turns, added to their records."""
+        run = self.runs[0]
+        for size in self.batch_sizes:
+            labels = np.resize(self._labels(0), size)
+
+            def call(way, labels=labels, size=size):
+                given = run.parts, way.settings, run.params, labels, 0
+                make = sampler.sample_drafted if way.settings.drafts else sampler.sample_images
+                return make(*given, batch_size=size, to_pixels=run.to_pixels)
+
+            timed = speed.alternate([functools.partial(call, way) for way in table], size)
+            for record, found in zip(records, timed, strict=True):
+                record.setdefault("speed", {})[str(size)] = {
+                    "images_per_s": found.median,
+                    "low": found.low,
+                    "high": found.high,
+                    "ratio": found.ratio,
+                }
+
+    def _auto(self, table: Sequence[Way]) -> list[dict]:
+        """What `gamma=auto` chooses for each rule, at each batch size."""
+        run, chosen = self.runs[0], []
+        for name, settings in {way.name: way.settings for way in table[1:]}.items():
+            for size in self.batch_sizes:
+                made = gamma.choose(run.parts, settings.changed(gamma=-1), run.params, size)
+                record = dataclasses.asdict(made) | {"settings": None}
+                record |= {"method": name, "batch_size": size, "gamma": made.settings.gamma}
+                chosen.append(record)
+                self.tell(f"{name}, batch {size}: auto takes gamma {made.settings.gamma}")
+        return chosen
+
+
+def line(row: dict) -> str:
+    """One row for a reader."""
+    return (
+        f"{row['method']}, gamma {row['gamma']}, {row['ar_steps']} AR steps: "
+        f"{row['backbone_calls']:.2f} backbone calls, {row['draft_calls']:.2f} draft calls, "
+        f"distance {row['frechet']:.2f}, accuracy {row['accuracy']:.3f}, energy distance to plain "
+        f"{row['energy_distance']:.4f}"
+    )

@@ -1,0 +1,169 @@
+"""Writes `drafts.json` and `drafts.md`: the tables of `speculation.py` for a reader."""
+
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from driftar_jax.checkpoints import write_json
+
+LIMITS = (
+    "A round drafts gamma AR steps and lets one backbone call judge them. A call then holds "
+    "gamma + 1 contexts per image: it shortens the chain of calls, not the arithmetic (backbone "
+    "rows per image). The control is the target alone with as many backbone calls, in fewer and "
+    "larger AR steps. Energy distances are between the features of a row's images and of plain "
+    "images with other noise; the plain row's own is the floor."
+)
+
+
+def write(out: pathlib.Path, found: dict, facts: dict[str, str]) -> str:
+    """Write both files.
+
+    Args:
+      out: existing folder.
+      found: of `Bench.measure`.
+      facts: what the numbers depend on.
+
+    Returns:
+      The Markdown.
+    """
+    write_json(out / "drafts.json", {"facts": facts, **found})
+    text = "\n".join(
+        [
+            "# Speculative decoding: calls saved against quality",
+            "",
+            *(f"- {name}: {value}" for name, value in facts.items()),
+            "",
+            LIMITS,
+            "",
+            *_main(found),
+            "",
+            "## Speed",
+            "",
+            *_speed(found),
+            "",
+            "## What auto chose",
+            "",
+            *_auto(found["auto"]),
+            "",
+            "## Accepted AR steps per round",
+            "",
+            *_lengths(found["rows"]),
+            "",
+            "## Accepted share of judged tokens by the target's entropy",
+            "",
+            *_by_entropy(found["rows"]),
+            "",
+        ]
+    )
+    (out / "drafts.md").write_text(text)
+    return text
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return lines + ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def _name(row: dict) -> str:
+    return f"{row['method']}, gamma {row['gamma']}" if row["gamma"] else "plain"
+
+
+def _spread(row: dict, name: str, digits: int) -> str:
+    return f"{row[name]:.{digits}f} +- {row[f'{name}_std']:.{digits}f}"
+
+
+def _main(found: dict) -> list[str]:
+    head = (
+        "method | AR steps | backbone calls per image | draft calls | head evaluations | "
+        "backbone rows | calls saved | distance | accuracy | energy distance to plain | "
+        "control: AR steps | control's distance | control's energy distance"
+    ).split(" | ")
+    controls = {row["ar_steps"]: row for row in found["controls"]}
+    rows, plain = [], found["rows"][0]
+    for row in found["rows"]:
+        control = controls[row["control_ar_steps"]]
+        rows.append(
+            [
+                _name(row),
+                f"{row['ar_steps']}",
+                f"{row['backbone_calls']:.2f}",
+                f"{row['draft_calls']:.2f}",
+                f"{row['head_evaluations']:.2f}",
+                f"{row['backbone_rows']:.1f}",
+                f"{1 - row['backbone_calls'] / plain['backbone_calls']:.0%}",
+                _spread(row, "frechet", 2),
+                _spread(row, "accuracy", 3),
+                _spread(row, "energy_distance", 4),
+                f"{control['ar_steps']}",
+                _spread(control, "frechet", 2),
+                _spread(control, "energy_distance", 4),
+            ]
+        )
+    return _table(head, rows)
+
+
+def _speed(found: dict) -> list[str]:
+    sizes = list(found["rows"][0]["speed"])
+    head = ["method", *(f"images/s, batch {size} (times plain)" for size in sizes)]
+    fewer = [row for row in found["controls"] if row is not found["rows"][0]]
+    rows = []
+    for row in [*found["rows"], *fewer]:
+        name = _name(row) if row["gamma"] else f"plain, {row['ar_steps']} AR steps"
+        speeds = [row["speed"][size] for size in sizes]
+        rows.append([name, *(f"{s['images_per_s']:.1f} ({s['ratio']:.2f})" for s in speeds)])
+    return _table(head, rows)
+
+
+def _auto(chosen: Sequence[dict]) -> list[str]:
+    head = (
+        "rule | batch | gamma | predicted | chance of each draft | seconds per batch by gamma | "
+        "seconds to find out"
+    ).split(" | ")
+    rows = [
+        [
+            c["method"],
+            f"{c['batch_size']}",
+            f"{c['gamma']}",
+            f"{c['predicted']}",
+            ", ".join(f"{chance:.2f}" for chance in c["acceptance"]),
+            ", ".join(f"{g}: {seconds:.3f}" for g, seconds in c["seconds"].items()),
+            f"{c['finding_out']:.1f}",
+        ]
+        for c in chosen
+    ]
+    return _table(head, rows)
+
+
+def _drafted(rows: Sequence[dict]) -> list[dict]:
+    return [row for row in rows if row.get("speculation")]
+
+
+def _lengths(rows: Sequence[dict]) -> list[str]:
+    rows = _drafted(rows)
+    most = max(len(row["speculation"]["accepted_lengths"]) for row in rows)
+    head = ["method", *(f"{n}" for n in range(most)), "mean", "accepted share of drafts"]
+    lines = []
+    for row in rows:
+        found = row["speculation"]
+        lengths = np.array(found["accepted_lengths"], float)
+        shares = [f"{share:.0%}" for share in lengths / lengths.sum()]
+        shares += [""] * (most - len(shares))
+        mean, share = found["accepted_per_call"], found["accepted_groups"]
+        lines.append([_name(row), *shares, f"{mean:.2f}", f"{share:.0%}"])
+    return _table(head, lines)
+
+
+def _by_entropy(rows: Sequence[dict]) -> list[str]:
+    rows = _drafted(rows)
+    bins = sorted({(b["from"], b["to"]) for r in rows for b in r["speculation"]["by_entropy"]})
+    head = ["method", *(f"E {low:g} to {high:g}" for low, high in bins)]
+    lines = []
+    for row in rows:
+        known = {(b["from"], b["to"]): b for b in row["speculation"]["by_entropy"]}
+        cells = [
+            f"{known[b]['accepted']:.0%} of {known[b]['tokens']}" if b in known else ""
+            for b in bins
+        ]
+        lines.append([_name(row), *cells])
+    return _table(head, lines)
