@@ -11,7 +11,7 @@ import numpy as np
 from absl import flags
 
 import driftar_jax
-from driftar_jax import cli, gamma, pictures
+from driftar_jax import cli, gamma, pictures, prompted, sample_prompts
 from driftar_jax.checkpoints import write_json
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder written by train or convert.")
@@ -44,6 +44,10 @@ def main(_) -> None:
         _at_least_one("batch_size", _BATCH.value)
         if not 0 <= _SEED.value < 2**31:
             raise ValueError(f"seed: got {_SEED.value}, allowed 0 to 2147483647")
+        if prompted.is_prompted(_WORKDIR.value):
+            sample_prompts.main(out)
+            return
+        sample_prompts.refuse()
         loaded = driftar_jax.load(_WORKDIR.value, vae=_VAE.value)
         labels = _labels(loaded.parts.images.class_names, _LABELS.value, _NUM.value)
         changes = {
