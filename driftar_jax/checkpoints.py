@@ -16,6 +16,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 
 import jax
 import orbax.checkpoint as ocp
@@ -235,15 +236,14 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def _failed(self, error: Exception) -> SaveFailed:
-        # Of the error and its causes the operating system's says most: no space, read-only.
-        cause = error
-        while cause is not None and not isinstance(cause, OSError):
-            cause = cause.__cause__ or cause.__context__
-        line = (str(cause or error).strip().splitlines() or [type(error).__name__])[0]
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        # What the operating system said stands at the end of a long line: no space, read-only.
+        if code := re.search(r"os_error_code='(\d+)'", line):
+            line = os.strerror(int(code[1]))
         done = [p.name for p in (self.workdir / "checkpoints").glob("*") if p.name.isdigit()]
         last = f"step {max(done, key=int)} is whole" if done else "there is none before it"
         return SaveFailed(
-            f"checkpoint: got {line[:300]!r} while step {self._saving} of {self.workdir} was "
+            f"checkpoint: got {line!r} while step {self._saving} of {self.workdir} was "
             f"written, allowed a disk with room that can be written ({last})"
         )
 

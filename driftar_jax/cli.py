@@ -4,6 +4,8 @@ import contextlib
 import pathlib
 import re
 import sys
+import threading
+import traceback
 
 from absl import app, flags, logging
 
@@ -51,12 +53,29 @@ def run(main) -> None:
     """`app.run` whose flag mistakes, unknown config fields included, follow the same form."""
 
     def quiet(argv):
-        # Orbax tells every stage of a save at INFO, which absl turns on; our lines are printed.
+        # Orbax tells every stage of a save at INFO, which absl turns on, and a failed one's whole
+        # traceback, several times; our lines are printed.
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
+            logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname)
+        threading.excepthook = _thread_failed
+        sys.unraisablehook = _unraisable
         main(argv)
 
     app.run(quiet, flags_parser=_parse)
+
+
+def _thread_failed(args) -> None:
+    """Say nothing of a save that failed in the background: whoever waits for it will."""
+    frames = traceback.extract_tb(args.exc_traceback)
+    if not any("/orbax/" in frame.filename for frame in frames):
+        threading.__excepthook__(args)
+
+
+def _unraisable(args) -> None:
+    """Say nothing of what a failed save had still in flight when its event loop ended."""
+    if str(args.exc_value) != "Event loop is closed":
+        sys.__unraisablehook__(args)
 
 
 def _parse(argv):

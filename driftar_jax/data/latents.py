@@ -93,9 +93,17 @@ def _shards(name: str, folder: pathlib.Path, split: str) -> LatentSource:
         raise wrong("data.name", name, f"a set whose files are whole ({line})") from error
 
     def read(i: int) -> dict:
-        record = records[i]
-        moments = np.stack([record["moments"], record["mirrored"]])
-        return {"moments": moments, "label": int(record["label"])}
+        try:
+            record = records[i]
+            moments = np.stack([record["moments"], record["mirrored"]])
+            return {"moments": moments, "label": int(record["label"])}
+        # ArrayRecord keeps hashes; whatever it or the decoder says, the file is not as written.
+        except Exception as error:
+            ranges = _ranges(facts, split)
+            number = next(k for k, numbers in enumerate(ranges) if i in numbers)
+            shard = folder / shard_name(split, number, len(ranges))
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise wrong("data.name", str(shard), f"a shard as it was written ({line})") from error
 
     height, width, channels = facts["shape"]
     return LatentSource(

@@ -19,7 +19,8 @@ from driftar_jax.training import loop  # noqa: E402
 
 def open_loop(folder, steps):
     """Loop and batches of the run."""
-    config = tiny.config("drift", train__steps=steps, train__checkpoint_every=1, seed=7)
+    config = tiny.config("drift", train__steps=steps, train__log_every=1, seed=7)
+    config.train.checkpoint_every = 1
     source = pipeline.load_source("digits8", "train")
     batches = pipeline.Batches(source, batch_size=config.train.batch_size, seed=config.seed)
     # Phases as of the shortest run, so that a longer one goes through the same steps.

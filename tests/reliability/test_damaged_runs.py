@@ -10,6 +10,7 @@ import pytest
 import runs_to_kill
 
 from driftar_jax import checkpoints
+from driftar_jax.data import latents
 
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
@@ -135,6 +136,51 @@ def test_falling_back_sets_the_damaged_one_aside(tmp_path):
         made.restore(batches, fall_back=True)
     batches.close()
     made.close()
+
+
+@pytest.fixture(scope="module")
+def latent_set(tmp_path_factory):
+    """Twelve latents in three shards, and what they hold."""
+    rng = np.random.default_rng(0)
+    arrays = rng.standard_normal((12, 2, 2, 3, 4)).astype(np.float32)
+
+    def items(numbers):
+        return (
+            {"moments": arrays[i, 0], "mirrored": arrays[i, 1], "label": i % 2} for i in numbers
+        )
+
+    facts = {
+        "shape": [2, 3, 4],
+        "class_names": ["a", "b"],
+        "splits": {"train": 12},
+        "per_shard": 4,
+        "vae": "v",
+        "vae_fingerprint": "f",
+        "source": "s",
+    }
+    folder = latents.begin(str(tmp_path_factory.mktemp("latents") / "set"), facts)
+    latents.write_shards(folder, "train", items, tell=lambda line: None)
+    latents.finish(folder)
+    return folder, arrays
+
+
+@pytest.mark.parametrize("kind", ["flip", "cut", "zero", "gone"])
+def test_a_damaged_latent_shard_is_named_and_never_read_as_something_else(latent_set, kind):
+    folder, arrays = latent_set
+    shard, draw = folder / latents.shard_name("train", 1, 3), random.Random(5)
+    whole, refused = shard.read_bytes(), 0
+    for _ in range(25 if kind in ("flip", "cut") else 1):
+        undo = _spoil(shard, kind, draw)
+        try:
+            source = latents.open_latents(f"latents:{folder}", "train", image_size=None)
+            for i in (4, 5, 6, 7, 0):
+                np.testing.assert_array_equal(source[i]["moments"], arrays[i])
+        except ValueError as error:
+            assert "\n" not in str(error) and str(error).startswith("data.name: got ")
+            refused += 1
+        finally:
+            undo()
+    assert shard.read_bytes() == whole and refused > 0
 
 
 def test_a_damaged_config_is_named(tmp_path):

@@ -31,15 +31,16 @@ def child(data_dir, compiled_programs):
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "PYTHONPATH": os.pathsep.join([f"{here}/../..", f"{here}/.."]),
         }
-        started.append(
-            subprocess.Popen(
-                [sys.executable, f"{here}/runs_to_kill.py", str(folder), str(steps)],
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                env=env,
+        with open(f"{folder}.stderr", "a") as errors:
+            started.append(
+                subprocess.Popen(
+                    [sys.executable, f"{here}/runs_to_kill.py", str(folder), str(steps)],
+                    stdout=subprocess.PIPE,
+                    stderr=errors,
+                    text=True,
+                    env=env,
+                )
             )
-        )
         return started[-1]
 
     yield start
@@ -53,6 +54,7 @@ def _straight(folder, steps):
     """Final state and records of a run that nobody disturbs."""
     folder.mkdir()
     made, batches = runs_to_kill.open_loop(folder, steps)
+    made.config.train.checkpoint_every = steps
     state = made.run(made.fresh_state(), batches, say=lambda line: None)
     batches.close()
     made.close()
@@ -69,7 +71,7 @@ def _wait_for_steps(process, count):
     last = None
     for _ in range(count):
         line = process.stdout.readline()
-        assert line.startswith(("at ", "step ")), line + process.stdout.read()
+        assert line.startswith(("at ", "step ")), line
         last = int(line.split()[1].split("/")[0])
     return last
 
@@ -125,10 +127,10 @@ def _kill_and_finish(child, folder, kills, steps, seed):
 
 @pytest.mark.usefixtures("quick_compile")
 def test_three_kills_and_a_sigterm_change_no_bit_of_the_run(child, tmp_path):
-    _kill_and_finish(child, tmp_path, kills=3, steps=24, seed=0)
+    _kill_and_finish(child, tmp_path, kills=3, steps=13, seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("quick_compile")
 def test_twenty_kills_change_no_bit_of_the_run(child, tmp_path):
-    _kill_and_finish(child, tmp_path, kills=20, steps=90, seed=1)
+    _kill_and_finish(child, tmp_path, kills=20, steps=80, seed=1)

@@ -129,6 +129,7 @@ def _no_file_larger_than(size):
 
 # The threads that write fail first; their errors come again where the save is waited for.
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_full_disk_ends_the_run_in_one_line_and_spoils_nothing(open_loop, straight):
     made, batches = open_loop("full", checkpoint_every=2)
     asked = iter(["", "", "", "here"])
