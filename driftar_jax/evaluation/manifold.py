@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-BLOCK = 512
+BLOCK = 256
 THUMBNAIL = 32
 
 
@@ -48,12 +48,11 @@ def precision_recall(
 
 def _radii(points: np.ndarray, neighbours: int, block: int) -> np.ndarray:
     """Squared distance of every point to its k-th neighbour; the point itself comes first."""
-    return np.concatenate(
-        [
-            np.partition(d, neighbours, axis=1)[:, neighbours]
-            for d in _squared(points, points, block)
-        ]
-    )
+    radii = []
+    for squared in _squared(points, points, block):
+        squared.partition(neighbours, axis=1)
+        radii.append(squared[:, neighbours].copy())  # a view would keep the whole block
+    return np.concatenate(radii)
 
 
 def _inside(points: np.ndarray, centres: np.ndarray, radii: np.ndarray, block: int) -> np.ndarray:
@@ -68,9 +67,13 @@ def _squared(a: np.ndarray, b: np.ndarray, block: int) -> Iterator[np.ndarray]:
     for first in range(0, len(a), block):
         part = a[first : first + block]
         sizes = np.square(part).sum(axis=1)[:, None] + norms[None]
-        squared = sizes - 2.0 * (part @ b.T)
+        squared = part @ b.T
+        squared *= -2.0
+        squared += sizes
+        sizes *= 1e-13
         # Equal points must be at no distance, or a ball of radius zero would lose its centre.
-        yield np.where(squared > 1e-13 * sizes, squared, 0.0)
+        squared[squared <= sizes] = 0.0
+        yield squared
 
 
 def thumbnails(images: np.ndarray, most: int = THUMBNAIL) -> np.ndarray:
@@ -118,8 +121,8 @@ def nearest(
         part = _rows(small)
         best = np.full(len(part), np.inf, np.float32)
         index = np.zeros(len(part), np.int64)
-        for start in range(0, len(training), 8 * block):
-            other = _rows(thumbnails(training[start : start + 8 * block]))
+        for start in range(0, len(training), 16 * block):
+            other = _rows(thumbnails(training[start : start + 16 * block]))
             # |a|^2 is the same for all: the order is that of |b|^2 - 2 a b.
             score = np.square(other).sum(axis=1)[None] - 2.0 * (part @ other.T)
             closest = score.argmin(axis=1)

@@ -1,5 +1,7 @@
 """Precision, recall and nearest images against brute force, whatever the blocks."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
@@ -26,6 +28,19 @@ def test_precision_and_recall_match_brute_force(block, far):
     got = manifold.precision_recall(real, made, neighbours=2, block=block)
     assert got == _brute_force(real, made, 2)
     assert 0 < got[0] < 1 and 0 < got[1] < 1 and got[0] != got[1]
+
+
+def test_memory_is_that_of_a_few_blocks():
+    draw = np.random.default_rng(5)
+    real, made = draw.normal(size=(2, 1500, 3))
+    tracemalloc.start()
+    try:
+        manifold.precision_recall(real, made, block=20)
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    # All distances together would take 18 MB.
+    assert most < 8 * 20 * 1500 * 8
 
 
 def test_repeated_points_stay_in_their_own_manifold():
