@@ -48,9 +48,11 @@ class Run:
     def close(self) -> None:
         """End data threads and saves, and let the next run into the workdir."""
         self.batches.close()
-        self.loop.close()
-        if self.lock is not None:
-            self.lock.release()
+        try:
+            self.loop.close()
+        finally:
+            if self.lock is not None:
+                self.lock.release()
 
     def start(self, *, fall_back: bool = False):
         """State of the newest checkpoint, else weights of `init_from`, else fresh.

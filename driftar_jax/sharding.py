@@ -29,7 +29,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     """Mesh over all devices; one axis may be -1, whatever the others leave.
 
     Raises:
-      ValueError: the axes do not multiply to the number of devices.
+      ValueError: the axes do not multiply to the number of devices, or `tensor` spans processes.
     """
     devices = jax.devices()
     sizes = [data, fsdp, tensor]
@@ -39,6 +39,12 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
         raise ValueError(
             f"mesh: got data={data} fsdp={fsdp} tensor={tensor}, "
             f"allowed axes whose product is the device count {len(devices)} (one may be -1)"
+        )
+    # A process reads whole rows of a batch, so the devices that share a row must all be its own.
+    if jax.local_device_count() % shape[2]:
+        raise ValueError(
+            f"mesh.tensor: got {shape[2]}, "
+            f"allowed a divisor of the {jax.local_device_count()} devices of a process"
         )
     return Mesh(np.asarray(devices).reshape(shape), AXES)
 

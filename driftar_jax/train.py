@@ -3,7 +3,8 @@
 python -m driftar_jax.train --config=configs/drift_mar_small.py:digits8 --workdir=runs/drift
 
 The same command goes on where a run was stopped. SIGTERM or Ctrl-C saves between two steps and ends
-with status 0; several processes (`docs/running.md`) run it together.
+with status 0; several processes (`docs/running.md`) run it together. `--dry_run` compiles the step
+and says what it needs.
 """
 
 import os
@@ -12,7 +13,7 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from driftar_jax import cli, config, processes, runs, stopping, tracing
+from driftar_jax import cli, config, processes, runs, scale, stopping, tracing
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, FILE.py[:SIZE].")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made, or resumed.")
@@ -27,13 +28,24 @@ _CACHE = flags.DEFINE_string("compile_cache", "", "Folder of compiled programs, 
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0 of several.")
 _COUNT = flags.DEFINE_integer("num_processes", 0, "Processes that train together.")
 _INDEX = flags.DEFINE_integer("process_id", -1, "Number of this process, from 0.")
-flags.mark_flags_as_required(["config", "workdir"])
+_DRY_RUN = flags.DEFINE_bool("dry_run", False, "Compile the step, say what it needs, and end.")
+_DEVICES = flags.DEFINE_integer("devices", 0, "With --dry_run: devices to simulate.", lower_bound=0)
+_TFLOPS = flags.DEFINE_float("peak_tflops", 0.0, "With --dry_run: ceiling of a device.")
+_GB_S = flags.DEFINE_float("peak_gb_s", 0.0, "With --dry_run: ceiling of its memory.")
+flags.mark_flag_as_required("config")
 
 
 def main(_) -> None:
     with cli.user_errors():
         settings = _CONFIG.value
         config.check(settings)
+        if _DRY_RUN.value:
+            scale.simulate(_DEVICES.value)
+            needs = scale.measure(settings)
+            print("\n".join(scale.report(settings, needs, _TFLOPS.value, _GB_S.value)))
+            return
+        if not _WORKDIR.value:
+            raise ValueError("workdir: got nothing, allowed --workdir=VALUE")
         trace = None
         if _PROFILE.value:
             trace = tracing.Trace(_PROFILE.value, os.path.join(_WORKDIR.value, "profile"))

@@ -53,7 +53,17 @@ def test_a_dimension_that_does_not_divide_is_named(eight):
 
 def test_a_logical_axis_without_a_rule_is_refused():
     named = {name for name, _ in sharding.RULES}
-    assert named == {"batch", "embed", "mlp", "heads", "position", "class", "bank"}
+    assert named == {
+        "batch",
+        "embed",
+        "mlp",
+        "heads",
+        "position",
+        "class",
+        "layers",
+        "table",
+        "bank",
+    }
 
 
 def test_the_bank_is_split_by_class_where_its_classes_divide(eight):

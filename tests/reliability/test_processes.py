@@ -118,7 +118,8 @@ def test_two_processes_train_what_one_does(train, tmp_path):
     ]
     first, second = map(_said, ways)
     assert "from step 0 on 8 device(s)" in first and "step 6/6" in first
-    assert second == ""  # the first process speaks for all
+    # The first process speaks for all; what the collectives' library says is its own.
+    assert [line for line in second.splitlines() if not line.startswith("[Gloo]")] == []
     assert "from step 0 on 8 device(s)" in _said(train(tmp_path / "one", 8))
 
     records = [loop.read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]

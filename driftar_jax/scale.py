@@ -1,0 +1,291 @@
+"""What a training step needs on a mesh: compiled, never run, no array of it ever made.
+
+python -m driftar_jax.scale --configs=configs/mar_base.py,configs/mar_large.py --devices=8
+
+Prints one row of docs/scale.md per config; `train --dry_run` says the same of one config at more
+length. Devices are simulated where there are none: sizes and operations do not depend on them.
+"""
+
+import dataclasses
+import importlib.util
+import math
+import pathlib
+import re
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from absl import flags
+
+from driftar_jax import assembly, cli, config, runs
+from driftar_jax.data import latents
+from driftar_jax.drift import features
+from driftar_jax.training import loop, tasks
+
+GIB = 2**30
+# What a class-conditional set of latents is taken for where it does not lie on this machine.
+LATENT_CHANNELS, LATENT_CLASSES = 16, 1000
+_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """A compiled step of one phase; bytes are of one device, operations of the whole step.
+
+    Attributes:
+      mesh: sizes of data, fsdp and tensor.
+      parameters: numbers of all groups.
+      params, optimizer, average, own: bytes of the state: parameters, moments, moving average, and
+        what a task keeps beside them (the bank).
+      temporary: bytes of activations and whatever else lives inside the step; None if the step was
+        lowered alone.
+      flops: floating-point operations, forward, backward and update, before the compiler.
+      moved: bytes read and written by the compiled operations of one device, or None.
+      collectives: kind -> (number, bytes) a step per device, or None.
+      seconds: of lowering and compiling.
+    """
+
+    mesh: tuple[int, int, int]
+    parameters: int
+    params: int
+    optimizer: int
+    average: int
+    own: int
+    temporary: int | None
+    flops: float
+    moved: float | None
+    collectives: dict[str, tuple[int, int]] | None
+    seconds: float
+
+    @property
+    def devices(self) -> int:
+        """Of the mesh."""
+        return math.prod(self.mesh)
+
+    def step_seconds(self, peak_tflops: float, peak_gb_s: float) -> float:
+        """Least time of a step under two ceilings: arithmetic and memory; links are left out.
+
+        Args:
+          peak_tflops, peak_gb_s: of one device, as they were measured or are promised.
+        """
+        arithmetic = self.flops / self.devices / (1e12 * peak_tflops)
+        return max(arithmetic, (self.moved or 0.0) / (1e9 * peak_gb_s))
+
+
+def image_spec(settings: Any) -> assembly.ImageSpec:
+    """What the data decides, without the data where that is a set of latents."""
+    if not latents.is_latents(settings.data.name):
+        source = runs.open_data(settings, "train")
+        shape, names = source.image_shape, tuple(source.class_names)
+    else:
+        side = settings.data.image_size
+        shape = (side, side, LATENT_CHANNELS)
+        names = tuple(str(k) for k in range(LATENT_CLASSES))
+    return assembly.ImageSpec(shape, names, settings.data.patch_size)
+
+
+def measure(settings: Any, *, compiled: bool = True, frozen: bool = False) -> Needs:
+    """Lower, and compile, the training step of a checked config on its mesh.
+
+    Args:
+      settings: checked config; `drift.features_from` is not read: a run that drifts in trained
+        features is measured in the identity, and its features come on top.
+      compiled: False stops before XLA, which takes minutes at the largest sizes.
+      frozen: the second phase.
+
+    Raises:
+      ValueError: the mesh does not fit the devices, the batch or a parameter.
+    """
+    images = image_spec(settings)
+    space = None
+    if settings.task == "drift" and "features" in settings.drift:
+        space = (features.Identity(), None)
+    made = loop.Loop(tasks.build(settings, images, space), settings, None, {})
+    batch = _batch(settings, images)
+    start = time.monotonic()
+    lowered = made.step_function(frozen).lower(made.abstract, batch)
+    flops = _flops(made, settings, batch, frozen, lowered)
+    temporary = moved = collectives = None
+    if compiled:
+        program = lowered.compile()
+        temporary = int(program.memory_analysis().temp_size_in_bytes)
+        moved = float(program.cost_analysis().get("bytes accessed", 0.0))
+        collectives = count_collectives(program.as_text())
+    seconds, state = time.monotonic() - start, made.abstract
+    return Needs(
+        mesh=tuple(made.mesh.shape.values()),
+        parameters=sum(math.prod(a.shape) for a in jax.tree.leaves(state.params)),
+        params=_share(state.params),
+        optimizer=_share(state.opt_state),
+        average=_share(state.ema),
+        own=_share(state.extra),
+        temporary=temporary,
+        flops=flops,
+        moved=moved,
+        collectives=collectives,
+        seconds=seconds,
+    )
+
+
+def _batch(settings: Any, images: assembly.ImageSpec) -> dict[str, jax.ShapeDtypeStruct]:
+    size, (h, w, c) = settings.train.batch_size, images.image_shape
+    label = jax.ShapeDtypeStruct((size,), jnp.int32)
+    if latents.is_latents(settings.data.name):
+        moments = jax.ShapeDtypeStruct((size, 2, h, w, 2 * c), jnp.float32)
+        return {"moments": moments, "label": label}
+    return {"image": jax.ShapeDtypeStruct((size, h, w, c), jnp.uint8), "label": label}
+
+
+def _flops(made: loop.Loop, settings: Any, batch, frozen: bool, lowered) -> float:
+    """Of a step; a loop's body is counted once, so micro-batches are taken apart first."""
+    if settings.optim.accumulate == 1:
+        return float(lowered.cost_analysis()["flops"])
+    whole = settings.copy_and_resolve_references()
+    whole.optim.accumulate = 1
+    again = loop.Loop(made.task, whole, None, {})
+    return float(again.step_function(frozen).lower(again.abstract, batch).cost_analysis()["flops"])
+
+
+def _share(tree) -> int:
+    """Bytes of a tree on one device."""
+    return sum(
+        math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree)
+    )
+
+
+def count_collectives(program: str) -> dict[str, tuple[int, int]]:
+    """Kind -> (number, bytes of their results on one device) in the text of a compiled program.
+
+    A collective inside a loop counts once, as everything of XLA's does.
+    """
+    found = {}
+    for line in program.splitlines():
+        match = re.search(r"= (.*?) (" + "|".join(_COLLECTIVES) + r")(-start)?\(", line)
+        if match is None:
+            continue
+        number, size = found.get(match[2], (0, 0))
+        found[match[2]] = (number + 1, size + _result_bytes(match[1], bool(match[3])))
+    return dict(sorted(found.items()))
+
+
+def _result_bytes(types: str, started: bool) -> int:
+    """Of `f32[2,3]{1,0}` or a tuple; one that was started holds its operands as well."""
+    sizes = [
+        _BYTES.get(kind, 4) * math.prod(int(n) for n in shape.split(",") if n)
+        for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", types)
+    ]
+    return sum(sizes) // 2 if started and len(sizes) > 1 else sum(sizes)
+
+
+def report(settings: Any, needs: Needs, peak_tflops: float, peak_gb_s: float) -> list[str]:
+    """Lines of `train --dry_run`."""
+
+    def gib(size):
+        return "not known without compiling" if size is None else f"{size / GIB:.3f} GiB"
+
+    lines = [
+        f"devices            {needs.devices}: data x fsdp x tensor = "
+        f"{' x '.join(str(n) for n in needs.mesh)}",
+        f"parameters         {needs.parameters / 1e6:.1f} M",
+        f"bytes per device   parameters {gib(needs.params)}, optimiser {gib(needs.optimizer)}, "
+        f"average {gib(needs.average)}, bank {gib(needs.own)}",
+        f"                   activations and temporaries {gib(needs.temporary)}; "
+        "no caches in training",
+        f"operations         {needs.flops / 1e12:.3f} TFLOP a step of {settings.train.batch_size}",
+    ]
+    if needs.moved is not None:
+        lines.append(f"bytes moved        {gib(int(needs.moved))} a step per device")
+        lines.append(f"collectives        {collectives(needs) or 'none'}")
+    if peak_tflops and peak_gb_s:
+        least = needs.step_seconds(peak_tflops, peak_gb_s)
+        lines.append(
+            f"step               at least {least:.4g} s under {peak_tflops:g} TFLOP/s and "
+            f"{peak_gb_s:g} GB/s a device; links, start-up and data are left out"
+        )
+    lines.append(f"compiled in        {needs.seconds:.0f} s; nothing was run")
+    return lines
+
+
+def collectives(needs: Needs) -> str:
+    """`3 all-reduce (1.2 MiB), ...`."""
+    return ", ".join(
+        f"{number} {kind} ({size / 2**20:.2f} MiB)"
+        for kind, (number, size) in (needs.collectives or {}).items()
+    )
+
+
+def row(name: str, settings: Any, needs: Needs, peak_tflops: float, peak_gb_s: float) -> str:
+    """One line of the table of docs/scale.md."""
+    sizes = (needs.params, needs.optimizer, needs.average, needs.own, needs.temporary)
+    cells = (
+        name,
+        f"{needs.parameters / 1e6:.3g} M",
+        str(settings.train.batch_size),
+        "x".join(str(n) for n in needs.mesh),
+        *("-" if size is None else f"{size / GIB:.3g}" for size in sizes),
+        f"{needs.flops / 1e12:.3g}",
+        f"{needs.step_seconds(peak_tflops, peak_gb_s):.3g}",
+        str(sum(number for number, _ in (needs.collectives or {}).values())),
+        f"{sum(size for _, size in (needs.collectives or {}).values()) / GIB:.3g}",
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+HEADER = (
+    "| config | parameters | batch | data x fsdp x tensor | params GiB | optimiser GiB "
+    "| average GiB | bank GiB | temporaries GiB | TFLOP a step | least seconds "
+    "| collectives | their GiB |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def simulate(devices: int) -> None:
+    """Pretend to have this many devices; before any is touched."""
+    if devices:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", devices)
+
+
+def read_config(name: str) -> Any:
+    """The config of `FILE.py[:SIZE]`.
+
+    Raises:
+      ValueError: there is no such file, or it knows no such size.
+    """
+    file, _, size = name.partition(":")
+    if not pathlib.Path(file).is_file():
+        raise config.wrong("configs", name, "FILE.py[:SIZE] with an existing file")
+    spec = importlib.util.spec_from_file_location("config_to_measure", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*([size] if size else []))
+
+
+def main(_) -> None:
+    if not _CONFIGS.value:
+        cli.fail("configs: got nothing, allowed --configs=FILE.py[:SIZE],...")
+    simulate(_DEVICES.value)
+    ceilings = _TFLOPS.value, _GB_S.value
+    print(HEADER)
+    for name in _CONFIGS.value:
+        with cli.user_errors():
+            settings = read_config(name)
+            for change in _SET.value:
+                field, _, value = change.partition("=")
+                section, _, last = field.rpartition(".")
+                settings[section][last] = type(settings[section][last])(value)
+            config.check(settings)
+            needs = measure(settings, compiled=_COMPILE.value)
+        print(row(name, settings, needs, *ceilings), flush=True)
+
+
+if __name__ == "__main__":
+    _CONFIGS = flags.DEFINE_list("configs", None, "Configs, FILE.py[:SIZE],...")
+    _DEVICES = flags.DEFINE_integer("devices", 1, "Devices to simulate.", lower_bound=1)
+    _SET = flags.DEFINE_list("set", [], "Fields to change, SECTION.FIELD=VALUE,...")
+    _COMPILE = flags.DEFINE_bool("compile", True, "Compile; without, temporaries are not known.")
+    _TFLOPS = flags.DEFINE_float("peak_tflops", 495.0, "Of one device.", lower_bound=1e-3)
+    _GB_S = flags.DEFINE_float("peak_gb_s", 3350.0, "Of one device.", lower_bound=1e-3)
+    cli.run(main)

@@ -1,0 +1,24 @@
+#!/usr/bin/env bash
+# Prints the tables of docs/scale.md. Nothing is run on the devices, which are simulated.
+#
+#   bash launch/scale.sh [--dry-run] [quick]
+#
+# quick: the scaling table of the small config alone, a minute; all presets take much longer.
+set -euo pipefail
+source "$(dirname "$0")/dry.sh"
+run source "$(dirname "$0")/environment.sh" requirements.txt
+
+measure() { run python -m driftar_jax.scale "$@"; }
+
+for devices in 1 2 4 8; do
+  measure --configs=configs/mar_small.py:fashion28 --devices=$devices
+  if [ $devices -gt 1 ]; then
+    measure --configs=configs/mar_small.py:fashion28 --devices=$devices \
+      --set=mesh.data=1,mesh.fsdp=$devices
+  fi
+done
+[ "${1:-}" != quick ] || exit 0
+measure --nocompile --devices=8 --set=mesh.data=1,mesh.fsdp=8 --configs="$(echo \
+  configs/{mar,drift_mar}_{base,large,huge}.py | tr ' ' ,)"
+measure --nocompile --devices=8 --set=mesh.data=1,mesh.fsdp=8 \
+  --configs=configs/drift_transdiff.py:base,configs/drift_transdiff.py:large

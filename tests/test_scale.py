@@ -1,0 +1,77 @@
+"""What a step needs: bytes by device, operations and collectives of a compiled program."""
+
+import jax
+import pytest
+import tiny
+
+from driftar_jax import scale
+
+PROGRAM = """
+  %p = f32[4,6]{1,0} parameter(0)
+  %r = f32[4,6]{1,0} all-reduce(%p), replica_groups={{0,1}}, to_apply=%add
+  %s = (f32[3]{0}, bf16[5]{0}) all-reduce(%a, %b), to_apply=%add
+  %g = (f32[2,6]{1,0}, f32[8,6]{1,0}) all-gather-start(%q), dimensions={0}
+  %h = f32[8,6]{1,0} all-gather-done(%g)
+  %t = f32[] collective-permute(%u)
+"""
+
+
+def test_collectives_are_counted_once_with_the_bytes_of_their_results():
+    assert scale.count_collectives(PROGRAM) == {
+        "all-gather": (1, (12 + 48) * 4 // 2),
+        "all-reduce": (2, 24 * 4 + 3 * 4 + 5 * 2),
+        "collective-permute": (1, 4),
+    }
+
+
+@pytest.fixture(scope="module")
+def settings():
+    return tiny.importlib.import_module("configs.classifier").get_config("tiny")
+
+
+@pytest.fixture(scope="module")
+def needs(settings, quick_compile):
+    return scale.measure(settings)
+
+
+def test_bytes_are_those_of_the_state(needs):
+    assert needs.params == needs.average == 4 * needs.parameters
+    # Two moments and three counters: of Adam, of the schedule.
+    assert 2 * needs.params < needs.optimizer <= 2 * needs.params + 16
+    assert needs.own == 0 and needs.temporary > 0 and needs.collectives == {}
+
+
+def test_the_slower_ceiling_decides(needs):
+    flops, moved = needs.flops / 1e12, needs.moved / 1e9
+    assert needs.step_seconds(1.0, 1e9) == pytest.approx(flops)
+    assert needs.step_seconds(1e9, 1.0) == pytest.approx(moved)
+
+
+def test_micro_batches_cost_what_the_batch_costs(settings, needs, monkeypatch):
+    parts = settings.copy_and_resolve_references()
+    parts.optim.accumulate = 2
+    lowered = scale.measure(parts, compiled=False)
+    assert lowered.flops == pytest.approx(needs.flops, rel=0.01)
+    assert lowered.temporary is None and lowered.collectives is None
+
+
+def test_rows_and_lines_have_every_figure(settings, needs):
+    row = scale.row("configs/x.py", settings, needs, 100.0, 1000.0)
+    assert row.count("|") == scale.HEADER.splitlines()[0].count("|")
+    text = "\n".join(scale.report(settings, needs, 100.0, 1000.0))
+    for word in ("parameters", "optimiser", "bank", "temporaries", "TFLOP", "at least", "caches"):
+        assert word in text
+    unknown = scale.report(settings, scale.dataclasses.replace(needs, temporary=None), 0.0, 0.0)
+    assert "not known without compiling" in "\n".join(unknown)
+
+
+def test_nothing_lies_on_a_device_afterwards(settings, needs):
+    before = len(jax.live_arrays())
+    scale.measure(settings, compiled=False)
+    assert len(jax.live_arrays()) <= before
+
+
+def test_a_config_that_is_not_there_is_named():
+    with pytest.raises(ValueError, match="configs: got 'nowhere.py:tiny', allowed FILE.py"):
+        scale.read_config("nowhere.py:tiny")
+    assert scale.read_config("configs/classifier.py:tiny").task == "classifier"
