@@ -47,7 +47,7 @@ def generate(
         guidance_schedule=settings.guidance_schedule,
         head_steps=settings.head_steps,
     )
-    host = MARGroups(
+    host = MARGroups.of(
         module=parts.host,
         params=params["host"],
         label=label,
@@ -60,7 +60,9 @@ def generate(
         parts.prior, parts.decoder, params, settings.guided, settings.temperature, trained
     )
     draft = draft_rows(host, parts.draft, params["draft"]) if rule.gamma else None
-    tokens, found = engine.Engine(host, draft, head, keys, steps.scale, rule).run()
+    token_keys, prior_keys = draws.token_keys(keys, images.num_tokens), draws.prior_keys(keys)
+    made = engine.Engine(host, draft, head, token_keys, prior_keys, steps.scale, rule)
+    tokens, found = made.run()
     return unpatchify(tokens, *images.image_shape[:2], images.patch_size), found
 
 

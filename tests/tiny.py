@@ -11,7 +11,12 @@ from driftar_jax import assembly
 
 # Images of 4x6 with patches of 2: N = 6 tokens of C = 4 channels in a grid of 2x3.
 IMAGES = assembly.ImageSpec((4, 6, 1), tuple("abc"), patch_size=2)
-FILES = {"host": "mar_small", "drift": "drift_mar_small", "classifier": "classifier"}
+FILES = {
+    "host": "mar_small",
+    "drift": "drift_mar_small",
+    "draft": "draft_mar_small",
+    "classifier": "classifier",
+}
 SIZES = {
     "data.image_size": 12,  # of the config alone; stands for the 4x6 of IMAGES in its checks
     "data.patch_size": 2,

@@ -24,6 +24,7 @@ class MARGroups:
       params: its parameters.
       label: `[B]` int32, -1 for none.
       order: `[B, N]` int32; groups are revealed from its end.
+      rank: `[B, N]` int32; where each position stands in its order.
       counts: T sizes of groups.
       branches: 2 adds the unconditional rows.
     """
@@ -32,8 +33,14 @@ class MARGroups:
     params: Any
     label: jax.Array
     order: jax.Array
+    rank: jax.Array
     counts: tuple[int, ...]
     branches: int = 1
+
+    @classmethod
+    def of(cls, *, order: jax.Array, **fields) -> "MARGroups":
+        """With the rank of that order; it is computed here, once, and not in every round."""
+        return cls(order=order, rank=jnp.argsort(order, axis=-1), **fields)
 
     @property
     def num_steps(self) -> int:
@@ -65,7 +72,7 @@ class MARGroups:
         return positions, slots < before[:, None]
 
     def known(self, step: jax.Array) -> jax.Array:
-        return jnp.argsort(self.order, axis=-1) >= self._unknown(step)[0][:, None]
+        return self.rank >= self._unknown(step)[0][:, None]
 
     def memory(self) -> tuple[()]:
         return ()

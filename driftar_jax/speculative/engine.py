@@ -114,7 +114,8 @@ class Engine:
       draft: `(last encoding, tokens [B, N, C], step [B]) -> encoding` of the context of `step`; not
         called with `gamma = 0`.
       head: makes tokens.
-      keys: `[B]`, one per image (`draws.image_keys`).
+      keys: `[B, N]`, one per token (`draws.token_keys`).
+      prior_keys: `[B]`, one per image (`draws.prior_keys`).
       scales: `[T]` float32 guidance.
       rule: how far, and what.
     """
@@ -123,6 +124,7 @@ class Engine:
     draft: Callable[[Encoding, jax.Array, jax.Array], Encoding] | None
     head: Head
     keys: jax.Array
+    prior_keys: jax.Array
     scales: jax.Array
     rule: Rule
 
@@ -152,14 +154,12 @@ class Engine:
 
     def _rows(self, encoding: Encoding, step: jax.Array) -> _Rows:
         """The group of `step` in an encoding `[R, ...]`, with its prior."""
-        mu, std = self.head.starts(encoding, draws.prior_keys(self.keys))
+        mu, std = self.head.starts(encoding, self.prior_keys)
         return _Rows(*self.host.take((encoding, mu, std), step))
 
     def _token_keys(self, step: jax.Array) -> jax.Array:
         """Keys `[B, K]` of the group's tokens."""
-        keys = draws.token_keys(self.keys, self.host.num_tokens)
-        positions = self.host.group(step)[0]
-        return jax.vmap(lambda k, p: k[p])(keys, positions)
+        return jax.vmap(lambda k, p: k[p])(self.keys, self.host.group(step)[0])
 
     def _noise(self, step: jax.Array) -> jax.Array:
         """`[B, K, C]`: the one noise of each token, whoever asks for it."""

@@ -10,7 +10,7 @@ import jax
 import pytest
 from absl import app, flags
 
-PROGRAMS = ("train", "sample", "evaluate")
+PROGRAMS = ("train", "sample", "evaluate", "evaluate_drafts")
 
 
 @dataclasses.dataclass(frozen=True)

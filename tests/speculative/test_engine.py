@@ -393,7 +393,8 @@ def test_generated_starts_are_the_targets(std):
     def run(seed):
         keys = draws.image_keys(seed, jnp.arange(batch))
         rule, scales = engine.Rule(gamma=3), np.ones(5, np.float32)
-        made = engine.Engine(target, lambda *_: wrong, FixedHead(), keys, scales, rule)
+        tokens, priors = draws.token_keys(keys, 5), draws.prior_keys(keys)
+        made = engine.Engine(target, lambda *_: wrong, FixedHead(), tokens, priors, scales, rule)
         return made.run()
 
     tokens, spec = jax.tree.map(np.asarray, run(np.uint32(3)))
