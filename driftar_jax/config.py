@@ -260,6 +260,8 @@ def _needed(flat: dict[str, Any]) -> list[str]:
     host = flat.get("host.name") if "host" in sections else None
     if host is not None:
         _check_value("host.name", host)
+    if host == "transdiff" and "host.form" in flat:
+        _check_value("host.form", flat["host.form"])
     if host == "transdiff" and flat["task"] == "draft":
         raise wrong("host.name", host, "mar for task draft: it alone has drafts so far")
     if host == "transdiff" and (flat["task"] == "drift" or flat.get("host.form") == "mrar"):

@@ -6,8 +6,9 @@ import ml_collections
 import pytest
 
 from driftar_jax import config
-from driftar_jax.conversion import mar
+from driftar_jax.conversion import mar, transdiff
 from driftar_jax.hosts.mar import PRESETS
+from driftar_jax.hosts.transdiff import PRESETS as TRANSDIFF
 
 
 def _get(kind, size, *variant):
@@ -43,6 +44,44 @@ def test_a_converted_checkpoint_has_the_same_recipe():
     converted = ml_collections.ConfigDict(mar.config_of(fields))
     for section in ("host", "head", "mask", "optim", "train", "mesh"):
         assert converted[section].to_dict() == made[section].to_dict(), section
+
+
+@pytest.mark.parametrize("name", TRANSDIFF)
+def test_transdiff_is_the_released_one(name):
+    """Sizes, recipe and scales, in the config as in a converted checkpoint's workdir."""
+    made = _get("transdiff", *name.split("_"))
+    config.check(made)
+    converted = ml_collections.ConfigDict(
+        transdiff.config_of({**TRANSDIFF[name], "mlp_ratio": 4.0})
+    )
+    assert made.keys() == converted.keys()
+    for section in set(made) - {"task", "seed", "init_from", "data"}:
+        assert converted[section].to_dict() == made[section].to_dict(), section
+
+
+@pytest.mark.parametrize("size", ["base", "large", "huge"])
+def test_transdiff_variants(size):
+    config.check(_get("transdiff", size, "tiny"))
+    with pytest.raises(ValueError, match=r"^config size: got 'small', allowed tiny \| mrar"):
+        _get("transdiff", size, "small")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"host.form": "two"}, r"^host.form: got 'two', allowed one_step \| mrar"),
+        ({"host.row_patch": 3}, "^host.row_patch: got 3, allowed a divisor of the grid's side 16"),
+        ({"sample.ar_steps": 1}, "^sample.ar_steps: got 1, allowed 4"),
+        ({"sample.nfe": 1}, "^sample.nfe: got 1, allowed a whole number of at least 2"),
+        ({"bank.size": 3}, "^bank.size: got 3, allowed at least 4 images in a row"),
+        ({"host.num_heads": 7}, "^host.num_heads: got 7"),
+    ],
+)
+def test_bad_transdiff_settings_are_refused(changes, message):
+    made = _get("transdiff", "base", "mrar")
+    made.update_from_flattened_dict(changes)
+    with pytest.raises(ValueError, match=message):
+        config.check(made)
 
 
 @pytest.mark.parametrize(
