@@ -11,11 +11,10 @@ from driftar_jax.training import tasks
 pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
-@pytest.mark.parametrize("name", ["host", "drift"])
-def test_the_loss_is_that_of_float32_up_to_rounding(name):
+def test_the_loss_is_that_of_float32_up_to_rounding():
     found = {}
     for dtype in ("float32", "bfloat16"):
-        task = tasks.build(tiny.config(name, host__dtype=dtype), tiny.IMAGES)
+        task = tasks.build(tiny.config("drift", host__dtype=dtype), tiny.IMAGES)
         params = tiny.params(task.init)
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
         loss, grads = jax.jit(
