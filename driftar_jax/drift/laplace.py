@@ -21,9 +21,8 @@ _DISTANCE_SQUARE = 1e-8
 _SCALE = 1e-3
 _AFFINITY_SQUARE = 1e-6
 _FORCE_SQUARE = 1e-8
-# Added to normalised distances: of a draw to itself, and to a sample that is not there.
+# Added to the normalised distance of a draw to itself.
 _SELF = 100.0
-_ABSENT = 1e9
 
 
 @flax.struct.dataclass
@@ -129,10 +128,12 @@ def force(
         x, targets, w, present = rows
         distance = _distances(x, targets) / jnp.maximum(scale, _SCALE)
         distance += _SELF * jnp.eye(draws, targets.shape[1], dtype=jnp.float32)[None]
-        distance = jnp.where(present[:, None], distance, _ABSENT)
         num_negatives = targets.shape[1] - positives.shape[1]
         return jnp.stack(
-            [_force(distance / r, x / unit, targets / unit, w, num_negatives) for r in widths],
+            [
+                _force(distance / r, x / unit, targets / unit, w, present, num_negatives)
+                for r in widths
+            ],
             axis=1,
         )
 
@@ -226,9 +227,11 @@ def _distances(x: jax.Array, targets: jax.Array) -> jax.Array:
     return jnp.sqrt(jnp.maximum(squared_distances(x, targets), _DISTANCE_SQUARE))
 
 
-def _force(distance, x, targets, w, num_negatives):
+def _force(distance, x, targets, w, present, num_negatives):
     """One width's force `[rows, G, S]`; `distance [rows, G, T]` is in units of that width."""
-    rows, columns = jax.nn.softmax(-distance, axis=2), jax.nn.softmax(-distance, axis=1)
+    rows = _softmax_of_present(-distance, present[:, None])
+    # The column of an absent sample has no weight, so that its own softmax does not matter.
+    columns = jax.nn.softmax(-distance, axis=1)
     affinity = jnp.sqrt(jnp.maximum(rows * columns, _AFFINITY_SQUARE)) * w[:, None]
     push, pull = affinity[:, :, :num_negatives], affinity[:, :, num_negatives:]
     coefficients = jnp.concatenate(
@@ -241,6 +244,16 @@ def _force(distance, x, targets, w, num_negatives):
     total = jnp.sum(coefficients, axis=2, keepdims=True)
     moved = jnp.einsum("bgt,bts->bgs", coefficients, targets, precision="highest")
     return moved - total * x
+
+
+def _softmax_of_present(logits: jax.Array, present: jax.Array) -> jax.Array:
+    """Softmax over the last axis, 0 where not `present`; somewhere it has to be.
+
+    Masked by selection: XLA's exponential of a very negative number may be NaN on CPU.
+    """
+    peak = jnp.max(jnp.where(present, logits, -jnp.inf), axis=-1, keepdims=True)
+    mass = jnp.where(present, jnp.exp(jnp.minimum(logits - peak, 0.0)), 0.0)
+    return mass / jnp.sum(mass, axis=-1, keepdims=True)
 
 
 def _num_blocks(arrays, block_bytes: int) -> int:
