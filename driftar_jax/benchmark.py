@@ -24,12 +24,16 @@ _NFE = flags.DEFINE_integer("nfe", None, "Head evaluations per AR step (own head
 _NFE_SCHEDULE = flags.DEFINE_string("nfe_schedule", None, "constant | two_stage | linear | cosine.")
 _NFE_LAST = flags.DEFINE_integer("nfe_last", None, "What --nfe falls to, unless constant.")
 _GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance scale; 1 is none.")
+_GAMMA = flags.DEFINE_string("gamma", None, "AR steps drafted per round, or auto; plain beside.")
+_RULE = flags.DEFINE_string("rule", None, "gaussian | coupled | feature; how drafts are accepted.")
+_DELTA = flags.DEFINE_float("delta", None, "Bound of the rules coupled and feature.")
 _BATCHES = flags.DEFINE_list("batch_sizes", ["1", "4"], "Images per call.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed calls of each kind.")
 _CONTROLS = flags.DEFINE_bool("controls", False, "Also fewer and falling head steps, AR steps.")
 
 
 def main(_) -> None:
+    from driftar_jax import gamma
     from driftar_jax.evaluation import benchmark, timing  # after the flags: loading takes seconds
 
     with cli.user_errors():
@@ -47,7 +51,12 @@ def main(_) -> None:
             "nfe_schedule": _NFE_SCHEDULE.value,
             "nfe_last": _NFE_LAST.value,
             "guidance": _GUIDANCE.value,
+            "gamma": gamma.parse(_GAMMA.value),
+            "rule": _RULE.value,
+            "delta": _DELTA.value,
         }
+        if changes["gamma"] and _CONFIG.value is not None:
+            raise config.wrong("gamma", _GAMMA.value, "0: what random weights accept says nothing")
         table = benchmark.methods(subject.settings(**changes), _CONTROLS.value)
         for _, asked in table:
             asked.check(subject.parts)

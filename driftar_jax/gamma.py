@@ -16,7 +16,7 @@ import numpy as np
 
 from driftar_jax import sampler, speculate
 from driftar_jax.assembly import Parts
-from driftar_jax.speculative import choice, engine
+from driftar_jax.speculative import choice
 
 CANDIDATES = (1, 2, 4)
 ROUNDS = 3
@@ -82,7 +82,7 @@ def choose(
         return sampler.generate(parts, settings.changed(gamma=0), *given, np.uint32(seed))
 
     def drafted(gamma):
-        rule = engine.Rule(gamma=gamma, name=settings.rule, delta=settings.delta)
+        rule = settings.draft_rule(gamma)
         asked = settings.changed(gamma=0)  # as `sampler.sample_drafted` asks
         return lambda seed: speculate.generate(parts, rule, asked, *given, np.uint32(seed))
 

@@ -107,7 +107,7 @@ class Loaded:
           batch_size: images per call; changes the speed, not the images.
           **changes: fields of `sampler.Settings`: method, ar_steps, nfe, nfe_schedule, nfe_last,
             guidance, guidance_form, guidance_schedule, temperature, drift_scale, spacing,
-            gamma, rule, delta.
+            gamma, rule, delta, stop.
 
         Returns:
           `Samples`.

@@ -33,6 +33,7 @@ _GAMMA = flags.DEFINE_string(
 )
 _RULE = flags.DEFINE_string("rule", None, "gaussian | coupled | feature; how drafts are accepted.")
 _DELTA = flags.DEFINE_float("delta", None, "Bound of the rules coupled and feature.")
+_STOP = flags.DEFINE_float("stop", None, "Drafting ends where its mean entropy is under this.")
 _BATCH = flags.DEFINE_integer("batch_size", 256, "Images per call.")
 flags.mark_flags_as_required(["workdir", "out"])
 
@@ -62,6 +63,7 @@ def main(_) -> None:
             "gamma": gamma.parse(_GAMMA.value),
             "rule": _RULE.value,
             "delta": _DELTA.value,
+            "stop": _STOP.value,
         }
         settings = loaded.checked(**changes)
     if settings.gamma and not settings.drafts:

@@ -63,6 +63,7 @@ class Settings:
         draft, and decoding is plain.
       rule: what drafts are accepted by, one of `speculative.verify.RULES`.
       delta: bound of the rules `coupled` and `feature`.
+      stop: tau_g of the published early stop of drafting; 0 never stops (`engine.Rule`).
     """
 
     method: str
@@ -79,6 +80,7 @@ class Settings:
     gamma: int = 0
     rule: str = "gaussian"
     delta: float = 1.0
+    stop: float = 0.0
 
     def check(self, parts: Parts) -> None:
         """Raises ValueError (field, value, allowed) where these modules cannot sample so."""
@@ -137,6 +139,8 @@ class Settings:
             raise ValueError(f"rule: got {self.rule!r}, allowed {' | '.join(verify.RULES)}")
         if not 0 <= self.delta < math.inf:
             raise ValueError(f"delta: got {self.delta}, allowed a number from 0")
+        if not 0 <= self.stop <= 1:
+            raise ValueError(f"stop: got {self.stop}, allowed 0 to 1 (an entropy)")
 
     def _check_grids(self, parts: Parts) -> None:
         groups = parts.host.groups
@@ -159,6 +163,10 @@ class Settings:
     def drafts(self) -> int:
         """`gamma`, or 0 where there is nothing to draft."""
         return self.gamma if self.ar_steps > 1 else 0
+
+    def draft_rule(self, gamma: int) -> engine.Rule:
+        """What the engine is asked for with so many drafts."""
+        return engine.Rule(gamma, self.rule, self.delta, self.stop)
 
     @property
     def guided(self) -> bool:
@@ -434,7 +442,7 @@ def sample_drafted(
     _check(parts, settings, labels)
     if settings.gamma < 0:
         raise ValueError(f"gamma: got {settings.gamma}, allowed a number from 0 (choose it first)")
-    rule = engine.Rule(gamma=settings.drafts, name=settings.rule, delta=settings.delta)
+    rule = settings.draft_rule(settings.drafts)
     plain = settings.changed(gamma=0)  # as `gamma.py` asks: one compilation serves both
 
     def make(label, index):

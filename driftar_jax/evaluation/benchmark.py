@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from driftar_jax import sampler
+from driftar_jax import gamma, sampler, speculate
 from driftar_jax.generator import Loaded
-from driftar_jax.types import Encoding
+from driftar_jax.types import Counts, Encoding
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,32 +34,42 @@ class Times:
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """One method at one batch size; times are of a whole batch."""
+    """One method at one batch size; times are of a whole batch.
+
+    With drafts a call is one loop whose pieces have no times of their own, and `drafted` says what
+    an image of it cost (`speculate.counts`).
+    """
 
     method: str
     settings: sampler.Settings
     batch_size: int
     whole: Times
-    backbone: Times
-    head: Times
+    backbone: Times | None
+    head: Times | None
     temporary_bytes: int
     peak_bytes: int
+    drafted: Counts | None = None
 
     def as_json(self) -> dict:
         """Flat record; seconds are per image."""
-        per_image = {n: getattr(self, n).median / self.batch_size for n in PIECES}
-        rest = per_image["whole"] - per_image["backbone"] - per_image["head"]
+        there = [n for n in PIECES if getattr(self, n) is not None]
+        per_image = {n: getattr(self, n).median / self.batch_size for n in there}
+        rest = per_image["whole"] - sum(per_image[n] for n in there[1:])
+        steps, cost = self.settings.ar_steps, self.drafted
+        evaluations = cost.head_evaluations if cost else sum(self.settings.head_steps)
         return {
             "method": self.method,
             "batch_size": self.batch_size,
-            "ar_steps": self.settings.ar_steps,
-            "head_evaluations": sum(self.settings.head_steps),
+            "ar_steps": steps,
+            "backbone_calls": cost.backbone_calls if cost else steps,
+            "draft_calls": cost.draft_calls if cost else 0,
+            "head_evaluations": evaluations,
             "guidance": self.settings.guidance,
             "seconds_per_image": per_image["whole"],
             "seconds_per_image_low": min(self.whole.seconds) / self.batch_size,
             "seconds_per_image_high": max(self.whole.seconds) / self.batch_size,
-            "backbone_s": per_image["backbone"],
-            "head_s": per_image["head"],
+            "backbone_s": per_image.get("backbone"),
+            "head_s": per_image.get("head"),
             "rest_s": max(rest, 0.0),
             "rounds": len(self.whole.seconds),
             "compile_s": self.whole.compile_s,
@@ -78,6 +88,11 @@ def methods(settings: sampler.Settings, controls: bool) -> list[tuple[str, sampl
     AR steps.
     """
     rows = [(settings.method, settings)]
+    if settings.drafts:
+        auto = "auto" if settings.drafts < 0 else settings.drafts
+        name = f"{settings.method}, gamma {auto} ({settings.rule})"
+        rows = [(settings.method, settings.changed(gamma=0)), (name, settings)]
+        settings = settings.changed(gamma=0)
     if not controls:
         return rows
     change = functools.partial(dataclasses.replace, settings)
@@ -118,11 +133,13 @@ def measure(
 
 def line(record: dict) -> str:
     """One row for a reader."""
+    pieces = [("backbone", "backbone_s"), ("head", "head_s"), ("rest", "rest_s")]
+    pieces = [f"{n} {record[key]:.3g}" for n, key in pieces if record["backbone_s"] is not None]
+    pieces += [f"{record['backbone_calls']:.2f} backbone calls"]
     return (
         f"{record['method']}, batch {record['batch_size']}: {record['seconds_per_image']:.4g} s "
         f"per image ({record['seconds_per_image_low']:.4g} to "
-        f"{record['seconds_per_image_high']:.4g}); backbone {record['backbone_s']:.4g}, head "
-        f"{record['head_s']:.4g}, rest {record['rest_s']:.2g}; compiled in "
+        f"{record['seconds_per_image_high']:.4g}); {', '.join(pieces)}; compiled in "
         f"{record['compile_s']:.1f} s; peak memory {record['peak_bytes'] / 2**30:.2f} GiB"
     )
 
@@ -131,21 +148,28 @@ def _row(subject: Loaded, name: str, settings, batch_size: int, rounds: int) -> 
     parts, params = subject.parts, subject.params
     label = jnp.arange(batch_size, dtype=jnp.int32) % parts.images.num_classes
     index = jnp.arange(batch_size, dtype=jnp.int32)
+    if settings.drafts < 0:
+        settings = gamma.choose(parts, settings, params, batch_size).settings
+        name = name.replace("auto", f"auto = {settings.gamma}")
+    whole = params, label, index, jnp.uint32(0)
+    plain = settings.changed(gamma=0)
     asked = {
-        "whole": (sampler.generate, (params, label, index, jnp.uint32(0))),
-        "backbone": (_backbone_alone, (params, label)),
-        "head": (_head_alone, (params, index)),
+        "whole": (sampler.generate, (parts, plain), whole),
+        "backbone": (_backbone_alone, (parts, plain), (params, label)),
+        "head": (_head_alone, (parts, plain), (params, index)),
     }
+    if settings.drafts:
+        static = parts, settings.draft_rule(settings.drafts), plain
+        asked = {"whole": (speculate.generate, static, whole)}
     calls, compiled_in, temporary = {}, {}, 0
-    for piece, (function, arguments) in asked.items():
+    for piece, (function, static, arguments) in asked.items():
         start = time.perf_counter()
-        compiled = function.lower(parts, settings, *arguments).compile()
+        compiled = function.lower(*static, *arguments).compile()
         compiled_in[piece] = time.perf_counter() - start
         calls[piece] = functools.partial(compiled, *arguments)
         if piece == "whole":
             temporary = compiled.memory_analysis().temp_size_in_bytes
-    for call in calls.values():
-        jax.block_until_ready(call())
+    made = {piece: jax.block_until_ready(call()) for piece, call in calls.items()}
     taken = {piece: [] for piece in calls}
     for _ in range(rounds):
         # In turn, so that a slow moment of the machine hits all pieces.
@@ -153,8 +177,12 @@ def _row(subject: Loaded, name: str, settings, batch_size: int, rounds: int) -> 
             start = time.perf_counter()
             jax.block_until_ready(call())
             taken[piece].append(time.perf_counter() - start)
-    times = {p: Times(tuple(taken[p]), compiled_in[p]) for p in PIECES}
-    return Row(name, settings, batch_size, **times, temporary_bytes=temporary, peak_bytes=_peak())
+    times = {p: Times(tuple(taken[p]), compiled_in[p]) if p in calls else None for p in PIECES}
+    drafted = None
+    if settings.drafts:
+        drafted = speculate.counts(speculate.joined([made["whole"][1]], batch_size))
+    memory = {"temporary_bytes": temporary, "peak_bytes": _peak()}
+    return Row(name, settings, batch_size, **times, **memory, drafted=drafted)
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))

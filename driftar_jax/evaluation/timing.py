@@ -16,6 +16,8 @@ from driftar_jax.evaluation import benchmark
 # What only a set of latents could say: KL-16's channels and the classes of ImageNet.
 LATENT_CHANNELS, LATENT_CLASSES = 16, 1000
 
+PIECES = ("backbone_s", "head_s", "rest_s")
+
 
 def open_subject(settings: Any, workdir: str | None) -> tuple[generator.Loaded, str]:
     """The checkpoint of a workdir, or random weights in the shapes of a config.
@@ -82,7 +84,8 @@ def write(out: str, rows: Sequence[benchmark.Row], weights: str, load: tuple) ->
 
 def _table(records: Sequence[dict]) -> list[str]:
     head = (
-        "method | batch | AR steps | head evaluations | s per image (median, low to high) | "
+        "method | batch | AR steps | backbone calls | head evaluations | "
+        "s per image (median, low to high) | "
         "backbone | head | rest | compile s | peak GiB | temporary GiB"
     )
     lines = [f"| {head} |", "|" + "---|" * (head.count("|") + 1)]
@@ -92,9 +95,10 @@ def _table(records: Sequence[dict]) -> list[str]:
             r["method"],
             f"{r['batch_size']}",
             f"{r['ar_steps']}",
-            f"{r['head_evaluations']}",
+            f"{r['backbone_calls']:.4g}",
+            f"{r['head_evaluations']:.4g}",
             f"{r['seconds_per_image']:.4g} ({low:.4g} to {high:.4g})",
-            *(f"{r[name]:.3g}" for name in ("backbone_s", "head_s", "rest_s")),
+            *("" if r["head_s"] is None else f"{r[n]:.3g}" for n in PIECES),
             f"{r['compile_s']:.1f}",
             f"{r['peak_bytes'] / 2**30:.2f}",
             f"{r['temporary_bytes'] / 2**30:.2f}",
