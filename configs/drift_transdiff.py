@@ -5,7 +5,8 @@ r"""Drift-AR on TransDiff's 1-step form: class to whole grid, one decoder evalua
     --config.drift.features_from=runs/mae_digits8 --workdir=runs/drift_grid_digits8
 
 It drifts in the features of a masked autoencoder, trained by the first command; `tiny` drifts in
-the pixels themselves. `--config.init_from` names a run of transdiff_small.py to start from. `base`, `large` and `huge` have TransDiff's released sizes and were not trained by this project.
+the pixels themselves. `--config.init_from` names a run of transdiff_small.py to start from.
+`base`, `large` and `huge` have TransDiff's released sizes and were not trained by this project.
 """
 
 import ml_collections
@@ -85,7 +86,7 @@ def _released(c: ml_collections.ConfigDict, of: dict) -> None:
     c.data.update(name="latents:data/imagenet256_kl16", image_size=16, patch_size=1, flip=True)
     c.host.update(of, buffer_size=64, attention_dropout=0.1, projection_dropout=0.1)
     c.host.dtype = "bfloat16"
-    c.drift.update(width=of["width"], depth=of["depth"] // 2, num_heads=of["num_heads"], chunk=8)
+    c.drift.update(width=of["width"], depth=of["depth"] // 2, num_heads=of["num_heads"], chunk=4)
     c.drift.update(classes=64, draws=64, positives=64, unconditional=16, guidance_max=4.0)
     c.bank.update(dtype="bfloat16")
     c.optim.update(lr=2e-4, warmup_steps=5_000, ema=0.999)
