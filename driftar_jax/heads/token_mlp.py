@@ -4,27 +4,14 @@ Source: `SimpleMLPAdaLN` of LTH14/mar at fe470ac and `modeling_fm_head.py` of st
 at 6e49bae, which differ in what the output means and in the times they are told.
 """
 
-import math
 from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from driftar_jax import layers
-
-_TIME_FREQUENCIES = 128
-
-
-def _time_features(t: jax.Array) -> jax.Array:
-    """`t [...]` -> `[..., 256]` float32, cosines first; `t` is taken as it is, not rescaled."""
-    k = np.arange(_TIME_FREQUENCIES, dtype=np.float32)
-    # In float32 on the host, as the official program: at t = 999 the last digit is visible.
-    frequencies = np.exp(np.float32(-math.log(10000)) * k / np.float32(_TIME_FREQUENCIES))
-    shape = (1,) * t.ndim + frequencies.shape
-    angles = t.astype(jnp.float32)[..., None] * frequencies.reshape(shape)
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+from driftar_jax.modulated import sinusoid_features
 
 
 def lift(x: jax.Array, ndim: int) -> jax.Array:
@@ -92,7 +79,7 @@ class TokenMLP(nn.Module):
 
         A scalar `t` embeds the time once for all rows.
         """
-        time = self.time_embed_2(nn.silu(self.time_embed_0(_time_features(t))))
+        time = self.time_embed_2(nn.silu(self.time_embed_0(sinusoid_features(t))))
         ndim = max(x.ndim, time.ndim, c.ndim)
         y = nn.silu(lift(time, ndim) + lift(c, ndim))
         h = lift(self.input_proj(x), ndim)
