@@ -39,7 +39,7 @@ def get_config(size: str = "digits8") -> ml_collections.ConfigDict:
         c.bank = dict(size=64, dtype="float32", limit_gib=1.0)
     c.sample = dict(
         ar_steps=4 if row else 1,
-        nfe=50,
+        nfe=100,  # as published
         nfe_schedule="constant",
         nfe_last=5,  # read by the other schedules: head steps of the last image in a row
         guidance=1.0,

@@ -10,7 +10,7 @@ from driftar_jax.evaluation import quality, speed
 from driftar_jax.generator import Loaded
 from driftar_jax.hosts.schedules import NFE_SCHEDULES
 
-FEW_STEPS = (1, 2, 5, 10)
+FEW_STEPS = (1, 2, 5, 10, 25)
 PART_BYTES = 2**28
 MOST_IMAGES = 8192
 
@@ -78,7 +78,7 @@ class Asked:
 def methods(own: Loaded, drift: Loaded, asked: Asked = Asked()) -> list[Method]:
     """The reference (own head, default steps) first, then its fewer steps, then Drift-AR's rows."""
     base = own.settings()
-    few = [n for n in FEW_STEPS if n < base.nfe]
+    few = [n for n in FEW_STEPS if 2 * n < base.nfe]
     rows = [Method("own", True, base)]
     rows += [Method("own", True, own.settings(nfe=n)) for n in reversed(few)]
     if asked.controls:
