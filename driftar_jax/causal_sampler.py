@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from driftar_jax import draws
 from driftar_jax.heads import flow_token
 from driftar_jax.hosts import nextstep
 from driftar_jax.types import Counts, Encoding
@@ -86,27 +87,20 @@ class Generated(NamedTuple):
     counts: Counts
 
 
-def own_noise(index: jax.Array, seed: jax.Array, channels: int):
-    """Noise that is a function of seed, image, token and draw alone.
+def own_noise(index: jax.Array, seed: jax.Array, num_tokens: int, channels: int):
+    """Noise that is a function of seed, image, token and draw alone, as `draws` makes it.
 
     Args:
       index: `[n]` int32, number of each image in the whole request.
       seed: uint32 scalar.
+      num_tokens: N.
       channels: C.
 
     Returns:
       `(token, draw) -> [n, C]` standard normal, both int32 scalars.
     """
-    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(index)
-
-    def noise(token, draw):
-        def one(key):
-            key = jax.random.fold_in(jax.random.fold_in(key, token), draw)
-            return jax.random.normal(key, (channels,))
-
-        return jax.vmap(one)(keys)
-
-    return noise
+    keys = draws.token_keys(draws.image_keys(seed, index), num_tokens)
+    return lambda token, draw: draws.normal(keys[:, token], draw, channels)
 
 
 def generate(

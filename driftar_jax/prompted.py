@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from driftar_jax import causal_sampler
+from driftar_jax import causal_sampler, draws
 from driftar_jax.checkpoints import Checkpoints, abstract_like, read_config
 from driftar_jax.config import wrong
 from driftar_jax.conversion import nextstep as conversion
@@ -197,7 +197,7 @@ class Prompted:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _source_tokens(vae: F8VAE, patch: int, params, pixels, index, seed):
     moments = vae.apply({"params": params}, to_unit_range(pixels), method="encode")
-    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(seed)))(index)
+    keys = draws.image_keys(seed, index)
     shape = moments.shape[1:3] + (vae.latent_channels,)
     noise = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, _SOURCE), shape))(keys)
     return patchify(vae.latents(moments, noise), patch)
@@ -209,7 +209,7 @@ def _generate(host, head, settings, patch, params, ids, padding, sources, index,
     if sources is not None:
         # Rows without placeholders never read theirs.
         sources = jnp.tile(sources, (settings.branches, 1, 1))
-    noise = causal_sampler.own_noise(index, seed, host.token_dim)
+    noise = causal_sampler.own_noise(index, seed, settings.num_tokens, host.token_dim)
     made = causal_sampler.generate(host, head, settings, params, ids, padding, sources, noise)
     height, width = (side * patch for side in settings.grid)
     return unpatchify(made.tokens, height, width, patch), made.counts

@@ -93,7 +93,7 @@ def sample(axes: dict[str, int]) -> dict:
     params = jax.device_put(params, sharding.state_shardings(boxed, mesh))
     settings = causal_sampler.Settings((2, 2), nfe=3, guidance=2.0)
     ids = jnp.arange(20, dtype=jnp.int32).reshape(4, 5)
-    noise = causal_sampler.own_noise(jnp.arange(2), jnp.uint32(0), host.token_dim)
+    noise = causal_sampler.own_noise(jnp.arange(2), jnp.uint32(0), 4, host.token_dim)
     run = jax.jit(
         lambda params, ids, padding: causal_sampler.generate(
             host, head, settings, params, ids, padding, None, noise

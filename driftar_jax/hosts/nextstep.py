@@ -213,7 +213,7 @@ class NextStep(nn.Module):
           Encoding of the last position alone, `z [B, 1, D]`, `E [B, 1]`, and the cache: that is
           the encoding of token 0.
         """
-        encoding, cache = self._advance(self.embed(ids, tokens), cache)
+        encoding, cache = self.advance_inputs(self.embed(ids, tokens), cache)
         return jax.tree.map(lambda a: a[:, -1:], encoding), cache
 
     def advance(self, tokens: jax.Array, cache: Cache) -> tuple[Encoding, Cache]:
@@ -223,9 +223,10 @@ class NextStep(nn.Module):
           Encoding `z [B, Q, D]`, `E [B, Q]`: row i is that of the token after input i. And the
           cache, from which `rolled_back` takes rejected tokens away.
         """
-        return self._advance(self.embed_image(tokens), cache)
+        return self.advance_inputs(self.embed_image(tokens), cache)
 
-    def _advance(self, x, cache):
+    def advance_inputs(self, x: jax.Array, cache: Cache) -> tuple[Encoding, Cache]:
+        """As `advance`, with inputs `x [B, Q, D]` of `embed` or `embed_image`."""
         hidden, entropy, cache = self.stack.advance(x, cache)
         return Encoding(z=hidden.astype(jnp.float32), entropy=entropy), cache
 
