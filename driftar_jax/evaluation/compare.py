@@ -78,7 +78,8 @@ class Asked:
 def methods(own: Loaded, drift: Loaded, asked: Asked = Asked()) -> list[Method]:
     """The reference (own head, default steps) first, then its fewer steps, then Drift-AR's rows."""
     base = own.settings()
-    few = [n for n in FEW_STEPS if 2 * n < base.nfe]
+    # A flow head needs two steps at least.
+    few = [n for n in FEW_STEPS if 2 * n < base.nfe and _possible(own, nfe=n)]
     rows = [Method("own", True, base)]
     rows += [Method("own", True, own.settings(nfe=n)) for n in reversed(few)]
     if asked.controls:
@@ -106,6 +107,14 @@ def methods(own: Loaded, drift: Loaded, asked: Asked = Asked()) -> list[Method]:
             settings = drift.settings(guidance=scale, guidance_form=form)
             rows.append(Method(f"drift, guidance {scale:g} {form}", False, settings))
     return rows
+
+
+def _possible(loaded: Loaded, **changes) -> bool:
+    try:
+        loaded.settings(**changes).check(loaded.parts)
+    except ValueError:
+        return False
+    return True
 
 
 def _fewer(ar_steps: int) -> list[int]:
