@@ -130,6 +130,8 @@ def open_run(settings: Any, workdir: str) -> Run:
     folder = pathlib.Path(workdir).absolute()
     whole_grids = settings.task == "drift" and "features" in settings.drift
     space = phi.load(settings, manifest) if whole_grids else None
+    if whole_grids and hasattr(source, "check_classes"):
+        source.check_classes()
     task = tasks.build(settings, images, space)
     training = loop.Loop(task, settings, folder, manifest)
     if settings.task in ("host", "drift", "draft"):

@@ -58,6 +58,20 @@ class ImageSource:
     def in_memory(self) -> bool:
         return self._arrays is not None
 
+    def check_classes(self) -> None:
+        """Refuse a split without an image of some class, where its images are in memory.
+
+        Raises:
+          ValueError: the first such class is named.
+        """
+        if self._arrays is None:
+            return
+        for label in sorted(set(range(self.num_classes)) - set(self._arrays[1].tolist())):
+            raise ValueError(
+                f"data.name: got {self.name!r} without an image of class "
+                f"{self.class_names[label]!r}, allowed at least one of every class"
+            )
+
     def __len__(self) -> int:
         return self._length
 

@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from configs import drift_transdiff
 from driftar_jax import config as config_lib
+from driftar_jax.data.source import ImageSource
 from driftar_jax.drift import bank as bank_lib
 from driftar_jax.drift import features, fields
 from driftar_jax.training import drift_grid, loop, optim, tasks
@@ -221,6 +222,25 @@ def test_configs_are_accepted_once_their_features_are_named(size):
         config_lib.check(made)
     made.drift.features_from = "runs/mae"
     config_lib.check(made)
+
+
+def test_a_class_without_images_is_refused():
+    images = np.zeros((3, 4, 6, 1), np.uint8)
+
+    def source(labels):
+        return ImageSource(
+            lambda wanted: [(images[i], labels[i]) for i in wanted],
+            len(labels),
+            name="set",
+            split="train",
+            image_shape=(4, 6, 1),
+            class_names="abc",
+            fingerprint="",
+        )
+
+    source([0, 2, 1]).check_classes()
+    with pytest.raises(ValueError, match="^data.name: got 'set' without an image of class 'b'"):
+        source([0, 2, 2]).check_classes()
 
 
 def test_identity_features_are_the_sample():
