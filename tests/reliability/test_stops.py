@@ -94,16 +94,17 @@ def test_the_clock_saves_whatever_the_time_of_day_does(open_loop, monkeypatch):
     assert len(saved) > 1 and saved[-1] == STEPS
 
 
-def test_data_that_cannot_be_read_ends_the_run_in_one_line(open_loop, straight):
+@pytest.mark.parametrize("prefetch", [0, 2], ids=["in the loop", "in a thread of its own"])
+def test_data_that_cannot_be_read_ends_the_run_in_one_line(open_loop, straight, prefetch):
     made, batches = open_loop("data")
-    gather = batches.source.gather
+    gather, calls = batches.source.gather, itertools.count()
 
     def dying(indices):
-        if batches.state()["batch"] >= 3:
+        if next(calls) >= 3:
             raise OSError("shard 7 of the set: input/output error")
         return gather(indices)
 
-    batches.prefetch, batches.source.gather = 0, dying
+    batches.prefetch, batches.source.gather = prefetch, dying
     try:
         with pytest.raises(loop.BadData) as caught:
             made.run(made.fresh_state(), batches, say=lambda line: None)
