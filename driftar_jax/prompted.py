@@ -23,7 +23,7 @@ from driftar_jax.features import to_uint8, to_unit_range
 from driftar_jax.heads.flow_token import FlowTokenHead
 from driftar_jax.hosts.nextstep import NextStep
 from driftar_jax.hosts.schedules import patchify, unpatchify
-from driftar_jax.sharding import make_mesh, state_shardings
+from driftar_jax.sharding import make_mesh, replicated, state_shardings
 from driftar_jax.types import Counts
 from driftar_jax.vae import kl, stored
 from driftar_jax.vae.f8 import F8VAE
@@ -264,7 +264,9 @@ def load(
         dtype = opened.stored(step, "ema")["host"]["embed_tokens"].dtype
     host, head = conversion.modules(fields, dtype=jnp.dtype(dtype))
     assert host.token_dim == latent * patch**2
-    params = read_params(opened, step, host, head, make_mesh() if mesh is None else mesh)
+    mesh = make_mesh() if mesh is None else mesh
+    params = read_params(opened, step, host, head, mesh)
+    vae_params = jax.device_put(vae_params, replicated(mesh))
     said = opened.restore(step)["manifest"]["official"].get("max_position_embeddings")
     opened.close()
     longest = min(said or prompts.LONGEST, prompts.LONGEST)

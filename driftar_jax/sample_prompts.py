@@ -12,6 +12,7 @@ from absl import flags
 from driftar_jax import cli, pictures, prompted
 from driftar_jax.checkpoints import write_json
 from driftar_jax.config import wrong
+from driftar_jax.sharding import make_mesh
 
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "Text of an image; may be given several times.")
 _IMAGE = flags.DEFINE_multi_string("image", [], "Source image of an edit, one per --prompt.")
@@ -23,6 +24,8 @@ _GUIDANCE_IMAGE = flags.DEFINE_float("guidance_image", None, "Guidance scale of 
 _SCHEDULE = flags.DEFINE_string("guidance_schedule", None, "constant | linear | rising (prompts).")
 _SHIFT = flags.DEFINE_float("shift", None, "Shift of the flow head's times (prompts).")
 _NORMALISE = flags.DEFINE_bool("normalise", None, "Normalise each token, as for guidance 7.5.")
+_FSDP = flags.DEFINE_integer("mesh_fsdp", 1, "Devices over which widths are split (prompts).")
+_TENSOR = flags.DEFINE_integer("mesh_tensor", 1, "Devices over which heads are split (prompts).")
 # Flags of `sample` that a host of prompts does not know.
 _OTHERS = ("labels", "method", "ar_steps", "nfe_schedule", "nfe_last", "guidance_form")
 _OTHERS += ("temperature", "gamma", "rule", "delta")
@@ -46,7 +49,11 @@ def main(out: pathlib.Path) -> None:
         captions = _PROMPT.value
         if not captions:
             raise wrong("prompt", None, "at least one --prompt")
-        loaded = prompted.load(given.workdir, given.vae)
+        for name in ("mesh_fsdp", "mesh_tensor"):
+            if given[name].value < 1:
+                raise wrong(name, given[name].value, "a whole number of at least 1")
+        mesh = make_mesh(fsdp=_FSDP.value, tensor=_TENSOR.value)
+        loaded = prompted.load(given.workdir, given.vae, mesh=mesh)
         changes = {
             "nfe": given.nfe,
             "guidance": given.guidance,

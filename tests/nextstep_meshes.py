@@ -4,12 +4,14 @@ XLA_FLAGS=--xla_force_host_platform_device_count=8 \\
     python tests/nextstep_meshes.py 14b '{"tensor": 8}' '{"fsdp": 8}'
 
 Prints a line of JSON per mesh. `14b`: bytes per device, in bfloat16, of parameters and cache, and
-of all arguments of the compiled cached step. `tiny`: tokens of two images.
+of all arguments of the compiled cached step. `tiny`: tokens of two images. `read`: whether a stored
+checkpoint arrives where it should.
 """
 
 import json
 import math
 import sys
+import tempfile
 
 import flax.linen as nn
 import jax
@@ -18,7 +20,7 @@ import numpy as np
 import tiny
 from jax.sharding import NamedSharding, PartitionSpec
 
-from driftar_jax import causal, causal_sampler, sharding
+from driftar_jax import causal, causal_sampler, checkpoints, prompted, sharding
 from driftar_jax.conversion import nextstep as conversion
 from driftar_jax.hosts.nextstep import PRESETS
 
@@ -79,9 +81,7 @@ def _bytes(tree, shardings) -> int:
     return sum(jax.tree.leaves(parts))
 
 
-def sample(axes: dict[str, int]) -> dict:
-    """Tokens of two guided images from a tiny model that is spread over the mesh."""
-    mesh = sharding.make_mesh(**{"data": 1, **axes})
+def _tiny():
     fields = {**PRESETS["14b"], **ASSUMED, "attention_bias": True}
     fields |= dict(vocab_size=21, placeholder=20, token_dim=3, width=16, depth=3, num_heads=8)
     fields |= dict(num_kv_heads=4, head_dim=2, mlp_width=24, head_width=8, head_depth=1)
@@ -90,6 +90,41 @@ def sample(axes: dict[str, int]) -> dict:
     params = {
         name: tiny.params(lambda key, tree=tree: tree, scale=0.25) for name, tree in boxed.items()
     }
+    return host, head, boxed, params
+
+
+def _split(params) -> int:
+    """Arrays that no device holds whole."""
+    return sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params))
+
+
+def read(axes: dict[str, int]) -> dict:
+    """A tiny converted checkpoint, written layer by layer and read onto the mesh."""
+    host, head, boxed, params = _tiny()
+    with tempfile.TemporaryDirectory() as folder:
+        written = checkpoints.Checkpoints(folder)
+        first, *layers = conversion.trees(conversion.unstacked(params)).items()
+        written.save(0, manifest={}, **dict([first]))
+        written.wait()
+        for name, tree in layers:
+            written.add(0, name, tree)
+        mesh = sharding.make_mesh(**{"data": 1, **axes})
+        got = prompted.read_params(written, 0, host, head, mesh)
+        written.close()
+    placed = sharding.state_shardings(boxed, mesh)
+    same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), got, params)
+    right = jax.tree.map(lambda a, s: a.sharding.is_equivalent_to(s, a.ndim), got, placed)
+    return {
+        "same": all(jax.tree.leaves(same)),
+        "placed": all(jax.tree.leaves(right)),
+        "split": _split(got),
+    }
+
+
+def sample(axes: dict[str, int]) -> dict:
+    """Tokens of two guided images from a tiny model that is spread over the mesh."""
+    mesh = sharding.make_mesh(**{"data": 1, **axes})
+    host, head, boxed, params = _tiny()
     params = jax.device_put(params, sharding.state_shardings(boxed, mesh))
     settings = causal_sampler.Settings((2, 2), nfe=3, guidance=2.0)
     ids = jnp.arange(20, dtype=jnp.int32).reshape(4, 5)
@@ -100,11 +135,10 @@ def sample(axes: dict[str, int]) -> dict:
         )
     )
     made = run(params, ids, jnp.array([0, 1, 2, 2]))
-    split = sum(not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(params))
-    return {"tokens": np.asarray(made.tokens).ravel().tolist(), "split": split}
+    return {"tokens": np.asarray(made.tokens).ravel().tolist(), "split": _split(params)}
 
 
 if __name__ == "__main__":
-    kind = {"14b": measure, "tiny": sample}[sys.argv[1]]
+    kind = {"14b": measure, "tiny": sample, "read": read}[sys.argv[1]]
     for asked in sys.argv[2:]:
         print(json.dumps(kind(json.loads(asked))))

@@ -217,6 +217,8 @@ def test_the_program(folders, tmp_path, monkeypatch, capsys):
     for more, line in (
         (("--prompt=fox", "--labels=3"), "labels: got ['3'], allowed none"),
         ((), "prompt: got None, allowed at least one --prompt"),
+        (("--prompt=fox", "--mesh_tensor=0"), "mesh_tensor: got 0, allowed a whole number"),
+        (("--prompt=fox", "--mesh_tensor=64"), "mesh: got data=-1 fsdp=1 tensor=64"),
         (("--prompt=fox", "--out=elsewhere_9", "--guidance=0.2"), "guidance: got 0.2, allowed 1"),
     ):
         with pytest.raises(SystemExit) as stop:

@@ -36,3 +36,10 @@ def test_the_mesh_does_not_change_the_tokens(python):
         assert line["split"] > 20
         # Sums over devices round otherwise; a random model makes the most of it.
         np.testing.assert_allclose(line["tokens"], want["tokens"], rtol=1e-3, atol=1e-3)
+
+
+def test_a_stored_checkpoint_is_read_onto_the_mesh(python):
+    asked = json.dumps({"fsdp": 2, "tensor": 4})
+    done = python("tests/nextstep_meshes.py", "read", asked, devices=8)
+    (line,) = map(json.loads, done.stdout.splitlines())
+    assert line["same"] and line["placed"] and line["split"] > 20, done.stderr
