@@ -11,6 +11,7 @@ from scipy import stats
 from driftar_jax.assembly import Parts
 from driftar_jax.features import to_unit_range
 from driftar_jax.hosts.schedules import patchify
+from driftar_jax.hosts.transdiff import TransDiff
 
 # A probe this stiff changes nothing visible, and keeps the normal equations solvable.
 RIDGE = 1e-3
@@ -34,7 +35,8 @@ class Premise:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(parts: Parts, params, tokens, known, label):
-    encoding = parts.host.apply({"params": params["host"]}, tokens, known, label)
+    given = (tokens, known, label) if sees_tokens(parts) else (label,)
+    encoding = parts.host.apply({"params": params["host"]}, *given)
     if parts.prior is None:
         return encoding, None
     keys = jax.random.split(jax.random.key(0), tokens.shape[0])
@@ -42,10 +44,24 @@ def _encode(parts: Parts, params, tokens, known, label):
     return encoding, parts.prior.apply(variables, encoding.z, encoding.entropy, keys)[0]
 
 
+def sees_tokens(parts: Parts) -> bool:
+    """Whether contexts hold tokens; a host that makes whole grids knows the class alone."""
+    return not isinstance(parts.host, TransDiff)
+
+
+def measurable(parts: Parts) -> bool:
+    """Whether every token has an entropy of its own: not where one row stands for several."""
+    return sees_tokens(parts) or (
+        parts.host.groups == 1 and parts.host.num_rows == parts.images.num_tokens
+    )
+
+
 def measure(
     parts: Parts, params, images: np.ndarray, labels: np.ndarray, *, seed: int = 0
 ) -> list[Premise]:
     """Correlations with all, three quarters, half and a quarter of the tokens unknown.
+
+    A host that makes whole grids has the first of these alone.
 
     Where the checkpoint has no prior, `mu` is a linear probe fitted on half of the images and used
     on the other half.
@@ -64,7 +80,7 @@ def measure(
     rng = np.random.default_rng(seed)
     order = np.argsort(rng.random((len(images), spec.num_tokens)), axis=1)
     found = []
-    for quarters in (4, 3, 2, 1):
+    for quarters in (4, 3, 2, 1) if sees_tokens(parts) else (4,):
         count = max(1, spec.num_tokens * quarters // 4)
         known = np.argsort(order, axis=1) >= count
         encoding, mu = _encode(parts, params, tokens, jnp.asarray(known), jnp.asarray(labels))

@@ -175,13 +175,14 @@ def _batches(records: Sequence[dict]) -> list[str]:
 
 
 def _premise(correlations: dict[str, list[dict]]) -> list[str]:
-    counts = [p["num_unknown"] for p in next(iter(correlations.values()))]
+    counts = [p["num_unknown"] for p in min(correlations.values(), key=len, default=[])]
     lines = [
         "| backbone | " + " | ".join(f"{n} unknown" for n in counts) + " |",
         "|" + "---|" * (len(counts) + 1),
     ]
     for name, found in correlations.items():
-        lines.append(f"| {name} | " + " | ".join(f"{p['spearman']:+.2f}" for p in found) + " |")
+        cells = [f"{p['spearman']:+.2f}" for p in found[: len(counts)]]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
 
 

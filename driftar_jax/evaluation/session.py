@@ -17,6 +17,8 @@ from driftar_jax.evaluation.ledger import Ledger
 from driftar_jax.features import SmallClassifier
 
 SHOWN = 64
+# What a Drift-AR run may log and a reader wants to see.
+_CURVES = ("loss", "energy_score", "mu", "draft_reg", "spread", "strength_0.2")
 MAPPED = 8
 
 
@@ -76,6 +78,7 @@ class Session:
                     ("own head alone", self.baselines[0]),
                     ("Drift-AR", self.drifts[0]),
                 )
+                if premise.measurable(loaded.parts)
             }
             shown = self._pictures(found)
         facts = self._facts(real.accuracy) | {"time": ledger.line()}
@@ -119,16 +122,16 @@ class Session:
         pictures.save_curves(
             self.out / "curves_drift.png",
             {"Drift-AR": curves["drift"]},
-            ["loss", "energy_score", "mu", "draft_reg"],
+            [n for n in _CURVES if any(n in record for record in curves["drift"])] or ["loss"],
         )
-        self._entropy_map()
         report.entropy_against_residual(self.out / "residual.png", found)
+        self._entropy_map()
         return [
             ("samples_own.png", f"Own head, {self.baselines[0].config.sample.nfe} NFE per AR step"),
             ("samples_drift.png", "Drift-AR, 1 NFE per AR step"),
             ("real.png", "Real images"),
             ("curves_own.png", "Training of the own head"),
-            ("curves_drift.png", "Training of Drift-AR (the energy score is what falls)"),
+            ("curves_drift.png", "Training of Drift-AR (the loss is no measure of progress)"),
             ("entropy.png", "Images, what was known of them, and the entropy of every position"),
             ("residual.png", "Entropy against residual, before and after Drift-AR training"),
         ]
@@ -137,7 +140,8 @@ class Session:
         drift = self.drifts[0]
         images, labels = self._judged(MAPPED)
         order = np.argsort(np.random.default_rng(1).random((MAPPED, drift.parts.images.num_tokens)))
-        known = order < drift.parts.images.num_tokens // 2
+        half = drift.parts.images.num_tokens // 2
+        known = order < (half if premise.sees_tokens(drift.parts) else 0)
         entropy = premise.entropies(drift.parts, drift.params, images, labels, known)
         shape = (MAPPED, *drift.parts.images.grid)
         report.entropy_map(

@@ -3,12 +3,15 @@
 import dataclasses
 
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 import tiny
 
+from configs import drift_transdiff
 from driftar_jax import assembly
 from driftar_jax.evaluation import premise
+from driftar_jax.training import tasks
 from driftar_jax.types import Encoding
 
 
@@ -75,3 +78,20 @@ def test_the_probe_is_ridge_regression():
     x = z @ w + 0.7
     fit = np.arange(30)[:, None] < np.full(4, 20)[None]
     np.testing.assert_allclose(premise._probe(z, x, fit), x, atol=0.02)
+
+
+def test_a_host_of_whole_grids_is_asked_about_its_classes_alone():
+    """One mask rate, and entropies that depend on the class."""
+    settings = ml_collections.ConfigDict(drift_transdiff.get_config("tiny"))
+    settings.data.update(image_size=12, patch_size=2)
+    parts = assembly.build(settings, tiny.IMAGES)
+    task = tasks.build(settings, tiny.IMAGES)
+    params = tiny.params(task.init)
+    images = tiny.batch(20)["image"]
+    labels = np.arange(20) % 3
+    (found,) = premise.measure(parts, params, images, labels)
+    assert premise.measurable(parts) and found.num_unknown == 6
+    assert found.entropy.shape == found.residual.shape == (20 * 6,)
+    same = found.entropy.reshape(20, 6)
+    np.testing.assert_allclose(same[0], same[3], rtol=1e-6)
+    assert np.abs(same[0] - same[1]).max() > 0
