@@ -119,9 +119,9 @@ class Checkpoints:
         if jax.process_index():
             return
         for folder in (self.workdir / "checkpoints").glob(f"{self._saving}.*tmp*"):
-            files = sorted(p for p in folder.rglob("*") if p.is_file() and p.parent != folder)
+            parts = [p for p in folder.iterdir() if p.is_dir()]
             write_json(
-                folder / DIGESTS, {p.relative_to(folder).as_posix(): _digest(p) for p in files}
+                folder / DIGESTS, {k: v for p in parts for k, v in _digests(folder, p).items()}
             )
 
     def save(self, step: int, *, manifest: dict, position: dict | None = None, **trees) -> None:
@@ -145,9 +145,19 @@ class Checkpoints:
         """Write one more tree into a finished step and wait for it.
 
         What is too large to stand in memory as one tree is saved in several, one after another.
+
+        Raises:
+          SaveFailed: it could not be written.
         """
-        with ocp.StandardCheckpointer() as writer:
-            writer.save(epath.Path(self._tree(step, name)), tree)
+        try:
+            with ocp.StandardCheckpointer() as writer:
+                writer.save(epath.Path(self._tree(step, name)), tree)
+            if not jax.process_index():
+                folder = self._step_folder(step)
+                sealed = json.loads((folder / DIGESTS).read_text())
+                write_json(folder / DIGESTS, sealed | _digests(folder, self._tree(step, name)))
+        except Exception as error:
+            raise self._failed(error) from error
 
     def stored(self, step: int, name: str):
         """`ShapeDtypeStruct` of every array of a tree, as it lies on the disk.
@@ -256,6 +266,12 @@ class Checkpoints:
             self._manager.close()
         except Exception as error:
             raise self._failed(error) from error
+
+
+def _digests(folder: pathlib.Path, part: pathlib.Path) -> dict[str, str]:
+    """Digest of every file in a part of a step's `folder`, by its path from there."""
+    files = sorted(p for p in part.rglob("*") if p.is_file())
+    return {p.relative_to(folder).as_posix(): _digest(p) for p in files}
 
 
 def _digest(path: pathlib.Path) -> str:

@@ -457,14 +457,14 @@ def _write_workdir(
                 else:
                     written.add(0, name, tree)
                 del tree  # before the next is read
-        except ValueError as error:  # what Orbax makes of a full disk
+        except (checkpoints.SaveFailed, ValueError) as error:  # what a full disk becomes
             reason = str(error).strip().splitlines()[0].rsplit(": ", 1)[-1]
             raise OSError(
                 f"out: got {str(target)!r}, allowed a disk with room ({reason})"
             ) from error
         finally:
             # Its threads go on after a failure, and would write into what is being removed.
-            with contextlib.suppress(ValueError, OSError):
+            with contextlib.suppress(checkpoints.SaveFailed, ValueError, OSError):
                 written.close()
         for file in copied:
             shutil.copyfile(file, unfinished / file.name)

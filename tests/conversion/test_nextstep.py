@@ -139,6 +139,13 @@ def test_there_and_back_bit_by_bit(tmp_path, official, version):
         got = np.asarray(written[name])
         assert got.dtype == array.dtype, name
         np.testing.assert_array_equal(got, array, err_msg=name)
+    # Layers are sealed as everything is.
+    opened = checkpoints.Checkpoints(tmp_path / "w", create=False)
+    assert opened.damage(0) is None
+    (file,) = (tmp_path / "w" / "checkpoints" / "0" / "layer_001").glob("_METADATA")
+    file.write_text(file.read_text() + " ")
+    assert opened.damage(0) == "a damaged layer_001/_METADATA"
+    opened.close()
     # Others read what we wrote, and what we wrote converts again.
     assert load_file(tmp_path / "b" / "model-00002-of-00004.safetensors")
     _forward(tmp_path / "b", tmp_path / "again")
