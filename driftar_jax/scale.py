@@ -102,11 +102,16 @@ def measure(settings: Any, *, compiled: bool = True, frozen: bool = False) -> Ne
     space = None
     if settings.task == "drift" and "features" in settings.drift:
         space = (features.Identity(), None)
-    made = loop.Loop(tasks.build(settings, images, space), settings, None, {})
+    made = _loop(settings, images, space)
     batch = _batch(settings, images)
     start = time.monotonic()
     lowered = made.step_function(frozen).lower(made.abstract, batch)
-    flops = _flops(made, settings, batch, frozen, lowered)
+    whole = _without_loops(settings)
+    counted = lowered
+    if whole is not None:
+        again = _loop(whole, images, space)
+        counted = again.step_function(frozen).lower(again.abstract, batch)
+    flops = float(counted.cost_analysis()["flops"])
     temporary = moved = collectives = None
     if compiled:
         program = lowered.compile()
@@ -138,14 +143,20 @@ def _batch(settings: Any, images: assembly.ImageSpec) -> dict[str, jax.ShapeDtyp
     return {"image": jax.ShapeDtypeStruct((size, h, w, c), jnp.uint8), "label": label}
 
 
-def _flops(made: loop.Loop, settings: Any, batch, frozen: bool, lowered) -> float:
-    """Of a step; a loop's body is counted once, so micro-batches are taken apart first."""
-    if settings.optim.accumulate == 1:
-        return float(lowered.cost_analysis()["flops"])
+def _loop(settings: Any, images: assembly.ImageSpec, space) -> loop.Loop:
+    return loop.Loop(tasks.build(settings, images, space), settings, None, {})
+
+
+def _without_loops(settings: Any) -> Any | None:
+    """The same step in one piece, whose operations can be counted: a loop's body counts once."""
+    chunked = bool(settings.get("drift", {}).get("chunk", 0))
+    if settings.optim.accumulate == 1 and not chunked:
+        return None
     whole = settings.copy_and_resolve_references()
     whole.optim.accumulate = 1
-    again = loop.Loop(made.task, whole, None, {})
-    return float(again.step_function(frozen).lower(again.abstract, batch).cost_analysis()["flops"])
+    if chunked:
+        whole.drift.chunk = 0
+    return whole
 
 
 def _share(tree) -> int:
@@ -227,10 +238,17 @@ def row(name: str, settings: Any, needs: Needs, peak_tflops: float, peak_gb_s: f
         *("-" if size is None else f"{size / GIB:.3g}" for size in sizes),
         f"{needs.flops / 1e12:.3g}",
         f"{needs.step_seconds(peak_tflops, peak_gb_s):.3g}",
-        str(sum(number for number, _ in (needs.collectives or {}).values())),
-        f"{sum(size for _, size in (needs.collectives or {}).values()) / GIB:.3g}",
+        *_total(needs),
     )
     return "| " + " | ".join(cells) + " |"
+
+
+def _total(needs: Needs) -> tuple[str, str]:
+    """Number and GiB of all collectives; "-" where nothing was compiled."""
+    if needs.collectives is None:
+        return "-", "-"
+    kinds = needs.collectives.values()
+    return str(sum(n for n, _ in kinds)), f"{sum(size for _, size in kinds) / GIB:.3g}"
 
 
 HEADER = (
