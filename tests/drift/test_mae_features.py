@@ -142,3 +142,20 @@ def test_every_parameter_of_the_autoencoder_is_used():
     assert [m.shape for m in made] == [(2, 4, 6, 2), (2, 3)]
     for path, leaf in jax.tree_util.tree_leaves_with_path(gradient(params)):
         assert np.abs(leaf).max() > 0, jax.tree_util.keystr(path)
+
+
+def test_a_patch_in_the_channels_keeps_every_pixel_in_its_place():
+    image = tiny.normal(0, 2, 4, 6, 3)
+    folded = mae.fold(image, 2)
+    assert folded.shape == (2, 2, 3, 12)
+    np.testing.assert_array_equal(folded[1, 1, 2], image[1, 2:4, 4:6].reshape(-1))
+    np.testing.assert_array_equal(mae.spread(folded, 2), image)
+
+
+def test_patches_shrink_the_maps_and_not_the_image():
+    module = mae.MAE(channels=3, num_classes=5, width=4, blocks=(1, 1), patch=2)
+    image = jnp.zeros((2, 4, 6, 3))
+    (made, logits), variables = jax.eval_shape(module.init_with_output, jax.random.key(0), image)
+    assert made.shape == image.shape and logits.shape == (2, 5)
+    maps = jax.eval_shape(lambda v: module.apply(v, image, method="maps"), variables)
+    assert maps["conv1"].shape == (2, 2, 3, 4) and maps["layer2"].shape == (2, 1, 2, 8)
