@@ -103,8 +103,7 @@ class Session:
             "reference": "the real images" if self.reference is None else "the file given",
             "images": f"{self.num} per method and seed, {self.seeds} sampling seeds on each of "
             f"{len(self.drifts)} training seeds",
-            "mask law": f"own head {self.baselines[0].config.mask.law}, "
-            f"Drift-AR {drift.config.mask.law}",
+            "mask law": f"own head {_law(self.baselines[0])}, Drift-AR {_law(drift)}",
             "steps": f"own head {self.baselines[0].step}, Drift-AR {drift.step}",
             "device": f"{drift.manifest['device']}, {drift.manifest['cpu_count']} CPU cores",
         }
@@ -227,6 +226,11 @@ def open_session(
         batch_sizes=tuple(int(b) for b in batch_sizes),
         asked=asked,
     )
+
+
+def _law(loaded: generator.Loaded) -> str:
+    """Mask law of the training; whole-grid hosts have none."""
+    return loaded.config.mask.law if "mask" in loaded.config else "none"
 
 
 def _scale(word: str) -> float:
