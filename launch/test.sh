@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Runs the checks and the tests: bash launch/test.sh [pytest arguments]
+# Runs the checks and the tests: bash launch/test.sh [pytest arguments]; `-m slow` for the slow ones.
 set -euo pipefail
 source "$(dirname "$0")/environment.sh" requirements-dev.txt
 
 ruff check .
 ruff format --check .
 # Two workers: the tests of several devices run in processes of their own.
-python -m pytest -q -n 2 "$@"
+python -m pytest -q -n 2 -m "not slow" "$@"
