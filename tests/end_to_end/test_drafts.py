@@ -59,6 +59,7 @@ def test_one_step_falls_back_and_says_so(call, trained, tmp_path):
     assert json.loads((tmp_path / "out" / "counts.json").read_text())["gamma"] == 0
 
 
+@pytest.mark.slow
 def test_the_table_holds_every_row_and_its_control(call, workdirs, trained, tmp_path):
     words = f"--workdir={trained}", f"--judge={workdirs.judge}", f"--out={tmp_path}"
     done = call("evaluate_drafts", *words, "--num=80", "--batch_sizes=40", "--feature=0.5")

@@ -2,7 +2,10 @@
 
 import json
 
+import pytest
 
+
+@pytest.mark.slow
 def test_transdiff_trains_samples_and_is_compared(call, workdirs, tmp_path):
     own, drift = (str(tmp_path / name) for name in ("own", "drift"))
     for name, workdir in (("transdiff_small", own), ("drift_transdiff", drift)):
