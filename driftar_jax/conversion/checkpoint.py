@@ -83,12 +83,12 @@ class Family:
 def _describe_mar(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None) -> Described:
     fields = mar.sizes(shapes, num_heads)
     abstract = mar.abstract_params(*mar.modules(fields))
-    return Described(mar.title(fields), mar.config_of(fields), mar.manifest_of(fields), abstract)
+    return Described(mar.title(fields), mar.config_of(fields), rules.manifest_of(fields), abstract)
 
 
 def _describe_transdiff(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None) -> Described:
     fields = transdiff.sizes(shapes, num_heads)
-    config, manifest = transdiff.config_of(fields), transdiff.manifest_of(fields)
+    config, manifest = transdiff.config_of(fields), rules.manifest_of(fields)
     abstract = transdiff.abstract_params(*transdiff.modules(fields))
     return Described(transdiff.title(fields), config, manifest, abstract)
 

@@ -4,7 +4,6 @@ Our tree holds the backbone under `host` and the diffusion head under `head`; th
 dict holds both, the head under `diffloss.net`.
 """
 
-import math
 from collections.abc import Mapping
 
 import jax
@@ -144,23 +143,6 @@ def title(fields: Mapping) -> str:
     )
 
 
-def manifest_of(fields: Mapping) -> dict:
-    """Facts of a workdir: the token grid as an image of patches of 1, classes by number.
-
-    Raises:
-      ValueError: the token grid is not square.
-    """
-    side = math.isqrt(fields["num_tokens"])
-    if side**2 != fields["num_tokens"]:
-        raise ValueError(f"num_tokens: got {fields['num_tokens']}, allowed square token grids")
-    return {
-        "task": "host",
-        "image_shape": [side, side, fields["token_dim"]],
-        "patch_size": 1,
-        "class_names": [str(i) for i in range(fields["num_classes"])],
-    }
-
-
 def config_of(fields: Mapping) -> dict:
     """Config of the workdir: the sizes, and the recipe of the released weights.
 
@@ -169,7 +151,7 @@ def config_of(fields: Mapping) -> dict:
     """
     if fields["mlp_ratio"] != 4.0:
         raise ValueError(f"mlp_ratio: got {fields['mlp_ratio']:g}, allowed 4")
-    side = manifest_of(fields)["image_shape"][0]
+    side = r.manifest_of(fields)["image_shape"][0]
     sizes_of_host = ("width", "encoder_depth", "decoder_depth", "num_heads", "buffer_size")
     scale = GUIDANCE.get(fields["width"], 1.0)
     made = {

@@ -5,6 +5,7 @@ backwards, so that a converted checkpoint can be written out again bit by bit.
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
@@ -297,3 +298,20 @@ def unflatten(flat: Mapping[str, np.ndarray]) -> dict:
             node = node.setdefault(parent, {})
         node[leaf] = value
     return tree
+
+
+def manifest_of(fields: Mapping) -> dict:
+    """Facts of a workdir: the token grid as an image of patches of 1, classes by number.
+
+    Raises:
+      ValueError: the token grid is not square.
+    """
+    side = math.isqrt(fields["num_tokens"])
+    if side**2 != fields["num_tokens"]:
+        raise ValueError(f"num_tokens: got {fields['num_tokens']}, allowed square token grids")
+    return {
+        "task": "host",
+        "image_shape": [side, side, fields["token_dim"]],
+        "patch_size": 1,
+        "class_names": [str(i) for i in range(fields["num_classes"])],
+    }

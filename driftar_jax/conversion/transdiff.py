@@ -169,23 +169,6 @@ def title(fields: Mapping) -> str:
     )
 
 
-def manifest_of(fields: Mapping) -> dict:
-    """Facts of a workdir: the token grid as an image of patches of 1, classes by number.
-
-    Raises:
-      ValueError: the token grid is not square.
-    """
-    side = math.isqrt(fields["num_tokens"])
-    if side**2 != fields["num_tokens"]:
-        raise ValueError(f"num_tokens: got {fields['num_tokens']}, allowed square token grids")
-    return {
-        "task": "host",
-        "image_shape": [side, side, fields["token_dim"]],
-        "patch_size": 1,
-        "class_names": [str(i) for i in range(fields["num_classes"])],
-    }
-
-
 def _form(fields: Mapping) -> tuple[str, int]:
     """`host.form` and `host.row_patch` that say these sizes.
 
@@ -227,7 +210,7 @@ def config_of(fields: Mapping) -> dict:
         "data": {
             "name": "latents",
             "data_dir": "",
-            "image_size": manifest_of(fields)["image_shape"][0],
+            "image_size": r.manifest_of(fields)["image_shape"][0],
             "patch_size": 1,
             "center_crop": True,
             "flip": False,

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from driftar_jax import draws
 from driftar_jax.hosts.base import Host
-from driftar_jax.speculative import verify
+from driftar_jax.speculative import policy, verify
 from driftar_jax.types import Encoding, Speculation
 
 BINS = 20
@@ -52,8 +52,8 @@ class Rule:
     name: str = "gaussian"
     delta: float = 0.0
     stop: float = 0.0
-    share: float = 0.8
-    decay: float = 0.9
+    share: float = policy.GAMMA
+    decay: float = policy.DECAY
 
 
 @flax.struct.dataclass

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 GAMMA = 0.8
-_DECAY = 0.9
+DECAY = 0.9
 _OF_MEAN, _OF_STD = 0.3, 0.1
 
 
@@ -60,7 +60,7 @@ def update(tracker: EntropyTracker, values: jax.Array, *, gamma: float = GAMMA) 
         mean=tracker.mean + new * step,
         variance=old * tracker.variance + new * variance + step**2 * old * new,
         count=total,
-        ema=_DECAY * tracker.ema + (1.0 - _DECAY) * jnp.mean(values),
+        ema=DECAY * tracker.ema + (1.0 - DECAY) * jnp.mean(values),
     )
     first = global_threshold(merged) / gamma
     return merged.replace(ema=jnp.where(tracker.count > 0, merged.ema, first))

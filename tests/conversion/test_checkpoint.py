@@ -115,7 +115,7 @@ def test_config_of_each_released_size_is_one_this_project_accepts():
         fields = {**FIELDS, "num_tokens": 256, "token_dim": 16, "num_classes": 1000, **size}
         made = ml_collections.ConfigDict(mar.config_of(fields))
         assert made.sample.ar_steps == 64 and made.sample.guidance > 2
-        assert mar.fields_of(made.to_dict(), mar.manifest_of(fields)) == fields
+        assert mar.fields_of(made.to_dict(), rules.manifest_of(fields)) == fields
 
 
 def test_bfloat16_file(tmp_path, official):

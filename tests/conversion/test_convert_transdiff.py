@@ -146,5 +146,5 @@ def test_config_of_each_released_size_is_one_this_project_accepts(name):
     fields = {**PRESETS[name], "mlp_ratio": 4.0}
     made = transdiff.config_of(fields)
     assert made["sample"]["guidance"] > 1.2 and made["sample"]["nfe"] == 100
-    assert transdiff.fields_of(made, transdiff.manifest_of(fields)) == fields
+    assert transdiff.fields_of(made, rules.manifest_of(fields)) == fields
     assert transdiff.title(fields).startswith(f"TransDiff {name} ")

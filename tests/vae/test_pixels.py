@@ -10,7 +10,7 @@ from PIL import Image
 
 import driftar_jax
 from driftar_jax import checkpoints, generator, sampler
-from driftar_jax.conversion import mar
+from driftar_jax.conversion import mar, rules
 from driftar_jax.vae import kl, pixels, stored
 
 pytestmark = [pytest.mark.usefixtures("quick_compile"), pytest.mark.timeout(300)]
@@ -51,7 +51,7 @@ def _vae(path, channels):
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("latent")
     abstract = mar.abstract_params(*mar.modules(FIELDS))
-    host = _workdir(root / "host", mar.config_of(FIELDS), mar.manifest_of(FIELDS), abstract)
+    host = _workdir(root / "host", mar.config_of(FIELDS), rules.manifest_of(FIELDS), abstract)
     return host, _vae(root / "vae", 3), _vae(root / "other", 4)
 
 
