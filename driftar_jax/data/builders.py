@@ -7,6 +7,8 @@ from PIL import Image
 from driftar_jax.data import embedded
 
 VERSION = tfds.core.Version("1.0.0")
+# With captions since 1.1.0; images and their order are those of 1.0.0.
+VERSIONS = {"emoji32": tfds.core.Version("1.1.0")}
 
 
 class _EmbeddedSet:
@@ -23,6 +25,8 @@ class _EmbeddedSet:
             "image": tfds.features.Image(shape=arrays["image"].shape[1:], encoding_format="png"),
             "label": tfds.features.ClassLabel(names=[str(n) for n in arrays["names"]]),
         }
+        if self.name in embedded.CAPTIONS:
+            features["caption"] = tfds.features.Text()
         return tfds.core.DatasetInfo(
             builder=self,
             description=self.DESCRIPTION,
@@ -41,12 +45,13 @@ class _EmbeddedSet:
         }
 
     def _generate_examples(self, rows):
-        arrays = embedded.load(self.name)
+        arrays, captions = embedded.load(self.name), embedded.captions(self.name)
         for i in rows.tolist():
             image = arrays["image"][i]
             # A PIL image, since TFDS encodes a bare array through tensorflow.
             picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
-            yield i, {"image": picture, "label": int(arrays["label"][i])}
+            text = {} if captions is None else {"caption": captions[i]}
+            yield i, {"image": picture, "label": int(arrays["label"][i]), **text}
 
 
 class Digits8(_EmbeddedSet, tfds.core.GeneratorBasedBuilder):
@@ -71,6 +76,7 @@ class Emoji32(_EmbeddedSet, tfds.core.GeneratorBasedBuilder):
     """5,798 drawn pictures of 32x32 in colour, 38 classes, held out by emoji."""
 
     name = "emoji32"
+    VERSION = VERSIONS["emoji32"]
     DESCRIPTION = "Noto Emoji and Twemoji on white, 32x32; the class is the Unicode subgroup."
     HOMEPAGE = "https://github.com/iamcal/emoji-data"
     LICENSE = (

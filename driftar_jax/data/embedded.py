@@ -35,6 +35,8 @@ CHECKSUMS = {
     },
 }
 NAMES = tuple(CHECKSUMS)
+# Tables `code<TAB>caption`, written by `emoji_names.py`, for sets whose images have a `code`.
+CAPTIONS = {"emoji32": "61211e47f1cae4db7c980aa730707a7d44e2dbc3e84db87574ff92b1e86f525f"}
 
 
 def load(name: str) -> dict[str, np.ndarray]:
@@ -47,12 +49,30 @@ def load(name: str) -> dict[str, np.ndarray]:
     Raises:
       ValueError: the file differs from the one that was released.
     """
-    path = FOLDER / f"{name}.npz"
+    with np.load(_checked(name, ".npz", CHECKSUMS[name]["file"]), allow_pickle=False) as arrays:
+        return {key: arrays[key] for key in ("image", "label", "test", "names")}
+
+
+def captions(name: str) -> list[str] | None:
+    """One text for each image of an embedded set, in the set's order; None: it has none.
+
+    Raises:
+      ValueError: a file differs from the one that was released.
+    """
+    if name not in CAPTIONS:
+        return None
+    table = _checked(name, "_captions.txt", CAPTIONS[name]).read_text(encoding="utf-8")
+    texts = dict(line.split("\t") for line in table.splitlines())
+    with np.load(_checked(name, ".npz", CHECKSUMS[name]["file"]), allow_pickle=False) as arrays:
+        return [texts[code] for code in arrays["code"].tolist()]
+
+
+def _checked(name: str, ending: str, want: str) -> pathlib.Path:
+    path = FOLDER / f"{name}{ending}"
     found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != CHECKSUMS[name]["file"]:
+    if found != want:
         raise ValueError(
             f"data.name: got {name!r} whose file {path} has sha256 {found[:12]}..., allowed "
-            f"{CHECKSUMS[name]['file'][:12]}...; install the package again"
+            f"{want[:12]}...; install the package again"
         )
-    with np.load(path, allow_pickle=False) as arrays:
-        return {key: arrays[key] for key in ("image", "label", "test", "names")}
+    return path

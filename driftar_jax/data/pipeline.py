@@ -1,5 +1,6 @@
 """Image sets by name, and endless batches of them whose position is one number."""
 
+import hashlib
 import os
 import threading
 import weakref
@@ -62,7 +63,8 @@ def all_images(source: ImageSource) -> tuple[np.ndarray, np.ndarray]:
 class Batches:
     """Endless iterator of `{"image": uint8 [B/P, H, W, C], "label": int32 [B/P]}`.
 
-    A set of latents gives `"moments": float32 [B/P, 2, h, w, 2c]` in place of the images.
+    A set of latents gives `"moments": float32 [B/P, 2, h, w, 2c]` in place of the images; with rows
+    of text there is `"text": int32 [B/P, T]` as well.
 
     Global batch `n` covers positions `n B .. (n + 1) B - 1` of an endless sequence, one
     permutation of the set per epoch; epochs follow each other without a gap, so a batch may span
@@ -82,6 +84,7 @@ class Batches:
         process_index: int = 0,
         process_count: int = 1,
         prefetch: int = 4,
+        text: np.ndarray | None = None,
     ):
         """
         Args:
@@ -92,6 +95,7 @@ class Batches:
           shuffle: a new permutation each epoch; False keeps the set's order.
           process_index, process_count: which share of the batch this process takes.
           prefetch: batches read ahead in threads; 0 reads in the caller's thread.
+          text: int32 `[len(source), T]`, a row for each image (`captions.rows`); None: no text.
 
         Raises:
           ValueError: one line that names the field, the value and what is allowed.
@@ -110,6 +114,7 @@ class Batches:
             )
         self.source, self.batch_size, self.seed = source, int(batch_size), int(seed)
         self.flip, self.shuffle, self.prefetch = bool(flip), bool(shuffle), int(prefetch)
+        self.text = None if text is None else np.ascontiguousarray(text, np.int32)
         self.local_batch_size = self.batch_size // process_count
         self._first_row = process_index * self.local_batch_size
         self._delivered = 0
@@ -163,7 +168,10 @@ class Batches:
         self.close()
 
     def _identity(self) -> dict:
+        # Rows of another vocabulary mean something else; sets without text stay as they were.
+        text = {} if self.text is None else {"text": hashlib.sha256(self.text).hexdigest()}
         return {
+            **text,
             "source": self.source.fingerprint,
             "seed": self.seed,
             "batch_size": self.batch_size,
@@ -201,19 +209,24 @@ class Batches:
     def _read_batch(self, number: int) -> dict[str, np.ndarray]:
         first = int(number) * self.batch_size + self._first_row
         positions = np.arange(first, first + self.local_batch_size)
-        image, label = self.source.gather(self._indices(positions))
+        indices = self._indices(positions)
+        image, label = self.source.gather(indices)
         if self.flip:
             mirrored = self._flips(first, self.local_batch_size)
             image[mirrored] = image[mirrored, :, ::-1]
-        return {"image": image, "label": label}
+        return {"image": image, "label": label, **self._text(indices)}
 
     def _read_image(self, local: int) -> dict[str, np.ndarray]:
         number, row = divmod(int(local), self.local_batch_size)
         position = number * self.batch_size + self._first_row + row
-        item = self.source[int(self._indices(np.array([position]))[0])]
+        index = int(self._indices(np.array([position]))[0])
+        item = self.source[index]
         if self.flip and self._flips(position, 1)[0]:
             item["image"] = item["image"][:, ::-1]
-        return {**item, "label": np.int32(item["label"])}
+        return {**item, "label": np.int32(item["label"]), **self._text(index)}
+
+    def _text(self, indices) -> dict[str, np.ndarray]:
+        return {} if self.text is None else {"text": self.text[indices]}
 
     def _indices(self, positions: np.ndarray) -> np.ndarray:
         """Which image stands at each of the ascending positions."""

@@ -62,16 +62,20 @@ def open_prepared(
         allowed = sorted(info.splits)
         raise ValueError(f"data.split: got {split!r} for {name!r}, allowed {allowed}") from None
 
-    def read(indices: list[int]):
+    def fetch(indices: list[int]):
         try:
             # Reading in bulk starts threads: worth it for many records, ten times slower for one.
             many = len(indices) > 1
-            items = records.__getitems__(indices) if many else [records[indices[0]]]
+            return records.__getitems__(indices) if many else [records[indices[0]]]
         except RuntimeError as error:
             raise _damaged(name, folder, error) from None
-        return [
-            (decode(i, item), int(item["label"])) for i, item in zip(indices, items, strict=True)
-        ]
+
+    def read(indices: list[int]):
+        items = zip(indices, fetch(indices), strict=True)
+        return [(decode(i, item), int(item["label"])) for i, item in items]
+
+    def read_captions() -> list[str]:
+        return [item["caption"].decode() for item in fetch(list(range(len(records))))]
 
     def decode(i: int, item: dict):
         encoded = bytes(item["image"])
@@ -84,6 +88,7 @@ def open_prepared(
                 f"data.name: got {name!r} whose image {i} of split {split!r} is bad: {error}"
             ) from None
 
+    written = isinstance(dict(info.features).get("caption"), tfds.features.Text)
     fingerprint = f"{info.full_name}|{split}|{len(records)}|{shape}|{center_crop}"
     return ImageSource(
         read,
@@ -93,6 +98,7 @@ def open_prepared(
         image_shape=shape,
         class_names=info.features["label"].names,
         fingerprint=fingerprint,
+        captions=read_captions if written else None,
     )
 
 
@@ -174,7 +180,7 @@ def _prepare_embedded(name: str, folder: str) -> None:
     """
     from driftar_jax.data import builders  # registers the three names
 
-    version = str(builders.VERSION)
+    version = str(builders.VERSIONS.get(name, builders.VERSION))
     target = os.path.join(folder, name, version)
     if os.path.isdir(target):
         return

@@ -1,6 +1,7 @@
 """Random access to labelled uint8 images: what every kind of image set becomes."""
 
 import concurrent.futures
+import functools
 import os
 from collections.abc import Callable, Sequence
 
@@ -20,6 +21,7 @@ class ImageSource:
       class_names: one per label; num_classes: how many.
       fingerprint: text that differs whenever the images, their order or preparation may differ.
       in_memory: every image is decoded already.
+      captions: one text per image, in the set's order; None where the set has none.
     """
 
     def __init__(
@@ -32,8 +34,9 @@ class ImageSource:
         image_shape: tuple[int, int, int],
         class_names: Sequence[str],
         fingerprint: str,
+        captions: Callable[[], list[str]] | None = None,
     ):
-        """`read([i, ...])` gives the decoded images with their labels.
+        """`read([i, ...])` gives the decoded images with their labels, `captions()` all texts.
 
         Sets below `MEMORY_LIMIT` are decoded here, once.
 
@@ -49,10 +52,14 @@ class ImageSource:
         self.class_names = tuple(class_names)
         self.num_classes = len(self.class_names)
         self.fingerprint = fingerprint
-        self._read, self._length = read, length
+        self._read, self._length, self._captions = read, length, captions
         self._arrays = None
         if length * int(np.prod(image_shape)) < MEMORY_LIMIT:
             self._arrays = self._decode(range(length))
+
+    @functools.cached_property
+    def captions(self) -> list[str] | None:
+        return None if self._captions is None else self._captions()
 
     @property
     def in_memory(self) -> bool:

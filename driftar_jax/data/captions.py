@@ -1,0 +1,265 @@
+"""Captions of an image set as a text host reads them: a vocabulary of words, and rows of ids.
+
+The vocabulary is counted from the training captions and kept in the workdir as `tokenizer.json`, in
+the format of the library `tokenizers`; this file reads it without that library.
+"""
+
+import collections
+import dataclasses
+import json
+import pathlib
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from driftar_jax.config import wrong
+from driftar_jax.data import prompts
+
+UNKNOWN = "[UNK]"
+_SPECIAL = (prompts.TOKENS["pad"], UNKNOWN, prompts.AREA) + tuple(
+    prompts.TOKENS[mark] for mark in ("begin_image", "end_image", "placeholder")
+)
+# What a size prompt such as `8*8` consists of.
+_OF_SIZES = tuple("0123456789*")
+_WORDS = re.compile(r"\d|[^\W\d]+|[^\w\s]+")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSpec:
+    """What the captions of a set decide of a host.
+
+    Attributes:
+      vocab_size: rows of the embedding.
+      length: most words of a caption; rows are padded on the left to it.
+      pad, unknown, end_image, placeholder: ids of special tokens.
+      suffix: ids behind every caption: the size of the image and the begin-of-image mark.
+    """
+
+    vocab_size: int
+    length: int
+    pad: int
+    unknown: int
+    end_image: int
+    placeholder: int
+    suffix: tuple[int, ...]
+
+    @property
+    def prompt(self) -> int:
+        """P, positions before the first image token."""
+        return self.length + len(self.suffix)
+
+    @property
+    def marks(self) -> dict[str, int]:
+        """Ids of special tokens as `prompts.rows` asks for them."""
+        named = {mark: getattr(self, mark) for mark in ("pad", "end_image", "placeholder")}
+        return named | {"begin_image": self.suffix[-1]}
+
+    def as_json(self) -> dict:
+        """For a manifest; `from_json` reads it."""
+        return {**dataclasses.asdict(self), "suffix": list(self.suffix)}
+
+    @classmethod
+    def from_json(cls, facts: Mapping) -> "TextSpec":
+        """What `as_json` gave."""
+        return cls(**{**facts, "suffix": tuple(facts["suffix"])})
+
+
+def tokenizer_file(captions: Sequence[str]) -> str:
+    """Contents of `tokenizer.json` for these captions; the same whatever their order.
+
+    Special tokens come first, then what sizes are written with, then words, the frequent first.
+    """
+    counts = collections.Counter(word for text in captions for word in _words(text.lower()))
+    words = sorted(counts.keys() - set(_OF_SIZES), key=lambda word: (-counts[word], word))
+    vocabulary = {word: i for i, word in enumerate((*_SPECIAL, *_OF_SIZES, *words))}
+    added = [
+        {
+            "id": vocabulary[token],
+            "content": token,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+        for token in _SPECIAL
+    ]
+    cut = [{"type": "Whitespace"}, {"type": "Digits", "individual_digits": True}]
+    made = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": added,
+        "normalizer": {"type": "Lowercase"},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": cut},
+        "post_processor": None,
+        "decoder": None,
+        "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": UNKNOWN},
+    }
+    return json.dumps(made, indent=1) + "\n"
+
+
+def _words(text: str) -> list[str]:
+    return _WORDS.findall(text)
+
+
+class WordTokenizer:
+    """A `prompts.Tokenizer` of whole words; ids as the library gives for the same file."""
+
+    def __init__(self, contents: str):
+        """Raises ValueError or KeyError where `contents` are of another kind."""
+        model = json.loads(contents)["model"]
+        if model["type"] != "WordLevel":
+            raise ValueError(f"model: got {model['type']!r}, allowed 'WordLevel'")
+        self.vocabulary: dict[str, int] = model["vocab"]
+        self._unknown = self.vocabulary[UNKNOWN]
+        self._special = re.compile("(" + "|".join(map(re.escape, _SPECIAL)) + ")")
+
+    def encode(self, text: str) -> list[int]:
+        """See `prompts.Tokenizer`; words that no caption has become `[UNK]`."""
+        found = []
+        for part in self._special.split(text):
+            words = [part] if part in _SPECIAL else _words(part.lower())
+            found += [self.vocabulary.get(word, self._unknown) for word in words]
+        return found
+
+    def id_of(self, token: str) -> int | None:
+        """See `prompts.Tokenizer`."""
+        return self.vocabulary.get(token)
+
+
+def read_tokenizer(folder: str | pathlib.Path, spec: TextSpec) -> WordTokenizer:
+    """The tokenizer of a run.
+
+    Raises:
+      ValueError: the file is missing, damaged or another run's.
+    """
+    path = pathlib.Path(folder) / prompts.FILE
+    if not path.is_file():
+        raise wrong(prompts.FILE, None, f"the run's own {prompts.FILE} in {folder}")
+    try:
+        made = WordTokenizer(path.read_text(encoding="utf-8"))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise wrong(prompts.FILE, str(path), f"the file that the run wrote ({reason})") from None
+    if len(made.vocabulary) != spec.vocab_size:
+        allowed = f"{spec.vocab_size} words, as the run has them"
+        raise wrong(prompts.FILE, f"{len(made.vocabulary)} words", allowed)
+    prompts.check_tokenizer(made, spec.marks)
+    return made
+
+
+def spec_of(tokenizer: WordTokenizer, grid: tuple[int, int], length: int) -> TextSpec:
+    """What a vocabulary, a grid of image tokens and a room for words make of a host."""
+    marks = {mark: tokenizer.id_of(token) for mark, token in prompts.TOKENS.items()}
+    size = tokenizer.encode(f"{prompts.AREA}{grid[0]}*{grid[1]}")
+    return TextSpec(
+        vocab_size=len(tokenizer.vocabulary),
+        length=length,
+        pad=marks["pad"],
+        unknown=tokenizer.id_of(UNKNOWN),
+        end_image=marks["end_image"],
+        placeholder=marks["placeholder"],
+        suffix=(*size, marks["begin_image"]),
+    )
+
+
+def rows(
+    tokenizer: prompts.Tokenizer, spec: TextSpec, captions: Sequence[str], grid: tuple[int, int]
+) -> np.ndarray:
+    """Captions as the conditions of images, all of one length.
+
+    Args:
+      tokenizer, spec: of the run.
+      captions: n texts.
+      grid: rows and columns of image tokens.
+
+    Returns:
+      `[n, 1 + P]` int32: how many leading positions hold nothing, then the ids.
+
+    Raises:
+      ValueError: a caption is empty, has more than `spec.length` words or none that is known.
+    """
+    longest = spec.prompt + grid[0] * grid[1]
+    made = prompts.rows(tokenizer, spec.marks, captions, grid, branches=1, longest=longest)
+    more = spec.prompt - made.ids.shape[1]
+    ids = np.pad(made.ids, ((0, 0), (more, 0)), constant_values=spec.pad)
+    said = (ids[:, : spec.length] != spec.unknown) & (ids[:, : spec.length] != spec.pad)
+    for caption, known in zip(captions, said.any(axis=1), strict=True):
+        if not known:
+            raise wrong("prompt", caption, "at least one word of the training captions")
+    return np.concatenate([made.padding[:, None] + more, ids], axis=1, dtype=np.int32)
+
+
+def nothing(spec: TextSpec) -> np.ndarray:
+    """The row `[1 + P]` int32 of an image without a caption."""
+    return np.asarray([spec.length, *[spec.pad] * spec.length, *spec.suffix], np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Book:
+    """Captions to draw from, by class, and the means to read new ones.
+
+    Attributes:
+      tokenizer, spec, grid: as for `rows`.
+      by_class: texts of each class, none of them empty.
+    """
+
+    tokenizer: WordTokenizer
+    spec: TextSpec
+    grid: tuple[int, int]
+    by_class: tuple[tuple[str, ...], ...]
+
+    def drawn(self, labels: np.ndarray, seed: int) -> list[str]:
+        """A caption for each class of `labels [n]`; "" for -1.
+
+        Caption i depends on `seed`, i and its class alone, so that methods that are compared are
+        asked the same.
+        """
+        draws = np.random.default_rng([seed, 7]).random(len(labels))
+        return [
+            "" if label < 0 else self.by_class[label][int(u * len(self.by_class[label]))]
+            for label, u in zip(np.asarray(labels).tolist(), draws, strict=True)
+        ]
+
+    def rows(self, captions: Sequence[str]) -> np.ndarray:
+        """Conditions `[n, 1 + P]` of captions; "" is none.
+
+        Raises:
+          ValueError: as `rows`.
+        """
+        made = np.tile(nothing(self.spec), (len(captions), 1))
+        said = [i for i, caption in enumerate(captions) if caption]
+        if said:
+            made[said] = rows(self.tokenizer, self.spec, [captions[i] for i in said], self.grid)
+        return made
+
+
+# Captions by class, beside `tokenizer.json`.
+FILE = "captions.json"
+
+
+def by_class(
+    captions: Sequence[str], labels: np.ndarray, num_classes: int
+) -> tuple[tuple[str, ...], ...]:
+    """Each class's different captions in the order of the alphabet."""
+    found: list[set[str]] = [set() for _ in range(num_classes)]
+    for caption, label in zip(captions, np.asarray(labels).tolist(), strict=True):
+        found[label].add(caption)
+    return tuple(tuple(sorted(texts)) for texts in found)
+
+
+def read_book(folder: str | pathlib.Path, spec: TextSpec, grid: tuple[int, int]) -> Book:
+    """The tokenizer and the captions of a run.
+
+    Raises:
+      ValueError: a file is missing or damaged.
+    """
+    tokenizer, path = read_tokenizer(folder, spec), pathlib.Path(folder) / FILE
+    try:
+        texts = json.loads(path.read_text(encoding="utf-8"))
+        return Book(tokenizer, spec, grid, tuple(tuple(map(str, group)) for group in texts))
+    except (OSError, ValueError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise wrong(FILE, str(path), f"the file that the run wrote ({reason})") from None
