@@ -5,13 +5,16 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from driftar_jax.config import GROUPS
+from driftar_jax.config import GROUPS, wrong
+from driftar_jax.data.captions import TextSpec
 from driftar_jax.drift.decoders import TokenDecoder
 from driftar_jax.drift.grid import GridDecoder
 from driftar_jax.drift.prior import Prior
 from driftar_jax.heads.diffusion import DiffusionHead
 from driftar_jax.heads.flow import VelocityNet
+from driftar_jax.heads.flow_token import FlowTokenHead
 from driftar_jax.hosts.mar import MAR
+from driftar_jax.hosts.nextstep import NextStep
 from driftar_jax.hosts.transdiff import TransDiff
 from driftar_jax.published import stored as published
 from driftar_jax.published.model import sampled_parts
@@ -20,11 +23,12 @@ from driftar_jax.speculative.draft import DraftHead
 
 @dataclasses.dataclass(frozen=True)
 class ImageSpec:
-    """What the data decides: `image_shape (H, W, C)`, the classes and the patch size."""
+    """What the data decides: `image_shape (H, W, C)`, the classes, the patch size, the captions."""
 
     image_shape: tuple[int, int, int]
     class_names: tuple[str, ...]
     patch_size: int
+    text: TextSpec | None = None
 
     @property
     def num_classes(self) -> int:
@@ -49,8 +53,8 @@ class Parts:
     """The modules of one run; `head` for task `host`, the last three for task `drift`."""
 
     images: ImageSpec
-    host: MAR | TransDiff
-    head: DiffusionHead | VelocityNet | None = None
+    host: MAR | TransDiff | NextStep
+    head: DiffusionHead | VelocityNet | FlowTokenHead | None = None
     prior: Prior | None = None
     decoder: TokenDecoder | GridDecoder | None = None
     draft: DraftHead | None = None
@@ -64,6 +68,12 @@ def build(config: Any, images: ImageSpec) -> Parts:
     if config.host.name == "transdiff":
         return _transdiff(config, images)
     dtype = jnp.dtype(config.host.dtype)
+    if config.host.name == "nextstep":
+        host = _nextstep(config, images)
+        if config.task == "host":
+            head = FlowTokenHead(images.token_dim, config.head.width, config.head.depth, dtype)
+            return Parts(images, host, head=head)
+        return _drift_tokens(config, images, host)
     host = MAR(
         num_tokens=images.num_tokens,
         token_dim=images.token_dim,
@@ -85,6 +95,12 @@ def build(config: Any, images: ImageSpec) -> Parts:
             dtype=dtype,
         )
         return Parts(images, host, head=head)
+    return _drift_tokens(config, images, host)
+
+
+def _drift_tokens(config: Any, images: ImageSpec, host: MAR | NextStep) -> Parts:
+    """Drift-AR on a host that makes single tokens."""
+    dtype = jnp.dtype(config.host.dtype)
     return Parts(
         images,
         host,
@@ -115,6 +131,25 @@ def _prior(config: Any, images: ImageSpec) -> Prior:
         tau=config.prior.tau,
         scale=config.prior.scale,
         constant=config.prior.constant,
+    )
+
+
+def _nextstep(config: Any, images: ImageSpec) -> NextStep:
+    if images.text is None:
+        raise wrong("data.name", config.data.name, "a set with captions, such as emoji32")
+    return NextStep(
+        vocab_size=images.text.vocab_size,
+        placeholder=images.text.placeholder,
+        token_dim=images.token_dim,
+        width=config.host.width,
+        depth=config.host.depth,
+        num_heads=config.host.num_heads,
+        num_kv_heads=config.host.num_kv_heads,
+        head_dim=config.host.width // config.host.num_heads,
+        mlp_width=config.host.mlp_width,
+        norm_eps=config.host.norm_eps,
+        rope_theta=config.host.rope_theta,
+        dtype=jnp.dtype(config.host.dtype),
     )
 
 

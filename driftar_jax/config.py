@@ -61,7 +61,7 @@ FIELDS: dict[str, Field] = {
     "data.patch_size": _whole(1),
     "data.center_crop": _FLAG,
     "data.flip": _FLAG,
-    "host.name": _choice("mar", "transdiff"),
+    "host.name": _choice("mar", "transdiff", "nextstep"),
     "host.width": _whole(1),
     "host.encoder_depth": _whole(1),
     "host.decoder_depth": _whole(2),
@@ -69,6 +69,10 @@ FIELDS: dict[str, Field] = {
     "host.depth": _whole(2),
     "host.row_patch": _whole(1),
     "host.num_heads": _whole(1),
+    "host.num_kv_heads": _whole(1),
+    "host.mlp_width": _whole(1),
+    "host.norm_eps": _real(0, open_low=True),
+    "host.rope_theta": _real(1),
     "host.buffer_size": _whole(1),
     "host.attention_dropout": _real(0, 1, open_high=True),
     "host.projection_dropout": _real(0, 1, open_high=True),
@@ -77,6 +81,9 @@ FIELDS: dict[str, Field] = {
     "head.width": _whole(1),
     "head.depth": _whole(1),
     "head.copies": _whole(1),
+    "text.length": _whole(1),
+    "text.unknown": _real(0, 1, open_high=True),
+    "text.loss": _real(0),
     "mask.law": _choice("mar", "generation"),
     "mask.ratio_min": _real(0, 1),
     "mask.tokens_per_image": _whole(0),
@@ -156,7 +163,7 @@ FIELDS: dict[str, Field] = {
 }
 
 _SHARED = ("task", "seed", "init_from", "data", "optim", "train", "mesh")
-_GENERATIVE = (*_SHARED, "host", "mask", "sample")
+_GENERATIVE = (*_SHARED, "host", "text", "mask", "sample")
 SECTIONS = {
     "host": (*_GENERATIVE, "head"),
     "drift": (*_GENERATIVE, "prior", "drift", "draft", "loss"),
@@ -168,13 +175,22 @@ SECTIONS = {
 # Fields and whole sections that some hosts alone have.
 OF_HOSTS = {
     "host.form": ("transdiff",),
-    "host.depth": ("transdiff",),
+    "host.depth": ("transdiff", "nextstep"),
     "host.row_patch": ("transdiff",),
     "host.encoder_depth": ("mar",),
     "host.decoder_depth": ("mar",),
-    "head.width": ("mar",),
+    "host.buffer_size": ("mar", "transdiff"),
+    "host.attention_dropout": ("mar", "transdiff"),
+    "host.projection_dropout": ("mar", "transdiff"),
+    "host.num_kv_heads": ("nextstep",),
+    "host.mlp_width": ("nextstep",),
+    "host.norm_eps": ("nextstep",),
+    "host.rope_theta": ("nextstep",),
+    "text": ("nextstep",),
+    "head.width": ("mar", "nextstep"),
     "mask": ("mar",),
-    "draft": ("mar",),
+    "mask.tokens_per_image": ("mar", "nextstep"),
+    "draft": ("mar", "nextstep"),
     "drift.num_heads": ("transdiff",),
     "drift.guidance_power": ("transdiff",),
     "drift.guidance_none": ("transdiff",),
@@ -184,16 +200,19 @@ OF_HOSTS = {
     "drift.positives": ("transdiff",),
     "drift.unconditional": ("transdiff",),
     "drift.chunk": ("transdiff",),
-    "loss.entropy_loss": ("mar",),
-    "loss.alpha_start": ("mar",),
+    "loss.entropy_loss": ("mar", "nextstep"),
+    "loss.alpha_start": ("mar", "nextstep"),
     "sample.spacing": ("mar",),
     "sample.drift_scale": ("transdiff",),
-    "sample.gamma": ("mar",),
-    "sample.rule": ("mar",),
-    "sample.delta": ("mar",),
+    "sample.nfe_schedule": ("mar", "transdiff"),
+    "sample.nfe_last": ("mar", "transdiff"),
+    "sample.gamma": ("mar", "nextstep"),
+    "sample.rule": ("mar", "nextstep"),
+    "sample.delta": ("mar", "nextstep"),
 }
 # Fields that some tasks alone have, of those that have the section.
 OF_TASKS = {name: ("drift", "draft") for name in ("sample.gamma", "sample.rule", "sample.delta")}
+OF_TASKS["text.loss"] = ("host",)
 
 # What a resumed run may change: none of these alters a step that has been made.
 CHANGEABLE = (
@@ -263,7 +282,7 @@ def _needed(flat: dict[str, Any]) -> list[str]:
     if host == "transdiff" and "host.form" in flat:
         _check_value("host.form", flat["host.form"])
     if host == "transdiff" and flat["task"] == "draft":
-        raise wrong("host.name", host, "mar for task draft: it alone has drafts so far")
+        raise wrong("host.name", host, "mar | nextstep for task draft: these have drafts so far")
     if host == "transdiff" and (flat["task"] == "drift" or flat.get("host.form") == "mrar"):
         sections.append("bank")
 
@@ -308,24 +327,48 @@ def _check_together(flat: dict[str, Any]) -> None:
     tokens = (size // patch) ** 2
     if flat["host.name"] == "mar":
         _check_masks(flat, tokens)
+    elif flat["host.name"] == "nextstep":
+        _check_causal(flat, tokens)
     else:
         _check_transdiff(flat, size // patch)
     if flat["sample.nfe"] > 1000:
         raise wrong("sample.nfe", flat["sample.nfe"], "1 to 1000")
-    last, most = flat["sample.nfe_last"], flat["sample.nfe"]
-    if flat["sample.nfe_schedule"] != "constant" and last > most:
+    last, most = flat.get("sample.nfe_last", 1), flat["sample.nfe"]
+    if flat.get("sample.nfe_schedule", "constant") != "constant" and last > most:
         raise wrong("sample.nfe_last", last, f"1 to sample.nfe {most}: steps fall")
 
 
 def _check_masks(flat: dict[str, Any], tokens: int) -> None:
     """What a host that fills masked tokens needs."""
-    if flat["mask.tokens_per_image"] > tokens:
-        raise wrong("mask.tokens_per_image", flat["mask.tokens_per_image"], f"0 to {tokens}")
+    _check_tokens(flat, tokens)
     if flat["sample.ar_steps"] > tokens:
         raise wrong("sample.ar_steps", flat["sample.ar_steps"], f"1 to {tokens} (one per token)")
+
+
+def _check_tokens(flat: dict[str, Any], tokens: int) -> None:
+    """What a host that makes single tokens needs."""
+    if flat["mask.tokens_per_image"] > tokens:
+        raise wrong("mask.tokens_per_image", flat["mask.tokens_per_image"], f"0 to {tokens}")
     if flat.get("drift.field") == "laplace":
         allowed = "energy (a token has one real continuation, and laplace needs many)"
         raise wrong("drift.field", "laplace", allowed)
+
+
+def _check_causal(flat: dict[str, Any], tokens: int) -> None:
+    """What a host that makes one token after another needs."""
+    _check_tokens(flat, tokens)
+    heads, shared = flat["host.num_heads"], flat["host.num_kv_heads"]
+    if heads % shared:
+        raise wrong("host.num_kv_heads", shared, f"a divisor of host.num_heads {heads}")
+    if flat["host.width"] // heads % 2:
+        raise wrong("host.num_heads", heads, "heads of an even width: they are rotated in pairs")
+    if flat["sample.ar_steps"] != tokens:
+        raise wrong("sample.ar_steps", flat["sample.ar_steps"], f"{tokens} (one per token)")
+    if flat.get("prior.scale") == "shuffled":
+        allowed = "entropy | constant | learned (tokens come one by one, with nobody to swap with)"
+        raise wrong("prior.scale", "shuffled", allowed)
+    if flat["task"] == "host" and flat["sample.nfe"] < 2:
+        raise wrong("sample.nfe", flat["sample.nfe"], "2 to 1000 (of a flow head)")
 
 
 def _check_grid_drift(flat: dict[str, Any]) -> None:

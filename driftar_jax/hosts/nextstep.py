@@ -296,6 +296,7 @@ def training_losses(
     *,
     image_weight: jax.Array | None = None,
     padding: jax.Array | None = None,
+    chosen: jax.Array | None = None,
     project: bool = True,
     floor: float = 0.0,
     weights: tuple[float, float] = (0.01, 1.0),
@@ -306,10 +307,12 @@ def training_losses(
       host: the backbone, `head` its flow head; `params` holds their trees `host` and `head`.
       ids: `[B, T]`, text and placeholders.
       tokens: `[B, M, C]`, clean image tokens.
-      noise: `[R * B * M, C]` standard normal, R copies of all tokens, copy after copy.
-      u: `[R * B * M]` standard normal, for the times.
+      noise: `[R * B * K, C]` standard normal, R copies of the K tokens per image that the head is
+        trained on, copy after copy.
+      u: `[R * B * K]` standard normal, for the times.
       image_weight: `[B]`, which images count (source images of an edit do not); None: all.
       padding: `[B]` integer, leading positions that hold nothing.
+      chosen: `[B, K]` int32, numbers of the tokens that the head is trained on; None: all, K = M.
       project: whether conditions pass through `image_out_projector`, as they do in sampling. The
         Aug 2025 program trains without (`False`, with `floor=flow_token.MASK_FLOOR`); the released
         training code with.
@@ -322,7 +325,9 @@ def training_losses(
     Raises:
       ValueError: `noise` or `u` is not of whole copies.
     """
-    batch, count, channels = tokens.shape
+    if chosen is None:
+        chosen = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape[:2])
+    (batch, count), channels = chosen.shape, tokens.shape[-1]
     copies = u.shape[0] // (batch * count)
     if u.shape != (copies * batch * count,) or noise.shape != (*u.shape, channels):
         raise ValueError(
@@ -335,16 +340,18 @@ def training_losses(
     encoding = run(ids, tokens, padding=padding)
 
     held = ids == host.placeholder
-    order = jnp.argsort(~held, axis=1, stable=True)[:, :count]
+    order = jnp.argsort(~held, axis=1, stable=True)
+    order = jnp.take_along_axis(order, chosen, axis=1)
     there = jnp.take_along_axis(held, order, axis=1)
     z = jnp.take_along_axis(encoding.z, jnp.maximum(order - 1, 0)[..., None], axis=1)
-    c = run(z, jnp.arange(count)[None], method="condition") if project else z
+    c = run(z, chosen, method="condition") if project else z
     weight = there.astype(jnp.float32)
     if image_weight is not None:
         weight = weight * image_weight.astype(jnp.float32)[:, None]
 
     repeat = lambda a: jnp.tile(a, (copies,) + (1,) * (a.ndim - 1))  # noqa: E731
-    target = repeat(tokens.reshape(-1, channels))
+    target = jnp.take_along_axis(tokens, chosen[..., None], axis=1)
+    target = repeat(target.reshape(-1, channels))
     c = repeat(c.reshape(-1, host.width))
     look = lambda x, t: head.apply({"params": params["head"]}, x, t, c)  # noqa: E731
     rows = flow_token.flow_loss(look, target, noise, u)
@@ -355,7 +362,7 @@ def training_losses(
     if padding is not None:
         counts &= jnp.arange(ids.shape[1] - 1)[None] >= padding[:, None]
     logits = run(encoding.z[:, :-1], method="logits")
-    chosen = jnp.take_along_axis(logits, following[..., None], axis=-1)[..., 0]
-    nats = jax.nn.logsumexp(logits, axis=-1) - chosen
+    said = jnp.take_along_axis(logits, following[..., None], axis=-1)[..., 0]
+    nats = jax.nn.logsumexp(logits, axis=-1) - said
     text = flow_token.masked_mean(nats, counts)
     return Losses(weights[0] * text + weights[1] * image, text, image)
