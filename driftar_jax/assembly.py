@@ -5,7 +5,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from driftar_jax.config import GROUPS, wrong
+from driftar_jax.config import GROUPS
 from driftar_jax.data.captions import TextSpec
 from driftar_jax.drift.decoders import TokenDecoder
 from driftar_jax.drift.grid import GridDecoder
@@ -135,8 +135,6 @@ def _prior(config: Any, images: ImageSpec) -> Prior:
 
 
 def _nextstep(config: Any, images: ImageSpec) -> NextStep:
-    if images.text is None:
-        raise wrong("data.name", config.data.name, "a set with captions, such as emoji32")
     return NextStep(
         vocab_size=images.text.vocab_size,
         placeholder=images.text.placeholder,

@@ -127,16 +127,14 @@ def generate(
       Generated.
     """
     num_tokens, branches = settings.num_tokens, settings.branches
-    rows, prompt = ids.shape
-    images = rows // branches
-    apply = functools.partial(host.apply, {"params": params["host"]})
     scales = [
         jnp.asarray(nextstep.guidance_at(scale, num_tokens, settings.guidance_schedule))
         for scale in (settings.guidance, settings.guidance_image)
     ]
 
-    def token(encoding: Encoding, k):
-        c = apply(encoding.z[:, -1], k, method="condition")
+    def make(encoding: Encoding, k):
+        variables = {"params": params["host"]}
+        c = host.apply(variables, encoding.z[:, -1], k, method="condition")
         x = flow_token.flow_sample(
             head,
             params["head"],
@@ -148,21 +146,10 @@ def generate(
             guidance_image=scales[1][k] if branches > 2 else None,
             corrected=settings.corrected,
         )
-        x = nextstep.normalise(x) if settings.normalise else x
-        return x, encoding.entropy[:images, -1]
+        return nextstep.normalise(x) if settings.normalise else x
 
-    def following(carry, k):
-        cache, x = carry
-        encoding, cache = apply(jnp.tile(x, (branches, 1))[:, None], cache, method="advance")
-        x, entropy = token(encoding, k)
-        return (cache, x), (x, entropy)
-
-    cache = host.empty_cache(prompt + num_tokens, padding, prompt)
-    encoding, cache = apply(ids, cache, sources, method="prefill")
-    first = token(encoding, jnp.int32(0))
-    _, others = jax.lax.scan(following, (cache, first[0]), jnp.arange(1, num_tokens))
-    tokens, entropy = jax.tree.map(
-        lambda a, b: jnp.moveaxis(jnp.concatenate([a[None], b]), 0, 1), first, others
+    tokens, entropy = decode(
+        host, params["host"], ids, padding, sources, num_tokens, branches, make
     )
     counts = Counts(
         backbone_calls=jnp.int32(num_tokens),
@@ -171,3 +158,44 @@ def generate(
         backbone_rows=jnp.int32(num_tokens * branches),
     )
     return Generated(tokens, entropy, counts)
+
+
+def decode(
+    host: nextstep.NextStep,
+    params: Any,
+    ids: jax.Array,
+    padding: jax.Array,
+    sources: jax.Array | None,
+    num_tokens: int,
+    branches: int,
+    make: Callable[[Encoding, jax.Array], jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    """The prompt in one call, then one cached call for every token but the last.
+
+    Args:
+      host: the backbone, with its own `params`.
+      ids, padding, sources: as for `generate`.
+      num_tokens: N.
+      branches: m, rows per image.
+      make: `(encoding [m * n, 1, ...], token) -> [n, C]`, the head's part.
+
+    Returns:
+      tokens `[n, N, C]`, and `E [n, N]` of the conditional rows.
+    """
+    rows, prompt = ids.shape
+    images = rows // branches
+    apply = functools.partial(host.apply, {"params": params})
+
+    def following(carry, k):
+        cache, x = carry
+        encoding, cache = apply(jnp.tile(x, (branches, 1))[:, None], cache, method="advance")
+        x, entropy = make(encoding, k), encoding.entropy[:images, -1]
+        return (cache, x), (x, entropy)
+
+    cache = host.empty_cache(prompt + num_tokens, padding, prompt)
+    encoding, cache = apply(ids, cache, sources, method="prefill")
+    first = make(encoding, jnp.int32(0)), encoding.entropy[:images, -1]
+    _, others = jax.lax.scan(following, (cache, first[0]), jnp.arange(1, num_tokens))
+    return jax.tree.map(
+        lambda a, b: jnp.moveaxis(jnp.concatenate([a[None], b]), 0, 1), first, others
+    )

@@ -62,6 +62,7 @@ def choose(
     params: dict[str, Any],
     batch_size: int,
     *,
+    labels: np.ndarray | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Choice:
     """The fastest gamma for these settings; 0 where drafts do not pay.
@@ -70,12 +71,15 @@ def choose(
       parts, params: of a Drift-AR run.
       settings: checked; its gamma is not read.
       batch_size: of the calls to come, at least 1.
+      labels: conditions to try it with, in turn; None: the classes.
       clock: seconds; another one for tests.
     """
     begin = clock()
     most = settings.ar_steps - 1
     candidates = [g for g in CANDIDATES if g <= most] or [most]
-    label = np.arange(batch_size, dtype=np.int32) % parts.images.num_classes
+    if labels is None:
+        labels = np.arange(parts.images.num_classes, dtype=np.int32)
+    label = labels[np.arange(batch_size) % len(labels)]
     given = params, label, np.arange(batch_size, dtype=np.int32)
 
     def plain(seed):

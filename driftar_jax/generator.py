@@ -13,7 +13,7 @@ from flax import linen as nn
 from driftar_jax import assembly, gamma, sampler, speculate
 from driftar_jax.checkpoints import Checkpoints, abstract_like, read_config
 from driftar_jax.config import wrong
-from driftar_jax.data import latents
+from driftar_jax.data import captions, latents
 from driftar_jax.published import stored as published
 from driftar_jax.sharding import make_mesh, replicated
 from driftar_jax.training import tasks
@@ -46,6 +46,7 @@ class Loaded:
       manifest: facts stored beside them.
       to_pixels: what makes uint8 images of the token grids; None where these are latents and no
         autoencoder was given.
+      book: captions and their vocabulary, where the host reads text.
     """
 
     config: Any
@@ -54,6 +55,7 @@ class Loaded:
     step: int
     manifest: dict
     to_pixels: Callable[[jax.Array], jax.Array] | None = sampler.as_pixels
+    book: captions.Book | None = None
 
     def settings(self, **changes) -> sampler.Settings:
         """Sampling settings of the config, with the given fields changed."""
@@ -98,11 +100,37 @@ class Loaded:
             allowed = "--vae=FOLDER written by convert --family=vae-kl16 (these tokens are latents)"
             raise wrong("vae", None, allowed)
 
+    def conditions(self, labels, seed: int) -> np.ndarray:
+        """What the sampler is given for `labels`: themselves, or rows of captions.
+
+        Args:
+          labels: `[n]` classes; or n texts, where the host reads them.
+          seed: chooses among the captions of a class, of images that no model was trained on.
+
+        Raises:
+          ValueError: a text is given to a host of classes, or does not fit.
+        """
+        words = [label for label in labels if isinstance(label, str)]
+        text = self.parts.images.text
+        if text is None:
+            if words:
+                raise wrong("labels", words[0], "class numbers: this checkpoint reads no text")
+            return np.asarray(labels, np.int32)
+        if words:
+            return self.book.rows(list(labels))
+        labels = np.asarray(labels, np.int32)
+        most = self.parts.images.num_classes - 1
+        for label in labels[(labels < -1) | (labels > most)]:
+            raise wrong("labels", int(label), f"0 to {most}, or -1 for none")
+        if self.book is None:  # nobody trained this checkpoint
+            return np.tile(captions.nothing(text), (len(labels), 1))
+        return self.book.rows(self.book.drawn(labels, seed))
+
     def sample(self, labels, seed: int = 0, *, batch_size: int = 256, **changes) -> Samples:
         """Generate one image per label.
 
         Args:
-          labels: `[n]` integers, classes; -1 for none.
+          labels: `[n]` integers, classes; -1 for none. Or n captions, where the host reads text.
           seed: 0..2**31-1; the same seed and labels give the same images.
           batch_size: images per call; changes the speed, not the images.
           **changes: fields of `sampler.Settings`: method, ar_steps, nfe, nfe_schedule, nfe_last,
@@ -115,10 +143,11 @@ class Loaded:
         Raises:
           ValueError: a label or setting is out of range, before any compilation.
         """
-        settings = self.checked(**changes)
+        settings, labels = self.checked(**changes), self.conditions(labels, seed)
         if settings.drafts < 0:
             batch = min(batch_size, len(labels))
-            settings = gamma.choose(self.parts, settings, self.params, batch).settings
+            given = self.parts, settings, self.params, batch
+            settings = gamma.choose(*given, labels=labels).settings
         rest = {"batch_size": batch_size, "to_pixels": self.to_pixels}
         if not settings.drafts:
             images, counts = sampler.sample_images(
@@ -156,8 +185,17 @@ def load(
         allowed = f"host | drift | draft | {published.TASK} ({workdir})"
         raise ValueError(f"workdir: got task {config.task!r}, allowed {allowed}")
     params, manifest, step = read_weights(workdir, step)
-    parts = assembly.build(config, image_spec(manifest))
-    return Loaded(config, parts, params, step, manifest, pixels_of(config, manifest, vae))
+    images = image_spec(manifest)
+    parts, book = assembly.build(config, images), book_of(workdir, images)
+    to_pixels = pixels_of(config, manifest, vae)
+    return Loaded(config, parts, params, step, manifest, to_pixels, book)
+
+
+def book_of(workdir: str | pathlib.Path, images: assembly.ImageSpec) -> captions.Book | None:
+    """The captions of a run, where its host reads text; ValueError where they are not there."""
+    if images.text is None:
+        return None
+    return captions.read_book(workdir, images.text, images.grid)
 
 
 def pixels_of(config: Any, manifest: dict, vae: str | pathlib.Path | None = None):
@@ -187,7 +225,9 @@ def random(config: Any, images: assembly.ImageSpec, seed: int = 0) -> Loaded:
 
 def image_spec(manifest: dict) -> assembly.ImageSpec:
     """What the run's data decided, from its manifest."""
+    text = manifest.get("text")
     return assembly.ImageSpec(
+        text=captions.TextSpec.from_json(text) if text else None,
         image_shape=tuple(manifest["image_shape"]),
         class_names=tuple(manifest["class_names"]),
         patch_size=manifest["patch_size"],

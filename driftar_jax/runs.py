@@ -20,7 +20,7 @@ from driftar_jax import (
     pictures,
     processes,
 )
-from driftar_jax.data import latents, pipeline
+from driftar_jax.data import captions, latents, pipeline, prompts
 from driftar_jax.training import loop, tasks
 
 GRID_IMAGES = 64
@@ -88,7 +88,9 @@ class Run:
         if to_pixels is None:
             print(f"step {step}: no pictures, for the autoencoder of the set is not there")
             return
-        loaded = generator.Loaded(self.settings, parts, state.ema, step, manifest, to_pixels)
+        book = generator.book_of(self.workdir, self.images)
+        made_of = self.settings, parts, state.ema, step, manifest, to_pixels, book
+        loaded = generator.Loaded(*made_of)
         made = loaded.sample(np.arange(GRID_IMAGES) % self.images.num_classes).images
         folder = self.workdir / "samples"
         folder.mkdir(exist_ok=True)
@@ -105,26 +107,25 @@ def open_run(settings: Any, workdir: str) -> Run:
       ValueError, OSError: data, sizes or workdir do not fit; one line.
     """
     source = open_data(settings, "train")
+    fitted = fit_text(settings, source)
     batches = pipeline.Batches(
         source,
         batch_size=settings.train.batch_size,
         seed=settings.seed,
         # Latents cannot be mirrored: the step chooses between the moments of both images.
         flip=settings.data.flip and not latents.is_latents(settings.data.name),
+        text=fitted and fitted.rows,
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    images = assembly.ImageSpec(
-        image_shape=source.image_shape,
-        class_names=tuple(source.class_names),
-        patch_size=settings.data.patch_size,
-    )
+    images = image_spec(settings, source, fitted)
     manifest = {
         "task": settings.task,
         "image_shape": list(images.image_shape),
         "class_names": list(images.class_names),
         "patch_size": images.patch_size,
         **_autoencoder(source),
+        **({"text": images.text.as_json()} if images.text else {}),
         **environment(),
     }
     folder = pathlib.Path(workdir).absolute()
@@ -143,7 +144,50 @@ def open_run(settings: Any, workdir: str) -> Run:
     weights = None if resumed else _host_weights(settings, training)
     with processes.leader_first("workdir"):
         lock = claim_workdir(workdir, settings) if processes.leads() else None
+        if lock is not None and fitted and not (folder / prompts.FILE).exists():
+            _write_text(folder, settings, source, fitted)
     return Run(settings, folder, images, batches, training, weights, lock)
+
+
+def fit_text(settings: Any, source) -> captions.Fitted | None:
+    """Vocabulary and rows of the captions, for hosts that read text; None for others.
+
+    Raises:
+      ValueError: the set has no captions, or too long ones.
+    """
+    if settings.get("host", {}).get("name") != "nextstep":
+        return None
+    size, patch = settings.data.image_size, settings.data.patch_size
+    texts = getattr(source, "captions", None)
+    grid = (size // patch, size // patch)
+    return captions.fit(settings.data.name, texts, grid, settings.text.length)
+
+
+def image_spec(settings: Any, source, fitted: captions.Fitted | None) -> assembly.ImageSpec:
+    """What the data decides."""
+    return assembly.ImageSpec(
+        image_shape=tuple(source.image_shape),
+        class_names=tuple(source.class_names),
+        patch_size=settings.data.patch_size,
+        text=fitted and fitted.spec,
+    )
+
+
+def _write_text(folder: pathlib.Path, settings: Any, source, fitted: captions.Fitted) -> None:
+    """`tokenizer.json`, and the captions of images that no model was trained on, by class."""
+    try:
+        held_out = _by_class(open_data(settings, "test"))
+    except ValueError:  # the set has no other part
+        held_out = [()] * source.num_classes
+    if not all(held_out):
+        held_out = [own or seen for own, seen in zip(held_out, _by_class(source), strict=True)]
+    checkpoints.write_json(folder / captions.FILE, held_out)
+    checkpoints.write_json(folder / prompts.FILE, fitted.tokenizer)
+
+
+def _by_class(source) -> tuple[tuple[str, ...], ...]:
+    labels = pipeline.all_images(source)[1]
+    return captions.by_class(source.captions, labels, source.num_classes)
 
 
 def _autoencoder(source) -> dict[str, str]:

@@ -15,11 +15,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from driftar_jax import draws, grid_sampler, plan, speculate
+from driftar_jax import draws, grid_sampler, plan, speculate, text_sampler
 from driftar_jax.assembly import Parts
 from driftar_jax.drift.head import DriftHead
 from driftar_jax.features import to_uint8
 from driftar_jax.heads import diffusion
+from driftar_jax.hosts.nextstep import NextStep
 from driftar_jax.hosts.schedules import NFE_SCHEDULES, head_steps, unpatchify
 from driftar_jax.hosts.transdiff import TransDiff
 from driftar_jax.speculative import engine, verify
@@ -91,6 +92,8 @@ class Settings:
             )
         if isinstance(parts.host, TransDiff):
             self._check_grids(parts)
+        if isinstance(parts.host, NextStep):
+            text_sampler.check(self, parts)
         num_tokens = parts.images.num_tokens
         if not 1 <= self.ar_steps <= num_tokens:
             raise ValueError(
@@ -202,7 +205,7 @@ def generate(
       parts: modules of a run.
       settings: checked against `parts`.
       params: parameter groups of the run.
-      label: `[B]` int32 class, -1 for none.
+      label: `[B]` int32 class, -1 for none; or `[B, 1 + P]` rows of `data.captions`.
       index: `[B]` int32 number of each image in the whole request; with `seed` it decides all of
         an image's randomness, so an image does not depend on its batch.
       seed: uint32 scalar.
@@ -220,6 +223,9 @@ def generate(
     )
     if isinstance(parts.host, TransDiff):
         tokens = _whole_grids(parts, settings, params, label, keys)
+        return unpatchify(tokens, *images.image_shape[:2], images.patch_size), counts
+    if isinstance(parts.host, NextStep):
+        tokens = text_sampler.tokens(parts, settings, params, label, keys)
         return unpatchify(tokens, *images.image_shape[:2], images.patch_size), counts
     steps = plan_of(parts, settings)
     shape = (label.shape[0], images.num_tokens, images.token_dim)
@@ -396,7 +402,7 @@ def sample_images(
 
     Args:
       parts, settings, params: as for `generate`.
-      labels: `[n]` integer classes, -1 for none.
+      labels: `[n]` integer classes, -1 for none; `[n, 1 + P]` rows of captions for hosts of text.
       seed: root of the randomness, 0..2**31-1.
       batch_size: images per call; the last call is padded.
       to_pixels: a batch of grids to uint8 images; by default the grid is the image, in [-1, 1].
@@ -455,6 +461,9 @@ def sample_drafted(
 def _check(parts: Parts, settings: Settings, labels) -> None:
     settings.check(parts)
     labels = np.asarray(labels, np.int32)
+    if isinstance(parts.host, NextStep):
+        text_sampler.check_rows(parts, labels)
+        return
     bad = labels[(labels < -1) | (labels >= parts.images.num_classes)]
     if labels.ndim != 1 or len(labels) == 0:
         raise ValueError(f"labels: got shape {labels.shape}, allowed at least one in one row")

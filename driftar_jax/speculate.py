@@ -8,10 +8,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from driftar_jax import draws, plan
+from driftar_jax import draws, plan, text_sampler
 from driftar_jax.assembly import Parts
 from driftar_jax.drift.head import DriftHead
 from driftar_jax.hosts.mar_groups import MARGroups, draft_rows
+from driftar_jax.hosts.nextstep import NextStep
 from driftar_jax.hosts.schedules import cosine_counts, unpatchify
 from driftar_jax.speculative import engine
 from driftar_jax.types import Counts, Speculation
@@ -40,6 +41,9 @@ def generate(
     """
     images = parts.images
     keys = draws.image_keys(seed, index)
+    if isinstance(parts.host, NextStep):
+        tokens, found = text_sampler.drafted(parts, rule, settings, params, label, keys)
+        return unpatchify(tokens, *images.image_shape[:2], images.patch_size), found
     steps = plan.make(
         images.num_tokens,
         settings.ar_steps,

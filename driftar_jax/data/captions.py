@@ -65,8 +65,8 @@ class TextSpec:
         return cls(**{**facts, "suffix": tuple(facts["suffix"])})
 
 
-def tokenizer_file(captions: Sequence[str]) -> str:
-    """Contents of `tokenizer.json` for these captions; the same whatever their order.
+def vocabulary_of(captions: Sequence[str]) -> dict:
+    """`tokenizer.json` for these captions; the same whatever their order.
 
     Special tokens come first, then what sizes are written with, then words, the frequent first.
     """
@@ -86,7 +86,7 @@ def tokenizer_file(captions: Sequence[str]) -> str:
         for token in _SPECIAL
     ]
     cut = [{"type": "Whitespace"}, {"type": "Digits", "individual_digits": True}]
-    made = {
+    return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -97,7 +97,6 @@ def tokenizer_file(captions: Sequence[str]) -> str:
         "decoder": None,
         "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": UNKNOWN},
     }
-    return json.dumps(made, indent=1) + "\n"
 
 
 def _words(text: str) -> list[str]:
@@ -107,9 +106,9 @@ def _words(text: str) -> list[str]:
 class WordTokenizer:
     """A `prompts.Tokenizer` of whole words; ids as the library gives for the same file."""
 
-    def __init__(self, contents: str):
-        """Raises ValueError or KeyError where `contents` are of another kind."""
-        model = json.loads(contents)["model"]
+    def __init__(self, file: Mapping):
+        """Of `vocabulary_of`; raises ValueError or KeyError where it is of another kind."""
+        model = file["model"]
         if model["type"] != "WordLevel":
             raise ValueError(f"model: got {model['type']!r}, allowed 'WordLevel'")
         self.vocabulary: dict[str, int] = model["vocab"]
@@ -139,7 +138,7 @@ def read_tokenizer(folder: str | pathlib.Path, spec: TextSpec) -> WordTokenizer:
     if not path.is_file():
         raise wrong(prompts.FILE, None, f"the run's own {prompts.FILE} in {folder}")
     try:
-        made = WordTokenizer(path.read_text(encoding="utf-8"))
+        made = WordTokenizer(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise wrong(prompts.FILE, str(path), f"the file that the run wrote ({reason})") from None
@@ -263,3 +262,35 @@ def read_book(folder: str | pathlib.Path, spec: TextSpec, grid: tuple[int, int])
     except (OSError, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise wrong(FILE, str(path), f"the file that the run wrote ({reason})") from None
+
+
+@dataclasses.dataclass(frozen=True)
+class Fitted:
+    """What the captions of a training split make: `tokenizer.json`, ids, a row for each image."""
+
+    tokenizer: dict
+    spec: TextSpec
+    rows: np.ndarray
+
+
+def fit(name: str, captions: Sequence[str] | None, grid: tuple[int, int], length: int) -> Fitted:
+    """Vocabulary and rows of a training split.
+
+    Args:
+      name: of the set.
+      captions: one for each image; None: the set has none.
+      grid: rows and columns of image tokens.
+      length: most words of a caption.
+
+    Raises:
+      ValueError: the set has no captions, or one that is too long.
+    """
+    if captions is None:
+        raise wrong("data.name", name, "a set with captions, such as emoji32")
+    file = vocabulary_of(captions)
+    tokenizer = WordTokenizer(file)
+    longest = max(len(tokenizer.encode(caption)) for caption in captions)
+    if longest > length:
+        raise wrong("text.length", length, f"at least {longest} (words of the longest caption)")
+    spec = spec_of(tokenizer, grid, length)
+    return Fitted(file, spec, rows(tokenizer, spec, captions, grid))

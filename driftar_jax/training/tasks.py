@@ -15,7 +15,7 @@ from driftar_jax.drift import features, fields
 from driftar_jax.features import SmallClassifier, to_unit_range
 from driftar_jax.heads import diffusion
 from driftar_jax.hosts import masks as mask_laws
-from driftar_jax.training import drafts, drift_grid, grid_tasks, losses, masked
+from driftar_jax.training import causal_tasks, drafts, drift_grid, grid_tasks, losses, masked
 from driftar_jax.training.tokens import tokenise
 from driftar_jax.types import Encoding
 
@@ -298,6 +298,8 @@ def build(
         return drift_grid.build(config, parts, space)
     if config.host.name == "transdiff":
         return grid_tasks.build(config, parts)
+    if config.host.name == "nextstep":
+        return causal_tasks.build(config, parts)
     contexts = Contexts(
         law=config.mask.law,
         ratio_min=config.mask.ratio_min,
