@@ -13,7 +13,7 @@ from driftar_jax.hosts.schedules import cosine_counts, guidance_at
 # Most compiled sizes of the encoder and of the head. With few tokens a call costs less than the
 # compilation of one more size, and the encoder simply masks what is unknown.
 MANY_TOKENS = 128
-MOST_KEEPS = 4
+MOST_KEEPS = 8
 MOST_SIZES = 6
 MOST_SIZES_OF_FEW = 4
 
@@ -23,6 +23,7 @@ class Plan:
     """T AR steps; arrays are `[T]`.
 
     Attributes:
+      num_tokens: N.
       now, next: tokens unknown before and after the step.
       scale: guidance.
       keeps: padded numbers of tokens the encoder runs on; `keep` is the step's index there.
@@ -30,6 +31,7 @@ class Plan:
       lengths: distinct numbers of head evaluations; `length` is the step's index.
     """
 
+    num_tokens: int
     now: np.ndarray
     next: np.ndarray
     scale: np.ndarray
@@ -39,6 +41,42 @@ class Plan:
     size: np.ndarray
     lengths: tuple[int, ...]
     length: np.ndarray
+
+    @classmethod
+    def of(cls, num_tokens: int, now, next, scale, head_steps) -> "Plan":
+        """The plan of AR steps that leave `next [T]` of `now [T]` unknown tokens."""
+        counts, known = now - next, num_tokens - now
+        many = num_tokens >= MANY_TOKENS
+        keeps = padded(known, MOST_KEEPS) if many else np.array([num_tokens])
+        sizes = padded(counts, MOST_SIZES if many else MOST_SIZES_OF_FEW)
+        lengths = np.unique(head_steps)
+        return cls(
+            num_tokens=num_tokens,
+            now=now,
+            next=next,
+            scale=scale,
+            keeps=tuple(int(k) for k in keeps),
+            keep=np.searchsorted(keeps, known),
+            sizes=tuple(int(s) for s in sizes),
+            size=np.searchsorted(sizes, counts),
+            lengths=tuple(int(n) for n in lengths),
+            length=np.searchsorted(lengths, head_steps),
+        )
+
+    def first_apart(self) -> tuple["Plan", ...]:
+        """The first AR step, which knows no token, and the rest, where that pays for a program."""
+        if self.num_tokens < MANY_TOKENS or len(self.now) == 1:
+            return (self,)
+        steps = self.now, self.next, self.scale, np.take(self.lengths, self.length)
+        return tuple(
+            Plan.of(self.num_tokens, *(column[part] for column in steps))
+            for part in (slice(0, 1), slice(1, None))
+        )
+
+    @property
+    def empty(self) -> bool:
+        """Whether no step knows a token."""
+        return bool((self.now == self.num_tokens).all())
 
     def columns(self) -> dict[str, np.ndarray]:
         """What each step has to know, for a scan over the steps."""
@@ -65,22 +103,8 @@ def make(
     """
     counts = np.asarray(cosine_counts(num_tokens, ar_steps))
     after = num_tokens - np.cumsum(counts)
-    known = num_tokens - after - counts
-    many = num_tokens >= MANY_TOKENS
-    keeps = padded(known, MOST_KEEPS) if many else np.array([num_tokens])
-    sizes = padded(counts, MOST_SIZES if many else MOST_SIZES_OF_FEW)
-    lengths = np.unique(head_steps)
-    return Plan(
-        now=after + counts,
-        next=after,
-        scale=guidance_at(guidance, num_tokens, ar_steps, guidance_schedule),
-        keeps=tuple(int(k) for k in keeps),
-        keep=np.searchsorted(keeps, known),
-        sizes=tuple(int(s) for s in sizes),
-        size=np.searchsorted(sizes, counts),
-        lengths=tuple(int(n) for n in lengths),
-        length=np.searchsorted(lengths, head_steps),
-    )
+    scale = guidance_at(guidance, num_tokens, ar_steps, guidance_schedule)
+    return Plan.of(num_tokens, after + counts, after, scale, head_steps)
 
 
 def padded(values: np.ndarray, most: int) -> np.ndarray:

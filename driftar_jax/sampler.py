@@ -227,17 +227,18 @@ def generate(
     if isinstance(parts.host, NextStep):
         tokens = text_sampler.tokens(parts, settings, params, label, keys)
         return unpatchify(tokens, *images.image_shape[:2], images.patch_size), counts
-    steps = plan_of(parts, settings)
     shape = (label.shape[0], images.num_tokens, images.token_dim)
     order = draws.orders(keys, images.num_tokens)
     rank = jnp.argsort(order, axis=-1)
 
-    def ar_step(tokens, step):
+    def ar_step(steps, tokens, step):
         known = rank >= step["now"]
-        encoding = backbone(parts, settings, steps, params, tokens, known, label, step["keep"])
-        return reveal(parts, settings, steps, params, tokens, encoding, order, keys, step), None
+        seen = backbone(parts, settings, steps, params, tokens, known, label, step["keep"])
+        return reveal(parts, settings, steps, params, tokens, seen, order, keys, step), None
 
-    tokens, _ = jax.lax.scan(ar_step, jnp.zeros(shape, jnp.float32), steps.columns())
+    tokens = jnp.zeros(shape, jnp.float32)
+    for steps in plans_of(parts, settings):
+        tokens, _ = jax.lax.scan(functools.partial(ar_step, steps), tokens, steps.columns())
     return unpatchify(tokens, *images.image_shape[:2], images.patch_size), counts
 
 
@@ -261,15 +262,16 @@ def _whole_grids(parts, settings, params, label, keys) -> jax.Array:
     )
 
 
-def plan_of(parts: Parts, settings: Settings) -> plan.Plan:
-    """The AR steps of checked settings."""
-    return plan.make(
+def plans_of(parts: Parts, settings: Settings) -> tuple[plan.Plan, ...]:
+    """The AR steps of checked settings, in order; each plan is a program of its own."""
+    steps = plan.make(
         parts.images.num_tokens,
         settings.ar_steps,
         guidance=settings.guidance,
         guidance_schedule=settings.guidance_schedule,
         head_steps=settings.head_steps,
     )
+    return steps.first_apart() if settings.guided else (steps,)
 
 
 def backbone(
@@ -282,14 +284,19 @@ def backbone(
     label: jax.Array,
     keep: jax.Array,
 ) -> Encoding:
-    """One backbone call of the AR loop: `[B, ...]`, or `[2B, ...]` with the unconditional rows.
+    """One backbone call of the AR loop, up to where the tokens that are wanted are known.
 
     `keep` is the step's index into `steps.keeps`: the encoder runs on about as many tokens as are
-    known, not on all.
+    known, not on all. Without a known token the unconditional rows are all alike: one is run.
+
+    Returns:
+      `Encoding` for `reveal`, `[B, ...]`, or `[2B, ...]` with the unconditional rows.
     """
-    if settings.guided:
-        tokens, known = jnp.concatenate([tokens] * 2), jnp.concatenate([known] * 2)
-        label = jnp.concatenate([label, jnp.full_like(label, -1)])
+    batch = label.shape[0]
+    others = 0 if not settings.guided else 1 if steps.empty else batch
+    if others:
+        tokens, known = (jnp.concatenate([a, a[:others]]) for a in (tokens, known))
+        label = jnp.concatenate([label, jnp.full_like(label[:others], -1)])
     variables = {"params": params["host"]}
 
     def place(size):
@@ -297,7 +304,11 @@ def backbone(
         return parts.host.apply(variables, tokens, known, label, keep=size, method="place")
 
     canvas = jax.lax.switch(keep, [functools.partial(place, size) for size in steps.keeps])
-    return parts.host.apply(variables, canvas, method="read")
+    seen = parts.host.apply(variables, canvas, method="look")
+    if others < batch and settings.guided:
+        repeat = lambda a: jnp.concatenate([a[:batch], jnp.repeat(a[batch:], batch, axis=0)])  # noqa: E731
+        seen = jax.tree.map(repeat, seen)
+    return seen
 
 
 def reveal(
@@ -306,7 +317,7 @@ def reveal(
     steps: plan.Plan,
     params: dict[str, Any],
     tokens: jax.Array,
-    encoding: Encoding,
+    seen: Encoding,
     order: jax.Array,
     keys: jax.Array,
     step: dict[str, jax.Array],
@@ -314,36 +325,40 @@ def reveal(
     """The head's part of an AR step: `tokens [B, N, C]` with the step's group filled in.
 
     Args:
-      parts, settings, params: as for `generate`; `steps` of `plan_of`.
+      parts, settings, params: as for `generate`; `steps` of `plans_of`.
       tokens: so far.
-      encoding: of `backbone`.
+      seen: of `backbone`.
       order: `[B, N]` int32; `keys [B]`, one per image.
       step: the step's entries of `steps.columns()`.
     """
     batch, num_tokens, _ = tokens.shape
-    prior = ()
+    head, shown = None, ()
     if settings.method != "own":
         head = drift_head(parts, settings, params)
-        prior = head.starts(encoding, draws.prior_keys(keys))
+        shown = head.shown(seen.entropy, draws.prior_keys(keys))
     token_keys = draws.token_keys(keys, num_tokens)
 
     def fill(size):
         # The slots from `next` on are revealed; padding past `now` writes nowhere.
         slots = step["next"] + jnp.arange(size)
         positions = jnp.take(order, jnp.minimum(slots, num_tokens - 1), axis=1)
-        rows = jax.tree.map(lambda a: _take(a, positions, batch), (encoding, prior))
-        chosen_keys = _take(token_keys, positions, batch)
-        new = _predict(parts, settings, steps, params, *rows, chosen_keys, step)
+        rows = jnp.concatenate([positions] * (seen.z.shape[0] // batch))
+        variables = {"params": params["host"]}
+        encoding = Encoding(
+            z=parts.host.apply(variables, seen.z, rows, method="features"),
+            entropy=_take(seen.entropy, rows),
+        )
+        prior = () if head is None else head.starts_of(encoding.z, _take(shown, rows))
+        chosen_keys = _take(token_keys, positions)
+        new = _predict(parts, settings, steps, params, encoding, prior, chosen_keys, step)
         target = jnp.where(slots < step["now"], positions, num_tokens)
         return jax.vmap(lambda t, p, x: t.at[p].set(x, mode="drop"))(tokens, target, new)
 
     return jax.lax.switch(step["size"], [functools.partial(fill, size) for size in steps.sizes])
 
 
-def _take(values: jax.Array, positions: jax.Array, batch: int) -> jax.Array:
-    """`values [B or 2B, N, ...]` at `positions [B, M]`; guided rows share the positions."""
-    if values.shape[0] == 2 * batch:
-        positions = jnp.concatenate([positions] * 2)
+def _take(values: jax.Array, positions: jax.Array) -> jax.Array:
+    """`values [R, N, ...]` at `positions [R, M]`."""
     return jax.vmap(lambda v, p: v[p])(values, positions)
 
 

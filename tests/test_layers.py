@@ -185,3 +185,17 @@ def test_every_matrix_has_logical_names():
 def test_heads_must_divide_width():
     with pytest.raises(ValueError, match="^num_heads: got 5"):
         layers.TransformerBlock(WIDTH, 5).init(jax.random.key(0), jnp.zeros((1, 2, WIDTH)))
+
+
+def test_attention_image_by_image_is_the_same(monkeypatch):
+    shape = (3, 6, 2, 4)
+    q, k, v = (jax.random.normal(jax.random.key(i), shape) for i in range(3))
+    mask = jax.random.bernoulli(jax.random.key(3), 0.6, (3, 6, 6)) | jnp.eye(6, dtype=bool)[None]
+    for seen in (None, mask[:, :1], mask):
+        at_once = layers.attention(q, k, v, seen)
+        with monkeypatch.context() as patch:
+            patch.setattr(layers, "_CACHED", 0)
+            program = jax.make_jaxpr(layers.attention)(q, k, v, seen)
+            apart = layers.attention(q, k, v, seen)
+        assert "scan" in str(program)
+        np.testing.assert_allclose(apart, at_once, rtol=1e-6, atol=1e-6)

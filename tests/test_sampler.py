@@ -41,9 +41,9 @@ class CountingMAR(MAR):
         jax.debug.callback(lambda: CALLS.update(["encoder"]))
         return super().encode_known(*args, **kwargs)
 
-    def read(self, *args, **kwargs):
+    def look(self, *args, **kwargs):
         jax.debug.callback(lambda: CALLS.update(["decoder"]))
-        return super().read(*args, **kwargs)
+        return super().look(*args, **kwargs)
 
 
 def _build(task):

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from driftar_jax import entropy
 from driftar_jax.drift.decoders import TokenDecoder
 from driftar_jax.drift.grid import GridDecoder
-from driftar_jax.drift.prior import Prior
+from driftar_jax.drift.prior import Prior, shown
 from driftar_jax.types import Encoding
 
 
@@ -41,9 +41,16 @@ class DriftHead:
           encoding: `z [R, N, D]`, `entropy [R, N]`.
           keys: `[B]` keys, one per image; read by `prior.scale=shuffled` alone.
         """
+        return self.starts_of(encoding.z, self.shown(encoding.entropy, keys))
+
+    def shown(self, entropy: jax.Array, keys: jax.Array) -> jax.Array:
+        """Entropies that sigma is made of, `[R, N]`; `keys` as in `starts`."""
         keys = jnp.concatenate([keys] * (2 if self.guided else 1))
-        variables = {"params": self.params["prior"]}
-        return self.prior.apply(variables, encoding.z, encoding.entropy, keys)
+        return shown(self.prior.scale, entropy, keys)
+
+    def starts_of(self, z: jax.Array, entropy: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Prior of some tokens, `z [R, M, D]`, from their entropies `shown [R, M]`."""
+        return self.prior.apply({"params": self.params["prior"]}, z, entropy, method="of")
 
     def tokens(
         self,

@@ -23,7 +23,6 @@ class Prior(nn.Module):
     scale: str = "entropy"
     constant: float = 0.25
 
-    @nn.compact
     def __call__(
         self, z: jax.Array, entropy: jax.Array, key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
@@ -40,6 +39,11 @@ class Prior(nn.Module):
         Raises:
           ValueError: an unknown `scale`, or `shuffled` without a key.
         """
+        return self.of(z, shown(self.scale, entropy, key))
+
+    @nn.compact
+    def of(self, z: jax.Array, entropy: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Prior of some tokens, `z [B, M, D]`, from their entropies `shown [B, M]`."""
         kernel_init = nn.with_logical_partitioning(
             nn.initializers.xavier_uniform(), ("embed", None)
         )
@@ -56,12 +60,19 @@ class Prior(nn.Module):
                 name="scale",
             )(z)
             return mu, self.sigma_max * nn.sigmoid(logit[..., 0])
-        if self.scale == "shuffled":
-            if key is None:
-                raise ValueError(
-                    "key: got None, allowed one key per image for prior.scale=shuffled"
-                )
-            entropy = jax.vmap(jax.random.permutation)(key, entropy)
-        elif self.scale != "entropy":
-            raise ValueError(f"prior.scale: got {self.scale!r}, allowed {SCALES}")
         return mu, entropy_lib.sigma(entropy, sigma_max=self.sigma_max, tau=self.tau)
+
+
+def shown(scale: str, entropy: jax.Array, key: jax.Array | None) -> jax.Array:
+    """The entropies `[B, N]` that sigma is made of: the image's own, in place or shuffled.
+
+    Raises:
+      ValueError: an unknown `scale`, or `shuffled` without a key.
+    """
+    if scale not in SCALES:
+        raise ValueError(f"prior.scale: got {scale!r}, allowed {SCALES}")
+    if scale != "shuffled":
+        return entropy
+    if key is None:
+        raise ValueError("key: got None, allowed one key per image for prior.scale=shuffled")
+    return jax.vmap(jax.random.permutation)(key, entropy)

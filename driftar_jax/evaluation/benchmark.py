@@ -188,40 +188,45 @@ def _row(subject: Loaded, name: str, settings, batch_size: int, rounds: int) -> 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _backbone_alone(parts, settings, params, label):
     """The sampler's backbone calls, on contexts of the right sizes."""
-    steps, images = sampler.plan_of(parts, settings), parts.images
+    images = parts.images
     batch, num_tokens = label.shape[0], images.num_tokens
     tokens = jnp.zeros((batch, num_tokens, images.token_dim), jnp.float32)
     rank = jnp.broadcast_to(jnp.arange(num_tokens), (batch, num_tokens))
 
-    def call(total, step):
+    def call(steps, total, step):
         known = rank >= step["now"]
         made = sampler.backbone(parts, settings, steps, params, tokens, known, label, step["keep"])
         # Drift-AR reads the entropy, the own head does not: what is not read is not computed.
         read = made.z.sum() + (made.entropy.sum() if parts.prior is not None else 0.0)
         return total + read, None
 
-    return jax.lax.scan(call, jnp.float32(0), steps.columns())[0]
+    total = jnp.float32(0)
+    for steps in sampler.plans_of(parts, settings):
+        total, _ = jax.lax.scan(functools.partial(call, steps), total, steps.columns())
+    return total
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _head_alone(parts, settings, params, index):
-    """The sampler's head calls, on features that are all alike."""
-    steps, images = sampler.plan_of(parts, settings), parts.images
+    """The sampler's head calls with what the backbone leaves to them, on features all alike."""
+    images = parts.images
     batch, num_tokens = index.shape[0], images.num_tokens
     rows = 2 * batch if settings.guided else batch
-    encoding = Encoding(
-        z=jnp.ones((rows, num_tokens, parts.host.width), jnp.float32),
+    seen = Encoding(
+        z=jnp.ones((rows, parts.host.buffer_size + num_tokens, parts.host.width), jnp.float32),
         entropy=jnp.full((rows, num_tokens), 0.5, jnp.float32),
     )
     keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(0)))(index)
     order = jnp.broadcast_to(jnp.arange(num_tokens), (batch, num_tokens))
 
-    def call(tokens, step):
-        asked = (parts, settings, steps, params, tokens, encoding, order, keys, step)
+    def call(steps, tokens, step):
+        asked = (parts, settings, steps, params, tokens, seen, order, keys, step)
         return sampler.reveal(*asked), None
 
-    start = jnp.zeros((batch, num_tokens, images.token_dim), jnp.float32)
-    return jax.lax.scan(call, start, steps.columns())[0]
+    tokens = jnp.zeros((batch, num_tokens, images.token_dim), jnp.float32)
+    for steps in sampler.plans_of(parts, settings):
+        tokens, _ = jax.lax.scan(functools.partial(call, steps), tokens, steps.columns())
+    return tokens
 
 
 def _peak() -> int:

@@ -205,17 +205,60 @@ class MAR(nn.Module):
         return h.astype(self.dtype)
 
     def read(self, canvas: jax.Array, *, deterministic: bool = True) -> Encoding:
-        """The decoder's blocks on a `canvas [B, F + N, D]`."""
+        """The decoder's blocks on a `canvas [B, F + N, D]`: features of all tokens."""
+        seen = self.look(canvas, deterministic=deterministic)
+        return Encoding(self.features(seen.z, deterministic=deterministic), seen.entropy)
+
+    def look(self, canvas: jax.Array, *, deterministic: bool = True) -> Encoding:
+        """The decoder on all rows, up to where only the rows that are wanted matter.
+
+        Args:
+          canvas: `[B, F + N, D]` of `place`.
+          deterministic: as `__call__`.
+
+        Returns:
+          What `features` reads in the place of `z`, `[B, F + N, D]`, and `E [B, N]`.
+        """
         h, entropy = canvas, None
-        for i, block in enumerate(self.decoder_blocks):
+        for i, block in enumerate(self.decoder_blocks[: max(self.decoder_depth - 1, 1)]):
             if i == max(self.decoder_depth - 2, 0):
                 h, entropy = block.with_entropy(
                     h, content_start=self.buffer_size, deterministic=deterministic
                 )
             else:
                 h = block(h, deterministic=deterministic)
-        z = self.decoder_norm(h)[:, self.buffer_size :] + self.diffusion_pos_embed[None]
-        return Encoding(z=z, entropy=entropy)
+        return Encoding(z=h, entropy=entropy)
+
+    def features(
+        self,
+        h: jax.Array,
+        positions: jax.Array | None = None,
+        *,
+        deterministic: bool = True,
+    ) -> jax.Array:
+        """Features of the tokens that are wanted: the last block makes no others.
+
+        Args:
+          h: `[B, F + N, D]` of `look`.
+          positions: `[B, M]` int32 tokens; None: all N.
+          deterministic: as `__call__`.
+
+        Returns:
+          `z [B, M, D]` float32.
+        """
+        last = self.decoder_blocks[max(self.decoder_depth - 1, 1) :]
+        embed = self.diffusion_pos_embed[None]
+        if positions is None:
+            for block in last:
+                h = block(h, deterministic=deterministic)
+            return self.decoder_norm(h)[:, self.buffer_size :] + embed
+        rows = (self.buffer_size + positions)[..., None]
+        x = jnp.take_along_axis(h, rows, axis=1)
+        for block in last:
+            q, k, v = block.heads(h)
+            q = jnp.take_along_axis(q, rows[..., None], axis=1)
+            x, _ = block.attend(x, q, k, v, content_start=None, deterministic=deterministic)
+        return self.decoder_norm(x) + embed[0][positions]
 
     def _check(self, tokens, known, label, keep):
         batch = label.shape[0]
