@@ -104,7 +104,7 @@ class Loaded:
         """What the sampler is given for `labels`: themselves, or rows of captions.
 
         Args:
-          labels: `[n]` classes; or n texts, where the host reads them.
+          labels: `[n]` classes; or n texts, where the host reads them; or rows of this method.
           seed: chooses among the captions of a class, of images that no model was trained on.
 
         Raises:
@@ -119,6 +119,8 @@ class Loaded:
         if words:
             return self.book.rows(list(labels))
         labels = np.asarray(labels, np.int32)
+        if labels.ndim == 2:
+            return labels
         most = self.parts.images.num_classes - 1
         for label in labels[(labels < -1) | (labels > most)]:
             raise wrong("labels", int(label), f"0 to {most}, or -1 for none")

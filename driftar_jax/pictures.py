@@ -2,6 +2,7 @@
 
 import math
 import pathlib
+import textwrap
 
 import numpy as np
 from PIL import Image
@@ -29,6 +30,26 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
 def save_grid(path: str | pathlib.Path, images: np.ndarray, columns: int | None = None) -> None:
     """Write a grid as PNG, small images enlarged to about 64 pixels."""
     to_pil(grid(images, columns), scale=max(1, 64 // images.shape[1])).save(path)
+
+
+def save_captioned(
+    path: str | pathlib.Path, images: np.ndarray, texts: list[str], columns: int = 6
+) -> None:
+    """Write images with a text under each as PNG; the first 60 of them."""
+    plt = pyplot()
+    images, texts = images[:60], texts[:60]
+    columns = min(columns, len(images))
+    rows = math.ceil(len(images) / columns)
+    size = (1.7 * columns, 2.0 * rows)
+    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
+    for axis in axes.ravel():
+        axis.set_axis_off()
+    for axis, image, text in zip(axes.ravel(), images, texts, strict=False):
+        axis.imshow(np.repeat(image, 3 // image.shape[-1], axis=-1))
+        axis.set_title("\n".join(textwrap.wrap(text, 24)[:3]), fontsize=6, y=-0.02, va="top")
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+    plt.close(figure)
 
 
 def save_curves(path: str | pathlib.Path, curves: dict[str, list[dict]], names: list[str]) -> None:

@@ -2,6 +2,7 @@
 
 python -m driftar_jax.sample --workdir=runs/drift --num=64 --out=runs/drift/images
 python -m driftar_jax.sample --workdir=runs/mar_base --vae=runs/kl16 --num=4 --out=runs/images
+python -m driftar_jax.sample --workdir=runs/drift_next --prompt="red heart, heart" --out=runs/hearts
 """
 
 import dataclasses
@@ -48,9 +49,10 @@ def main(_) -> None:
         if prompted.is_prompted(_WORKDIR.value):
             sample_prompts.main(out)
             return
-        sample_prompts.refuse()
         loaded = driftar_jax.load(_WORKDIR.value, vae=_VAE.value)
         labels = _labels(loaded.parts.images.class_names, _LABELS.value, _NUM.value)
+        texts = sample_prompts.texts(loaded, labels)
+        asked = loaded.conditions(labels if texts is None else texts, _SEED.value)
         changes = {
             "method": _METHOD.value,
             "ar_steps": _AR_STEPS.value,
@@ -68,14 +70,18 @@ def main(_) -> None:
         settings = loaded.checked(**changes)
     if settings.gamma and not settings.drafts:
         print("gamma: one AR step makes the whole image, so there is nothing to draft: plain")
-    made = loaded.sample(labels, _SEED.value, batch_size=_BATCH.value, **changes)
+    made = loaded.sample(asked, _SEED.value, batch_size=_BATCH.value, **changes)
     out.mkdir(parents=True, exist_ok=True)
     pictures.save_grid(out / "grid.png", made.images)
+    if texts is not None:
+        pictures.save_captioned(out / "prompts.png", made.images, texts)
     for i, image in enumerate(made.images):
-        pictures.to_pil(image).save(out / f"{i:05d}_class{labels[i]}.png")
+        name = f"{i:05d}_class{labels[i]}.png" if texts is None else f"{i:05d}.png"
+        pictures.to_pil(image).save(out / name)
     facts = {
         "per_image": dataclasses.asdict(made.counts),
-        "images": len(labels),
+        "images": len(asked),
+        **({} if texts is None else {"prompts": texts}),
         "settings": dataclasses.asdict(settings),
         "gamma": made.gamma,
         "speculation": made.speculation,
@@ -83,7 +89,7 @@ def main(_) -> None:
         "step": loaded.step,
     }
     write_json(out / "counts.json", facts)
-    print(f"{out}: {len(labels)} images, {facts['per_image']}")
+    print(f"{out}: {len(asked)} images, {facts['per_image']}")
 
 
 def _new_folder(path: str) -> pathlib.Path:

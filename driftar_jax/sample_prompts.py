@@ -29,6 +29,9 @@ _TENSOR = flags.DEFINE_integer("mesh_tensor", 1, "Devices over which heads are s
 # Flags of `sample` that a host of prompts does not know.
 _OTHERS = ("labels", "method", "ar_steps", "nfe_schedule", "nfe_last", "guidance_form")
 _OTHERS += ("temperature", "gamma", "rule", "delta")
+# Flags that a converted checkpoint knows, and a run of this project does not.
+_CONVERTED = ("image", "negative", "positive", "height", "width", "guidance_image")
+_CONVERTED += ("guidance_schedule", "shift", "normalise", "mesh_fsdp", "mesh_tensor")
 
 
 def refuse() -> None:
@@ -37,6 +40,35 @@ def refuse() -> None:
         if flags.FLAGS[name].present:
             allowed = "none: this checkpoint makes images of classes, by --labels"
             raise wrong(name, flags.FLAGS[name].value, allowed)
+
+
+def texts(loaded, labels) -> list[str] | None:
+    """What a run of this project that reads text is asked; None where it reads none.
+
+    Args:
+      loaded: `generator.Loaded`.
+      labels: classes that captions are drawn from where no --prompt is given.
+
+    Raises:
+      ValueError: a flag does not belong to such a run.
+    """
+    given = flags.FLAGS
+    if loaded.book is None:
+        refuse()
+        return None
+    for name in _CONVERTED:
+        if given[name].present:
+            raise wrong(name, given[name].value, "none: this checkpoint was trained without it")
+    captions = _PROMPT.value
+    if not captions:
+        return loaded.book.drawn(labels, given.seed)
+    if given["labels"].present:
+        raise wrong("labels", given["labels"].value, "none beside --prompt")
+    for caption in captions:
+        if not caption.strip():
+            raise wrong("prompt", caption, "text")
+    count = given.num if given["num"].present else len(captions)
+    return [captions[i % len(captions)] for i in range(count)]
 
 
 def main(out: pathlib.Path) -> None:

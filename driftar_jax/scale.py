@@ -78,11 +78,10 @@ def image_spec(settings: Any) -> assembly.ImageSpec:
     """What the data decides, without the data where that is a set of latents."""
     if not latents.is_latents(settings.data.name):
         source = runs.open_data(settings, "train")
-        shape, names = source.image_shape, tuple(source.class_names)
-    else:
-        side = settings.data.image_size
-        shape = (side, side, LATENT_CHANNELS)
-        names = tuple(str(k) for k in range(LATENT_CLASSES))
+        return runs.image_spec(settings, source, runs.fit_text(settings, source))
+    side = settings.data.image_size
+    shape = (side, side, LATENT_CHANNELS)
+    names = tuple(str(k) for k in range(LATENT_CLASSES))
     return assembly.ImageSpec(shape, names, settings.data.patch_size)
 
 
@@ -140,7 +139,11 @@ def _batch(settings: Any, images: assembly.ImageSpec) -> dict[str, jax.ShapeDtyp
     if latents.is_latents(settings.data.name):
         moments = jax.ShapeDtypeStruct((size, 2, h, w, 2 * c), jnp.float32)
         return {"moments": moments, "label": label}
-    return {"image": jax.ShapeDtypeStruct((size, h, w, c), jnp.uint8), "label": label}
+    image = jax.ShapeDtypeStruct((size, h, w, c), jnp.uint8)
+    if images.text is None:
+        return {"image": image, "label": label}
+    text = jax.ShapeDtypeStruct((size, 1 + images.text.prompt), jnp.int32)
+    return {"image": image, "label": label, "text": text}
 
 
 def _loop(settings: Any, images: assembly.ImageSpec, space) -> loop.Loop:

@@ -48,11 +48,11 @@ class ProjectedHead:
 
     Attributes:
       head: of the run.
-      project: `z [..., D] -> [..., D]`.
+      project: as `projected`.
     """
 
     head: DriftHead
-    project: Callable[[jax.Array], jax.Array]
+    project: Callable[[Encoding], Encoding]
 
     @property
     def temperature(self) -> float:
@@ -60,14 +60,11 @@ class ProjectedHead:
 
     def starts(self, encoding: Encoding, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
         """See `DriftHead.starts`."""
-        return self.head.starts(self._seen(encoding), keys)
+        return self.head.starts(self.project(encoding), keys)
 
     def tokens(self, encoding: Encoding, mu, std, eps, scale) -> jax.Array:
         """See `DriftHead.tokens`."""
-        return self.head.tokens(self._seen(encoding), mu, std, eps, scale)
-
-    def _seen(self, encoding: Encoding) -> Encoding:
-        return encoding.replace(z=self.project(encoding.z).astype(jnp.float32))
+        return self.head.tokens(self.project(encoding), mu, std, eps, scale)
 
 
 def projected_head(parts: Parts, settings: Any, params: dict[str, Any]) -> ProjectedHead:
@@ -77,10 +74,35 @@ def projected_head(parts: Parts, settings: Any, params: dict[str, Any]) -> Proje
     guided, temperature = settings.guided, settings.temperature
     head = DriftHead(parts.prior, decoder, params, guided, temperature, trained)
 
-    def project(z):
-        return parts.host.apply({"params": params["host"]}, z, jnp.int32(0), method="condition")
+    return ProjectedHead(head, lambda encoding: projected(parts, params, encoding))
 
-    return ProjectedHead(head, project)
+
+def encodings(parts: Parts, params: dict[str, Any], ids, padding, tokens) -> Encoding:
+    """Encodings of all tokens of known images, from one call.
+
+    Args:
+      parts, params: of a run.
+      ids: `[B, P]` int32 prompts, `padding [B]`.
+      tokens: `[B, N, C]`.
+
+    Returns:
+      `z [B, N, D]`, the hidden states before the tokens, and `E [B, N]`.
+    """
+    # The last token is in no context.
+    held = jnp.full((ids.shape[0], tokens.shape[1] - 1), parts.host.placeholder, ids.dtype)
+    made = parts.host.apply(
+        {"params": params["host"]},
+        jnp.concatenate([ids, held], axis=1),
+        tokens[:, :-1],
+        padding=padding,
+    )
+    return jax.tree.map(lambda a: a[:, ids.shape[1] - 1 :], made)
+
+
+def projected(parts: Parts, params: dict[str, Any], encoding: Encoding) -> Encoding:
+    """What head, prior and decoder read of an encoding."""
+    z = parts.host.apply({"params": params["host"]}, encoding.z, method="condition")
+    return encoding.replace(z=z.astype(jnp.float32))
 
 
 def prompts(parts: Parts, settings: Any, rows: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -17,6 +17,7 @@ import numpy as np
 
 from driftar_jax import gamma, sampler, speculate
 from driftar_jax.generator import Loaded
+from driftar_jax.hosts.nextstep import NextStep
 from driftar_jax.types import Counts, Encoding
 
 
@@ -36,8 +37,8 @@ class Times:
 class Row:
     """One method at one batch size; times are of a whole batch.
 
-    With drafts a call is one loop whose pieces have no times of their own, and `drafted` says what
-    an image of it cost (`speculate.counts`).
+    With drafts, or a cache, a call is one loop whose pieces have no times of their own; `drafted`
+    says what an image with drafts cost (`speculate.counts`).
     """
 
     method: str
@@ -146,11 +147,12 @@ def line(record: dict) -> str:
 
 def _row(subject: Loaded, name: str, settings, batch_size: int, rounds: int) -> Row:
     parts, params = subject.parts, subject.params
-    label = jnp.arange(batch_size, dtype=jnp.int32) % parts.images.num_classes
+    label = subject.conditions(np.arange(batch_size) % parts.images.num_classes, 0)
     index = jnp.arange(batch_size, dtype=jnp.int32)
     if settings.drafts < 0:
-        settings = gamma.choose(parts, settings, params, batch_size).settings
+        settings = gamma.choose(parts, settings, params, batch_size, labels=label).settings
         name = name.replace("auto", f"auto = {settings.gamma}")
+    label = jnp.asarray(label)
     whole = params, label, index, jnp.uint32(0)
     plain = settings.changed(gamma=0)
     asked = {
@@ -158,6 +160,8 @@ def _row(subject: Loaded, name: str, settings, batch_size: int, rounds: int) -> 
         "backbone": (_backbone_alone, (parts, plain), (params, label)),
         "head": (_head_alone, (parts, plain), (params, index)),
     }
+    if isinstance(parts.host, NextStep):
+        del asked["backbone"], asked["head"]  # one loop over a cache, never apart
     if settings.drafts:
         static = parts, settings.draft_rule(settings.drafts), plain
         asked = {"whole": (speculate.generate, static, whole)}

@@ -53,7 +53,12 @@ class Row:
             "speed_ratio_low": min(largest.ratios),
             "speed_ratio_high": max(largest.ratios),
             "by_batch_size": {
-                str(size): {"images_per_s": s.median, "speed_ratio": s.ratio}
+                str(size): {
+                    "images_per_s": s.median,
+                    "speed_ratio": s.ratio,
+                    "speed_ratio_low": min(s.ratios),
+                    "speed_ratio_high": max(s.ratios),
+                }
                 for size, s in self.speed.items()
             },
             **quality.summary(self.quality),
@@ -67,7 +72,7 @@ class Asked:
 
     Attributes:
       controls: the own head with head steps that fall over the AR steps (as DiSA), and both with
-        half and a quarter of the AR steps.
+        half and a quarter of the AR steps, where the host can do so.
       guidance: further scales, each for every way to reach it.
     """
 
@@ -87,18 +92,19 @@ def methods(own: Loaded, drift: Loaded, asked: Asked = Asked()) -> list[Method]:
         rows += [
             Method(f"own, {name} to {last}", True, own.settings(nfe_schedule=name, nfe_last=last))
             for name in NFE_SCHEDULES
-            if name != "constant"
+            if name != "constant" and _possible(own, nfe_schedule=name, nfe_last=last)
         ]
         rows += [
             Method(f"own, {n} AR steps", True, own.settings(ar_steps=n))
             for n in _fewer(base.ar_steps)
+            if _possible(own, ar_steps=n)
         ]
     rows += [
         Method("prior mean", False, drift.settings(method="mean")),
         Method("drift", False, drift.settings()),
     ]
     if asked.controls:
-        steps = _fewer(drift.settings().ar_steps)
+        steps = [n for n in _fewer(drift.settings().ar_steps) if _possible(drift, ar_steps=n)]
         rows += [Method(f"drift, {n} AR steps", False, drift.settings(ar_steps=n)) for n in steps]
     learned = drift.settings().guidance_form == "trained"
     for scale in asked.guidance:
@@ -213,7 +219,7 @@ def _sample(pair, method: Method, labels, seed: int, batch_size: int) -> np.ndar
         loaded.parts,
         method.settings,
         loaded.params,
-        labels,
+        loaded.conditions(labels, seed),
         seed,
         batch_size=batch_size,
         to_pixels=loaded.to_pixels,

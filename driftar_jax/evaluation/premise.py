@@ -8,8 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
+from driftar_jax import text_sampler
 from driftar_jax.assembly import Parts
 from driftar_jax.features import to_unit_range
+from driftar_jax.hosts.nextstep import NextStep
 from driftar_jax.hosts.schedules import patchify
 from driftar_jax.hosts.transdiff import TransDiff
 
@@ -35,8 +37,12 @@ class Premise:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _encode(parts: Parts, params, tokens, known, label):
-    given = (tokens, known, label) if sees_tokens(parts) else (label,)
-    encoding = parts.host.apply({"params": params["host"]}, *given)
+    if reads_in_turn(parts):
+        encoding = text_sampler.encodings(parts, params, label[:, 1:], label[:, 0], tokens)
+        encoding = text_sampler.projected(parts, params, encoding)
+    else:
+        given = (tokens, known, label) if sees_tokens(parts) else (label,)
+        encoding = parts.host.apply({"params": params["host"]}, *given)
     if parts.prior is None:
         return encoding, None
     keys = jax.random.split(jax.random.key(0), tokens.shape[0])
@@ -47,6 +53,11 @@ def _encode(parts: Parts, params, tokens, known, label):
 def sees_tokens(parts: Parts) -> bool:
     """Whether contexts hold tokens; a host that makes whole grids knows the class alone."""
     return not isinstance(parts.host, TransDiff)
+
+
+def reads_in_turn(parts: Parts) -> bool:
+    """Whether a token's context is all tokens before it, whatever a mask says."""
+    return isinstance(parts.host, NextStep)
 
 
 def measurable(parts: Parts) -> bool:
@@ -61,7 +72,8 @@ def measure(
 ) -> list[Premise]:
     """Correlations with all, three quarters, half and a quarter of the tokens unknown.
 
-    A host that makes whole grids has the first of these alone.
+    A host that makes whole grids has the first of these alone; one that reads tokens in turn has
+    the others, each of the one token that comes then.
 
     Where the checkpoint has no prior, `mu` is a linear probe fitted on half of the images and used
     on the other half.
@@ -69,7 +81,7 @@ def measure(
     Args:
       parts, params: a host or Drift-AR checkpoint.
       images: uint8 `[n, H, W, C]` real images, at least 16.
-      labels: `[n]`.
+      labels: `[n]`; rows of captions where the host reads text.
       seed: of the masks.
 
     Returns:
@@ -77,6 +89,8 @@ def measure(
     """
     spec = parts.images
     tokens = patchify(to_unit_range(jnp.asarray(images)), spec.patch_size)
+    if reads_in_turn(parts):
+        return _in_turn(parts, params, tokens, jnp.asarray(labels))
     rng = np.random.default_rng(seed)
     order = np.argsort(rng.random((len(images), spec.num_tokens)), axis=1)
     found = []
@@ -91,6 +105,20 @@ def measure(
         chosen = ~known & judged[:, None]
         residual = np.linalg.norm(x - np.asarray(mu, np.float64), axis=-1)[chosen]
         pairs = e[chosen], residual
+        found.append(Premise(count, float(stats.spearmanr(*pairs).statistic), *pairs))
+    return found
+
+
+def _in_turn(parts: Parts, params, tokens, rows) -> list[Premise]:
+    encoding, mu = _encode(parts, params, tokens, None, rows)
+    z, x, e = (np.asarray(a, np.float64) for a in (encoding.z, tokens, encoding.entropy))
+    judged = np.arange(len(x)) >= (0 if mu is not None else len(x) // 2)
+    if mu is None:
+        mu = _probe(z, x, np.broadcast_to(~judged[:, None], x.shape[:2]))
+    residual = np.linalg.norm(x - np.asarray(mu, np.float64), axis=-1)
+    found, num_tokens = [], x.shape[1]
+    for count in (num_tokens * quarters // 4 for quarters in (3, 2, 1)):
+        pairs = e[judged, -count], residual[judged, -count]
         found.append(Premise(count, float(stats.spearmanr(*pairs).statistic), *pairs))
     return found
 

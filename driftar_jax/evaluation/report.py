@@ -169,7 +169,9 @@ def _batches(records: Sequence[dict]) -> list[str]:
         cells = []
         for size in sizes:
             at = r["by_batch_size"][size]
-            cells += [f"{at['images_per_s']:.1f}", f"{at['speed_ratio']:.2f}"]
+            low, high = at["speed_ratio_low"], at["speed_ratio_high"]
+            spread = f"{at['speed_ratio']:.2f} ({low:.2f} to {high:.2f})"
+            cells += [f"{at['images_per_s']:.1f}", spread]
         lines.append(f"| {r['method']} | {r['nfe_per_step']} | " + " | ".join(cells) + " |")
     return lines
 

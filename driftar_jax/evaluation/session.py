@@ -36,6 +36,7 @@ class Session:
     workdirs: dict[str, str]
     images: np.ndarray
     labels: np.ndarray
+    captions: list[str] | None
     num_training: int
     out: pathlib.Path
     num: int
@@ -73,7 +74,7 @@ class Session:
         )
         with ledger("premise and pictures"):
             found = {
-                name: premise.measure(loaded.parts, loaded.params, *self._judged(1024))
+                name: premise.measure(loaded.parts, loaded.params, *self._judged(1024, loaded))
                 for name, loaded in (
                     ("own head alone", self.baselines[0]),
                     ("Drift-AR", self.drifts[0]),
@@ -85,9 +86,13 @@ class Session:
         report.write(self.out, rows=rows, real=reached, premise=found, facts=facts, images=shown)
         return "\n".join([*report.summary(rows, reached), "", f"time: {ledger.line()}"])
 
-    def _judged(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+    def _judged(self, most: int, loaded: generator.Loaded) -> tuple[np.ndarray, np.ndarray]:
+        """Real images, and what a checkpoint is told of them: their class or their caption."""
         chosen = np.random.default_rng(0).permutation(len(self.images))[:most]
-        return self.images[chosen], self.labels[chosen]
+        labels = self.labels[chosen]
+        if loaded.book is not None:
+            labels = loaded.book.rows([self.captions[i] for i in chosen])
+        return self.images[chosen], labels
 
     def _facts(self, real_accuracy: float) -> dict:
         drift = self.drifts[0]
@@ -113,7 +118,7 @@ class Session:
         for name, loaded in (("own", self.baselines[0]), ("drift", self.drifts[0])):
             made = loaded.sample(labels, seed=0, batch_size=SHOWN).images
             pictures.save_grid(self.out / f"samples_{name}.png", made, columns=8)
-        pictures.save_grid(self.out / "real.png", self._judged(SHOWN)[0], columns=8)
+        pictures.save_grid(self.out / "real.png", self._judged(SHOWN, self.drifts[0])[0], columns=8)
         curves = {name: _records(workdir) for name, workdir in self.workdirs.items()}
         pictures.save_curves(
             self.out / "curves_own.png", {"own head": curves["own"]}, ["loss", "grad_norm"]
@@ -137,10 +142,11 @@ class Session:
 
     def _entropy_map(self) -> None:
         drift = self.drifts[0]
-        images, labels = self._judged(MAPPED)
+        images, labels = self._judged(MAPPED, drift)
         order = np.argsort(np.random.default_rng(1).random((MAPPED, drift.parts.images.num_tokens)))
         half = drift.parts.images.num_tokens // 2
         known = order < (half if premise.sees_tokens(drift.parts) else 0)
+        known |= premise.reads_in_turn(drift.parts)
         entropy = premise.entropies(drift.parts, drift.params, images, labels, known)
         shape = (MAPPED, *drift.parts.images.grid)
         report.entropy_map(
@@ -207,6 +213,9 @@ def open_session(
         np.concatenate(arrays)
         for arrays in zip(*(pipeline.all_images(s) for s in sources), strict=True)
     )
+    captions = None
+    if any(loaded.book for loaded in (*loaded_drifts, *loaded_baselines)):
+        captions = [text for source in sources for text in source.captions]
     folder.mkdir(parents=True, exist_ok=True)
     return Session(
         drifts=loaded_drifts,
@@ -219,6 +228,7 @@ def open_session(
         workdirs={"own": baselines[0], "drift": drifts[0]},
         images=images,
         labels=labels,
+        captions=captions,
         num_training=len(sources[0]),
         out=folder,
         num=num,
@@ -229,8 +239,8 @@ def open_session(
 
 
 def _law(loaded: generator.Loaded) -> str:
-    """Mask law of the training; whole-grid hosts have none."""
-    return loaded.config.mask.law if "mask" in loaded.config else "none"
+    """Mask law of the training; hosts without masks have none."""
+    return loaded.config.get("mask", {}).get("law", "none")
 
 
 def _scale(word: str) -> float:

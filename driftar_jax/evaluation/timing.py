@@ -48,9 +48,7 @@ def open_subject(settings: Any, workdir: str | None) -> tuple[generator.Loaded, 
 def _images(settings: Any) -> assembly.ImageSpec:
     if not latents.is_latents(settings.data.name):
         source = runs.open_data(settings, "train")
-        return assembly.ImageSpec(
-            source.image_shape, tuple(source.class_names), settings.data.patch_size
-        )
+        return runs.image_spec(settings, source, runs.fit_text(settings, source))
     side = settings.data.image_size
     names = tuple(str(i) for i in range(LATENT_CLASSES))
     shape = (side, side, LATENT_CHANNELS)

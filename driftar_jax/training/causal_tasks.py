@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from driftar_jax import assembly, entropy
+from driftar_jax import assembly, entropy, text_sampler
 from driftar_jax.drift import fields
 from driftar_jax.hosts import nextstep
 from driftar_jax.speculative import window
@@ -44,7 +44,7 @@ class Prompts:
     mirror: bool
 
     def read(self, batch: dict, key: jax.Array, patch_size: int):
-        """Clean tokens `[B, N, C]`, `ids [B, P + N]`, `padding [B]` and which lost their caption.
+        """Clean tokens `[B, N, C]`, `ids [B, P]`, `padding [B]` and which lost their caption.
 
         The last is bool `[B]`.
         """
@@ -56,9 +56,7 @@ class Prompts:
         hidden = jax.random.bernoulli(key_unknown, self.unknown, ids.shape)
         ids = jnp.where(words & hidden, self.text.unknown, ids)
         dropped = jax.random.bernoulli(key_drop, self.drop, padding.shape)
-        ids, padding = without_caption(self.text, ids, padding, dropped)
-        held = jnp.full(tokens.shape[:2], self.text.placeholder, ids.dtype)
-        return tokens, jnp.concatenate([ids, held], axis=1), padding, dropped
+        return tokens, *without_caption(self.text, ids, padding, dropped), dropped
 
     def chosen(self, key: jax.Array, batch: int, num_tokens: int) -> jax.Array:
         """Numbers `[B, K]` of the tokens whose head is trained, drawn for each image."""
@@ -112,13 +110,14 @@ class CausalTask:
         key_chosen, key_noise, key_time = jax.random.split(key, 3)
         tokens, ids, padding, _ = self.prompts.read(batch, key, images.patch_size)
         chosen = self.prompts.chosen(key_chosen, tokens.shape[0], images.num_tokens)
+        held = jnp.full(tokens.shape[:2], self.prompts.text.placeholder, ids.dtype)
         end = jnp.full((tokens.shape[0], 1), self.prompts.text.end_image, ids.dtype)
         rows = self.copies * chosen.size
         found = nextstep.training_losses(
             self.parts.host,
             self.parts.head,
             params,
-            jnp.concatenate([ids, end], axis=1),
+            jnp.concatenate([ids, held, end], axis=1),
             tokens,
             jax.random.normal(key_noise, (rows, images.token_dim)),
             jax.random.normal(key_time, (rows,)),
@@ -172,8 +171,8 @@ class CausalDriftTask:
         images = self.parts.images
         key_chosen, key_eps, key_scale, key_free, key_draft = jax.random.split(key, 5)
         tokens, ids, padding, dropped = self.prompts.read(batch, key, images.patch_size)
-        hidden = self.encode(params, ids, tokens, padding)
-        encoding = self.project(params, hidden)
+        hidden = text_sampler.encodings(self.parts, params, ids, padding, tokens)
+        encoding = text_sampler.projected(self.parts, params, hidden)
         mu, std = self.prior(params, encoding)
         chosen = self.prompts.chosen(key_chosen, tokens.shape[0], images.num_tokens)
         y = _take(tokens, chosen)
@@ -202,25 +201,6 @@ class CausalDriftTask:
         loss = a * sum(draft_terms.values()) + (1 - a) * (l_drift + l_mu)  # Eq. 9
         return loss, metrics | draft_terms | {"mu": l_mu, "alpha": a}
 
-    def encode(self, params: Params, ids, tokens, padding) -> Encoding:
-        """Encodings of all tokens, `z [B, N, D]` hidden states: one backbone call."""
-        first = ids.shape[1] - tokens.shape[1] - 1
-        # The last token is in no context.
-        made = self.parts.host.apply(
-            {"params": params["host"]}, ids[:, :-1], tokens[:, :-1], padding=padding
-        )
-        return jax.tree.map(lambda a: a[:, first:], made)
-
-    def project(self, params: Params, encoding: Encoding) -> Encoding:
-        """What head, prior and decoder read of an encoding."""
-        z = self.parts.host.apply(
-            {"params": params["host"]},
-            encoding.z,
-            jnp.arange(encoding.z.shape[1])[None],
-            method="condition",
-        )
-        return encoding.replace(z=z.astype(jnp.float32))
-
     def prior(self, params: Params, encoding: Encoding):
         """mu `[..., C]` and sigma `[...]` of a projected encoding."""
         return self.parts.prior.apply({"params": params["prior"]}, encoding.z, encoding.entropy)
@@ -237,7 +217,8 @@ class CausalDriftTask:
         params = jax.lax.stop_gradient(params)
         everywhere = jnp.ones(padding.shape, bool)
         ids, padding = without_caption(self.prompts.text, ids, padding, everywhere)
-        encoding = self.project(params, self.encode(params, ids, tokens, padding))
+        encoding = text_sampler.encodings(self.parts, params, ids, padding, tokens)
+        encoding = text_sampler.projected(self.parts, params, encoding)
         mu, std = self.prior(params, encoding)
         return self._draws(params, encoding, mu, std, chosen, key, jnp.ones(chosen.shape))
 
