@@ -18,6 +18,8 @@ def get_config(size: str = "digits8") -> ml_collections.ConfigDict:
         width=256,
         depth=3,
         standardised=True,
+        entropy_adaln=True,
+        entropy_gradient=True,  # of the drift, through E, into the backbone
         guidance_max=1.0,  # above 1: scales up to it are trained into the decoder
     )
     c.draft = dict(width=96, depth=1, num_heads=4)

@@ -37,6 +37,8 @@ def drift(size: str, variant: str) -> ml_collections.ConfigDict:
         width=width,
         depth=depth,
         standardised=True,
+        entropy_adaln=True,
+        entropy_gradient=True,
         guidance_max=4.0,  # scales up to it are trained into the decoder: half the rows at sampling
     )
     c.draft = dict(width=512, depth=2, num_heads=8)

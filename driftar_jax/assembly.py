@@ -110,7 +110,9 @@ def _drift_tokens(config: Any, images: ImageSpec, host: MAR | NextStep) -> Parts
             width=config.drift.width,
             depth=config.drift.depth,
             standardised=config.drift.standardised,
-            guidance=config.drift.get("guidance_max", 1.0) > 1,  # not in configs of older runs
+            # Not in configs of older runs.
+            guidance=config.drift.get("guidance_max", 1.0) > 1,
+            entropy_adaln=config.drift.get("entropy_adaln", True),
             dtype=dtype,
         ),
         draft=DraftHead(

@@ -96,6 +96,8 @@ FIELDS: dict[str, Field] = {
     "drift.width": _whole(1),
     "drift.depth": _whole(1),
     "drift.standardised": _FLAG,
+    "drift.entropy_adaln": _FLAG,
+    "drift.entropy_gradient": _FLAG,
     "drift.guidance_max": _real(1),
     "drift.num_heads": _whole(1),
     "drift.guidance_power": _real(0),
@@ -191,6 +193,8 @@ OF_HOSTS = {
     "mask": ("mar",),
     "mask.tokens_per_image": ("mar", "nextstep"),
     "draft": ("mar", "nextstep"),
+    "drift.entropy_adaln": ("mar",),
+    "drift.entropy_gradient": ("mar",),
     "drift.num_heads": ("transdiff",),
     "drift.guidance_power": ("transdiff",),
     "drift.guidance_none": ("transdiff",),
@@ -228,6 +232,13 @@ CHANGEABLE = (
     "sample.rule",
     "sample.delta",
 )
+
+# What runs did before these fields were there.
+BEFORE = {
+    "drift.guidance_max": 1.0,
+    "drift.entropy_adaln": True,
+    "drift.entropy_gradient": True,
+}
 
 
 def flatten(config) -> dict[str, Any]:
@@ -425,9 +436,10 @@ def check_same_run(config, saved: dict) -> None:
     for name in sorted(now.keys() | then.keys()):
         if any(name == c or name.startswith(c + ".") for c in CHANGEABLE):
             continue
-        if now.get(name) != then.get(name):
+        was = then.get(name, BEFORE.get(name))
+        if now.get(name) != was:
             raise wrong(
                 name,
                 now.get(name),
-                f"{then.get(name)!r} (this workdir belongs to another config; use a new one)",
+                f"{was!r} (this workdir belongs to another config; use a new one)",
             )

@@ -39,7 +39,8 @@ class TokenDecoder(nn.Module):
 
     It reads the start twice, as `x0` and standardised: where sigma is small the noise in `x0` is
     too faint to use, and training would bend the entropy into a volume knob for it. With
-    `guidance` it takes a guidance scale, so that sampling needs no unconditional branch.
+    `guidance` it takes a guidance scale, so that sampling needs no unconditional branch. Without
+    `entropy_adaln`, the control, `z` alone modulates it.
     """
 
     token_dim: int
@@ -47,6 +48,7 @@ class TokenDecoder(nn.Module):
     depth: int
     standardised: bool = True
     guidance: bool = False
+    entropy_adaln: bool = True
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -79,9 +81,10 @@ class TokenDecoder(nn.Module):
             got = "none" if alpha is None else "a scale"
             raise ValueError(f"alpha: got {got}, allowed with guidance=True only, and needed there")
         cond = dense(self.width, ("embed", "mlp"), self.dtype, name="cond_z")(z.astype(self.dtype))
-        # Two kernels, not one over concat(z, E): D + 1 rows would not divide over a mesh axis.
-        e = entropy[..., None].astype(self.dtype)
-        cond += dense(self.width, (None, "mlp"), self.dtype, name="cond_entropy")(e)
+        if self.entropy_adaln:
+            # Two kernels, not one over concat(z, E): D + 1 rows would not divide over a mesh axis.
+            e = entropy[..., None].astype(self.dtype)
+            cond += dense(self.width, (None, "mlp"), self.dtype, name="cond_entropy")(e)
         if alpha is not None:
             h = sinusoid_features(alpha).astype(self.dtype)
             h = nn.silu(dense(self.width, (None, "embed"), self.dtype, name="alpha_in")(h))

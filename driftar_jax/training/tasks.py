@@ -152,6 +152,7 @@ class DriftTask:
     steps: int
     ar_steps: int
     guidance_max: float = 1.0
+    entropy_gradient: bool = True
     mirror: bool = False
     tracked: tuple[str, ...] = ("entropy_mean", "entropy_square")
 
@@ -176,6 +177,9 @@ class DriftTask:
         tokens = tokenise(batch, key, patch_size=images.patch_size, mirror=self.mirror)
         masks, label = self.contexts.draw(key_context, batch["label"], images.num_tokens)
         encoding = _encode(self, params, tokens, masks, label, None if frozen else key_dropout)
+        if not self.entropy_gradient:
+            # The drift still reads the entropy, and no longer shapes it.
+            encoding = encoding.replace(entropy=jax.lax.stop_gradient(encoding.entropy))
         mu, std = self._prior(params, encoding, key_shuffle)
         positions, weight = self.contexts.chosen(masks, images.num_tokens)
         y = _take(tokens, positions)
@@ -318,6 +322,7 @@ def build(
         steps=config.train.steps,
         ar_steps=config.sample.ar_steps,
         guidance_max=config.drift.get("guidance_max", 1.0),
+        entropy_gradient=config.drift.get("entropy_gradient", True),
         mirror=config.data.flip,
     )
     if config.task == "draft":

@@ -36,9 +36,10 @@ def test_a_fresh_decoder_returns_its_start(inputs, standardised, dtype):
     assert found.dtype == jnp.float32
 
 
-@pytest.mark.parametrize("standardised", [True, False])
-def test_each_input_reaches_its_own_token_alone(inputs, standardised):
-    decoder = TokenDecoder(C, width=8, depth=2, standardised=standardised)
+@pytest.mark.parametrize(("standardised", "adaln"), [(True, False), (False, True)])
+def test_each_input_reaches_its_own_token_alone(inputs, standardised, adaln):
+    sizes = dict(width=8, depth=2)
+    decoder = TokenDecoder(C, **sizes, standardised=standardised, entropy_adaln=adaln)
     params = _trained(decoder, inputs)
 
     @jax.jit
@@ -49,7 +50,7 @@ def test_each_input_reaches_its_own_token_alone(inputs, standardised):
     for name in inputs:
         changed = {**inputs, name: inputs[name].at[1, 2].add(0.5)}
         moved = np.abs(np.asarray(residual(changed)) - before).max(axis=(-1, -2))
-        read = standardised or name not in ("mu", "std")
+        read = {"mu": standardised, "std": standardised, "entropy": adaln}.get(name, True)
         assert (moved[1, 2] > 1e-3) == read, name
         moved[1, 2] = 0
         assert moved.max() < 1e-5, name

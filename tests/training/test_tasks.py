@@ -18,9 +18,9 @@ def _task(name, **changes):
 
 
 @functools.cache
-def _gradients(name):
+def _gradients(name, **changes):
     """Loss, metrics and gradients at random parameters, half-way through phase I."""
-    task = _task(name)
+    task = _task(name, **changes)
     loss = functools.partial(task.loss, step=jnp.int32(2), frozen=False)
     batch = tiny.batch(4) | {"label": np.array([0, 1, 2, 1], np.int32)}
     gradient = jax.jit(
@@ -54,6 +54,20 @@ def test_the_drift_loss_is_equation_9():
     np.testing.assert_allclose(value, want, rtol=1e-5)
     assert min(m["draft_reg"], m["draft_entropy"], m["drift"], m["mu"]) > 0
     assert 0 < m["entropy_mean"] ** 2 <= m["entropy_square"] <= 1 and 0 < m["sigma_mean"] <= 0.5
+
+
+def test_the_drift_may_read_the_entropy_without_shaping_it():
+    value, _, grads = _gradients("drift")
+    same, _, without = _gradients("drift", drift__entropy_gradient=False)
+    np.testing.assert_allclose(same, value, rtol=1e-6)
+    for name in ("decoder", "prior", "draft"):
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6),
+            without[name],
+            grads[name],
+        )
+    far = jax.tree.map(lambda a, b: float(np.abs(a - b).max()), without["host"], grads["host"])
+    assert max(jax.tree.leaves(far)) > 1e-3
 
 
 @pytest.mark.parametrize(("name", "phases"), [("drift", 2), ("host", 1)])
