@@ -36,7 +36,26 @@ class Checkpoints:
     With several processes all must make the same calls; the first alone writes and checks digests.
     """
 
-    def __init__(self, workdir: str | os.PathLike, *, keep: int = 2, create: bool = True):
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        *,
+        keep: int = 2,
+        create: bool = True,
+        in_flight: int | None = None,
+    ):
+        """Open a workdir.
+
+        Args:
+          workdir: the folder that holds, or will hold, `checkpoints/`.
+          keep: newest checkpoints that stay.
+          create: whether to make the folder.
+          in_flight: bytes that may be on their way to the disk at once, more than those of any
+            array; None sets no limit: a save then takes as much again as its arrays.
+
+        Raises:
+          ValueError: there is no such folder, and `create` is False.
+        """
         # Orbax takes relative paths and says so only when the save has failed.
         self.workdir = pathlib.Path(workdir).absolute()
         self._saving: int | None = None
@@ -55,7 +74,8 @@ class Checkpoints:
             raise ValueError(
                 f"workdir: got {str(workdir)!r}, allowed a folder with checkpoints/ in it"
             )
-        self._manager = ocp.CheckpointManager(folder, options=options)
+        handlers = None if in_flight is None else _limited(in_flight)
+        self._manager = ocp.CheckpointManager(folder, options=options, handler_registry=handlers)
 
     def latest_step(self) -> int | None:
         """Newest complete step on disk, or None."""
@@ -266,6 +286,20 @@ class Checkpoints:
             self._manager.close()
         except Exception as error:
             raise self._failed(error) from error
+
+
+def _limited(in_flight: int) -> ocp.handlers.CheckpointHandlerRegistry:
+    """Orbax's own handlers, for trees one with a limit."""
+    trees = ocp.StandardCheckpointHandler(save_concurrent_gb=in_flight / 1e9)
+    facts = ocp.JsonCheckpointHandler()
+    registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    for handler, kinds in (
+        (trees, (ocp.args.StandardSave, ocp.args.StandardRestore)),
+        (facts, (ocp.args.JsonSave, ocp.args.JsonRestore)),
+    ):
+        for kind in kinds:
+            registry.add(None, kind, handler)
+    return registry
 
 
 def _digests(folder: pathlib.Path, part: pathlib.Path) -> dict[str, str]:

@@ -430,7 +430,9 @@ def _placed(arrays: dict[str, np.ndarray]) -> dict[str, jax.Array]:
     A background save copies NumPy arrays first, but not arrays that JAX already owns.
     """
     cpu = jax.devices("cpu")[0]
-    return {path: jax.device_put(arrays.pop(path), cpu) for path in list(arrays)}
+    # Waited for: a copy that is still to be made keeps its source.
+    place = lambda array: jax.device_put(array, cpu).block_until_ready()  # noqa: E731
+    return {path: place(arrays.pop(path)) for path in list(arrays)}
 
 
 def _temporary(target: pathlib.Path) -> pathlib.Path:
@@ -448,7 +450,7 @@ def _write_workdir(
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = _temporary(target)
     try:
-        written = checkpoints.Checkpoints(unfinished)
+        written = checkpoints.Checkpoints(unfinished, in_flight=_in_flight(described.abstract))
         try:
             for number, (name, tree) in enumerate(parts):
                 if number == 0:
@@ -473,6 +475,12 @@ def _write_workdir(
         os.replace(unfinished, target)
     finally:
         _remove(unfinished)
+
+
+def _in_flight(abstract: dict) -> int:
+    """Bytes on their way to the disk at once: a few arrays, whatever the size of the whole."""
+    largest = max(4 * math.prod(shape) for shape in rules.shapes_of(abstract).values())
+    return 2 * largest + 2**26
 
 
 def _remove(folder: pathlib.Path, seconds: float = 5.0) -> None:
