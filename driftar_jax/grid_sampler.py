@@ -3,6 +3,7 @@
 An image's noise is a function of seed, image, token and draw alone, as for every host.
 """
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 from driftar_jax import draws
 from driftar_jax.assembly import Parts
 from driftar_jax.drift.head import DriftHead
+from driftar_jax.hosts.transdiff import TransDiff, class_table
 from driftar_jax.hosts.transdiff_flow import generate
 
 
@@ -20,6 +22,20 @@ def guidance_at(scale: float, groups: int, schedule: str) -> tuple[float, ...]:
     if schedule == "constant":
         return (scale,) * groups
     return tuple(1.0 + (scale - 1.0) * (g + 1) / groups for g in range(groups))
+
+
+def with_table(parts: Parts, params: dict[str, Any], rows: int) -> dict[str, Any]:
+    """`params` with a group `table`, where a table of the classes costs less than `rows` rows.
+
+    What the 1-step form encodes is its class alone: 1,000 images of 10 classes need 11 rows.
+    """
+    host = parts.host
+    if not isinstance(host, TransDiff) or host.groups > 1 or rows <= host.num_classes + 1:
+        return params
+    return params | {"table": _table(host, params["host"])}
+
+
+_table = functools.partial(jax.jit, static_argnums=0)(class_table)
 
 
 def own(
@@ -82,13 +98,16 @@ def drift(
     Args:
       parts: a TransDiff host of one group.
       head: prior and decoder.
-      params: group `host`.
+      params: group `host`; a group `table` takes its place.
       label: `[B]` int32 class, -1 for none.
       keys: `[B]`, of `draws.image_keys`.
       scale: guidance; read as `head` says.
     """
     rows = jnp.concatenate([label, jnp.full_like(label, -1)]) if head.guided else label
-    encoding = parts.host.apply({"params": params["host"]}, rows)
+    if "table" in params:
+        encoding = jax.tree.map(lambda a: a[rows], params["table"])
+    else:
+        encoding = parts.host.apply({"params": params["host"]}, rows)
     mu, std = head.starts(encoding, draws.prior_keys(keys))
     noise_keys = draws.token_keys(keys, parts.images.num_tokens)
     eps = draws.normal(noise_keys, 0, parts.images.token_dim)

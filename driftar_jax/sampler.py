@@ -379,7 +379,7 @@ def _predict(parts, settings, steps, params, encoding, prior, token_keys, step) 
         return drift_head(parts, settings, params).tokens(encoding, *prior, eps, scale)
     z = encoding.z.reshape(-1, encoding.z.shape[-1])
     rows = batch * count
-    schedules = [_schedule(settings, length) for length in steps.lengths]
+    schedules = [head_schedule(settings, length) for length in steps.lengths]
     schedule, num_steps = schedules[0], None
     if len(schedules) > 1:
         schedule, num_steps = diffusion.chosen(schedules, step["length"])
@@ -397,7 +397,8 @@ def _predict(parts, settings, steps, params, encoding, prior, token_keys, step) 
     return new.reshape(batch, count, channels)
 
 
-def _schedule(settings: Settings, num_steps: int) -> diffusion.Schedule:
+def head_schedule(settings: Settings, num_steps: int) -> diffusion.Schedule:
+    """Of the diffusion head's `num_steps` steps."""
     if settings.spacing == "trimmed" or num_steps == 1:
         return diffusion.trimmed_schedule(num_steps, _TRIMMED_LAST)
     return diffusion.respaced_schedule(num_steps)
@@ -433,12 +434,18 @@ def sample_images(
         made, found = sample_drafted(*arguments, batch_size=batch_size, to_pixels=to_pixels)
         return made, speculate.counts(found)
 
+    _check(parts, settings, labels)
+    params = grid_sampler.with_table(parts, params, len(labels) * (2 if settings.guided else 1))
+
     def make(label, index):
         return generate(parts, settings, params, label, index, np.uint32(seed))
 
-    _check(parts, settings, labels)
-    made, counts = _in_batches(make, labels, batch_size, to_pixels)
-    return made, jax.tree.map(int, counts[0])
+    made, found = _in_batches(make, labels, batch_size, to_pixels)
+    counts = jax.tree.map(int, found[0])
+    if "table" in params:
+        calls = (parts.images.num_classes + 1) / len(labels)
+        counts = dataclasses.replace(counts, backbone_calls=calls, backbone_rows=calls)
+    return made, counts
 
 
 def sample_drafted(

@@ -55,3 +55,18 @@ def test_bad_settings_are_named(changes, message):
     parts, _ = made("tiny_mrar")
     with pytest.raises(ValueError, match=message):
         sampler.Settings("own", 4, nfe=3).changed(**changes).check(parts)
+
+
+@pytest.mark.parametrize("guidance", [1.0, 1.5])
+def test_a_table_of_classes_changes_the_calls_alone(guidance, monkeypatch):
+    """What the class decides is encoded once for each, not once or twice for each image."""
+    parts, params = made("tiny")
+    settings = sampler.Settings("own", 1, nfe=2, guidance=guidance)
+    classes = parts.images.num_classes
+    labels = np.arange(2 * classes + 3) % (classes + 1) - 1
+    with_table, counts = sampler.sample_images(parts, settings, params, labels, 3, batch_size=8)
+    assert counts.backbone_calls == counts.backbone_rows == (classes + 1) / len(labels)
+    monkeypatch.setattr(grid_sampler, "with_table", lambda parts, params, rows: params)
+    without, counts = sampler.sample_images(parts, settings, params, labels, 3, batch_size=8)
+    assert counts.backbone_calls == 1 and counts.backbone_rows == (1 if guidance == 1.0 else 2)
+    assert np.abs(with_table.astype(int) - without).max() <= 1
