@@ -22,6 +22,12 @@ def orders(keys: jax.Array, num_tokens: int) -> jax.Array:
     return jax.vmap(lambda k: jax.random.permutation(k, num_tokens))(_fold(keys, _ORDER))
 
 
+def unknown_first(order: jax.Array, known: jax.Array) -> jax.Array:
+    """`order [B, N]` with the tokens that are `known [N]` moved to its end, all else as it was."""
+    place = jnp.argsort(known[order], axis=-1, stable=True)
+    return jnp.take_along_axis(order, place, axis=-1)
+
+
 def prior_keys(keys: jax.Array) -> jax.Array:
     """`[B]` keys for `Prior`, one per image."""
     return _fold(keys, _PRIOR)

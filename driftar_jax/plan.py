@@ -65,7 +65,8 @@ class Plan:
 
     def first_apart(self) -> tuple["Plan", ...]:
         """The first AR step, which knows no token, and the rest, where that pays for a program."""
-        if self.num_tokens < MANY_TOKENS or len(self.now) == 1:
+        alike = self.now[0] < self.num_tokens or len(self.now) == 1
+        if alike or self.num_tokens < MANY_TOKENS:
             return (self,)
         steps = self.now, self.next, self.scale, np.take(self.lengths, self.length)
         return tuple(
@@ -92,18 +93,21 @@ def make(
     guidance: float,
     guidance_schedule: str,
     head_steps: tuple[int, ...],
+    unknown: int | None = None,
 ) -> Plan:
     """The plan of MAR's cosine schedule.
 
     Args:
       num_tokens: N.
-      ar_steps: T, 1..N.
+      ar_steps: T, 1..N, or 1..unknown.
       guidance, guidance_schedule: as in `guidance_at`.
       head_steps: T head evaluations.
+      unknown: tokens to generate, the others are there; None: all.
     """
-    counts = np.asarray(cosine_counts(num_tokens, ar_steps))
-    after = num_tokens - np.cumsum(counts)
-    scale = guidance_at(guidance, num_tokens, ar_steps, guidance_schedule)
+    unknown = num_tokens if unknown is None else unknown
+    counts = np.asarray(cosine_counts(unknown, ar_steps))
+    after = unknown - np.cumsum(counts)
+    scale = guidance_at(guidance, unknown, ar_steps, guidance_schedule)
     return Plan.of(num_tokens, after + counts, after, scale, head_steps)
 
 

@@ -2,6 +2,7 @@
 
 python -m driftar_jax.sample --workdir=runs/drift --num=64 --out=runs/drift/images
 python -m driftar_jax.sample --workdir=runs/mar_base --vae=runs/kl16 --num=4 --out=runs/images
+python -m driftar_jax.sample --workdir=runs/drift --image=shoe.png --mask=heel.png --out=runs/heels
 python -m driftar_jax.sample --workdir=runs/drift_next --prompt="red heart, heart" --out=runs/hearts
 """
 
@@ -12,7 +13,7 @@ import numpy as np
 from absl import flags
 
 import driftar_jax
-from driftar_jax import cli, gamma, pictures, prompted, sample_prompts
+from driftar_jax import cli, gamma, inpaint, pictures, prompted, sample_prompts
 from driftar_jax.checkpoints import write_json
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder written by train or convert.")
@@ -20,6 +21,7 @@ _OUT = flags.DEFINE_string("out", None, "New folder for grid.png, single files a
 _VAE = flags.DEFINE_string("vae", None, "Folder of the autoencoder, where tokens are latents.")
 _NUM = flags.DEFINE_integer("num", 64, "How many images.")
 _LABELS = flags.DEFINE_list("labels", [], "Class numbers or names, repeated in turn; all classes.")
+_MASK = flags.DEFINE_string("mask", None, "Picture whose white part of --image is generated anew.")
 _SEED = flags.DEFINE_integer("seed", 0, "Root of the randomness.")
 _METHOD = flags.DEFINE_string("method", None, "own | drift | mean; what the checkpoint holds.")
 _AR_STEPS = flags.DEFINE_integer("ar_steps", None, "AR steps; the config's by default.")
@@ -68,9 +70,15 @@ def main(_) -> None:
             "stop": _STOP.value,
         }
         settings = loaded.checked(**changes)
+        hole = _hole(loaded)
     if settings.gamma and not settings.drafts:
         print("gamma: one AR step makes the whole image, so there is nothing to draft: plain")
-    made = loaded.sample(asked, _SEED.value, batch_size=_BATCH.value, **changes)
+    rest = {"batch_size": _BATCH.value, **changes}
+    if hole is None:
+        made = loaded.sample(asked, _SEED.value, **rest)
+    else:
+        with cli.user_errors():
+            made = inpaint.fill(loaded, *hole, asked, _SEED.value, **rest)
     out.mkdir(parents=True, exist_ok=True)
     pictures.save_grid(out / "grid.png", made.images)
     if texts is not None:
@@ -90,6 +98,16 @@ def main(_) -> None:
     }
     write_json(out / "counts.json", facts)
     print(f"{out}: {len(asked)} images, {facts['per_image']}")
+
+
+def _hole(loaded):
+    """Image and mask to fill in, or None."""
+    pictured = flags.FLAGS["image"].value
+    if not _MASK.present:
+        return None
+    if len(pictured) != 1:
+        raise ValueError(f"image: got {len(pictured)} of them, allowed one together with --mask")
+    return inpaint.read(pictured[0], _MASK.value, inpaint.pixel_shape(loaded)[-1])
 
 
 def _new_folder(path: str) -> pathlib.Path:

@@ -36,7 +36,7 @@ _CONVERTED += ("guidance_schedule", "shift", "normalise", "mesh_fsdp", "mesh_ten
 
 def refuse() -> None:
     """Raises ValueError where a flag was given that only prompts know."""
-    for name in ("prompt", "image"):
+    for name in ("prompt",) if flags.FLAGS["mask"].present else ("prompt", "image"):
         if flags.FLAGS[name].present:
             allowed = "none: this checkpoint makes images of classes, by --labels"
             raise wrong(name, flags.FLAGS[name].value, allowed)

@@ -24,7 +24,7 @@ from driftar_jax.hosts.nextstep import NextStep
 from driftar_jax.hosts.schedules import NFE_SCHEDULES, head_steps, unpatchify
 from driftar_jax.hosts.transdiff import TransDiff
 from driftar_jax.speculative import engine, verify
-from driftar_jax.types import Counts, Encoding, Speculation
+from driftar_jax.types import Counts, Encoding, Given, Speculation
 
 METHODS = ("own", "drift", "mean")
 GUIDANCE_FORMS = ("extrapolate", "trained")
@@ -198,6 +198,7 @@ def generate(
     label: jax.Array,
     index: jax.Array,
     seed: jax.Array,
+    given: Given | None = None,
 ) -> tuple[jax.Array, Counts]:
     """All AR steps and the head; the tokens are put back in their places.
 
@@ -209,6 +210,7 @@ def generate(
       index: `[B]` int32 number of each image in the whole request; with `seed` it decides all of
         an image's randomness, so an image does not depend on its batch.
       seed: uint32 scalar.
+      given: tokens that stand; a host that reveals tokens in any order (MAR) fills in the others.
 
     Returns:
       float32 grid `[B, H, W, C]` of `parts.images.image_shape`, and `Counts` per image.
@@ -228,7 +230,10 @@ def generate(
         tokens = text_sampler.tokens(parts, settings, params, label, keys)
         return unpatchify(tokens, *images.image_shape[:2], images.patch_size), counts
     shape = (label.shape[0], images.num_tokens, images.token_dim)
-    order = draws.orders(keys, images.num_tokens)
+    order, tokens = draws.orders(keys, images.num_tokens), jnp.zeros(shape, jnp.float32)
+    if given is not None:
+        order = draws.unknown_first(order, given.known)
+        tokens = jnp.where(given.known[None, :, None], given.tokens[None], tokens)
     rank = jnp.argsort(order, axis=-1)
 
     def ar_step(steps, tokens, step):
@@ -236,8 +241,7 @@ def generate(
         seen = backbone(parts, settings, steps, params, tokens, known, label, step["keep"])
         return reveal(parts, settings, steps, params, tokens, seen, order, keys, step), None
 
-    tokens = jnp.zeros(shape, jnp.float32)
-    for steps in plans_of(parts, settings):
+    for steps in plans_of(parts, settings, given and given.unknown):
         tokens, _ = jax.lax.scan(functools.partial(ar_step, steps), tokens, steps.columns())
     return unpatchify(tokens, *images.image_shape[:2], images.patch_size), counts
 
@@ -262,7 +266,7 @@ def _whole_grids(parts, settings, params, label, keys) -> jax.Array:
     )
 
 
-def plans_of(parts: Parts, settings: Settings) -> tuple[plan.Plan, ...]:
+def plans_of(parts: Parts, settings: Settings, unknown: int | None = None) -> tuple[plan.Plan, ...]:
     """The AR steps of checked settings, in order; each plan is a program of its own."""
     steps = plan.make(
         parts.images.num_tokens,
@@ -270,6 +274,7 @@ def plans_of(parts: Parts, settings: Settings) -> tuple[plan.Plan, ...]:
         guidance=settings.guidance,
         guidance_schedule=settings.guidance_schedule,
         head_steps=settings.head_steps,
+        unknown=unknown,
     )
     return steps.first_apart() if settings.guided else (steps,)
 
@@ -413,6 +418,7 @@ def sample_images(
     *,
     batch_size: int = 256,
     to_pixels: Callable[[jax.Array], jax.Array] = as_pixels,
+    given: Given | None = None,
 ) -> tuple[np.ndarray, Counts]:
     """Any number of images, in batches of one compiled shape.
 
@@ -422,6 +428,7 @@ def sample_images(
       seed: root of the randomness, 0..2**31-1.
       batch_size: images per call; the last call is padded.
       to_pixels: a batch of grids to uint8 images; by default the grid is the image, in [-1, 1].
+      given: as for `generate`; not with drafts.
 
     Returns:
       uint8 images `[n, ...]`, and `Counts` per image; means where images differ.
@@ -438,7 +445,7 @@ def sample_images(
     params = grid_sampler.with_table(parts, params, len(labels) * (2 if settings.guided else 1))
 
     def make(label, index):
-        return generate(parts, settings, params, label, index, np.uint32(seed))
+        return generate(parts, settings, params, label, index, np.uint32(seed), given)
 
     made, found = _in_batches(make, labels, batch_size, to_pixels)
     counts = jax.tree.map(int, found[0])

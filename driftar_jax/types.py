@@ -22,11 +22,27 @@ class Encoding:
 
 
 @flax.struct.dataclass
+class Given:
+    """Tokens of one image that stand before generation starts, the same for a whole batch.
+
+    Attributes:
+      tokens: `[N, C]` float32; unknown ones hold anything.
+      known: `[N]` bool.
+      unknown: how many are not known; static, for it decides the sizes of the AR steps.
+    """
+
+    tokens: jax.Array
+    known: jax.Array
+    unknown: int = flax.struct.field(pytree_node=False)
+
+
+@flax.struct.dataclass
 class Counts:
     """What generating a batch cost, per image.
 
     Attributes:
-      backbone_calls: int32 scalar; forwards of the backbone (a guided one counts once).
+      backbone_calls: int32 scalar; forwards of the backbone (a guided one counts once). A float
+        where images share them.
       head_evaluations: int32 scalar; sequential evaluations of the head or decoder.
       draft_calls: int32 scalar; forwards of the draft head.
       backbone_rows: int32 scalar; rows per image summed over backbone calls (two when guided).
