@@ -16,6 +16,7 @@ def get_config(size: str = "digits8") -> ml_collections.ConfigDict:
     c.teacher = dict(
         unroll=2,  # AR steps ahead that the head learns to go on its own predictions
         prior=1.0,  # weight of the divergence of the drafted prior, which is what acceptance reads
+        fresh_head=False,  # True leaves the draft head of init_from aside
     )
     c.optim.ema = 0.99
     if size != "tiny":

@@ -159,6 +159,7 @@ FIELDS: dict[str, Field] = {
     "sample.delta": _real(0),
     "teacher.unroll": _whole(1),
     "teacher.prior": _real(0),
+    "teacher.fresh_head": _FLAG,
     "mesh.data": _AXIS,
     "mesh.fsdp": _AXIS,
     "mesh.tensor": _AXIS,
@@ -238,6 +239,7 @@ BEFORE = {
     "drift.guidance_max": 1.0,
     "drift.entropy_adaln": True,
     "drift.entropy_gradient": True,
+    "teacher.fresh_head": False,
 }
 
 

@@ -4,6 +4,10 @@
 
 Several workdirs (one per training seed) give means and spreads over them. With it stand the target
 alone with as many backbone calls, what gamma=auto chose, and acceptance by entropy.
+
+  python -m driftar_jax.evaluate_drafts --join=runs/match,runs/none --out=runs/losses
+
+puts the drafted rows of finished reports into one table.
 """
 
 import os
@@ -29,11 +33,21 @@ _SEEDS = flags.DEFINE_integer("seeds", 1, "Sampling seeds per run.")
 _BATCHES = flags.DEFINE_list("batch_sizes", ["1", "64"], "Images per call; the largest judges.")
 _COUPLED = flags.DEFINE_list("coupled", ["2"], "Bounds of the rule coupled; may be empty.")
 _FEATURE = flags.DEFINE_list("feature", ["0.1"], "Bounds of the rule feature; may be empty.")
-flags.mark_flags_as_required(["workdir", "judge", "out"])
+_JOIN = flags.DEFINE_list("join", None, "Finished reports to put into one table, joined.md.")
+flags.mark_flag_as_required("out")
 
 
 def main(_) -> None:
+    if _JOIN.value is not None:
+        with cli.user_errors():
+            out = pathlib.Path(_OUT.value)
+            out.mkdir(parents=True, exist_ok=True)
+            print(speculation_report.join(out, _JOIN.value))
+        return
     with cli.user_errors():
+        for name, flag in (("workdir", _WORKDIR), ("judge", _JUDGE)):
+            if not flag.value:
+                raise config.wrong(name, None, f"--{name}=FOLDER, or --join alone")
         out = pathlib.Path(_OUT.value)
         if (out / "drafts.json").exists():
             raise config.wrong("out", _OUT.value, "a folder without drafts.json")

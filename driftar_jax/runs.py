@@ -264,14 +264,16 @@ def environment() -> dict[str, Any]:
 def _host_weights(settings: Any, training: loop.Loop) -> dict[str, Any] | None:
     """The groups that a run takes from `init_from`, if they have these shapes; None: it has none.
 
-    That is the host, or for task `draft` all that Drift-AR trained, and its draft head if it fits.
+    That is the host, or for task `draft` all that Drift-AR trained, and its draft head if it fits
+    and a fresh one is not asked for.
     """
     draft = settings.task == "draft"
     if not settings.init_from:
         if draft:
             raise config.wrong("init_from", "", "a Drift-AR checkpoint: task draft trains no more")
         return None
-    wanted = [name for name in training.abstract.params if name == "host" or draft]
+    fresh = ("draft",) if draft and settings.teacher.fresh_head else ()
+    wanted = [n for n in training.abstract.params if (n == "host" or draft) and n not in fresh]
     if not wanted:
         raise config.wrong("init_from", settings.init_from, "'' for a task without a host")
     try:

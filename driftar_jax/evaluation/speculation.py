@@ -151,13 +151,16 @@ class Bench:
             "ar_steps": way.settings.ar_steps,
             **{name: float(np.mean([c[name] for c in counts])) for name in counts[0]},
             **quality.summary(judged),
-            "energy_distance": float(np.mean(distances)),
-            "energy_distance_std": float(np.std(distances, ddof=1)) if len(distances) > 1 else 0.0,
+            **_spread("energy_distance", distances),
+            **_spread("backbone_calls", [c["backbone_calls"] for c in counts]),
             "energy_distances": distances,
         }
         if found:
             num = sum(len(f.backbone_calls) for f in found)
             row["speculation"] = speculate.summary(speculate.joined(found, num))
+            each = [speculate.summary(f) for f in found]
+            for name in ("accepted_groups", "accepted_per_call"):
+                row |= _spread(name, [e[name] for e in each])
         self.tell(line(row))
         return row
 
@@ -194,6 +197,12 @@ class Bench:
                 chosen.append(record)
                 self.tell(f"{name}, batch {size}: auto takes gamma {made.settings.gamma}")
         return chosen
+
+
+def _spread(name: str, values: Sequence[float]) -> dict[str, float]:
+    """Mean over checkpoints and sampling seeds, and the standard deviation, 0 of a single one."""
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return {name: float(np.mean(values)), f"{name}_std": std}
 
 
 def line(row: dict) -> str:

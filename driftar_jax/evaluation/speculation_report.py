@@ -1,11 +1,13 @@
 """Writes `drafts.json` and `drafts.md`: the tables of `speculation.py` for a reader."""
 
+import json
 import pathlib
 from collections.abc import Sequence
 
 import numpy as np
 
 from driftar_jax.checkpoints import write_json
+from driftar_jax.config import wrong
 
 LIMITS = (
     "A round drafts gamma AR steps and lets one backbone call judge them. A call then holds "
@@ -60,6 +62,58 @@ def write(out: pathlib.Path, found: dict, facts: dict[str, str]) -> str:
     return text
 
 
+def join(out: pathlib.Path, reports: Sequence[str]) -> str:
+    """Put the drafted rows of several reports into one table, `joined.md`.
+
+    Args:
+      out: existing folder.
+      reports: folders of `write`; their names are what tells the reports apart.
+
+    Returns:
+      The Markdown.
+
+    Raises:
+      ValueError: a folder holds no such report, or two have one name; one line.
+    """
+    read = {}
+    for folder in map(pathlib.Path, reports):
+        try:
+            found = json.loads((folder / "drafts.json").read_text())
+            rows = [row for row in found["rows"] if "accepted_groups" in row]
+            facts = found["facts"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise wrong("join", str(folder), "folders of evaluate_drafts") from error
+        if folder.name in read:
+            raise wrong("join", folder.name, "folders of different names")
+        read[folder.name] = rows, facts
+    head = (
+        "method | report | backbone calls per image | accepted share of drafts | "
+        "accepted AR steps per call | distance | energy distance to plain"
+    ).split(" | ")
+    names = dict.fromkeys(_name(row) for rows, _ in read.values() for row in rows)
+    lines = []
+    for name in names:
+        for report, (rows, _) in read.items():
+            lines += [[name, report, *_joined_cells(row)] for row in rows if _name(row) == name]
+    facts = [f"- {report}: {f['checkpoints']}; {f['images']}" for report, (_, f) in read.items()]
+    title = "# Acceptance of drafts, report by report"
+    spread = "Means and standard deviations over checkpoints and sampling seeds."
+    text = "\n".join([title, "", *facts, "", spread, "", *_table(head, lines), ""])
+    (out / "joined.md").write_text(text)
+    return text
+
+
+def _joined_cells(row: dict) -> list[str]:
+    digits = {
+        "backbone_calls": 2,
+        "accepted_groups": 3,
+        "accepted_per_call": 2,
+        "frechet": 2,
+        "energy_distance": 4,
+    }
+    return [_spread(row, name, n) for name, n in digits.items()]
+
+
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return lines + ["| " + " | ".join(row) + " |" for row in rows]
@@ -87,7 +141,7 @@ def _main(found: dict) -> list[str]:
             [
                 _name(row),
                 f"{row['ar_steps']}",
-                f"{row['backbone_calls']:.2f}",
+                _spread(row, "backbone_calls", 2),
                 f"{row['draft_calls']:.2f}",
                 f"{row['head_evaluations']:.2f}",
                 f"{row['backbone_rows']:.1f}",

@@ -1,12 +1,14 @@
 """The table of drafts: its rows, and a distance that equal distributions make zero on average."""
 
 import dataclasses
+import json
 
 import numpy as np
+import pytest
 import tiny
 
 from driftar_jax import generator, sampler
-from driftar_jax.evaluation import speculation
+from driftar_jax.evaluation import speculation, speculation_report
 
 
 def test_the_energy_distance_is_the_mean_over_pairs_of_different_rows():
@@ -44,3 +46,28 @@ def test_every_rule_has_every_number_of_drafts():
     for way in ways:
         way.settings.check(parts)
     assert len({dataclasses.astuple(w.settings) for w in ways}) == len(ways)
+
+
+def test_reports_are_joined_row_by_row(tmp_path):
+    """One line for each method and report, plain rows left out."""
+    values = {"match": 0.75, "none": 0.5}
+    for name, share in values.items():
+        plain = {"method": "plain", "gamma": 0}
+        row = {"method": "gaussian", "gamma": 2, "accepted_groups": share}
+        others = ("backbone_calls", "accepted_per_call", "frechet", "energy_distance")
+        row |= dict.fromkeys(others, 1.0)
+        row |= {f"{key}_std": 0.25 for key in ("accepted_groups", *others)}
+        facts = {"checkpoints": "3 of task draft, step 4", "images": "7 per row"}
+        (tmp_path / name).mkdir()
+        report = {"facts": facts, "rows": [plain, row]}
+        (tmp_path / name / "drafts.json").write_text(json.dumps(report))
+    text = speculation_report.join(tmp_path, [tmp_path / name for name in values])
+    assert (tmp_path / "joined.md").read_text() == text
+    lines = [line for line in text.splitlines() if line.startswith("| gaussian")]
+    assert len(lines) == 2 and "\n| plain" not in text
+    assert "| match | 1.00 +- 0.25 | 0.750 +- 0.250 | 1.00" in lines[0]
+    assert "| none | 1.00 +- 0.25 | 0.500 +- 0.250 | 1.00" in lines[1]
+    with pytest.raises(ValueError, match="^join: got .*allowed folders of different names$"):
+        speculation_report.join(tmp_path, [tmp_path / "none"] * 2)
+    with pytest.raises(ValueError, match="^join: got .*allowed folders of evaluate_drafts$"):
+        speculation_report.join(tmp_path, [tmp_path])
