@@ -10,7 +10,7 @@ import jax
 import pytest
 from absl import app, flags
 
-PROGRAMS = ("train", "sample", "evaluate", "evaluate_drafts")
+PROGRAMS = ("train", "sample", "evaluate", "evaluate_drafts", "export")
 
 
 @dataclasses.dataclass(frozen=True)

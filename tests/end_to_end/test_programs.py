@@ -175,6 +175,23 @@ def test_sample_writes_pictures_and_counts(
     assert (facts["images"], facts["seed"], facts["step"]) == (5, 0, 6)
 
 
+def test_an_exported_run_is_small_and_samples_alike(call, workdirs, tmp_path):
+    """All but the averaged parameters stays behind; float32 keeps every bit."""
+    run = driftar_jax.load(workdirs.drift)
+    for dtype, most in (("float32", 0), ("bfloat16", 24)):
+        out = tmp_path / dtype
+        done = call("export", f"--workdir={workdirs.drift}", f"--out={out}", f"--dtype={dtype}")
+        assert done.status == 0, done.stderr
+        (step,) = (out / "checkpoints").iterdir()
+        assert not any((step / name).exists() for name in ("params", "train", "position"))
+        small = driftar_jax.load(out)
+        assert small.step == run.step and small.config.init_from == ""
+        far = small.sample([0, 1]).images.astype(int) - run.sample([0, 1]).images
+        assert np.abs(far).max() <= most
+    again = call("export", f"--workdir={workdirs.drift}", f"--out={tmp_path / 'float32'}")
+    assert again.status == 2 and "out: got" in again.stderr
+
+
 def test_a_process_of_its_own_makes_the_same_pictures_as_the_api(python, workdirs, tmp_path):
     out = tmp_path / "out"
     done = python(

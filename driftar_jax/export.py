@@ -1,0 +1,62 @@
+"""Keep of a run what sampling needs: the averaged parameters, in a small folder of its own.
+
+python -m driftar_jax.export --workdir=runs/drift_fashion28 --out=models/mar_fashion28
+"""
+
+import os
+import pathlib
+import shutil
+
+import jax
+from absl import flags
+
+from driftar_jax import checkpoints, cli, generator
+from driftar_jax.config import wrong
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "Folder written by train.")
+_OUT = flags.DEFINE_string("out", None, "New workdir that sample, evaluate and init_from read.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", "bfloat16", ["bfloat16", "float32"], "Of the stored arrays; they are read as float32."
+)
+flags.mark_flags_as_required(["workdir", "out"])
+
+# Beside the checkpoint, of hosts that read text.
+_TEXT = ("tokenizer.json", "captions.json")
+
+
+def main(_) -> None:
+    with cli.user_errors():
+        target, source = pathlib.Path(_OUT.value).absolute(), pathlib.Path(_WORKDIR.value)
+        if target.exists():
+            raise wrong("out", _OUT.value, "a new folder")
+        params, manifest, step = generator.read_weights(source)
+    params = jax.tree.map(lambda a: a.astype(_DTYPE.value), params)
+    manifest.pop("format")
+    unfinished = target.with_name(f".{target.name}.tmp{os.getpid()}")
+    try:
+        unfinished.mkdir(parents=True)
+        written = checkpoints.Checkpoints(unfinished)
+        written.save(step, manifest=manifest, ema=params)
+        written.close()
+        for name in _TEXT:
+            if (source / name).exists():
+                shutil.copyfile(source / name, unfinished / name)
+        checkpoints.write_json(unfinished / "config.json", _without_folders(source))
+        os.replace(unfinished, target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    size = sum(f.stat().st_size for f in target.rglob("*") if f.is_file())
+    print(f"{target}: step {step}, {size / 1e6:.1f} MB")
+
+
+def _without_folders(source: pathlib.Path) -> dict:
+    """The config of a run, without the folders of what it was made from: they stay behind."""
+    config = checkpoints.read_config(source)
+    config["init_from"] = ""
+    if "features_from" in config.get("drift", {}):
+        config["drift"]["features_from"] = ""
+    return config
+
+
+if __name__ == "__main__":
+    cli.run(main)
