@@ -6,4 +6,4 @@ source "$(dirname "$0")/environment.sh" requirements-dev.txt
 ruff check .
 ruff format --check .
 # Two workers: the tests of several devices run in processes of their own.
-python -m pytest -q -n 2 -m "not slow" "$@"
+python -m pytest -q -n 2 --dist loadgroup -m "not slow" "$@"
