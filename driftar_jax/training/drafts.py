@@ -13,13 +13,14 @@ import jax.numpy as jnp
 from driftar_jax.hosts.masks import Masks
 from driftar_jax.hosts.schedules import cosine_counts
 from driftar_jax.training import losses
+from driftar_jax.training.drawn import Drawn
 from driftar_jax.training.tokens import tokenise
 
 Params = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class DraftTask:
+class DraftTask(Drawn):
     """Task `draft`: only the draft head learns.
 
     Attributes:
@@ -45,30 +46,43 @@ class DraftTask:
     def trainable(self, frozen: bool) -> tuple[str, ...]:
         return ("draft",)
 
-    def loss(self, params, batch, key, step, frozen):
-        images, parts = self.parts.images, self.parts
+    def draw(self, batch, key, frozen):
         key_drop, key_order, key_step, key_prior = jax.random.split(key, 4)
-        tokens = tokenise(batch, key, patch_size=images.patch_size, mirror=self.teacher.mirror)
-        size, label = tokens.shape[0], batch["label"]
+        label, patch_size = batch["label"], self.parts.images.patch_size
+        tokens = tokenise(batch, key, patch_size=patch_size, mirror=self.teacher.mirror)
+        size = tokens.shape[0]
         dropped = jax.random.bernoulli(key_drop, self.teacher.contexts.label_drop, (size,))
-        label = jnp.where(dropped, -1, label)
         contexts = self._contexts(key_order, key_step, size)
-        targets = self._targets(params, tokens, contexts, label)
+        rows = {
+            "tokens": tokens,
+            "label": jnp.where(dropped, -1, label),
+            "contexts": contexts,
+            "prior_keys": jax.random.split(key_prior, size),
+        }
+        weights = [_weights(*pair) for pair in zip(contexts, contexts[1:], strict=False)]
+        return rows, {
+            "images": [losses.at_least_one(images) for images, _ in weights],
+            "tokens": [losses.at_least_one(tokens) for _, tokens in weights],
+        }
+
+    def terms(self, params, rows, totals, key, step, frozen):
+        parts, tokens, contexts = self.parts, rows["tokens"], rows["contexts"]
+        targets = self._targets(params, tokens, contexts, rows["label"])
         terms = {"draft_reg": 0.0, "draft_entropy": 0.0, "draft_prior": 0.0}
-        last = targets[0]
-        prior_keys = jax.random.split(key_prior, size)
-        for now, before, target in zip(contexts[1:], contexts, targets[1:], strict=False):
+        last, kind = targets[0], self.teacher.entropy_loss
+        for ahead, target in enumerate(targets[1:]):
+            now = contexts[ahead + 1]
             last = parts.draft.apply({"params": params["draft"]}, last, tokens, now.known)
-            weight = (now.num_unknown < before.num_unknown).astype(jnp.float32)
-            kind = self.teacher.entropy_loss
-            terms["draft_reg"] += losses.draft_regression(last, target, weight)
-            terms["draft_entropy"] += losses.draft_entropy(last, target, weight, kind)
+            weight, unknown = _weights(contexts[ahead], now)
+            images = totals["images"][ahead]
+            terms["draft_reg"] += losses.draft_regression(last, target, weight, images)
+            terms["draft_entropy"] += losses.draft_entropy(last, target, weight, kind, images)
             priors = [
-                parts.prior.apply({"params": params["prior"]}, e.z, e.entropy, prior_keys)
+                parts.prior.apply({"params": params["prior"]}, e.z, e.entropy, rows["prior_keys"])
                 for e in (last, target)
             ]
-            unknown = weight[:, None] * (~now.known)
-            terms["draft_prior"] += losses.prior_divergence(*priors, unknown)
+            total = totals["tokens"][ahead]
+            terms["draft_prior"] += losses.prior_divergence(*priors, unknown, total)
         terms = {name: value / self.unroll for name, value in terms.items()}
         loss = terms["draft_reg"] + terms["draft_entropy"] + self.prior * terms["draft_prior"]
         return loss, terms
@@ -100,3 +114,9 @@ class DraftTask:
         made = jax.lax.stop_gradient(made)
         by_context = jax.tree.map(lambda a: a.reshape(times, -1, *a.shape[1:]), made)
         return [jax.tree.map(lambda a, i=i: a[i], by_context) for i in range(times)]
+
+
+def _weights(before: Masks, now: Masks) -> tuple[jax.Array, jax.Array]:
+    """`[B]` float32, 1 where the next context is another, and `[B, N]` on its unknown tokens."""
+    weight = (now.num_unknown < before.num_unknown).astype(jnp.float32)
+    return weight, weight[:, None] * (~now.known)

@@ -15,13 +15,15 @@ from driftar_jax import assembly
 from driftar_jax.drift import bank as bank_lib
 from driftar_jax.heads import flow
 from driftar_jax.hosts.transdiff_flow import flow_terms
+from driftar_jax.training import losses
+from driftar_jax.training.drawn import Drawn
 from driftar_jax.training.tokens import tokenise
 
 Params = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class GridHostTask:
+class GridHostTask(Drawn):
     """The 1-step form: every image on its own.
 
     Attributes:
@@ -53,31 +55,57 @@ class GridHostTask:
         """`[B, N, C]` of a batch."""
         return tokenise(batch, key, patch_size=self.parts.images.patch_size, mirror=self.mirror)
 
-    def loss(self, params, batch, key, step, frozen):
+    def draw(self, batch, key, frozen):
         grids = self.tokens(batch, key)[:, None]
-        return self.terms(params, batch["label"], grids, jnp.ones(len(grids)), key)
+        return self.drawn(batch["label"], grids, jnp.ones(len(grids)), key)
 
-    def terms(self, params, label, grids, weight, key):
-        """Loss and metrics of `grids [B, groups, N, C]`, images that count `weight [B]`."""
-        key_drop, key_time, key_noise, key_dropout = jax.random.split(key, 4)
+    def drawn(self, label, grids, weight, key):
+        """Rows and totals of `grids [B, groups, N, C]`, images that count `weight [B]`."""
+        key_drop, key_time, key_noise, _ = jax.random.split(self.own_key(key), 4)
         batch, groups = grids.shape[:2]
         dropped = jax.random.bernoulli(key_drop, self.label_drop, (batch,))
-        rows = (groups, self.copies * batch)
-        losses, encoding = flow_terms(
+        shape = (groups, self.copies * batch)
+        rows = {
+            "label": jnp.where(dropped, -1, label),
+            "grids": grids,
+            "weight": weight,
+            "u": _by_image(flow.times(jax.random.normal(key_time, shape)), batch),
+            "noise": _by_image(jax.random.normal(key_noise, (*shape, *grids.shape[2:])), batch),
+        }
+        return rows, {"images": losses.at_least_one(weight)}
+
+    def own_key(self, key: jax.Array) -> jax.Array:
+        """The key of all draws but those of the bank."""
+        return key
+
+    def terms(self, params, rows, totals, key, step, frozen):
+        grids, weight, count = rows["grids"], rows["weight"], totals["images"]
+        key_dropout = jax.random.split(self.own_key(key), 4)[3]
+        found, encoding = flow_terms(
             self.parts.host,
             self.parts.head,
             params,
-            jnp.where(dropped, -1, label),
+            rows["label"],
             grids,
-            flow.times(jax.random.normal(key_time, rows)),
-            jax.random.normal(key_noise, (*rows, *grids.shape[2:])),
+            _by_group(rows["u"]),
+            _by_group(rows["noise"]),
             shape=self.parts.images.grid,
             dropout_key=key_dropout,
         )
-        count = jnp.maximum(jnp.sum(weight), 1.0)
-        share = jnp.tile(weight, self.copies)[None] / (count * self.copies * groups)
+        share = jnp.tile(weight, self.copies)[None] / (count * self.copies * grids.shape[1])
         metrics = {"entropy_mean": jnp.sum(encoding.entropy.mean(axis=1) * weight) / count}
-        return jnp.sum(losses * share), metrics
+        return jnp.sum(found * share), metrics
+
+
+def _by_image(a: jax.Array, batch: int) -> jax.Array:
+    """`[groups, copies * B, ...]` -> `[B, groups, copies, ...]`."""
+    return jnp.moveaxis(a.reshape(a.shape[0], -1, batch, *a.shape[2:]), 2, 0)
+
+
+def _by_group(a: jax.Array) -> jax.Array:
+    """`[B, groups, copies, ...]` -> `[groups, copies * B, ...]`."""
+    a = jnp.moveaxis(a, 0, 2)
+    return a.reshape(a.shape[0], -1, *a.shape[3:])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,13 +131,18 @@ class RowHostTask(GridHostTask):
     def update_extra(self, extra, batch, key):
         return {"bank": bank_lib.push(extra["bank"], batch["label"], self.tokens(batch, key))}
 
-    def loss(self, params, batch, key, step, frozen, extra):
-        key_bank, key_terms = jax.random.split(jax.random.fold_in(key, 1))
+    def draw(self, batch, key, frozen, extra):
+        key_bank = jax.random.split(jax.random.fold_in(key, 1))[0]
         label, groups = batch["label"], self.parts.host.groups
         grids, present = bank_lib.draw(extra["bank"], key_bank, label, groups)
-        weight = present.all(axis=1).astype(jnp.float32)
-        loss, metrics = self.terms(params, label, grids, weight, key_terms)
-        return loss, metrics | {"bank_present": weight.mean()}
+        return self.drawn(label, grids, present.all(axis=1).astype(jnp.float32), key)
+
+    def own_key(self, key):
+        return jax.random.split(jax.random.fold_in(key, 1))[1]
+
+    def terms(self, params, rows, totals, key, step, frozen):
+        loss, metrics = super().terms(params, rows, totals, key, step, frozen)
+        return loss, metrics | {"bank_present": rows["weight"].mean()}
 
 
 def build(config: Any, parts: assembly.Parts) -> GridHostTask:

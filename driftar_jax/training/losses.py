@@ -9,23 +9,37 @@ from driftar_jax.types import Encoding
 ENTROPY_LOSSES = ("match", "maximize", "none")
 
 
-def draft_regression(draft: Encoding, target: Encoding, weight: jax.Array) -> jax.Array:
+def at_least_one(weight: jax.Array) -> jax.Array:
+    """Sum of weights to divide by: rows may all be left out."""
+    return jnp.maximum(jnp.sum(weight), 1.0)
+
+
+def draft_regression(
+    draft: Encoding, target: Encoding, weight: jax.Array, total: jax.Array | None = None
+) -> jax.Array:
     """Smooth L1 between drafted and real next features (Eq. 3); the target is detached.
 
     Args:
       draft: the draft head's prediction, `z [B, N, D]`.
       target: the backbone's own encoding of the same contexts.
       weight: `[B]` float32, 0 where an image has no next context.
+      total: what the sum is divided by; None: the sum of these weights, at least 1.
 
     Returns:
       float32 scalar, mean over weighted images, tokens and channels.
     """
     goal = jax.lax.stop_gradient(target.z).astype(jnp.float32)
     per_image = optax.huber_loss(draft.z.astype(jnp.float32), goal).mean(axis=(1, 2))
-    return jnp.sum(per_image * weight) / jnp.maximum(jnp.sum(weight), 1.0)
+    return jnp.sum(per_image * weight) / (at_least_one(weight) if total is None else total)
 
 
-def draft_entropy(draft: Encoding, target: Encoding, weight: jax.Array, kind: str) -> jax.Array:
+def draft_entropy(
+    draft: Encoding,
+    target: Encoding,
+    weight: jax.Array,
+    kind: str,
+    total: jax.Array | None = None,
+) -> jax.Array:
     """Entropy term of the draft head; never of the target.
 
     Args:
@@ -34,6 +48,7 @@ def draft_entropy(draft: Encoding, target: Encoding, weight: jax.Array, kind: st
       weight: `[B]` float32.
       kind: `match`: `mean |E_draft - E_target|`; `maximize`: Eq. 5, `-(1/R) sum_{r>=2} E_draft`;
         `none`: 0.
+      total: as in `draft_regression`.
 
     Returns:
       float32 scalar.
@@ -49,10 +64,10 @@ def draft_entropy(draft: Encoding, target: Encoding, weight: jax.Array, kind: st
         return jnp.zeros((), jnp.float32)
     else:
         raise ValueError(f"loss.entropy_loss: got {kind!r}, allowed {ENTROPY_LOSSES}")
-    return jnp.sum(per_image * weight) / jnp.maximum(jnp.sum(weight), 1.0)
+    return jnp.sum(per_image * weight) / (at_least_one(weight) if total is None else total)
 
 
-def prior_divergence(draft, target, weight: jax.Array) -> jax.Array:
+def prior_divergence(draft, target, weight: jax.Array, total: jax.Array | None = None) -> jax.Array:
     """How far the drafted prior is from the target's: `KL(p || q)` per channel.
 
     It bounds what the gaussian rule rejects (Pinsker): features may differ where the prior does not
@@ -61,6 +76,7 @@ def prior_divergence(draft, target, weight: jax.Array) -> jax.Array:
     Args:
       draft, target: (mu `[B, N, C]`, sigma `[B, N]`) of q and p; p is detached.
       weight: `[B, N]` float32.
+      total: as in `draft_regression`.
 
     Returns:
       float32 scalar in nats, mean over weighted tokens and channels.
@@ -70,7 +86,7 @@ def prior_divergence(draft, target, weight: jax.Array) -> jax.Array:
     ratio = std_p / std_q
     far = jnp.mean(jnp.square(mu_q - mu_p), axis=-1) / jnp.square(std_q)
     nats = 0.5 * (jnp.square(ratio) - 1.0 + far) - jnp.log(ratio)
-    return jnp.sum(nats * weight) / jnp.maximum(jnp.sum(weight), 1.0)
+    return jnp.sum(nats * weight) / (at_least_one(weight) if total is None else total)
 
 
 def freeze_step(steps: int, freeze_at: float) -> int:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from driftar_jax.training.drawn import Drawn
 from driftar_jax.training.optim import TrainState, update_ema
 from driftar_jax.training.tasks import Task
 
@@ -48,41 +49,44 @@ def make_step(
       seed: root of the run's randomness; the step's key is folded from it and `state.step`.
       frozen: True compiles Phase II, where only `task.trainable(True)` learns and the rest stays
         bit for bit what it is.
-      accumulate: micro-batches per step, a divisor A of the batch. The step is then the mean, over
-        i < A, of loss and gradient of rows `i, i + A, ...` under key i of `split(key, A)`: exact up
-        to rounding whatever the task. It is the step of the whole batch where the loss is a mean
-        of rows that draw nothing; where a task draws masks or noise, micro-batches draw their own,
-        and each weighs the same however many tokens of it are unknown.
+      accumulate: micro-batches per step, a divisor A of the batch: rows `i, i + A, ...` for i < A.
+        Of a `Drawn` task it is the step of the whole batch, up to rounding and but for dropout,
+        which every micro-batch draws anew. Of others, micro-batch i draws under key i of
+        `split(key, A)`, and the step is the mean of loss and gradient over them.
       ema: decay of the average.
     """
     learns = task.trainable(frozen)
 
-    def gradient(params, batch, key, step, extra):
+    def gradient(params, loss):
         fixed = {name: tree for name, tree in params.items() if name not in learns}
-
-        def loss(moving):
-            own = () if extra is None else (extra,)
-            return task.loss({**fixed, **moving}, batch, key, step, frozen, *own)
-
         moving = {name: params[name] for name in learns}
-        (value, metrics), grads = jax.value_and_grad(loss, has_aux=True)(moving)
+        made = jax.value_and_grad(lambda moving: loss({**fixed, **moving}), has_aux=True)(moving)
+        (value, metrics), grads = made
         return {"loss": value, **metrics}, grads
 
     def accumulated(params, batch, key, step, extra):
+        own = () if extra is None else (extra,)
         if accumulate == 1:
-            return gradient(params, batch, key, step, extra)
+            return gradient(params, lambda p: task.loss(p, batch, key, step, frozen, *own))
+        rows = batch
+        if isinstance(task, Drawn):
+            rows, totals = task.draw(batch, key, frozen, *own)
+            share = jax.tree.map(lambda a: a / accumulate, totals)
+
+        def part_of_step(part, key):
+            if isinstance(task, Drawn):
+                return gradient(params, lambda p: task.terms(p, part, share, key, step, frozen))
+            return gradient(params, lambda p: task.loss(p, part, key, step, frozen, *own))
+
         # Rows in turn: a device keeps its own, where blocks of rows would move between devices.
-        parts = jax.tree.map(
-            lambda a: a.reshape(-1, accumulate, *a.shape[1:]).swapaxes(0, 1), batch
-        )
+        parts = jax.tree.map(lambda a: a.reshape(-1, accumulate, *a.shape[1:]).swapaxes(0, 1), rows)
         keys = jax.random.split(key, accumulate)
 
         def body(total, part):
-            return jax.tree.map(jnp.add, total, gradient(params, *part, step, extra)), None
+            return jax.tree.map(jnp.add, total, part_of_step(*part)), None
 
-        shapes = jax.eval_shape(
-            lambda: gradient(params, jax.tree.map(lambda a: a[0], parts), keys[0], step, extra)
-        )
+        first = jax.tree.map(lambda a: a[0], parts)
+        shapes = jax.eval_shape(lambda: part_of_step(first, keys[0]))
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         total, _ = jax.lax.scan(body, zeros, (parts, keys))
         return jax.tree.map(lambda a: a / accumulate, total)

@@ -16,6 +16,7 @@ from driftar_jax.features import SmallClassifier, to_unit_range
 from driftar_jax.heads import diffusion
 from driftar_jax.hosts import masks as mask_laws
 from driftar_jax.training import causal_tasks, drafts, drift_grid, grid_tasks, losses, masked
+from driftar_jax.training.drawn import Drawn
 from driftar_jax.training.tokens import tokenise
 from driftar_jax.types import Encoding
 
@@ -80,8 +81,13 @@ def _take(values: jax.Array, positions: jax.Array) -> jax.Array:
     return jnp.take_along_axis(values, index, axis=1)
 
 
-def _weighted_mean(values: jax.Array, weight: jax.Array) -> jax.Array:
-    return jnp.sum(values * weight) / jnp.sum(weight)
+def _weighted_mean(values: jax.Array, weight: jax.Array, total: jax.Array) -> jax.Array:
+    return jnp.sum(values * weight) / total
+
+
+def _unknown(masks: mask_laws.Masks) -> jax.Array:
+    """`[B, N]` float32, 1 where a token is to be made."""
+    return (~masks.known).astype(jnp.float32)
 
 
 def _encode(task, params: Params, tokens, masks, label, key_dropout) -> Encoding:
@@ -98,7 +104,7 @@ def _encode(task, params: Params, tokens, masks, label, key_dropout) -> Encoding
 
 
 @dataclasses.dataclass(frozen=True)
-class HostTask:
+class HostTask(Drawn):
     """A host trained with its own many-step head, as it was published (mar.md section 4.3)."""
 
     parts: assembly.Parts
@@ -114,33 +120,52 @@ class HostTask:
     def trainable(self, frozen: bool) -> tuple[str, ...]:
         return ("host", "head")
 
-    def loss(self, params, batch, key, step, frozen):
-        images, head = self.parts.images, self.parts.head
-        key_context, key_dropout, key_time, key_noise = jax.random.split(key, 4)
+    def draw(self, batch, key, frozen):
+        images = self.parts.images
+        key_context, _, key_time, key_noise = jax.random.split(key, 4)
         tokens = tokenise(batch, key, patch_size=images.patch_size, mirror=self.mirror)
         masks, label = self.contexts.draw(key_context, batch["label"], images.num_tokens)
-        encoding = _encode(self, params, tokens, masks, label, key_dropout)
         positions, weight = self.contexts.chosen(masks, images.num_tokens)
-        x = _take(tokens, positions)
-        c = head.apply({"params": params["head"]}, _take(encoding.z, positions), method="condition")
         # One condition serves all copies of a token; only its time and noise differ.
-        shape = (self.copies, *x.shape[:2])
+        shape = (self.copies, *positions.shape)
         t = jax.random.randint(key_time, shape, 0, diffusion.TRAIN_STEPS)
         noise = jax.random.normal(key_noise, (*shape, images.token_dim))
+        rows = {
+            "tokens": tokens,
+            "masks": masks,
+            "label": label,
+            "positions": positions,
+            "weight": weight,
+            "t": jnp.moveaxis(t, 1, 0),
+            "noise": jnp.moveaxis(noise, 1, 0),
+        }
+        return rows, {
+            "chosen": jnp.sum(jnp.broadcast_to(weight[None], shape)),
+            "unknown": jnp.sum(_unknown(masks)),
+        }
+
+    def terms(self, params, rows, totals, key, step, frozen):
+        head, masks, positions = self.parts.head, rows["masks"], rows["positions"]
+        key_dropout = jax.random.split(key, 4)[1]
+        encoding = _encode(self, params, rows["tokens"], masks, rows["label"], key_dropout)
+        x = _take(rows["tokens"], positions)
+        c = head.apply({"params": params["head"]}, _take(encoding.z, positions), method="condition")
+        t, noise = jnp.moveaxis(rows["t"], 1, 0), jnp.moveaxis(rows["noise"], 1, 0)
 
         def denoise(x_t, t):
             return head.apply({"params": params["head"]}, x_t, t, c[None], method="denoise")
 
         schedule = diffusion.training_schedule()
         target = jnp.broadcast_to(x[None], noise.shape)
-        rows = diffusion.head_loss(denoise, schedule, target, t, noise)
-        loss = _weighted_mean(rows, jnp.broadcast_to(weight[None], rows.shape))
-        unknown = (~masks.known).astype(jnp.float32)
-        return loss, {"entropy_mean": _weighted_mean(encoding.entropy, unknown)}
+        made = diffusion.head_loss(denoise, schedule, target, t, noise)
+        weight = jnp.broadcast_to(rows["weight"][None], made.shape)
+        loss = _weighted_mean(made, weight, totals["chosen"])
+        entropy_mean = _weighted_mean(encoding.entropy, _unknown(masks), totals["unknown"])
+        return loss, {"entropy_mean": entropy_mean}
 
 
 @dataclasses.dataclass(frozen=True)
-class DriftTask:
+class DriftTask(Drawn):
     """Drift-AR on a host: prior, one-step decoder, draft head, two phases (Eq. 3-10)."""
 
     parts: assembly.Parts
@@ -171,47 +196,76 @@ class DriftTask:
     def trainable(self, frozen: bool) -> tuple[str, ...]:
         return ("decoder",) if frozen else ("host", "prior", "decoder", "draft")
 
-    def loss(self, params, batch, key, step, frozen):
+    def draw(self, batch, key, frozen):
         images = self.parts.images
-        key_context, key_dropout, key_eps, key_shuffle = jax.random.split(key, 4)
+        key_context, _, key_eps, key_shuffle = jax.random.split(key, 4)
         tokens = tokenise(batch, key, patch_size=images.patch_size, mirror=self.mirror)
         masks, label = self.contexts.draw(key_context, batch["label"], images.num_tokens)
-        encoding = _encode(self, params, tokens, masks, label, None if frozen else key_dropout)
+        positions, weight = self.contexts.chosen(masks, images.num_tokens)
+        shape = (*positions.shape, self.draws, images.token_dim)
+        rows = {
+            "tokens": tokens,
+            "masks": masks,
+            "label": label,
+            "positions": positions,
+            "weight": weight,
+            "eps": jax.random.normal(key_eps, shape),
+            "prior_keys": jax.random.split(key_shuffle, len(label)),
+        }
+        if self.parts.decoder.guidance:
+            key_scale, key_free = jax.random.split(jax.random.fold_in(key, 4))
+            key_prior, key_eps = jax.random.split(key_free)
+            rows["scale"] = self._scales(key_scale, label)
+            rows["free_keys"] = jax.random.split(key_prior, len(label))
+            rows["free_eps"] = jax.random.normal(key_eps, shape)
+        return rows, {
+            "chosen": jnp.sum(weight),
+            "unknown": jnp.sum(_unknown(masks)),
+            "advanced": losses.at_least_one(self._advanced(masks)[1]),
+        }
+
+    def terms(self, params, rows, totals, key, step, frozen):
+        tokens, masks, label = rows["tokens"], rows["masks"], rows["label"]
+        key_dropout = None if frozen else jax.random.split(key, 4)[1]
+        encoding = _encode(self, params, tokens, masks, label, key_dropout)
         if not self.entropy_gradient:
             # The drift still reads the entropy, and no longer shapes it.
             encoding = encoding.replace(entropy=jax.lax.stop_gradient(encoding.entropy))
-        mu, std = self._prior(params, encoding, key_shuffle)
-        positions, weight = self.contexts.chosen(masks, images.num_tokens)
+        mu, std = self._prior(params, encoding, rows["prior_keys"])
+        positions = rows["positions"]
         y = _take(tokens, positions)
         if self.parts.decoder.guidance:
-            key_scale, key_free = jax.random.split(jax.random.fold_in(key, 4))
-            scale = self._scales(key_scale, label)[:, None]
-            scale = jnp.broadcast_to(scale, positions.shape)
-            x = self._draws(params, encoding, mu, std, positions, key_eps, scale)
-            free = self._unconditional(params, tokens, masks, label, positions, key_free)
+            scale = jnp.broadcast_to(rows["scale"][:, None], positions.shape)
+            x = self._draws(params, encoding, mu, std, positions, rows["eps"], scale)
+            free = self._unconditional(params, rows)
             field = fields.guided_energy(x, y[:, :, None], free, scale)
         else:
-            x = self._draws(params, encoding, mu, std, positions, key_eps)
+            x = self._draws(params, encoding, mu, std, positions, rows["eps"])
             field = fields.energy(x, y[:, :, None])
-        l_drift = _weighted_mean(fields.drift_loss(x, field).mean(axis=-1), weight)
-        unknown = (~masks.known).astype(jnp.float32)
+
+        def over_chosen(values):
+            return _weighted_mean(values, rows["weight"], totals["chosen"])
+
+        def over_unknown(values):
+            return _weighted_mean(values, _unknown(masks), totals["unknown"])
+
+        l_drift = over_chosen(fields.drift_loss(x, field).mean(axis=-1))
         metrics = {
             "drift": l_drift,
-            "energy_score": _weighted_mean(fields.energy_score(x, y), weight),
-            "sigma_mean": _weighted_mean(std, unknown),
-            "entropy_mean": _weighted_mean(encoding.entropy, unknown),
-            "entropy_square": _weighted_mean(jnp.square(encoding.entropy), unknown),
+            "energy_score": over_chosen(fields.energy_score(x, y)),
+            "sigma_mean": over_unknown(std),
+            "entropy_mean": over_unknown(encoding.entropy),
+            "entropy_square": over_unknown(jnp.square(encoding.entropy)),
         }
         if frozen:
             return l_drift, metrics
-        l_mu = _weighted_mean(jnp.sum(jnp.square(mu - tokens), axis=-1), unknown)
-        draft_terms = self._draft_terms(params, encoding, tokens, masks, label)
+        l_mu = over_unknown(jnp.sum(jnp.square(mu - tokens), axis=-1))
+        draft_terms = self._draft_terms(params, encoding, rows, totals["advanced"])
         a = losses.alpha(step, self.steps, start=self.alpha_start, freeze_at=self.freeze_at)
         loss = a * sum(draft_terms.values()) + (1 - a) * (l_drift + l_mu)  # Eq. 9
         return loss, metrics | draft_terms | {"mu": l_mu, "alpha": a}
 
-    def _prior(self, params, encoding, key):
-        keys = jax.random.split(key, encoding.z.shape[0])
+    def _prior(self, params, encoding, keys):
         return self.parts.prior.apply(
             {"params": params["prior"]}, encoding.z, encoding.entropy, keys
         )
@@ -223,19 +277,19 @@ class DriftTask:
         none = jax.random.bernoulli(key_none, _UNGUIDED, label.shape)
         return jnp.where(none | (label < 0), 1.0, scale)
 
-    def _unconditional(self, params, tokens, masks, label, positions, key):
+    def _unconditional(self, params, rows):
         """The decoder's own draws for the same contexts without a label; nothing learns here."""
         params = jax.lax.stop_gradient(params)
-        key_prior, key_eps = jax.random.split(key)
-        encoding = _encode(self, params, tokens, masks, jnp.full_like(label, -1), None)
-        mu, std = self._prior(params, encoding, key_prior)
-        none = jnp.ones(positions.shape)
-        return self._draws(params, encoding, mu, std, positions, key_eps, none)
+        none = jnp.full_like(rows["label"], -1)
+        encoding = _encode(self, params, rows["tokens"], rows["masks"], none, None)
+        mu, std = self._prior(params, encoding, rows["free_keys"])
+        plain = jnp.ones(rows["positions"].shape)
+        eps = rows["free_eps"]
+        return self._draws(params, encoding, mu, std, rows["positions"], eps, plain)
 
-    def _draws(self, params, encoding, mu, std, positions, key, scale=None):
+    def _draws(self, params, encoding, mu, std, positions, eps, scale=None):
         """G decoded draws `[B, M, G, C]` of every chosen token (Eq. 7, then the decoder)."""
         mu, std = _take(mu, positions), _take(std, positions)
-        eps = jax.random.normal(key, (*mu.shape[:2], self.draws, mu.shape[2]))
         x0 = entropy.prior_draw(mu[:, :, None], std[:, :, None], eps)
         return self.parts.decoder.apply(
             {"params": params["decoder"]},
@@ -247,16 +301,24 @@ class DriftTask:
             scale,
         )
 
-    def _draft_terms(self, params, encoding, tokens, masks, label):
-        """Eq. 3 and the draft's entropy term, one AR step ahead of the batch's contexts."""
+    def _advanced(self, masks):
+        """Contexts one AR step later, and `[B]` float32, 1 where there is one."""
         later = mask_laws.advance(masks, self.ar_steps)
-        target = self.parts.host.apply({"params": params["host"]}, tokens, later.known, label)
+        return later, (later.num_unknown < masks.num_unknown).astype(jnp.float32)
+
+    def _draft_terms(self, params, encoding, rows, total):
+        """Eq. 3 and the draft's entropy term, one AR step ahead of the batch's contexts."""
+        later, weight = self._advanced(rows["masks"])
+        tokens = rows["tokens"]
+        target = self.parts.host.apply(
+            {"params": params["host"]}, tokens, later.known, rows["label"]
+        )
         last = jax.lax.stop_gradient(encoding)
         draft = self.parts.draft.apply({"params": params["draft"]}, last, tokens, later.known)
-        weight = (later.num_unknown < masks.num_unknown).astype(jnp.float32)
+        kind = self.entropy_loss
         return {
-            "draft_reg": losses.draft_regression(draft, target, weight),
-            "draft_entropy": losses.draft_entropy(draft, target, weight, self.entropy_loss),
+            "draft_reg": losses.draft_regression(draft, target, weight, total),
+            "draft_entropy": losses.draft_entropy(draft, target, weight, kind, total),
         }
 
 

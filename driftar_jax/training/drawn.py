@@ -1,0 +1,58 @@
+"""Losses in two parts: what a step draws, for the whole batch, and the terms of some of its rows.
+
+So micro-batches are rows of one batch and not batches of their own: masks, noise and times of an
+image are the same in how many parts the step is made, and a weighted mean is one over all of them.
+"""
+
+import abc
+from typing import Any
+
+import jax
+
+Rows = dict[str, Any]
+
+
+class Drawn(abc.ABC):
+    """A task that draws first. Its loss is `terms` of all rows of `draw`."""
+
+    @abc.abstractmethod
+    def draw(
+        self, batch: dict, key: jax.Array, frozen: bool, *extra: Any
+    ) -> tuple[Rows, dict[str, jax.Array]]:
+        """All that is random in a step, but dropout; it reads no parameters.
+
+        Args:
+          batch: as for `loss`.
+          key: of the step.
+          frozen: the second phase.
+          *extra: the state of a task that owns one.
+
+        Returns:
+          Trees whose leaves have the batch as their first axis, and the denominators of weighted
+          means: float32 scalars, sums over the whole batch.
+        """
+
+    @abc.abstractmethod
+    def terms(
+        self,
+        params: dict[str, Any],
+        rows: Rows,
+        totals: dict[str, jax.Array],
+        key: jax.Array,
+        step: jax.Array,
+        frozen: bool,
+    ) -> tuple[jax.Array, dict[str, jax.Array]]:
+        """Loss and metrics of some rows; their mean over equal parts of a batch is the batch's.
+
+        Args:
+          params: all groups.
+          rows: of `draw`, every A-th one.
+          totals: of `draw`, divided by A.
+          key: of the step; dropout alone is drawn from it here.
+          step: int32 scalar.
+          frozen: the second phase.
+        """
+
+    def loss(self, params, batch, key, step, frozen, *extra):
+        rows, totals = self.draw(batch, key, frozen, *extra)
+        return self.terms(params, rows, totals, key, step, frozen)
