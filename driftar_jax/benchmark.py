@@ -27,6 +27,7 @@ _GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance scale; 1 is none.")
 _GAMMA = flags.DEFINE_string("gamma", None, "AR steps drafted per round, or auto; plain beside.")
 _RULE = flags.DEFINE_string("rule", None, "gaussian | coupled | feature; how drafts are accepted.")
 _DELTA = flags.DEFINE_float("delta", None, "Bound of the rules coupled and feature.")
+_STOP = flags.DEFINE_string("stop", None, "Entropy under which drafting ends; 0 never, or auto.")
 _BATCHES = flags.DEFINE_list("batch_sizes", ["1", "4"], "Images per call.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed calls of each kind.")
 _CONTROLS = flags.DEFINE_bool("controls", False, "Also fewer and falling head steps, AR steps.")
@@ -54,6 +55,7 @@ def main(_) -> None:
             "gamma": gamma.parse(_GAMMA.value),
             "rule": _RULE.value,
             "delta": _DELTA.value,
+            "stop": gamma.parse_stop(_STOP.value),
         }
         if changes["gamma"] and _CONFIG.value is not None:
             raise config.wrong("gamma", _GAMMA.value, "0: what random weights accept says nothing")

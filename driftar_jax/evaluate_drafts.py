@@ -19,11 +19,12 @@ import ml_collections
 import numpy as np
 from absl import flags
 
-from driftar_jax import cli, config, generator, runs
+from driftar_jax import cli, config, gamma, generator, runs
 from driftar_jax.checkpoints import read_config
 from driftar_jax.data import pipeline
 from driftar_jax.evaluation import networks, quality, speculation, speculation_report
 from driftar_jax.features import SmallClassifier
+from driftar_jax.speculative import policy
 
 _WORKDIR = flags.DEFINE_list("workdir", None, "Drift-AR or draft runs, one per training seed.")
 _JUDGE = flags.DEFINE_string("judge", None, "Run of the classifier whose features measure.")
@@ -33,6 +34,7 @@ _SEEDS = flags.DEFINE_integer("seeds", 1, "Sampling seeds per run.")
 _BATCHES = flags.DEFINE_list("batch_sizes", ["1", "64"], "Images per call; the largest judges.")
 _COUPLED = flags.DEFINE_list("coupled", ["2"], "Bounds of the rule coupled; may be empty.")
 _FEATURE = flags.DEFINE_list("feature", ["0.1"], "Bounds of the rule feature; may be empty.")
+_STOP = flags.DEFINE_string("stop", None, "Entropy under which drafting ends; 0 never, or auto.")
 _JOIN = flags.DEFINE_list("join", None, "Finished reports to put into one table, joined.md.")
 flags.mark_flag_as_required("out")
 
@@ -59,14 +61,15 @@ def main(_) -> None:
             raise config.wrong("batch_sizes", ",".join(sizes), "whole numbers of at least 1")
         deltas = {"coupled": _bounds("coupled", _COUPLED), "feature": _bounds("feature", _FEATURE)}
         loaded = [generator.load(workdir) for workdir in _WORKDIR.value]
+        table = speculation.ways(loaded[0], deltas, gamma.parse_stop(_STOP.value))
         for run in loaded:
-            for way in speculation.ways(run, deltas):
+            for way in table:
                 run.check(way.settings)
         real = _real(_JUDGE.value, loaded)
         out.mkdir(parents=True, exist_ok=True)
     bench = speculation.Bench(loaded, real, _NUM.value, _SEEDS.value, [int(b) for b in sizes])
-    found = bench.measure(deltas)
-    print(speculation_report.write(out, found, _facts(loaded, real)))
+    found = bench.measure(table)
+    print(speculation_report.write(out, found, _facts(loaded, real, table[0].settings.stop)))
 
 
 def _bounds(name: str, flag) -> tuple[float, ...]:
@@ -98,12 +101,20 @@ def _real(judge: str, loaded) -> quality.RealSet:
     return quality.RealSet(network, network, images, labels, len(sources[0]), metrics=())
 
 
-def _facts(loaded, real: quality.RealSet) -> dict[str, str]:
+def _early_stop(loaded, stop: float) -> str:
+    if stop != policy.TRAINED:
+        return f"tau_g {stop:g}" if stop else "off"
+    taus = [float(policy.global_threshold(run.params["tracker"])) for run in loaded]
+    return f"tau_g {', '.join(f'{tau:.3f}' for tau in taus)} of the checkpoints' entropies"
+
+
+def _facts(loaded, real: quality.RealSet, stop: float) -> dict[str, str]:
     first, device = loaded[0], jax.devices()[0]
     return {
         "command": "python -m driftar_jax.evaluate_drafts " + " ".join(sys.argv[1:]),
         "checkpoints": f"{len(loaded)} of task {first.config.task}, step {first.step}",
         "images": f"{_NUM.value} per row, {_SEEDS.value} sampling seeds on each checkpoint",
+        "early stop": _early_stop(loaded, stop),
         "distance": f"fd_{real.network.name} to {len(real.images)} real images of "
         f"{first.config.data.name}; {real.floor():.2f} between two halves of them",
         "device": f"{device.device_kind}, {os.cpu_count()} CPU cores",

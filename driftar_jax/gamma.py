@@ -7,6 +7,7 @@ the finding out and nothing more.
 """
 
 import dataclasses
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 
 from driftar_jax import sampler, speculate
 from driftar_jax.assembly import Parts
-from driftar_jax.speculative import choice
+from driftar_jax.speculative import choice, policy
 
 CANDIDATES = (1, 2, 4)
 ROUNDS = 3
@@ -35,6 +36,25 @@ def parse(text: str | None) -> int | None:
     if not text.isdigit():
         raise ValueError(f"gamma: got {text!r}, allowed auto or a whole number from 0")
     return int(text)
+
+
+def parse_stop(text: str | None) -> float | None:
+    """`Settings.stop` of a flag's text: `auto` is `policy.TRAINED`; None stays None.
+
+    Raises:
+      ValueError: it is neither `auto` nor a number from 0 to 1.
+    """
+    if text is None:
+        return None
+    if text == "auto":
+        return policy.TRAINED
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise ValueError(f"stop: got {text!r}, allowed auto or 0 to 1 (an entropy)")
+    return value
 
 
 @dataclasses.dataclass(frozen=True)

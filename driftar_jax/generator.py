@@ -16,6 +16,7 @@ from driftar_jax.config import wrong
 from driftar_jax.data import captions, latents
 from driftar_jax.published import stored as published
 from driftar_jax.sharding import make_mesh, replicated
+from driftar_jax.speculative import policy
 from driftar_jax.training import tasks
 from driftar_jax.types import Counts
 from driftar_jax.vae import pixels
@@ -41,7 +42,7 @@ class Loaded:
     Attributes:
       config: resolved config of its run.
       parts: modules.
-      params: averaged parameters by group.
+      params: averaged parameters by group; `tracker` is the entropy's, where training kept it.
       step: the step they are from.
       manifest: facts stored beside them.
       to_pixels: what makes uint8 images of the token grids; None where these are latents and no
@@ -58,7 +59,11 @@ class Loaded:
     book: captions.Book | None = None
 
     def settings(self, **changes) -> sampler.Settings:
-        """Sampling settings of the config, with the given fields changed."""
+        """Sampling settings of the config, with the given fields changed.
+
+        Raises:
+          ValueError: the early stop of the checkpoint is asked for, and it has no statistics.
+        """
         c = self.config.sample
         base = sampler.Settings(
             method="own" if self.config.task == "host" else "drift",
@@ -76,8 +81,16 @@ class Loaded:
             gamma=c.get("gamma", 0),
             rule=c.get("rule", "gaussian"),
             delta=float(c.get("delta", 1.0)),
+            stop=policy.TRAINED if "tracker" in self.params else 0.0,
         )
-        return base.changed(**changes)
+        settings = base.changed(**changes)
+        self._check_stop(settings)
+        return settings
+
+    def _check_stop(self, settings: sampler.Settings) -> None:
+        if settings.stop == policy.TRAINED and "tracker" not in self.params:
+            allowed = "0 to 1 (no statistics of the entropy in this checkpoint)"
+            raise wrong("stop", "auto", allowed)
 
     @property
     def _learned_guidance(self) -> bool:
@@ -92,6 +105,7 @@ class Loaded:
     def check(self, settings: sampler.Settings) -> None:
         """Raises ValueError (field, value, allowed) where images cannot be made with `settings`."""
         settings.check(self.parts)
+        self._check_stop(settings)
         if settings.guidance_form == "trained" and settings.method == "drift":
             most = self.config.drift.guidance_max
             if settings.guidance > most:
@@ -187,6 +201,10 @@ def load(
         allowed = f"host | drift | draft | {published.TASK} ({workdir})"
         raise ValueError(f"workdir: got task {config.task!r}, allowed {allowed}")
     params, manifest, step = read_weights(workdir, step)
+    tracked = manifest.get("tracked", {})
+    if {"entropy_mean", "entropy_square"} <= tracked.keys():
+        seen = tracked["entropy_mean"], tracked["entropy_square"]
+        params = params | {"tracker": policy.of_training(*seen)}
     images = image_spec(manifest)
     parts, book = assembly.build(config, images), book_of(workdir, images)
     to_pixels = pixels_of(config, manifest, vae)

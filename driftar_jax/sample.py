@@ -36,7 +36,9 @@ _GAMMA = flags.DEFINE_string(
 )
 _RULE = flags.DEFINE_string("rule", None, "gaussian | coupled | feature; how drafts are accepted.")
 _DELTA = flags.DEFINE_float("delta", None, "Bound of the rules coupled and feature.")
-_STOP = flags.DEFINE_float("stop", None, "Drafting ends where its mean entropy is under this.")
+_STOP = flags.DEFINE_string(
+    "stop", None, "Drafting ends where its mean entropy is under this; 0 never, auto as trained."
+)
 _BATCH = flags.DEFINE_integer("batch_size", 256, "Images per call.")
 flags.mark_flags_as_required(["workdir", "out"])
 
@@ -67,7 +69,7 @@ def main(_) -> None:
             "gamma": gamma.parse(_GAMMA.value),
             "rule": _RULE.value,
             "delta": _DELTA.value,
-            "stop": _STOP.value,
+            "stop": gamma.parse_stop(_STOP.value),
         }
         settings = loaded.checked(**changes)
         hole = _hole(loaded)

@@ -23,7 +23,7 @@ from driftar_jax.heads import diffusion
 from driftar_jax.hosts.nextstep import NextStep
 from driftar_jax.hosts.schedules import NFE_SCHEDULES, head_steps, unpatchify
 from driftar_jax.hosts.transdiff import TransDiff
-from driftar_jax.speculative import engine, verify
+from driftar_jax.speculative import engine, policy, verify
 from driftar_jax.types import Counts, Encoding, Given, Speculation
 
 METHODS = ("own", "drift", "mean")
@@ -64,7 +64,8 @@ class Settings:
         draft, and decoding is plain.
       rule: what drafts are accepted by, one of `speculative.verify.RULES`.
       delta: bound of the rules `coupled` and `feature`.
-      stop: tau_g of the published early stop of drafting; 0 never stops (`engine.Rule`).
+      stop: tau_g of the published early stop of drafting; 0 never stops, `policy.TRAINED` takes the
+        checkpoint's statistics.
     """
 
     method: str
@@ -142,8 +143,8 @@ class Settings:
             raise ValueError(f"rule: got {self.rule!r}, allowed {' | '.join(verify.RULES)}")
         if not 0 <= self.delta < math.inf:
             raise ValueError(f"delta: got {self.delta}, allowed a number from 0")
-        if not 0 <= self.stop <= 1:
-            raise ValueError(f"stop: got {self.stop}, allowed 0 to 1 (an entropy)")
+        if not (0 <= self.stop <= 1 or self.stop == policy.TRAINED):
+            raise ValueError(f"stop: got {self.stop}, allowed auto or 0 to 1 (an entropy)")
 
     def _check_grids(self, parts: Parts) -> None:
         groups = parts.host.groups

@@ -34,7 +34,8 @@ def generate(
       parts: modules of a Drift-AR run.
       rule: how far to draft and what to accept.
       settings: `sampler.Settings`, checked against `parts`, method `drift`.
-      params, label, index, seed: as for `sampler.generate`.
+      params, label, index, seed: as for `sampler.generate`; the early stop of the checkpoint reads
+        the group `tracker` (`policy.EntropyTracker`).
 
     Returns:
       float32 grid `[B, H, W, C]`, and `Speculation`.
@@ -65,8 +66,8 @@ def generate(
     )
     draft = draft_rows(host, parts.draft, params["draft"]) if rule.gamma else None
     token_keys, prior_keys = draws.token_keys(keys, images.num_tokens), draws.prior_keys(keys)
-    made = engine.Engine(host, draft, head, token_keys, prior_keys, steps.scale, rule)
-    tokens, found = made.run()
+    given = host, draft, head, token_keys, prior_keys, steps.scale, rule, params.get("tracker")
+    tokens, found = engine.Engine(*given).run()
     return unpatchify(tokens, *images.image_shape[:2], images.patch_size), found
 
 

@@ -195,4 +195,5 @@ def drafted(
         draws.prior_keys(keys),
         scales(parts, settings),
         rule,
+        params.get("tracker"),
     ).run()

@@ -27,21 +27,23 @@ class Way:
     settings: sampler.Settings
 
 
-def ways(loaded: Loaded, deltas: dict[str, Sequence[float]]) -> list[Way]:
+def ways(
+    loaded: Loaded, deltas: dict[str, Sequence[float]], stop: float | None = None
+) -> list[Way]:
     """Plain decoding first, then every rule with every number of drafts.
 
     Args:
       loaded: a Drift-AR checkpoint with its draft head.
       deltas: bounds to measure, of the rules that have one.
+      stop: of `sampler.Settings`; None: the checkpoint's own.
     """
-    plain = loaded.settings(gamma=0)
+    plain = loaded.settings(gamma=0, stop=stop)
     rows = [Way("plain", plain)]
     for rule, bounds in {"gaussian": (0.0,), **deltas}.items():
         for delta in bounds:
             for drafts in sorted({min(g, plain.ar_steps - 1) for g in GAMMAS}):
                 name = rule if rule == "gaussian" else f"{rule} {delta:g}"
-                asked = loaded.settings(gamma=drafts, rule=rule, delta=float(delta))
-                rows.append(Way(name, asked))
+                rows.append(Way(name, plain.changed(gamma=drafts, rule=rule, delta=float(delta))))
     return rows
 
 
@@ -83,14 +85,16 @@ class Bench:
     batch_sizes: Sequence[int]
     tell: Callable[[str], None] = print
 
-    def measure(self, deltas: dict[str, Sequence[float]]) -> dict:
+    def measure(self, table: Sequence[Way]) -> dict:
         """All rows, their controls, what `auto` chose, and the floor.
+
+        Args:
+          table: of `ways`, checked with every run.
 
         Returns:
           `rows` and `controls` (by AR steps) as lists of records, `auto` per rule and batch size,
           `floor`: energy distances of two plain sets, one value per run and sampling seed.
         """
-        table = ways(self.runs[0], deltas)
         rows = [self._row(way) for way in table]
         plain = table[0].settings
         wanted = {max(1, round(row["backbone_calls"])) for row in rows[1:]} - {plain.ar_steps}

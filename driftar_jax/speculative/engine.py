@@ -42,10 +42,9 @@ class Rule:
       name: one of `verify.RULES`.
       delta: bound of `coupled` (standard deviations) and `feature` (root mean square); not read by
         `gaussian`.
-      stop: tau_g; drafting stops at a draft whose mean entropy is under
-        `min(tau_c, tau_g)`, `tau_c = share * EMA(E_target)`. 0 never stops.
-      share: gamma_e of tau_c.
-      decay: of the average, over backbone calls of an image.
+      stop: tau_g of the early stop (`policy.stop`); 0 never stops, `policy.TRAINED` asks the
+        engine's tracker.
+      share: gamma of tau_c.
     """
 
     gamma: int
@@ -53,7 +52,6 @@ class Rule:
     delta: float = 0.0
     stop: float = 0.0
     share: float = policy.GAMMA
-    decay: float = policy.DECAY
 
 
 @flax.struct.dataclass
@@ -93,7 +91,7 @@ class _State:
       tokens: `[B, N, C]`.
       last: encoding of the last context that the backbone saw and that stands.
       memory: the host's.
-      average: `[B]` float32, EMA of the target's entropy.
+      tracker: of the target's entropy, with an average `[B]` over each image's backbone calls.
       found: what is reported.
     """
 
@@ -101,7 +99,7 @@ class _State:
     tokens: jax.Array
     last: Encoding
     memory: Any
-    average: jax.Array
+    tracker: policy.EntropyTracker
     found: Speculation
 
 
@@ -118,6 +116,7 @@ class Engine:
       prior_keys: `[B]`, one per image (`draws.prior_keys`).
       scales: `[T]` float32 guidance.
       rule: how far, and what.
+      tracker: statistics of training, for the early stop; None: the checkpoint has none.
     """
 
     host: Host
@@ -127,12 +126,16 @@ class Engine:
     prior_keys: jax.Array
     scales: jax.Array
     rule: Rule
+    tracker: policy.EntropyTracker | None = None
 
     def run(self) -> tuple[jax.Array, Speculation]:
         """Generate all groups of all images.
 
         Returns:
           tokens `[B, N, C]` float32 and `Speculation`.
+
+        Raises:
+          ValueError: the rule asks for statistics that are not there.
         """
         host, batch = self.host, self.keys.shape[0]
         tokens = jnp.zeros((batch, host.num_tokens, host.token_dim), jnp.float32)
@@ -143,12 +146,24 @@ class Engine:
             tokens=tokens,
             last=jax.tree.map(lambda s: jnp.zeros(s.shape[1:], s.dtype), shapes),
             memory=memory,
-            # As published, so that tau_c begins at tau_g.
-            average=jnp.full(batch, self.rule.stop / self.rule.share, jnp.float32),
+            tracker=self._tracker(),
             found=_nothing(batch, self.rule.gamma),
         )
         state = jax.lax.while_loop(lambda s: (s.step < host.num_steps).any(), self._round, state)
         return state.tokens, state.found
+
+    def _tracker(self) -> policy.EntropyTracker:
+        """Statistics before the first call, each image with an average of its own."""
+        if self.rule.stop != policy.TRAINED:
+            tracker = policy.of_threshold(self.rule.stop, gamma=self.rule.share)
+        elif self.tracker is None:
+            raise ValueError(
+                "stop: got auto, allowed 0 to 1 (no statistics of the entropy in this checkpoint)"
+            )
+        else:
+            tracker = self.tracker
+        tracker = jax.tree.map(jnp.float32, tracker)
+        return tracker.replace(ema=jnp.full(self.keys.shape[0], tracker.ema))
 
     # --- pieces of a group ---------------------------------------------------------------------
 
@@ -177,9 +192,9 @@ class Engine:
         target = jnp.where(real & where[:, None], positions, self.host.num_tokens)
         return jax.vmap(lambda t, p, v: t.at[p].set(v, mode="drop"))(tokens, target, x)
 
-    def _mean_entropy(self, encoding: Encoding) -> jax.Array:
-        """`[B]`, of the conditional rows."""
-        return encoding.entropy[: self.keys.shape[0]].mean(axis=-1)
+    def _entropy(self, encoding: Encoding) -> jax.Array:
+        """`[B, ...]`, of the conditional rows."""
+        return encoding.entropy[: self.keys.shape[0]]
 
     def _prior(self, rows: _Rows) -> verify.Normal:
         """Distribution of the conditional rows' start."""
@@ -207,21 +222,19 @@ class Engine:
         eps = self._own_noise(drafts, own, accepted, step)
         x = self._made(own, eps, step)
         live = state.step < host.num_steps
-        average = self.rule.decay * state.average
-        average += (1 - self.rule.decay) * self._mean_entropy(last)
+        mean_entropy = self._entropy(last).mean(axis=-1)
         return _State(
             step=jnp.where(live, step + 1, state.step),
             tokens=self._write(tokens, x, step, live),
             last=last,
             memory=host.keep(memory, step + 1),
-            average=average,
+            tracker=state.tracker.replace(ema=policy.follow(state.tracker.ema, mean_entropy)),
             found=self._counted(found, live, accepted, count, contexts, judged),
         )
 
     def _drafted(self, state: _State):
         """Up to gamma groups, each from the encoding drafted for the one before."""
         host, gamma = self.host, self.rule.gamma
-        threshold = jnp.minimum(self.rule.share * state.average, self.rule.stop)
         rows, x = jax.eval_shape(lambda: self._draft(state.last, state.tokens, state.step)[1:])
         empty = lambda s: jnp.zeros((gamma, *s.shape), s.dtype)  # noqa: E731
         drafts = _Drafts(
@@ -238,7 +251,8 @@ class Engine:
             turn, may, last, tokens, drafts, found = carry
             step = state.step + turn
             encoding, rows, x = self._draft(last, tokens, step)
-            take = may & ~(self._mean_entropy(encoding) < threshold)
+            ends = policy.stop(self._entropy(encoding), state.tracker, gamma=self.rule.share)
+            take = may & ~ends
             put = lambda all_, one: all_.at[turn].set(one)  # noqa: E731
             drafts = _Drafts(
                 rows=jax.tree.map(put, drafts.rows, rows),

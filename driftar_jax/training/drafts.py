@@ -34,7 +34,7 @@ class DraftTask(Drawn):
     unroll: int
     prior: float
     freeze_step: None = None
-    tracked: tuple[str, ...] = ()
+    tracked: tuple[str, ...] = ("entropy_mean", "entropy_square")
 
     @property
     def parts(self):
@@ -85,7 +85,10 @@ class DraftTask(Drawn):
             terms["draft_prior"] += losses.prior_divergence(*priors, unknown, total)
         terms = {name: value / self.unroll for name, value in terms.items()}
         loss = terms["draft_reg"] + terms["draft_entropy"] + self.prior * terms["draft_prior"]
-        return loss, terms
+        # Of the target in all positions: what the early stop of sampling is held against.
+        entropy = jnp.stack([target.entropy for target in targets])
+        tracked = {"entropy_mean": entropy.mean(), "entropy_square": jnp.square(entropy).mean()}
+        return loss, terms | tracked
 
     def _contexts(self, key_order, key_step, size: int) -> list[Masks]:
         """`unroll + 1` contexts per image, AR steps apart; the last one may be repeated."""

@@ -124,7 +124,8 @@ class Loop:
         rest = {"opt_state": state.opt_state, "tracked": state.tracked, "step": state.step}
         self.checkpoints.save(
             int(state.step),
-            manifest=self.manifest,
+            # Beside the state that goes on, for readers that want no optimizer.
+            manifest=self.manifest | {"tracked": {n: float(v) for n, v in state.tracked.items()}},
             position=batches.state(),
             params=state.params,
             ema=state.ema,

@@ -1,5 +1,6 @@
 """Drafts end to end on the `:tiny` configs: train the head, sample with it, make the table."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 
 import driftar_jax
+from driftar_jax.speculative import policy
 
 pytestmark = pytest.mark.timeout(500)  # the first test waits for the training runs
 DRAFT = "--config=configs/draft_mar_small.py:tiny"
@@ -30,6 +32,18 @@ def test_all_but_the_draft_head_are_the_teachers(workdirs, trained):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
     heads = zip(_leaves(teacher["draft"]), _leaves(pupil["draft"]), strict=True)
     assert max(np.abs(a - b).max() for a, b in heads) > 1e-4
+
+
+def test_the_early_stop_is_the_checkpoints_own(trained):
+    loaded = driftar_jax.load(trained)
+    assert loaded.settings().stop == policy.TRAINED and loaded.settings(stop=0.1).stop == 0.1
+    tracker = loaded.params["tracker"]
+    assert 0 < tracker.ema < 1 and policy.global_threshold(tracker) < 0.3
+    older = {name: tree for name, tree in loaded.params.items() if name != "tracker"}
+    older = dataclasses.replace(loaded, params=older)
+    assert older.settings().stop == 0
+    with pytest.raises(ValueError, match="^stop: got 'auto', allowed 0 to 1 .no statistics"):
+        older.settings(stop=policy.TRAINED)
 
 
 def _leaves(tree):
@@ -85,6 +99,7 @@ def test_the_table_holds_every_row_and_its_control(call, workdirs, trained, tmp_
         (("--gamma=1", "--rule=exact"), "rule", "gaussian | coupled | feature"),
         (("--gamma=1", "--delta=-1"), "delta", "a number from 0"),
         (("--gamma=1", "--method=mean"), "gamma", "method drift only"),
+        (("--gamma=1", "--stop=1.5"), "stop", "auto or 0 to 1"),
     ],
 )
 def test_bad_drafts_are_named(call, trained, tmp_path, words, field, allowed):

@@ -14,7 +14,7 @@ from scipy import stats
 from driftar_jax import assembly, draws, sampler, speculate
 from driftar_jax.hosts.mar import MAR
 from driftar_jax.hosts.schedules import cosine_counts, guidance_at, patchify
-from driftar_jax.speculative import engine, verify
+from driftar_jax.speculative import engine, policy, verify
 from driftar_jax.types import Encoding
 
 # N = 10 tokens of C = 3 channels in a grid of 2x5, in T = 6 AR steps.
@@ -335,10 +335,15 @@ class FixedHost:
     Its memory is the number of groups that stand, as a cache's length would be.
     """
 
-    num_steps, group_size, num_tokens, token_dim, branches = 5, 1, 5, 2, 1
+    group_size, token_dim, branches = 1, 2, 1
     batch: int
     mean: tuple[float, ...]
     std: float
+    num_steps: int = 5
+
+    @property
+    def num_tokens(self):
+        return self.num_steps
 
     def group(self, step):
         return jnp.minimum(step, self.num_steps - 1)[:, None], (step < self.num_steps)[:, None]
@@ -407,3 +412,26 @@ def test_generated_starts_are_the_targets(std):
     assert stats.kstest(radius, "chi2", args=(2,)).pvalue > 1e-4
     assert (spec.lengths.sum(axis=0) > 100).all()
     assert spec.backbone_calls.mean() < 4.5
+
+
+def test_drafting_ends_by_the_statistics_of_training():
+    """Target entropies of 0.5 pull the average, and tau_c, below the drafts' 0.45."""
+    host, rule = FixedHost(3, (0.3, -0.2), 0.5, num_steps=9), engine.Rule(2, "coupled", 99.0)
+    rule = dataclasses.replace(rule, stop=policy.TRAINED)
+    drafted = host.encoding().replace(entropy=jnp.full((3, 9), 0.45))
+
+    @jax.jit
+    def run(tracker):
+        keys, scales = draws.image_keys(np.uint32(0), jnp.arange(3)), np.ones(9, np.float32)
+        given = draws.token_keys(keys, 9), draws.prior_keys(keys), scales, rule, tracker
+        return engine.Engine(host, lambda *_: drafted, FixedHead(), *given).run()[1]
+
+    # tau_g is 0.6: the average decides, 0.5 + 0.1 * 0.9^calls, and is under 0.5625 after 5 calls.
+    low = run(policy.of_threshold(0.6).replace(ema=np.float32(0.6)))
+    np.testing.assert_array_equal(low.backbone_calls, 5 + 2)
+    np.testing.assert_array_equal(low.draft_calls, 4 + 2)
+    # tau_g of 0.44 stops nothing, whatever the average.
+    high = run(policy.of_threshold(0.44).replace(ema=np.float32(1.0)))
+    np.testing.assert_array_equal(high.backbone_calls, 4)
+    with pytest.raises(ValueError, match="^stop: got auto, allowed 0 to 1 "):
+        run(None)

@@ -56,3 +56,26 @@ def test_stop_needs_both_thresholds():
 
 def test_a_tracker_that_saw_nothing_stops_nothing():
     assert not policy.stop(jnp.zeros((2, 3)), policy.start()).any()
+
+
+def test_statistics_of_training_are_a_tracker():
+    values = np.random.default_rng(5).random(200)
+    tracker = policy.of_training(float(values.mean()), float((values**2).mean()))
+    np.testing.assert_allclose(tracker.mean, values.mean(), rtol=1e-6)
+    np.testing.assert_allclose(tracker.variance, values.var(), rtol=1e-4)
+    np.testing.assert_allclose(tracker.ema, values.mean(), rtol=1e-6)
+    assert policy.of_training(0.3, 0.09 - 1e-9).variance == 0  # rounding is no spread
+
+
+def test_a_number_stands_for_statistics():
+    tracker = policy.of_threshold(0.27, gamma=0.9)
+    np.testing.assert_allclose(policy.global_threshold(tracker), 0.27, rtol=1e-6)
+    np.testing.assert_allclose(policy.context_threshold(tracker, gamma=0.9), 0.27, rtol=1e-6)
+    assert not policy.stop(jnp.zeros((2, 3)), policy.of_threshold(0.0)).any()
+
+
+def test_every_image_is_held_against_its_own_average():
+    tracker = policy.of_threshold(0.5).replace(ema=jnp.array([0.9, 0.5]))
+    rows = jnp.full((2, 3), 0.45)  # below tau_g; below 0.72 and not below 0.4
+    np.testing.assert_array_equal(policy.stop(rows, tracker), [True, False])
+    np.testing.assert_allclose(policy.follow(tracker.ema, jnp.zeros(2)), [0.81, 0.45], rtol=1e-6)

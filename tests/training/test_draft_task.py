@@ -1,6 +1,7 @@
 """Task draft: only the draft head learns, from contexts that sampling meets."""
 
 import functools
+import types
 
 import jax
 import jax.numpy as jnp
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
+from driftar_jax import runs
 from driftar_jax.hosts.schedules import cosine_counts
 from driftar_jax.training import losses, optim, step, tasks
 
@@ -67,6 +69,19 @@ def test_only_the_draft_head_moves_and_it_gets_better():
         jax.tree.map(np.testing.assert_array_equal, before[name], state.params[name])
     first, _ = _loss()
     assert float(metrics["loss"]) < 0.5 * first
+    # The teacher's entropy does not move, and its statistics are kept.
+    mean, square = (float(state.tracked[n]) for n in ("entropy_mean", "entropy_square"))
+    assert 0 < mean**2 <= square < 1
+
+
+def test_a_fresh_head_is_not_the_teachers(monkeypatch):
+    monkeypatch.setattr(runs.generator, "read_weights", lambda folder: (_params(), {}, 0))
+    monkeypatch.setattr(runs.checkpoints, "read_config", lambda folder: {})
+    training = types.SimpleNamespace(abstract=types.SimpleNamespace(params=_params()))
+    for fresh in (False, True):
+        settings = tiny.config("draft", init_from="teacher", teacher__fresh_head=fresh)
+        taken = set(runs._host_weights(settings, training))
+        assert taken == {"host", "prior", "decoder"} | (set() if fresh else {"draft"})
 
 
 def test_the_divergence_of_priors_is_the_gaussians_own():
