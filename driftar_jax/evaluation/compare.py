@@ -163,7 +163,8 @@ def measure(
         for seed in range(sampling_seeds):
             labels = np.random.default_rng(seed).choice(real.labels, num)
             for i, method in enumerate(table):
-                judged = _judge(pair, method, real, labels, seed, max(batch_sizes))
+                loaded = _of(pair, method)
+                judged = judge(loaded, method.settings, real, labels, seed, max(batch_sizes))
                 say(
                     f"{method.name}, {method.settings.evaluations:g} NFE per step, seed {seed}: "
                     f"fd_{real.network.name} {judged.frechet:.2f}, accuracy {judged.accuracy:.3f}"
@@ -183,8 +184,13 @@ def measure(
     ]
 
 
-def _judge(
-    pair, method: Method, real: quality.RealSet, labels: np.ndarray, seed: int, batch_size: int
+def judge(
+    loaded: Loaded,
+    settings: sampler.Settings,
+    real: quality.RealSet,
+    labels: np.ndarray,
+    seed: int,
+    batch_size: int,
 ) -> quality.Quality:
     """Sample and measure part by part, so that the images of all labels are never there at once."""
     tally = real.tally(len(labels))
@@ -192,7 +198,7 @@ def _judge(
     for number, first in enumerate(range(0, len(labels), part)):
         chosen = labels[first : first + part]
         with real.ledger("sampling"):
-            made = _sample(pair, method, chosen, part_seed(seed, number), batch_size)
+            made = sample(loaded, settings, chosen, part_seed(seed, number), batch_size)
         tally.add(made, chosen)
     return tally.quality()
 
@@ -213,11 +219,17 @@ def part_seed(seed: int, number: int) -> int:
     return int(np.random.SeedSequence((seed, number)).generate_state(1)[0]) % 2**31
 
 
-def _sample(pair, method: Method, labels, seed: int, batch_size: int) -> np.ndarray:
-    loaded = pair[0] if method.baseline else pair[1]
+def _of(pair, method: Method) -> Loaded:
+    return pair[0] if method.baseline else pair[1]
+
+
+def sample(
+    loaded: Loaded, settings: sampler.Settings, labels, seed: int, batch_size: int
+) -> np.ndarray:
+    """uint8 images `[n, H, W, C]` for classes `labels [n]`."""
     return sampler.sample_images(
         loaded.parts,
-        method.settings,
+        settings,
         loaded.params,
         loaded.conditions(labels, seed),
         seed,
@@ -228,5 +240,5 @@ def _sample(pair, method: Method, labels, seed: int, batch_size: int) -> np.ndar
 
 def _speeds(pair, table: Sequence[Method], labels: np.ndarray, size: int) -> list[speed.Speed]:
     chosen = np.resize(labels, size)
-    calls = [lambda m=method: _sample(pair, m, chosen, 0, size) for method in table]
+    calls = [lambda m=m: sample(_of(pair, m), m.settings, chosen, 0, size) for m in table]
     return speed.alternate(calls, size)

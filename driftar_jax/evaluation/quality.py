@@ -186,6 +186,7 @@ class RealSet:
                 raise ValueError(f"metrics: got {metric!r}, allowed {' | '.join(OPTIONAL)}")
         moments.check_count(len(images) // 2, network.width, "half of the real images")
         self.images, self.labels, self.metrics = checked(images), labels, frozenset(metrics)
+        self.num_training = num_training
         self.network, self.classifier = network, classifier
         self.ledger = ledger or Ledger()
         with self.ledger("features"):

@@ -1,0 +1,58 @@
+r"""Ablations: trains and measures every arm of a sweep, for every seed, and writes their table.
+
+  python -m driftar_jax.ablate --sweep=configs/sweeps/mar_small.py:digits8 --out=runs/ablation
+
+The same command goes on where it was stopped: what has a result is not run again, what was cut goes
+on from its checkpoint. SIGTERM or Ctrl-C ends it between two steps, with status 0.
+"""
+
+import os
+
+import jax
+from absl import flags
+
+from driftar_jax import cli, config, stopping
+
+_SWEEP = flags.DEFINE_string("sweep", None, "Sweep file, FILE.py[:SIZE].")
+_OUT = flags.DEFINE_string("out", None, "Folder of results and runs; made, or gone on with.")
+_SEEDS = flags.DEFINE_list("seeds", [], "Of the sweep's seeds; all by default.")
+_ONLY = flags.DEFINE_list("only", [], "Names of arms; all by default.")
+_CACHE = flags.DEFINE_string("compile_cache", "", "Folder of compiled programs; OUT's by default.")
+flags.mark_flags_as_required(["sweep", "out"])
+
+
+def main(_) -> None:
+    from driftar_jax import ablation  # after the flags: loading takes seconds
+    from driftar_jax.evaluation import ablation_table, sweep
+
+    with cli.user_errors():
+        asked = sweep.read(_SWEEP.value)
+        seeds = [_seed(word, asked.seeds) for word in _SEEDS.value] or list(asked.seeds)
+        for name in _ONLY.value:
+            if name not in asked.arms:
+                near = config.nearest(name, asked.arms)
+                raise config.wrong("only", name, f"{' | '.join(asked.arms)}{near}")
+        cache = _CACHE.value or os.path.join(_OUT.value, "compile_cache")
+        jax.config.update("jax_compilation_cache_dir", os.path.abspath(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    with stopping.on_signals() as wish, cli.stops(), cli.user_errors():
+        with ablation.Ablation(asked, _OUT.value, say=_say, stop=wish) as sweeping:
+            done = sweeping.run(seeds, _ONLY.value)
+        table = ablation_table.write(_OUT.value)
+    _say(table)
+    if not done:
+        _say(f"stopped by {wish()}: the same command goes on from there")
+
+
+def _seed(word: str, allowed: tuple[int, ...]) -> int:
+    if not word.isdigit() or int(word) not in allowed:
+        raise config.wrong("seeds", word, " | ".join(map(str, allowed)))
+    return int(word)
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,183 @@
+"""Tables of a sweep from its result files: mean and spread over seeds, differences by seed."""
+
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from scipy import stats
+
+from driftar_jax.checkpoints import write_json
+
+# Figures that are lower where an arm is better, in the order of the columns.
+COLUMNS = (("frechet", "distance", 2), ("held_out_energy_score", "energy score, held out", 4))
+CONFIDENCE = 0.95
+
+
+def read(folder: str | pathlib.Path) -> list[dict[str, Any]]:
+    """All results of a sweep's folder (or of its `results`), in the sweep's order.
+
+    Raises:
+      ValueError: a file is no result of a sweep.
+    """
+    folder = pathlib.Path(folder)
+    folder = folder / "results" if (folder / "results").is_dir() else folder
+    found = []
+    for path in sorted(folder.glob("*.seed*.json")):
+        try:
+            record = json.loads(path.read_text())
+            key = record["order"], record["seed"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"results: got {str(path)!r}, allowed a result of ablate") from error
+        found.append((key, record))
+    return [record for _, record in sorted(found, key=lambda item: item[0])]
+
+
+def write(folder: str | pathlib.Path) -> str:
+    """Write `ablation.json` and `ablation.md` of a sweep's folder; returns the latter."""
+    folder = pathlib.Path(folder)
+    rows = summary(read(folder))
+    text = "\n".join(lines(rows))
+    write_json(folder / "ablation.json", rows)
+    (folder / "ablation.md").write_text(text + "\n")
+    return text
+
+
+def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per arm: its figures by seed, and its differences to the arm it is held against."""
+    by_arm: dict[str, list[dict]] = {}
+    for record in records:
+        by_arm.setdefault(record["arm"], []).append(record)
+    rows = []
+    for name, of in by_arm.items():
+        first = of[0]
+        row = {
+            "arm": name,
+            "question": first["question"],
+            "against": first["against"],
+            "command": first.get("command", ""),
+            "seeds": [r["seed"] for r in of],
+            "failed": [r["seed"] for r in of if "failed" in r],
+            "floor": first.get("floor"),
+            "steps": first.get("cost", {}).get("steps"),
+            "seconds": sum(sum(r["cost"].get(k, 0) for k in _SECONDS) for r in of if "cost" in r),
+            "figures": {},
+            "differences": {},
+        }
+        other = {r["seed"]: _flat(r) for r in by_arm.get(first["against"], ())}
+        values = {r["seed"]: _flat(r) for r in of}
+        for key in dict.fromkeys(k for v in values.values() for k in v):
+            there = {seed: v[key] for seed, v in values.items() if key in v}
+            row["figures"][key] = spread(list(there.values()))
+            pairs = [v - other[s][key] for s, v in there.items() if key in other.get(s, ())]
+            if pairs:
+                row["differences"][key] = interval(pairs)
+        rows.append(row)
+    return rows
+
+
+_SECONDS = ("train_s", "measure_s")
+
+
+def _flat(record: dict[str, Any]) -> dict[str, float]:
+    """The figures of a result that are single numbers; those of drafts and speed by a path."""
+    found = {}
+    for name, value in record["figures"].items():
+        if isinstance(value, dict):
+            found |= {f"{name}.{k}": v for k, v in value.items() if isinstance(v, (int, float))}
+        elif isinstance(value, (int, float)):
+            found[name] = value
+        elif name == "spearman":
+            found |= {f"spearman.{p['num_unknown']}": p["spearman"] for p in value}
+    return {k: float(v) for k, v in found.items()}
+
+
+def spread(values: Sequence[float]) -> dict[str, Any]:
+    """Mean, standard deviation (0 of one value) and the values."""
+    std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+    return {"mean": float(np.mean(values)), "std": std, "values": list(values)}
+
+
+def interval(differences: Sequence[float]) -> dict[str, Any]:
+    """Mean of paired differences and its 95 % interval by Student's t; None with one pair."""
+    n, mean = len(differences), float(np.mean(differences))
+    if n < 2:
+        return {"mean": mean, "low": None, "high": None, "pairs": n}
+    error = np.std(differences, ddof=1) / np.sqrt(n)
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, n - 1) * error)
+    return {"mean": mean, "low": mean - half, "high": mean + half, "pairs": n}
+
+
+def lines(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """A table per question, each with the arm it is held against, and a sentence per arm."""
+    by_name = {row["arm"]: row for row in rows}
+    made: list[str] = []
+    for question in dict.fromkeys(row["question"] for row in rows if row["question"]):
+        asked = [row for row in rows if row["question"] == question]
+        against = [by_name[n] for n in dict.fromkeys(r["against"] for r in asked) if n in by_name]
+        shown = [*(row for row in against if row not in asked), *asked]
+        made += [f"### {question}", "", *_table(shown), ""]
+        said = [sentence(row) for row in asked if row["against"] in by_name]
+        made += [*(f"- {words}" for words in said), ""]
+    return made
+
+
+_OF_DRAFTS = (
+    ("drafts.accepted_groups", "drafts accepted", 2),
+    ("drafts.backbone_calls", "backbone calls", 2),
+)
+_OF_SPEED = (("speed.images_per_s", "images/s", 0), ("speed.ratio", "speed ratio", 2))
+_OTHERS = (("accuracy", "class accuracy", 3), ("recall", "recall", 3), ("sigma_mean", "sigma", 3))
+
+
+def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
+    columns = [
+        column
+        for column in (*COLUMNS, *_OF_DRAFTS, *_OF_SPEED, *_OTHERS)
+        if any(column[0] in row["figures"] for row in rows)
+    ]
+    head = ["arm", *(heading for _, heading, _ in columns), "seeds", "seconds"]
+    made = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for row in rows:
+        cells = [row["arm"]]
+        for key, _, digits in columns:
+            found = row["figures"].get(key)
+            cells.append("" if found is None else _spread(found, digits))
+        failed = f" ({len(row['failed'])} failed)" if row["failed"] else ""
+        cells += [f"{len(row['seeds'])}{failed}", f"{row['seconds']:.0f}"]
+        made.append("| " + " | ".join(cells) + " |")
+    return made
+
+
+def _spread(found: dict[str, Any], digits: int) -> str:
+    text = f"{found['mean']:.{digits}f}"
+    return f"{text} ± {found['std']:.{digits}f}" if len(found["values"]) > 1 else text
+
+
+# What an arm is judged by: acceptance where drafts are its question, else what it makes.
+_JUDGED = {
+    "entropy loss": ("drafts.accepted_groups", "share of accepted drafts", 3),
+    "draft depth": ("drafts.accepted_groups", "share of accepted drafts", 3),
+}
+
+
+def sentence(row: dict[str, Any]) -> str:
+    """What a row says beside the arm it is held against, and how sure that is."""
+    said = []
+    special = _JUDGED.get(row["question"])
+    wanted = [special] if special else [(key, heading, n) for key, heading, n in COLUMNS]
+    if row["question"] == "decoder width":
+        wanted.append(("speed.ratio", "speed ratio", 2))
+    for key, heading, digits in wanted:
+        if (found := row["differences"].get(key)) is None:
+            continue
+        mean = f"{heading} {found['mean']:+.{digits}f}"
+        if found["low"] is None:
+            said.append(f"{mean} (one seed)")
+            continue
+        sure = "" if found["low"] > 0 or found["high"] < 0 else ", not told from 0"
+        said.append(f"{mean} ({found['low']:+.{digits}f} to {found['high']:+.{digits}f}{sure})")
+    if not said:
+        return f"**{row['arm']}**: no result beside {row['against']}."
+    return f"**{row['arm']}** against {row['against']}: {'; '.join(said)}."

@@ -1,0 +1,141 @@
+"""Many draws of the same tokens: what a head says in contexts that no model was trained on.
+
+For hosts that fill masked tokens. Runs with other backbones meet in the context: its tokens are the
+same for all of them, and each reads it with its own backbone.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from driftar_jax import draws, sampler
+from driftar_jax.drift import fields
+from driftar_jax.features import to_unit_range
+from driftar_jax.generator import Loaded
+from driftar_jax.heads import diffusion
+from driftar_jax.hosts.mar import MAR
+from driftar_jax.hosts.schedules import patchify
+from driftar_jax.types import Encoding
+
+# Draws of a call; its arrays are this many tokens long.
+ROWS = 16_384
+
+
+@dataclasses.dataclass(frozen=True)
+class Contexts:
+    """Real images of which a part is known, and the unknown tokens that are asked for.
+
+    Attributes:
+      tokens: `[n, N, C]` float32.
+      known: `[n, N]` bool.
+      label: `[n]` int32.
+      positions: `[n, M]` int32, all unknown.
+    """
+
+    tokens: np.ndarray
+    known: np.ndarray
+    label: np.ndarray
+    positions: np.ndarray
+
+    @property
+    def asked(self) -> np.ndarray:
+        """The real tokens `[n, M, C]` at `positions`."""
+        return np.take_along_axis(self.tokens, self.positions[..., None], axis=1)
+
+
+def possible(loaded: Loaded) -> bool:
+    """Whether a checkpoint has such contexts."""
+    return isinstance(loaded.parts.host, MAR)
+
+
+def of_generation(
+    images: np.ndarray, labels: np.ndarray, patch_size: int, *, per_image: int, seed: int = 0
+) -> Contexts:
+    """Contexts that sampling meets: a share `cos(pi/2 u)` of the tokens is unknown, u uniform.
+
+    Args:
+      images: uint8 `[n, H, W, C]`.
+      labels: `[n]`.
+      patch_size: of the tokens.
+      per_image: M, 1..N; so many tokens are unknown at least.
+      seed: of masks and positions.
+    """
+    tokens = np.asarray(patchify(to_unit_range(jnp.asarray(images)), patch_size))
+    rng = np.random.default_rng(seed)
+    n, num_tokens = tokens.shape[:2]
+    order = np.argsort(rng.random((n, num_tokens)), axis=1)
+    unknown = np.ceil(num_tokens * np.cos(0.5 * np.pi * rng.random(n))).astype(np.int64)
+    unknown = np.clip(unknown, per_image, num_tokens)
+    known = np.argsort(order, axis=1) >= unknown[:, None]
+    # The order is random, so that its first positions are a fair choice of the unknown ones.
+    return Contexts(tokens, known, np.asarray(labels, np.int32), order[:, :per_image])
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """Draws `x [n, M, G, C]`, and the entropy `[n, M]` of their tokens in the run's own eyes."""
+
+    x: np.ndarray
+    entropy: np.ndarray
+
+
+def draw(loaded: Loaded, contexts: Contexts, count: int, seed: int, **changes: Any) -> Drawn:
+    """`count` draws of every token that is asked for, without guidance, at temperature 1.
+
+    Args:
+      loaded: a run of a host that fills masked tokens.
+      contexts: n of them.
+      count: G.
+      seed: of the noise; it decides all of it, whatever else is drawn.
+      changes: of the sampling settings.
+    """
+    settings = loaded.checked(**{"guidance": 1.0, "temperature": 1.0, "gamma": 0, **changes})
+    n, asked = contexts.positions.shape
+    size = max(1, min(n, ROWS // (asked * count)))
+    made = []
+    for first in range(0, n, size):
+        index = np.arange(first, first + size, dtype=np.int32)
+        at = np.minimum(index, n - 1)  # the last call is padded
+        given = (a[at] for a in (contexts.tokens, contexts.known, contexts.label))
+        arguments = loaded.params, *given, contexts.positions[at], index, np.uint32(seed)
+        found = _draw(loaded.parts, settings, count, *arguments)
+        made.append([np.asarray(a)[: n - first] for a in found])
+    return Drawn(*(np.concatenate(arrays) for arrays in zip(*made, strict=True)))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _draw(parts, settings, count, params, tokens, known, label, positions, index, seed):
+    encoding = parts.host.apply({"params": params["host"]}, tokens, known, label)
+    keys = draws.image_keys(seed, index)
+    take = jax.vmap(lambda values, at: values[at])
+    z, entropy = take(encoding.z, positions), take(encoding.entropy, positions)
+    token_keys = take(draws.token_keys(keys, tokens.shape[1]), positions)
+    each = jax.vmap(jax.random.fold_in, (None, 0))
+    drawn = jax.vmap(jax.vmap(each, (0, None)), (0, None))(token_keys, jnp.arange(count))
+    channels = tokens.shape[2]
+    if settings.method == "own":
+        shape = (*drawn.shape, z.shape[-1])
+        x = diffusion.head_sample(
+            parts.head,
+            params["head"],
+            jnp.broadcast_to(z[:, :, None], shape).reshape(-1, shape[-1]),
+            lambda step: draws.normal(drawn.reshape(-1), step, channels),
+            schedule=sampler.head_schedule(settings, settings.nfe),
+            temperature=settings.temperature,
+        )
+        return x.reshape(*drawn.shape, channels), entropy
+    head = sampler.drift_head(parts, settings, params)
+    prior = (take(a, positions) for a in head.starts(encoding, draws.prior_keys(keys)))
+    seen, eps = Encoding(z=z, entropy=entropy), draws.normal(drawn, 0, channels)
+    one = functools.partial(head.tokens, seen, *prior, scale=jnp.float32(1))
+    return jax.vmap(lambda e: one(eps=e), in_axes=2, out_axes=2)(eps), entropy
+
+
+def energy_score(drawn: Drawn, contexts: Contexts) -> float:
+    """Mean energy score of the draws against what really was there; lower is better."""
+    score = fields.energy_score(jnp.asarray(drawn.x), jnp.asarray(contexts.asked))
+    return float(score.mean())
