@@ -243,7 +243,6 @@ def _predict(parts, settings, steps, params, encoding, prior, token_keys, step) 
 
 def head_schedule(settings: Settings, num_steps: int) -> diffusion.Schedule:
     """Of the diffusion head's `num_steps` steps."""
-    """Of the diffusion head's `num_steps` steps."""
     if settings.spacing == "trimmed" or num_steps == 1:
         return diffusion.trimmed_schedule(num_steps, TRIMMED_LAST)
     return diffusion.respaced_schedule(num_steps)
