@@ -39,6 +39,7 @@ def get_config(size: str = "digits8") -> ml_collections.ConfigDict:
         projection_dropout=0.0,
         label_drop=0.1,
         dtype="float32",
+        remat="none",  # of activations: dots | full; memory for time, same gradients
     )
     c.prior = dict(scale="entropy", sigma_max=0.5, tau=2.0, constant=0.25)  # Eq. 6
     c.drift = dict(

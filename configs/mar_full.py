@@ -82,6 +82,7 @@ def _shared(task: str, size: str, variant: str) -> ml_collections.ConfigDict:
         projection_dropout=0.1,
         label_drop=0.1,
         dtype="float32",
+        remat="none",  # of activations: dots | full; memory for time, same gradients
     )
     c.optim = dict(
         lr=8e-4,  # 1e-4 for each 256 images of the batch

@@ -63,6 +63,7 @@ def generative(task: str, size: str) -> ml_collections.ConfigDict:
         projection_dropout=0.0,
         label_drop=0.1,
         dtype="float32",
+        remat="none",  # of activations: dots | full; memory for time, same gradients
     )
     c.mask = dict(
         law="generation",  # half MAR's law, half the contexts that sampling meets

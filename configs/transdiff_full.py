@@ -74,6 +74,7 @@ def own_head(size: str, variant: str) -> ml_collections.ConfigDict:
         projection_dropout=0.1,
         label_drop=0.1,
         dtype="float32",
+        remat="none",  # of activations: dots | full; memory for time, same gradients
     )
     c.head = dict(depth=of["head"], copies=recipe["copies"])
     if row:

@@ -33,6 +33,7 @@ def get_config(size: str = "digits8") -> ml_collections.ConfigDict:
         projection_dropout=0.0,
         label_drop=0.1,
         dtype="float32",
+        remat="none",  # of activations: dots | full; memory for time, same gradients
     )
     c.head = dict(depth=3, copies=4)
     if row:

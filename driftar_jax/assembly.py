@@ -85,6 +85,7 @@ def build(config: Any, images: ImageSpec) -> Parts:
         buffer_size=config.host.buffer_size,
         attention_dropout=config.host.attention_dropout,
         projection_dropout=config.host.projection_dropout,
+        remat=config.host.get("remat", "none"),
         dtype=dtype,
     )
     if config.task == "host":
@@ -149,6 +150,7 @@ def _nextstep(config: Any, images: ImageSpec) -> NextStep:
         mlp_width=config.host.mlp_width,
         norm_eps=config.host.norm_eps,
         rope_theta=config.host.rope_theta,
+        remat=config.host.get("remat", "none"),
         dtype=jnp.dtype(config.host.dtype),
     )
 
@@ -167,6 +169,7 @@ def transdiff_host(config: Any, images: ImageSpec) -> TransDiff:
         buffer_size=config.host.buffer_size,
         attention_dropout=config.host.attention_dropout,
         projection_dropout=config.host.projection_dropout,
+        remat=config.host.get("remat", "none"),
         dtype=jnp.dtype(config.host.dtype),
     )
 
@@ -192,6 +195,7 @@ def _transdiff(config: Any, images: ImageSpec) -> Parts:
         num_heads=config.host.num_heads,
         attention_dropout=config.host.attention_dropout,
         projection_dropout=config.host.projection_dropout,
+        remat=config.host.get("remat", "none"),
         dtype=dtype,
     )
     return Parts(images, host, head=head)

@@ -199,7 +199,7 @@ class CausalStack(nn.Module):
       rope_theta: base of the rotary frequencies.
       attention_bias: biases of queries, keys and values.
       entropy_chunk: most query rows of attention weights held at once in the entropy layer.
-      remat: recompute each layer in the backward pass, for training at size.
+      remat: `none`, `dots` or `full`, as in `layers.recomputed`, of every layer.
       dtype: type of the matrix products and of the residual stream; norms, softmax and entropy are
         float32.
     """
@@ -214,7 +214,7 @@ class CausalStack(nn.Module):
     rope_theta: float
     attention_bias: bool = True
     entropy_chunk: int = 256
-    remat: bool = False
+    remat: str = "none"
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
@@ -226,7 +226,9 @@ class CausalStack(nn.Module):
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim: got {self.head_dim}, allowed even numbers")
-        layer = nn.remat(CausalLayer, prevent_cse=False) if self.remat else CausalLayer
+        layer = CausalLayer
+        if self.remat != "none":
+            layer = nn.remat(layer, prevent_cse=False, policy=layers.remat_policy(self.remat))
         scanned = nn.scan(
             layer,
             variable_axes={"params": 0, "intermediates": 0},

@@ -78,6 +78,7 @@ FIELDS: dict[str, Field] = {
     "host.projection_dropout": _real(0, 1, open_high=True),
     "host.label_drop": _real(0, 1),
     "host.dtype": _choice("float32", "bfloat16"),
+    "host.remat": _choice("none", "dots", "full"),
     "head.width": _whole(1),
     "head.depth": _whole(1),
     "head.copies": _whole(1),
@@ -227,6 +228,7 @@ CHANGEABLE = (
     "train.checkpoint_minutes",
     "train.keep",
     "mesh",
+    "host.remat",
     "sample.nfe_schedule",
     "sample.nfe_last",
     "sample.gamma",
@@ -240,7 +242,10 @@ BEFORE = {
     "drift.entropy_adaln": True,
     "drift.entropy_gradient": True,
     "teacher.fresh_head": False,
+    "host.remat": "none",
 }
+# Fields of training alone: converted checkpoints have none.
+MAY_MISS = ("host.remat",)
 
 
 def flatten(config) -> dict[str, Any]:
@@ -280,6 +285,8 @@ def check(config) -> None:
         if name not in needed:
             raise wrong("config field", name, f"the fields of configs/{nearest(name, needed)}")
     for name in needed:
+        if name not in flat and name in MAY_MISS:
+            continue
         if name not in flat:
             raise wrong(name, None, FIELDS[name].allowed)
         _check_value(name, flat[name])

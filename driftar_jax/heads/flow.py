@@ -50,6 +50,7 @@ class VelocityNet(nn.Module):
       projection_dropout: in training, after projections.
       rounded_time: rounds what modulates the blocks to bfloat16 on its way, as the official program
         does whatever its type; off by 0.1 % of the velocity.
+      remat: as in `layers.recomputed`, of every block.
       dtype: type of the matrix products; the time path, norms and softmax stay float32.
     """
 
@@ -62,6 +63,7 @@ class VelocityNet(nn.Module):
     attention_dropout: float = 0.1
     projection_dropout: float = 0.1
     rounded_time: bool = False
+    remat: str = "none"
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
@@ -133,8 +135,13 @@ class VelocityNet(nn.Module):
             raise ValueError(f"x: got shape {x.shape}, allowed {('n', *rows[1:])}")
         time = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(x), *a.shape[1:])), time)
         h = self.input_proj(x) + self.position.astype(self.dtype)[None]
+
+        def call(block, *arrays):
+            return block(*arrays, deterministic=deterministic)
+
         for block, keys_and_values in zip(self.blocks, condition, strict=True):
-            h = block(h, keys_and_values, time.modulation, deterministic=deterministic)
+            arrays = h, keys_and_values, time.modulation
+            h = layers.recomputed(self.remat, call, block, *arrays)
         shift, scale = (time.embedding[:, None] + self.final_table[i][None, None] for i in (0, 1))
         h = self.final_norm(h) * (1 + scale) + shift
         return self.final_linear(h.astype(self.dtype)).astype(jnp.float32)

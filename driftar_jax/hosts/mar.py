@@ -42,6 +42,7 @@ class MAR(nn.Module):
       mlp_ratio: hidden width of a block's MLP over `width`.
       attention_dropout: in training, on attention weights.
       projection_dropout: in training, after projections.
+      remat: as in `layers.recomputed`, of every block.
       dtype: type of the matrix products; norms, softmax and entropy stay float32.
     """
 
@@ -56,6 +57,7 @@ class MAR(nn.Module):
     mlp_ratio: float = 4.0
     attention_dropout: float = 0.1
     projection_dropout: float = 0.1
+    remat: str = "none"
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
@@ -166,7 +168,7 @@ class MAR(nn.Module):
         h = self.z_proj_ln(h).astype(self.dtype)
         key_mask = jnp.concatenate([jnp.ones(buffer.shape[:2], bool), known], axis=1)
         for block in self.encoder_blocks:
-            h = block(h, key_mask, deterministic=deterministic)
+            h = self._through(block, h, key_mask, deterministic)
         return self.encoder_norm(h)
 
     def decode(
@@ -222,11 +224,16 @@ class MAR(nn.Module):
         h, entropy = canvas, None
         for i, block in enumerate(self.decoder_blocks[: max(self.decoder_depth - 1, 1)]):
             if i == max(self.decoder_depth - 2, 0):
-                h, entropy = block.with_entropy(
-                    h, content_start=self.buffer_size, deterministic=deterministic
+                h, entropy = layers.recomputed(
+                    self.remat,
+                    lambda block, h: block.with_entropy(
+                        h, content_start=self.buffer_size, deterministic=deterministic
+                    ),
+                    block,
+                    h,
                 )
             else:
-                h = block(h, deterministic=deterministic)
+                h = self._through(block, h, None, deterministic)
         return Encoding(z=h, entropy=entropy)
 
     def features(
@@ -250,7 +257,7 @@ class MAR(nn.Module):
         embed = self.diffusion_pos_embed[None]
         if positions is None:
             for block in last:
-                h = block(h, deterministic=deterministic)
+                h = self._through(block, h, None, deterministic)
             return self.decoder_norm(h)[:, self.buffer_size :] + embed
         rows = (self.buffer_size + positions)[..., None]
         x = jnp.take_along_axis(h, rows, axis=1)
@@ -259,6 +266,12 @@ class MAR(nn.Module):
             q = jnp.take_along_axis(q, rows[..., None], axis=1)
             x, _ = block.attend(x, q, k, v, content_start=None, deterministic=deterministic)
         return self.decoder_norm(x) + embed[0][positions]
+
+    def _through(self, block, h, key_mask, deterministic):
+        def call(block, h, key_mask):
+            return block(h, key_mask, deterministic=deterministic)
+
+        return layers.recomputed(self.remat, call, block, h, key_mask)
 
     def _check(self, tokens, known, label, keep):
         batch = label.shape[0]

@@ -83,7 +83,7 @@ class NextStep(nn.Module):
     attention_bias: bool = True
     positions: bool = False
     entropy_chunk: int = 256
-    remat: bool = False
+    remat: str = "none"
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):

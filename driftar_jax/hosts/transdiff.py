@@ -66,6 +66,7 @@ class TransDiff(nn.Module):
       attention_dropout: in training, on attention weights.
       projection_dropout: in training, after projections.
       entropy_floor: floor of the weights in Eq. 4.
+      remat: as in `layers.recomputed`, of every block; caches are not for training.
       dtype: type of the matrix products; norms, softmax and entropy stay float32.
     """
 
@@ -81,6 +82,7 @@ class TransDiff(nn.Module):
     attention_dropout: float = 0.1
     projection_dropout: float = 0.1
     entropy_floor: float = 0.0
+    remat: str = "none"
     dtype: jnp.dtype = jnp.float32
 
     @property
@@ -181,14 +183,26 @@ class TransDiff(nn.Module):
         entropy = None
         for i, block in enumerate(self.encoder_blocks):
             if i == self.depth - 2:
-                h, entropy = block.with_entropy(
+                h, entropy = layers.recomputed(
+                    self.remat,
+                    lambda block, h, mask: block.with_entropy(
+                        h,
+                        mask=mask,
+                        content_start=self.buffer_size,
+                        deterministic=deterministic,
+                    ),
+                    block,
                     h,
-                    mask=last_but_one,
-                    content_start=self.buffer_size,
-                    deterministic=deterministic,
+                    last_but_one,
                 )
             else:
-                h = block(h, mask=mask, deterministic=deterministic)
+                h = layers.recomputed(
+                    self.remat,
+                    lambda block, h, mask: block(h, mask=mask, deterministic=deterministic),
+                    block,
+                    h,
+                    mask,
+                )
         z = self.encoder_norm(h)[:, self.buffer_size :]
         return Encoding(z, entropy), self.diffusion_pos_embed[: z.shape[1]]
 
