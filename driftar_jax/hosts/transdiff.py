@@ -169,7 +169,7 @@ class TransDiff(nn.Module):
         self._check_label(label)
         h = [self._buffer(label), self._first_group(label.shape[0])]
         if references is not None:
-            h.append(self._embed(references, label.shape[0]))
+            h.append(self._embed(references, label.shape[0], self.groups - 1))
         h = self._place(jnp.concatenate(h, axis=1), self.encoder_pos_embed[None])
         size = h.shape[1]
         mask = None if self.groups == 1 else self.allowed[:size, :size]
@@ -224,23 +224,25 @@ class TransDiff(nn.Module):
           Encoding of group 0, `z [B, group_rows, D]`, and a cache of length 1.
         """
         self._check_label(label)
-        batch, total = label.shape[0], self.buffer_size + self.num_rows
-        empty = jnp.zeros((batch, total, self.num_heads, self.width // self.num_heads), self.dtype)
-        cache = Cache((empty,) * self.depth, (empty,) * self.depth, jnp.zeros(batch, jnp.int32))
-        h = jnp.concatenate([self._buffer(label), self._first_group(batch)], axis=1)
-        at = jnp.broadcast_to(jnp.arange(h.shape[1])[None], h.shape[:2])
-        encoding, cache = self._cached(h, at, cache)
+        h = [self._buffer(label), self._first_group(label.shape[0])]
+        encoding, cache = self._first_rows(jnp.concatenate(h, axis=1))
         encoding = jax.tree.map(lambda rows: rows[:, self.buffer_size :], encoding)
         return encoding, cache.replace(length=cache.length + 1)
+
+    def begin_before(self, label: jax.Array) -> Cache:
+        """The buffer alone in a new cache of length 0, from which `extend` goes on with group 0."""
+        self._check_label(label)
+        return self._first_rows(self._buffer(label))[1]
 
     def extend(self, references: jax.Array, cache: Cache) -> tuple[Encoding, Cache]:
         """The next groups on top of a cache, exactly as a call over all groups gives them.
 
         Args:
           references: `[B, m, group_rows, reference_dim]`, the images of the steps
-            length-1..length+m-2 of each row of the batch, m at least 1.
-          cache: of `begin` or `extend`; lengths may differ within the batch. Groups beyond the
-            last one are computed and not kept: their rows mean nothing.
+            length-1..length+m-2 of each row of the batch, m in 1..groups; there is none of step -1,
+            and it is not read.
+          cache: of `begin`, `begin_before` or `extend`; lengths may differ within the batch. Groups
+            beyond the last one are computed and not kept: their rows mean nothing.
 
         Returns:
           Encoding of the m groups, `z [B, m group_rows, D]`, and the cache, m groups longer (at
@@ -253,12 +255,24 @@ class TransDiff(nn.Module):
             raise ValueError(
                 "groups: got 1, allowed at least 2 (the 1-step form has no next group)"
             )
-        h = self._embed(references, cache.length.shape[0])
+        h = self._embed(references, cache.length.shape[0], self.groups)
+        first = self._first_group(h.shape[0])
+        none_yet = (cache.length == 0)[:, None, None]
+        rows = self.group_rows
+        h = h.at[:, :rows].set(jnp.where(none_yet, first.astype(h.dtype), h[:, :rows]))
         at = self.buffer_size + cache.length[:, None] * self.group_rows
         at = at + jnp.arange(h.shape[1])[None]
         encoding, cache = self._cached(h, at, cache)
         length = jnp.minimum(cache.length + references.shape[1], self.groups)
         return encoding, cache.replace(length=length)
+
+    def _first_rows(self, h: jax.Array) -> tuple[Encoding, Cache]:
+        """Rows `h [B, Q, D]` from place 0 on, into a new cache."""
+        batch, total = h.shape[0], self.buffer_size + self.num_rows
+        empty = jnp.zeros((batch, total, self.num_heads, self.width // self.num_heads), self.dtype)
+        cache = Cache((empty,) * self.depth, (empty,) * self.depth, jnp.zeros(batch, jnp.int32))
+        at = jnp.broadcast_to(jnp.arange(h.shape[1])[None], h.shape[:2])
+        return self._cached(h, at, cache)
 
     def _cached(self, h, at, cache):
         """Rows `h [B, Q, D]` at places `at [B, Q]`; places beyond the last row are dropped."""
@@ -306,13 +320,13 @@ class TransDiff(nn.Module):
             self.z_proj(jnp.zeros((1, self.reference_dim)))
         return jnp.broadcast_to(self.mask_token[None], (batch, self.group_rows, self.width))
 
-    def _embed(self, references: jax.Array, batch: int) -> jax.Array:
-        """`[B, n, group_rows, reference_dim]` -> `[B, n * group_rows, D]`."""
+    def _embed(self, references: jax.Array, batch: int, most: int) -> jax.Array:
+        """`[B, n, group_rows, reference_dim]` -> `[B, n * group_rows, D]`, n at most `most`."""
         allowed = (batch, self.group_rows, self.reference_dim)
         got = references.shape
-        if references.ndim != 4 or (got[0], *got[2:]) != allowed or got[1] >= self.groups:
+        if references.ndim != 4 or (got[0], *got[2:]) != allowed or got[1] > most:
             raise ValueError(
-                f"references: got shape {got}, allowed [{batch}, 0..{self.groups - 1}, "
+                f"references: got shape {got}, allowed [{batch}, 0..{most}, "
                 f"{self.group_rows}, {self.reference_dim}]"
             )
         return self.z_proj(references.reshape(batch, -1, self.reference_dim))
