@@ -56,6 +56,7 @@ STOREYS = {
     "evaluate": 8,
     "evaluate_drafts": 8,
     "ablate": 8,
+    "deviation": 8,
     "convert": 8,
     "benchmark": 8,
     "encode": 8,

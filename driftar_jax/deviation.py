@@ -1,0 +1,88 @@
+r"""Do one-step draws deviate from many-step ones in the same contexts, and where?
+
+  python -m driftar_jax.deviation --workdir=runs/drift --baseline=runs/own --out=runs/deviation
+
+Several workdirs (one per training seed, paired in order) give means over them, and what two
+trainings of the own head differ by. Contexts are of
+images of the test split; a token's draws are compared by energy distance and moments.
+"""
+
+import pathlib
+import sys
+
+import numpy as np
+from absl import flags
+
+from driftar_jax import cli, config
+
+_WORKDIR = flags.DEFINE_list("workdir", None, "Drift-AR runs, one per training seed.")
+_BASELINE = flags.DEFINE_list("baseline", None, "Runs of the own head, paired with --workdir.")
+_OUT = flags.DEFINE_string("out", None, "New folder for deviation.json, .md and .png.")
+_CONTEXTS = flags.DEFINE_integer("contexts", 64, "Images that are partly known.")
+_TOKENS = flags.DEFINE_integer("tokens", 4, "Unknown tokens asked for in each.")
+_DRAWS = flags.DEFINE_integer("draws", 256, "Draws of each token; an even number.")
+flags.mark_flags_as_required(["workdir", "baseline", "out"])
+
+
+def main(_) -> None:
+    from driftar_jax import runs  # after the flags: loading takes seconds
+    from driftar_jax.checkpoints import write_json
+    from driftar_jax.data import pipeline
+    from driftar_jax.evaluation import contexts, deviation, deviation_table
+
+    with cli.user_errors():
+        out = pathlib.Path(_OUT.value)
+        if (out / "deviation.json").exists():
+            raise config.wrong("out", _OUT.value, "a folder without deviation.json")
+        if len(_WORKDIR.value) != len(_BASELINE.value):
+            allowed = f"as many runs as --workdir, {len(_WORKDIR.value)}"
+            raise config.wrong("baseline", len(_BASELINE.value), allowed)
+        if _DRAWS.value < 4 or _DRAWS.value % 2:
+            raise config.wrong("draws", _DRAWS.value, "an even number of at least 4")
+        drifts = [_load(w, "workdir", "drift") for w in _WORKDIR.value]
+        owns = [_load(w, "baseline", "host") for w in _BASELINE.value]
+        images = drifts[0].parts.images
+        for run in (*owns, *drifts):
+            if run.parts.images != images or not contexts.possible(run):
+                raise config.wrong("workdir", _WORKDIR.value[0], "runs of MAR on the same tokens")
+        if not 1 <= _TOKENS.value <= images.num_tokens:
+            raise config.wrong("tokens", _TOKENS.value, f"1 to {images.num_tokens}")
+        held, labels = pipeline.all_images(runs.open_data(drifts[0].config, "test"))
+        if not 1 <= _CONTEXTS.value <= len(held):
+            raise config.wrong("contexts", _CONTEXTS.value, f"1 to {len(held)} (the test split)")
+        chosen = np.random.default_rng(0).permutation(len(held))[: _CONTEXTS.value]
+        out.mkdir(parents=True, exist_ok=True)
+    asked = contexts.of_generation(
+        held[chosen], labels[chosen], images.patch_size, per_image=_TOKENS.value
+    )
+    others = [*owns[1:], owns[0]] if len(owns) > 1 else [None]
+    pairs = [
+        deviation.measure(own, drift, asked, _DRAWS.value, again)
+        for own, drift, again in zip(owns, drifts, others, strict=True)
+    ]
+    facts = {
+        "command": "python -m driftar_jax.deviation " + " ".join(sys.argv[1:]),
+        "data": f"{drifts[0].config.data.name}, {_CONTEXTS.value} contexts of its test split",
+        "draws": f"{_DRAWS.value} of each of {_TOKENS.value} tokens a context",
+        "steps": f"own head {owns[0].step}, Drift-AR {drifts[0].step}",
+        "machine": runs.environment(),
+    }
+    record = {"pairs": pairs, "facts": facts}
+    write_json(out / "deviation.json", record)
+    deviation.picture(out / "deviation.png", pairs)
+    text = "\n".join(deviation_table.lines(record))
+    (out / "deviation.md").write_text(text + "\n")
+    print(text)
+
+
+def _load(workdir: str, flag: str, task: str):
+    from driftar_jax import generator
+
+    loaded = generator.load(workdir)
+    if loaded.config.task != task:
+        raise config.wrong(flag, workdir, f"a run of task {task}, not {loaded.config.task}")
+    return loaded
+
+
+if __name__ == "__main__":
+    cli.run(main)

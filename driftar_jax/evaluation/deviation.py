@@ -1,0 +1,191 @@
+"""One evaluation against many, in the same contexts: where and by how much draws differ.
+
+Both runs read the same tokens with their own backbones, so that what differs is head and backbone
+together. Two halves of the own head's draws are the floor; the same head trained again, from
+another seed, is what two trainings differ by; fewer steps and the prior's mean are the scale.
+"""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from driftar_jax import pictures
+from driftar_jax.evaluation import contexts
+from driftar_jax.generator import Loaded
+
+FEW_STEPS = (10, 5, 2)
+BINS = 4
+# Noise of draws that are compared with others must not be shared with them.
+_OWN, _OTHER = 0, 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Deviation:
+    """Per token asked for, `[n, M]` each.
+
+    Attributes:
+      energy: squared energy distance of the draws to the own head's, in token units; without bias,
+        so that it may be negative.
+      shift: distance of the means over the own head's spread.
+      spread: spread of the draws over that of the own head's; spread is the root of the summed
+        variances of the channels.
+      score: energy score of the draws against the real token.
+    """
+
+    energy: np.ndarray
+    shift: np.ndarray
+    spread: np.ndarray
+    score: np.ndarray
+
+    def means(self, chosen: np.ndarray | None = None) -> dict[str, float]:
+        """Mean of every field, over the tokens `chosen [n, M]` bool."""
+        fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return {
+            k: float(v[chosen].mean() if chosen is not None else v.mean())
+            for k, v in fields.items()
+        }
+
+
+def compare(own: np.ndarray, other: np.ndarray, real: np.ndarray) -> Deviation:
+    """How draws `other [n, M, G, C]` differ from `own [n, M, H, C]`; `real [n, M, C]`.
+
+    Raises:
+      ValueError: fewer than two draws of either.
+    """
+    for name, draws in (("own", own), ("other", other)):
+        if draws.shape[2] < 2:
+            raise ValueError(f"draws: got {draws.shape[2]} of {name}, allowed at least 2")
+    shape = real.shape[:2]
+    made = {f.name: np.empty(shape) for f in dataclasses.fields(Deviation)}
+    for at in np.ndindex(shape):
+        a, b, y = (v[at].astype(np.float64) for v in (own, other, real))
+        within = _mean_distance(b, b)
+        made["energy"][at] = 2 * _mean_distance(a, b) - _mean_distance(a, a) - within
+        spread = _spread(a)
+        made["shift"][at] = np.linalg.norm(a.mean(0) - b.mean(0)) / spread
+        made["spread"][at] = _spread(b) / spread
+        made["score"][at] = np.linalg.norm(b - y, axis=1).mean() - within / 2
+    return Deviation(**made)
+
+
+def _mean_distance(a: np.ndarray, b: np.ndarray) -> float:
+    """Mean distance of the rows of `a` and `b`; of different rows where they are one array."""
+    square = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
+    far = np.sqrt(np.maximum(square, 0.0))
+    if a is b:
+        np.fill_diagonal(far, 0.0)
+        return far.sum() / (len(a) * (len(a) - 1))
+    return far.mean()
+
+
+def _spread(draws: np.ndarray) -> float:
+    return float(np.sqrt(draws.var(axis=0, ddof=1).sum()))
+
+
+def measure(
+    own: Loaded,
+    drift: Loaded,
+    asked: contexts.Contexts,
+    count: int,
+    again: Loaded | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, Any]:
+    """Everything of one pair of runs, as plain data.
+
+    Args:
+      own: a run of task `host`; `drift`: one of task `drift`, of the same images.
+      asked: contexts.
+      count: draws per token and way, an even number of at least 4.
+      again: the own head of another training seed.
+      say: takes a line per way.
+
+    Returns:
+      `ways`: means by way (`floor`, `drift`, `own, trained again`, `prior mean`,
+      `own, K steps`); `by_entropy`: of
+      `drift` and `floor` in quarters of the entropy's rank; `map`: `energy`, `floor`, `spread` and
+      `tokens` by grid position, None where no token was asked for.
+    """
+    nfe = own.settings().nfe
+    reference = contexts.draw(own, asked, count, _OWN).x
+    half = count // 2
+    drawn = contexts.draw(drift, asked, count, _OTHER)
+    others = {
+        "drift": drawn.x,
+        "prior mean": contexts.draw(drift, asked, 2, _OTHER, method="mean").x,
+    }
+    if again is not None:
+        others["own, trained again"] = contexts.draw(again, asked, count, _OTHER).x
+    for steps in FEW_STEPS:
+        if 2 * steps <= nfe:
+            made = contexts.draw(own, asked, count, _OTHER, nfe=steps, nfe_schedule="constant")
+            others[f"own, {steps} steps"] = made.x
+    real = asked.asked
+    found = {"floor": compare(reference[:, :, :half], reference[:, :, half:], real)}
+    found |= {name: compare(reference, x, real) for name, x in others.items()}
+    for name, of in found.items():
+        words = ", ".join(f"{key} {value:.4f}" for key, value in of.means().items())
+        say(f"{name}: {words}")
+    return {
+        "own_steps": nfe,
+        "ways": {name: of.means() for name, of in found.items()},
+        "by_entropy": _by_entropy(found, drawn.entropy),
+        "map": _map(found, asked.positions, own.parts.images.grid),
+    }
+
+
+def _by_entropy(found: dict[str, Deviation], entropy: np.ndarray) -> list[dict[str, Any]]:
+    rank = np.argsort(np.argsort(entropy, axis=None)).reshape(entropy.shape)
+    rows = []
+    for number in range(BINS):
+        chosen = rank * BINS // entropy.size == number
+        rows.append(
+            {
+                "from": float(entropy[chosen].min()),
+                "to": float(entropy[chosen].max()),
+                "tokens": int(chosen.sum()),
+                **{name: found[name].means(chosen) for name in ("drift", "floor")},
+            }
+        )
+    return rows
+
+
+def _map(found: dict[str, Deviation], positions: np.ndarray, grid: tuple[int, int]) -> dict:
+    """Means by grid position, as nested lists."""
+    columns = {
+        "energy": found["drift"].energy,
+        "floor": found["floor"].energy,
+        "spread": found["drift"].spread,
+    }
+    count = np.bincount(positions.ravel(), minlength=grid[0] * grid[1])
+    made = {"tokens": count.reshape(grid).tolist()}
+    for name, values in columns.items():
+        total = np.bincount(positions.ravel(), weights=values.ravel(), minlength=len(count))
+        means = [t / n if n else None for t, n in zip(total, count, strict=True)]
+        made[name] = np.array(means, object).reshape(grid).tolist()
+    return made
+
+
+def picture(path: pathlib.Path, pairs: Sequence[dict[str, Any]]) -> None:
+    """Maps of distance and spread over the grid, and the distance by entropy; means of pairs."""
+    plt = pictures.pyplot()
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.4))
+    for axis, (key, title) in zip(
+        axes, (("energy", "energy distance"), ("spread", "spread / own spread")), strict=False
+    ):
+        grids = np.array([pair["map"][key] for pair in pairs], float)
+        heat = axis.imshow(np.nanmean(grids, axis=0), cmap="magma")
+        axis.set_title(title)
+        figure.colorbar(heat, ax=axis)
+    for name in ("drift", "floor"):
+        rows = [pair["by_entropy"] for pair in pairs]
+        x = np.mean([[(r["from"] + r["to"]) / 2 for r in of] for of in rows], axis=0)
+        y = np.mean([[r[name]["energy"] for r in of] for of in rows], axis=0)
+        axes[2].plot(x, y, marker="o", label=name)
+    axes[2].set(title="energy distance by entropy", xlabel="entropy E")
+    axes[2].legend()
+    figure.tight_layout()
+    figure.savefig(path, dpi=80)
+    plt.close(figure)
