@@ -244,7 +244,7 @@ BEFORE = {
     "teacher.fresh_head": False,
     "host.remat": "none",
 }
-# Fields of training alone: converted checkpoints have none.
+# Fields of training alone, which older workdirs lack.
 MAY_MISS = ("host.remat",)
 
 

@@ -173,6 +173,7 @@ def config_of(fields: Mapping) -> dict:
             "projection_dropout": 0.1,
             "label_drop": 0.1,
             "dtype": "float32",
+            "remat": "none",
         },
         "head": {"width": fields["head_width"], "depth": fields["head_depth"], "copies": 4},
         "mask": {"law": "mar", "ratio_min": 0.7, "tokens_per_image": 0},

@@ -224,6 +224,7 @@ def config_of(fields: Mapping) -> dict:
             "projection_dropout": 0.1,
             "label_drop": 0.1,
             "dtype": "float32",
+            "remat": "none",
         },
         "head": {"depth": fields["head_depth"], "copies": recipe["copies"]},
         "optim": {
