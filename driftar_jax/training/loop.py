@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import dataclasses
 import functools
 import json
 import pathlib
@@ -136,25 +137,27 @@ class Loop:
     def step_function(self, frozen: bool) -> Callable:
         """The compiled step of a phase: `(state, batch) -> (state, metrics)`, state donated."""
         if frozen not in self._steps:
-            step = make_step(
-                self.task,
-                self.optimizer,
-                seed=self.config.seed,
-                frozen=frozen,
-                accumulate=self.config.optim.accumulate,
-                ema=self.config.optim.ema,
-            )
 
-            def counted(state, batch):
+            def counted(state, batch, seed):
                 self.compilations += 1  # runs when traced, never inside a step
+                step = make_step(
+                    self.task,
+                    self.optimizer,
+                    seed=seed,
+                    frozen=frozen,
+                    accumulate=self.config.optim.accumulate,
+                    ema=self.config.optim.ema,
+                )
                 return step(state, batch)
 
-            self._steps[frozen] = jax.jit(
+            everywhere = sharding.replicated(self.mesh)
+            compiled = jax.jit(
                 counted,
-                in_shardings=(self.shardings, sharding.batch_sharding(self.mesh)),
-                out_shardings=(self.shardings, sharding.replicated(self.mesh)),
+                in_shardings=(self.shardings, sharding.batch_sharding(self.mesh), everywhere),
+                out_shardings=(self.shardings, everywhere),
                 donate_argnums=0,
             )
+            self._steps[frozen] = _Seeded(compiled, np.uint32(self.config.seed))
         return self._steps[frozen]
 
     def run(
@@ -274,6 +277,23 @@ def _drain(pending: collections.deque) -> dict[str, float]:
     # The phases report different terms, and an interval may hold steps of both.
     names = dict.fromkeys(name for value in values for name in value)
     return {name: float(np.mean([v[name] for v in values if name in v])) for name in names}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Seeded:
+    """A step with the seed of its run: an argument, so that all seeds share a compiled program."""
+
+    step: Callable
+    seed: np.uint32
+
+    def __call__(self, state, batch):
+        return self.step(state, batch, self.seed)
+
+    def lower(self, state, batch):
+        return self.step.lower(state, batch, self.seed)
+
+    def _cache_size(self) -> int:
+        return self.step._cache_size()
 
 
 class MetricsLog:

@@ -36,7 +36,7 @@ def make_step(
     task: Task,
     optimizer: optax.GradientTransformation,
     *,
-    seed: int,
+    seed: int | jax.Array,
     frozen: bool,
     accumulate: int,
     ema: float,
