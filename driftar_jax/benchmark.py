@@ -34,8 +34,9 @@ _CONTROLS = flags.DEFINE_bool("controls", False, "Also fewer and falling head st
 
 
 def main(_) -> None:
+    # After the flags: loading takes seconds.
     from driftar_jax import gamma
-    from driftar_jax.evaluation import benchmark, timing  # after the flags: loading takes seconds
+    from driftar_jax.evaluation import benchmark, rounds, timing
 
     with cli.user_errors():
         if not all(b.isdigit() and int(b) > 0 for b in _BATCHES.value) or not _BATCHES.value:
@@ -65,6 +66,7 @@ def main(_) -> None:
     before = os.getloadavg()[0]
     sizes = [int(b) for b in _BATCHES.value]
     rows = benchmark.measure(subject, table, batch_sizes=sizes, rounds=_ROUNDS.value)
+    rounds.tell(subject, rows, repetitions=_ROUNDS.value)
     if _OUT.value:
         timing.write(_OUT.value, rows, weights, (before, os.getloadavg()[0]))
 

@@ -40,11 +40,16 @@ def generate(
     Returns:
       float32 grid `[B, H, W, C]`, and `Speculation`.
     """
+    tokens, found = bound(parts, rule, settings, params, label, index, seed).run()
     images = parts.images
-    keys = draws.image_keys(seed, index)
+    return unpatchify(tokens, *images.image_shape[:2], images.patch_size), found
+
+
+def bound(parts, rule, settings, params, label, index, seed) -> engine.Engine:
+    """The engine of a batch; arguments as for `generate`."""
+    images, keys = parts.images, draws.image_keys(seed, index)
     if isinstance(parts.host, NextStep):
-        tokens, found = text_sampler.drafted(parts, rule, settings, params, label, keys)
-        return unpatchify(tokens, *images.image_shape[:2], images.patch_size), found
+        return text_sampler.drafted(parts, rule, settings, params, label, keys)
     steps = plan.make(
         images.num_tokens,
         settings.ar_steps,
@@ -66,9 +71,8 @@ def generate(
     )
     draft = draft_rows(host, parts.draft, params["draft"]) if rule.gamma else None
     token_keys, prior_keys = draws.token_keys(keys, images.num_tokens), draws.prior_keys(keys)
-    given = host, draft, head, token_keys, prior_keys, steps.scale, rule, params.get("tracker")
-    tokens, found = engine.Engine(*given).run()
-    return unpatchify(tokens, *images.image_shape[:2], images.patch_size), found
+    tracker = params.get("tracker")
+    return engine.Engine(host, draft, head, token_keys, prior_keys, steps.scale, rule, tracker)
 
 
 _OF_BATCHES = ("batch_calls", "batch_draft_calls", "batch_rows")

@@ -19,7 +19,7 @@ from driftar_jax.drift.head import DriftHead
 from driftar_jax.hosts import nextstep
 from driftar_jax.hosts.nextstep_groups import NextStepGroups
 from driftar_jax.speculative import engine, window
-from driftar_jax.types import Encoding, Speculation
+from driftar_jax.types import Encoding
 
 
 def check(settings: Any, parts: Parts) -> None:
@@ -167,8 +167,8 @@ def drafted(
     params: dict[str, Any],
     rows: jax.Array,
     keys: jax.Array,
-) -> tuple[jax.Array, Speculation]:
-    """`tokens` by speculative decoding, and what it cost; `rule` says how far to draft."""
+) -> engine.Engine:
+    """What makes `tokens` by speculative decoding; `rule` says how far to draft."""
     images = parts.images
     ids, padding = prompts(parts, settings, rows)
     branches = 2 if settings.guided else 1
@@ -196,4 +196,4 @@ def drafted(
         scales(parts, settings),
         rule,
         params.get("tracker"),
-    ).run()
+    )

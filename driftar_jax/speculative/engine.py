@@ -73,6 +73,28 @@ class _Drafts:
 
 
 @flax.struct.dataclass
+class Drafted:
+    """First piece of a round: `tokens` with the drafts in them, `found` with what they cost.
+
+    `count [B]` is the number of drafts; without any, `drafts` is None.
+    """
+
+    tokens: jax.Array
+    drafts: _Drafts | None
+    count: jax.Array
+    found: Speculation
+
+
+@flax.struct.dataclass
+class Called:
+    """Second piece: the encodings `[gamma + 1, R, ...]` of one backbone call on `contexts`."""
+
+    encodings: Encoding
+    memory: Any
+    contexts: jax.Array
+
+
+@flax.struct.dataclass
 class _Judged:
     """`there [gamma, B]`: drafted; the rest `[gamma, B, K]`: verdict, no padding, target's `E`."""
 
@@ -83,7 +105,7 @@ class _Judged:
 
 
 @flax.struct.dataclass
-class _State:
+class State:
     """Between rounds.
 
     Attributes:
@@ -137,11 +159,20 @@ class Engine:
         Raises:
           ValueError: the rule asks for statistics that are not there.
         """
+        state = jax.lax.while_loop(self.goes_on, self._round, self.start())
+        return state.tokens, state.found
+
+    def goes_on(self, state: State) -> jax.Array:
+        """Whether an image of the batch is not finished; bool scalar."""
+        return (state.step < self.host.num_steps).any()
+
+    def start(self) -> State:
+        """Before the first round."""
         host, batch = self.host, self.keys.shape[0]
         tokens = jnp.zeros((batch, host.num_tokens, host.token_dim), jnp.float32)
         step, memory = jnp.zeros(batch, jnp.int32), host.memory()
         shapes, _ = jax.eval_shape(lambda: host.encode(memory, tokens, step, 1))
-        state = _State(
+        return State(
             step=step,
             tokens=tokens,
             last=jax.tree.map(lambda s: jnp.zeros(s.shape[1:], s.dtype), shapes),
@@ -149,8 +180,6 @@ class Engine:
             tracker=self._tracker(),
             found=_nothing(batch, self.rule.gamma),
         )
-        state = jax.lax.while_loop(lambda s: (s.step < host.num_steps).any(), self._round, state)
-        return state.tokens, state.found
 
     def _tracker(self) -> policy.EntropyTracker:
         """Statistics before the first call, each image with an average of its own."""
@@ -203,14 +232,14 @@ class Engine:
 
     # --- a round -------------------------------------------------------------------------------
 
-    def _round(self, state: _State) -> _State:
+    def _round(self, state: State) -> State:
+        drafted = self.drafted(state)
+        return self.settled(state, drafted, self.called(state, drafted))
+
+    def settled(self, state: State, drafted: Drafted, called: Called) -> State:
+        """Third piece: what stands, and the target's own group after it."""
         host, gamma = self.host, self.rule.gamma
-        tokens, drafts, found = state.tokens, None, state.found
-        count = jnp.zeros_like(state.step)
-        if gamma:
-            tokens, drafts, found = self._drafted(state)
-            count = drafts.count
-        encodings, memory, contexts = self._encoded(state, tokens, count)
+        drafts, encodings = drafted.drafts, called.encodings
         steps = state.step[None] + jnp.arange(gamma + 1)[:, None]
         rows = jax.vmap(self._rows)(encodings, steps)
         judged = self._judged(drafts, rows, steps)
@@ -223,18 +252,20 @@ class Engine:
         x = self._made(own, eps, step)
         live = state.step < host.num_steps
         mean_entropy = self._entropy(last).mean(axis=-1)
-        return _State(
+        return State(
             step=jnp.where(live, step + 1, state.step),
-            tokens=self._write(tokens, x, step, live),
+            tokens=self._write(drafted.tokens, x, step, live),
             last=last,
-            memory=host.keep(memory, step + 1),
+            memory=host.keep(called.memory, step + 1),
             tracker=state.tracker.replace(ema=policy.follow(state.tracker.ema, mean_entropy)),
-            found=self._counted(found, live, accepted, count, contexts, judged),
+            found=self._counted(drafted, live, accepted, called.contexts, judged),
         )
 
-    def _drafted(self, state: _State):
+    def drafted(self, state: State) -> Drafted:
         """Up to gamma groups, each from the encoding drafted for the one before."""
         host, gamma = self.host, self.rule.gamma
+        if not gamma:
+            return Drafted(state.tokens, None, jnp.zeros_like(state.step), state.found)
         rows, x = jax.eval_shape(lambda: self._draft(state.last, state.tokens, state.step)[1:])
         empty = lambda s: jnp.zeros((gamma, *s.shape), s.dtype)  # noqa: E731
         drafts = _Drafts(
@@ -268,30 +299,30 @@ class Engine:
 
         start = jnp.int32(0), may, state.last, state.tokens, drafts, state.found
         _, _, _, tokens, drafts, found = jax.lax.while_loop(going, body, start)
-        return tokens, drafts, found
+        return Drafted(tokens, drafts, drafts.count, found)
 
     def _draft(self, last, tokens, step):
         encoding = self.draft(last, tokens, step)
         rows = self._rows(encoding, step)
         return encoding, rows, self._made(rows, self._noise(step), step)
 
-    def _encoded(self, state: _State, tokens, count):
-        """The round's one backbone call: `[gamma + 1, R, ...]`, memory, contexts it held.
+    def called(self, state: State, drafted: Drafted) -> Called:
+        """The round's one backbone call.
 
         Where no image of the batch has a draft, the call holds one context instead of gamma + 1.
         """
         most = self.rule.gamma + 1
 
         def call(contexts):
-            made, memory = self.host.encode(state.memory, tokens, state.step, contexts)
+            made, memory = self.host.encode(state.memory, drafted.tokens, state.step, contexts)
             lengthen = lambda a: jnp.pad(a, [(0, most - contexts)] + [(0, 0)] * (a.ndim - 1))  # noqa: E731
             return jax.tree.map(lengthen, made), memory
 
         if most == 1:
-            return *call(1), jnp.int32(1)
-        drafted = count.max() > 0
-        made, memory = jax.lax.cond(drafted, lambda: call(most), lambda: call(1))
-        return made, memory, jnp.where(drafted, most, 1)
+            return Called(*call(1), jnp.int32(1))
+        several = drafted.count.max() > 0
+        made, memory = jax.lax.cond(several, lambda: call(most), lambda: call(1))
+        return Called(made, memory, jnp.where(several, most, 1))
 
     def _judged(self, drafts: _Drafts | None, rows: _Rows, steps: jax.Array) -> _Judged:
         """Verdicts on the drafted groups of `steps [gamma + 1, B]`, and what they are about."""
@@ -340,9 +371,10 @@ class Engine:
         again = (verdict.x0 - p.mean) / p.floored().std[..., None]
         return jnp.where(failed[..., None], again, eps)
 
-    def _counted(self, found: Speculation, live, accepted, count, contexts, judged: _Judged):
-        """`found` with this round's numbers added, for the images still `live`."""
+    def _counted(self, drafted: Drafted, live, accepted, contexts, judged: _Judged):
+        """What was found, with this round's numbers added for the images still `live`."""
         gamma, one = self.rule.gamma, live.astype(jnp.int32)
+        found, count = drafted.found, drafted.count
         lengths = jax.nn.one_hot(accepted, gamma + 1, dtype=jnp.int32) * one[:, None]
         # Every draft's, the own group's, and what `coupled` makes to compare.
         made = count + 1 + ((count > 0) if self.rule.name == "coupled" else 0)

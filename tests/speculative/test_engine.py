@@ -12,6 +12,7 @@ import tiny
 from scipy import stats
 
 from driftar_jax import assembly, draws, sampler, speculate
+from driftar_jax.evaluation import rounds
 from driftar_jax.hosts.mar import MAR
 from driftar_jax.hosts.schedules import cosine_counts, guidance_at, patchify
 from driftar_jax.speculative import engine, policy, verify
@@ -335,11 +336,12 @@ class FixedHost:
     Its memory is the number of groups that stand, as a cache's length would be.
     """
 
-    group_size, token_dim, branches = 1, 2, 1
+    group_size, token_dim = 1, 2
     batch: int
     mean: tuple[float, ...]
     std: float
     num_steps: int = 5
+    branches: int = 1
 
     @property
     def num_tokens(self):
@@ -356,24 +358,26 @@ class FixedHost:
 
     def encoding(self):
         z = jnp.array([*self.mean, self.std])[None, None]
-        z = jnp.broadcast_to(z, (self.batch, self.num_tokens, 3))
+        z = jnp.broadcast_to(z, (self.branches * self.batch, self.num_tokens, 3))
         return Encoding(z=z, entropy=jnp.full(z.shape[:2], 0.5))
 
     def encode(self, memory, tokens, step, contexts):
         # A call that finds the wrong length makes nonsense.
         encoding = self.encoding()
-        encoding = encoding.replace(z=jnp.where((memory == step)[:, None, None], encoding.z, 99.0))
+        right = jnp.tile(memory == step, self.branches)
+        encoding = encoding.replace(z=jnp.where(right[:, None, None], encoding.z, 99.0))
         return jax.tree.map(lambda a: jnp.stack([a] * contexts), encoding), memory + contexts
 
     def keep(self, memory, step):
         return jnp.minimum(memory, step)
 
     def take(self, tree, step):
-        return jax.tree.map(lambda a: jax.vmap(lambda v, p: v[p])(a, self.group(step)[0]), tree)
+        positions = jnp.tile(self.group(step)[0], (self.branches, 1))
+        return jax.tree.map(lambda a: jax.vmap(lambda v, p: v[p])(a, positions), tree)
 
 
 class FixedHead:
-    """A token is its start."""
+    """A token is its start, in the conditional row."""
 
     temperature = 1.0
 
@@ -381,7 +385,7 @@ class FixedHead:
         return encoding.z[..., :2], encoding.z[..., 2]
 
     def tokens(self, encoding, mu, std, eps, scale):
-        return mu + std[..., None] * eps
+        return mu[: len(eps)] + std[: len(eps), :, None] * eps
 
 
 @pytest.mark.parametrize("std", [0.5, 0.65])
@@ -435,3 +439,27 @@ def test_drafting_ends_by_the_statistics_of_training():
     np.testing.assert_array_equal(high.backbone_calls, 4)
     with pytest.raises(ValueError, match="^stop: got auto, allowed 0 to 1 "):
         run(None)
+
+
+def test_a_group_stands_while_all_before_it_and_both_branches_do():
+    """Drafts of step 2 fail in the conditional rows, of step 4 in the others; timed in pieces."""
+    host = FixedHost(3, (0.3, -0.2), 0.5, num_steps=10, branches=2)
+    rule, scales = engine.Rule(gamma=3, name="feature", delta=0.1), np.ones(10, np.float32)
+
+    def draft(last, tokens, step):
+        wrong = jnp.concatenate([step == 2, step == 4])
+        encoding = host.encoding()
+        return encoding.replace(z=encoding.z + wrong[:, None, None])
+
+    def bind(seed):
+        keys = draws.image_keys(seed, jnp.arange(3))
+        given = draws.token_keys(keys, 10), draws.prior_keys(keys), scales, rule
+        return engine.Engine(host, draft, FixedHead(), *given)
+
+    _, spec = jax.jit(lambda seed: bind(seed).run())(np.uint32(0))
+    # Groups 0; 1, 2; 3, 4; 5 to 8; 9: the last ones of each are the target's own.
+    np.testing.assert_array_equal(spec.lengths, np.tile([2, 2, 0, 1], (3, 1)))
+    np.testing.assert_array_equal(spec.backbone_calls, 5)
+    timed = rounds.measure(bind, (np.uint32(0),), repetitions=2)
+    assert timed.count == 5 and timed.whole.shape == (2,) and timed.pieces.shape == (2, 3)
+    assert (timed.pieces > 0).all() and "whole over sum" in timed.line()

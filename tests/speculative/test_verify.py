@@ -154,6 +154,7 @@ def test_coupled_bounds_the_distance_of_the_whole_token():
     # The norms are 0.52 and 0.346: 2.08 and 1.39 standard deviations.
     judged = functools.partial(verify.coupled, moved, x, std)
     np.testing.assert_array_equal(judged(0.0), [[1, 0, 1], [1, 1, 0]])
+    np.testing.assert_array_equal(judged(1.35), [[1, 0, 1], [1, 1, 0]])
     np.testing.assert_array_equal(judged(1.5), [[1, 0, 1], [1, 1, 1]])
     assert judged(2.1).all()
 
