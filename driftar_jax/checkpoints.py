@@ -215,6 +215,13 @@ class Checkpoints:
                 f"checkpoint: got step {step} of {self.workdir}, "
                 f"allowed one that fits this config ({first})"
             ) from error
+        for name in ("manifest", "position"):
+            if not isinstance(read.get(name, {}), dict):
+                kind = type(read[name]).__name__
+                raise ValueError(
+                    f"checkpoint: got step {step} of {self.workdir} with a {name} of type {kind}, "
+                    "allowed one written by train or convert"
+                )
         if read["manifest"].get("format") != FORMAT:
             raise ValueError(
                 f"checkpoint format: got {read['manifest'].get('format')}, allowed {FORMAT}"
@@ -345,7 +352,7 @@ def read_config(workdir: str | os.PathLike) -> dict:
         if not isinstance(found, dict):
             raise ValueError(f"{path.name} holds no config")
         return found
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"workdir: got {str(workdir)!r}, allowed a folder written by train or convert "
             f"(no readable {path.name})"

@@ -27,6 +27,11 @@ def _whole(low: int) -> Field:
     return Field(int, lambda v: v >= low, f"a whole number of at least {low}")
 
 
+def _blocks(low: int) -> Field:
+    """Blocks are built one by one: a number without end would be a program without end."""
+    return Field(int, lambda v: low <= v <= 1000, f"a whole number from {low} to 1000")
+
+
 def _real(
     low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False
 ) -> Field:
@@ -63,10 +68,10 @@ FIELDS: dict[str, Field] = {
     "data.flip": _FLAG,
     "host.name": _choice("mar", "transdiff", "nextstep"),
     "host.width": _whole(1),
-    "host.encoder_depth": _whole(1),
-    "host.decoder_depth": _whole(2),
+    "host.encoder_depth": _blocks(1),
+    "host.decoder_depth": _blocks(2),
     "host.form": _choice(*GROUPS),
-    "host.depth": _whole(2),
+    "host.depth": _blocks(2),
     "host.row_patch": _whole(1),
     "host.num_heads": _whole(1),
     "host.num_kv_heads": _whole(1),
@@ -80,7 +85,7 @@ FIELDS: dict[str, Field] = {
     "host.dtype": _choice("float32", "bfloat16"),
     "host.remat": _choice("none", "dots", "full"),
     "head.width": _whole(1),
-    "head.depth": _whole(1),
+    "head.depth": _blocks(1),
     "head.copies": _whole(1),
     "text.length": _whole(1),
     "text.unknown": _real(0, 1, open_high=True),
@@ -95,7 +100,7 @@ FIELDS: dict[str, Field] = {
     "drift.field": _choice("energy", "laplace"),
     "drift.draws": _whole(2),
     "drift.width": _whole(1),
-    "drift.depth": _whole(1),
+    "drift.depth": _blocks(1),
     "drift.standardised": _FLAG,
     "drift.entropy_adaln": _FLAG,
     "drift.entropy_gradient": _FLAG,
@@ -113,7 +118,7 @@ FIELDS: dict[str, Field] = {
     "bank.dtype": _choice("float32", "bfloat16"),
     "bank.limit_gib": _real(0, open_low=True),
     "draft.width": _whole(1),
-    "draft.depth": _whole(1),
+    "draft.depth": _blocks(1),
     "draft.num_heads": _whole(1),
     "loss.entropy_loss": _choice("match", "maximize", "none"),
     "loss.alpha_start": _real(0, 1),
@@ -122,7 +127,7 @@ FIELDS: dict[str, Field] = {
     "mae.width": _whole(1),
     "mae.blocks": Field(
         str,
-        lambda v: re.fullmatch(r"[1-9]\d*(,[1-9]\d*)*", v) is not None,
+        lambda v: re.fullmatch(r"[1-9]\d{0,2}(,[1-9]\d{0,2}){0,9}", v) is not None,
         "blocks of each stage as in 3,4,6,3",
     ),
     "mae.patch": _whole(1),
@@ -158,7 +163,7 @@ FIELDS: dict[str, Field] = {
     "sample.gamma": Field(int, lambda v: v >= -1, "-1 (chosen by measuring) or groups from 0"),
     "sample.rule": _choice("gaussian", "coupled", "feature"),
     "sample.delta": _real(0),
-    "teacher.unroll": _whole(1),
+    "teacher.unroll": _blocks(1),
     "teacher.prior": _real(0),
     "teacher.fresh_head": _FLAG,
     "mesh.data": _AXIS,
@@ -291,6 +296,19 @@ def check(config) -> None:
             raise wrong(name, None, FIELDS[name].allowed)
         _check_value(name, flat[name])
     _check_together(flat)
+
+
+def check_stored(stored: dict[str, Any]) -> None:
+    """Refuse the config of a workdir that no run can have had.
+
+    Fields may be missing or unknown, for runs are older or newer than this program.
+
+    Raises:
+      ValueError: the first bad field as one line: field, value, allowed.
+    """
+    for name, value in flatten(stored).items():
+        if name in FIELDS:
+            _check_value(name, value)
 
 
 def _needed(flat: dict[str, Any]) -> list[str]:

@@ -1,5 +1,6 @@
 """The Python API: `driftar_jax.load(workdir).sample(labels, seed)`."""
 
+import contextlib
 import dataclasses
 import pathlib
 from collections.abc import Callable
@@ -12,7 +13,7 @@ from flax import linen as nn
 
 from driftar_jax import assembly, gamma, sampler, speculate
 from driftar_jax.checkpoints import Checkpoints, abstract_like, read_config
-from driftar_jax.config import wrong
+from driftar_jax.config import check_stored, wrong
 from driftar_jax.data import captions, latents
 from driftar_jax.published import stored as published
 from driftar_jax.sharding import make_mesh, replicated
@@ -196,11 +197,16 @@ def load(
       ValueError: no checkpoint there, one of another task, or one that does not fit its config;
         `vae` is missing, does not fit, or is not wanted.
     """
-    config = ml_collections.ConfigDict(read_config(workdir))
+    config = stored_config(workdir)
     if config.task not in ("host", "drift", "draft", published.TASK):
         allowed = f"host | drift | draft | {published.TASK} ({workdir})"
         raise ValueError(f"workdir: got task {config.task!r}, allowed {allowed}")
     params, manifest, step = read_weights(workdir, step)
+    with _written_by_a_run(workdir):
+        return _loaded(workdir, config, params, manifest, step, vae)
+
+
+def _loaded(workdir, config, params, manifest, step, vae) -> Loaded:
     tracked = manifest.get("tracked", {})
     if {"entropy_mean", "entropy_square"} <= tracked.keys():
         seen = tracked["entropy_mean"], tracked["entropy_square"]
@@ -209,6 +215,37 @@ def load(
     parts, book = assembly.build(config, images), book_of(workdir, images)
     to_pixels = pixels_of(config, manifest, vae)
     return Loaded(config, parts, params, step, manifest, to_pixels, book)
+
+
+def stored_config(workdir: str | pathlib.Path) -> Any:
+    """The config of a workdir, whose values are such as a run can have had.
+
+    Raises:
+      ValueError: there is none, or a value is not; one line.
+    """
+    stored = read_config(workdir)
+    with _written_by_a_run(workdir):
+        if stored["task"] != published.TASK:
+            check_stored(stored)
+        return ml_collections.ConfigDict(stored)
+
+
+_WRONG_KINDS = (LookupError, AttributeError, TypeError, ArithmeticError)
+
+
+@contextlib.contextmanager
+def _written_by_a_run(workdir: str | pathlib.Path):
+    """Files may hold anything: what does not become modules ends in one line."""
+    try:
+        yield
+    except (*_WRONG_KINDS, RecursionError, ValueError) as error:
+        lines = str(error).strip().splitlines() or [""]
+        if isinstance(error, ValueError) and len(lines) == 1 and ": got " in lines[0]:
+            raise
+        raise ValueError(
+            f"workdir: got {str(workdir)!r}, allowed one whose config.json and manifest were "
+            f"written by train or convert ({type(error).__name__}: {lines[0][:200]})"
+        ) from error
 
 
 def book_of(workdir: str | pathlib.Path, images: assembly.ImageSpec) -> captions.Book | None:
@@ -244,13 +281,53 @@ def random(config: Any, images: assembly.ImageSpec, seed: int = 0) -> Loaded:
 
 
 def image_spec(manifest: dict) -> assembly.ImageSpec:
-    """What the run's data decided, from its manifest."""
+    """What the run's data decided, from its manifest.
+
+    Raises:
+      ValueError: a fact is missing, or of another kind.
+    """
+    shape, names = manifest.get("image_shape"), manifest.get("class_names")
+    patch = manifest.get("patch_size")
+    for field, given, allowed, fits in (
+        ("image_shape", shape, "three whole numbers", _counts(shape) and len(shape) == 3),
+        ("class_names", names, "a list of names", _names(names)),
+        ("patch_size", patch, "a whole number of at least 1", _counts([patch])),
+    ):
+        if not fits:
+            raise wrong(f"manifest {field}", given, allowed)
     text = manifest.get("text")
+    if text and not _is_text(text):
+        raise wrong("manifest text", text, "numbers of a prompt, as train writes them")
     return assembly.ImageSpec(
         text=captions.TextSpec.from_json(text) if text else None,
         image_shape=tuple(manifest["image_shape"]),
         class_names=tuple(manifest["class_names"]),
         patch_size=manifest["patch_size"],
+    )
+
+
+def _counts(given: Any) -> bool:
+    """Whether these are whole numbers of at least 1, none larger than an image can be."""
+    return isinstance(given, list | tuple) and all(
+        type(n) is int and 1 <= n <= 2**16 for n in given
+    )
+
+
+def _is_text(given: Any) -> bool:
+    """Whether this is a `captions.TextSpec`, as JSON holds it."""
+    fields = {field.name for field in dataclasses.fields(captions.TextSpec)}
+    if not isinstance(given, dict) or given.keys() != fields:
+        return False
+    suffix = given["suffix"]
+    numbers = [value for name, value in given.items() if name != "suffix"]
+    return isinstance(suffix, list) and all(type(n) is int for n in numbers + suffix)
+
+
+def _names(given: Any) -> bool:
+    return (
+        isinstance(given, list | tuple)
+        and len(given) > 0
+        and all(isinstance(n, str) for n in given)
     )
 
 
@@ -260,18 +337,19 @@ def read_weights(workdir: str | pathlib.Path, step: int | None = None):
     Raises:
       ValueError: there is no such checkpoint, or it does not fit the workdir's config.
     """
-    config = ml_collections.ConfigDict(read_config(workdir))
+    config = stored_config(workdir)
     checkpoints = Checkpoints(workdir, create=False)
     newest = checkpoints.latest_step()
     if newest is None:
         raise ValueError(f"workdir: got {str(workdir)!r}, allowed one with a finished checkpoint")
     step = newest if step is None else step
     manifest = checkpoints.restore(step)["manifest"]
-    if config.task == published.TASK:
-        shapes = published.abstract(published.module(config), config.phi)
-    else:
-        task = tasks.build(config, image_spec(manifest))
-        shapes = nn.meta.unbox(jax.eval_shape(task.init, jax.random.key(0)))
+    with _written_by_a_run(workdir):
+        if config.task == published.TASK:
+            shapes = published.abstract(published.module(config), config.phi)
+        else:
+            task = tasks.build(config, image_spec(manifest))
+            shapes = nn.meta.unbox(jax.eval_shape(task.init, jax.random.key(0)))
     shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, np.float32), shapes)
     everywhere = replicated(make_mesh())
     placed = abstract_like(shapes, jax.tree.map(lambda _: everywhere, shapes))
