@@ -1,0 +1,194 @@
+"""NextStep-1 trained and sampled at the smallest size: losses, drafts, both ways to decode."""
+
+import dataclasses
+import functools
+import importlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny
+
+from driftar_jax import assembly, generator, sampler, text_sampler
+from driftar_jax.data import captions
+from driftar_jax.speculative import window
+from driftar_jax.training import tasks
+
+pytestmark = [pytest.mark.usefixtures("quick_compile"), pytest.mark.timeout(300)]
+
+# N = 6 tokens of C = 4 channels in a grid of 3x2; captions of at most 4 words.
+TEXTS = ["red fox", "blue fox sits", "a red bird here", "bird"]
+GRID, C, N = (3, 2), 4, 6
+FITTED = captions.fit("set", TEXTS, GRID, 4)
+IMAGES = assembly.ImageSpec((6, 4, 1), tuple("ab"), patch_size=2, text=FITTED.spec)
+BOOK = captions.Book(
+    captions.WordTokenizer(FITTED.tokenizer), FITTED.spec, GRID, (("red fox",), ("bird", "fox"))
+)
+BATCH = {
+    "image": np.random.default_rng(0).integers(0, 256, (4, *IMAGES.image_shape), np.uint8),
+    "label": np.array([0, 0, 1, 1], np.int32),
+    "text": FITTED.rows,
+}
+FILES = {"host": "nextstep_small", "drift": "drift_nextstep"}
+
+
+def _config(name, **changes):
+    made = importlib.import_module(f"configs.{FILES[name]}").get_config("tiny")
+    made.host.update(width=12, num_heads=2, mlp_width=14)
+    made.mask.tokens_per_image = 3
+    made.sample.ar_steps = N
+    if name == "drift":
+        made.drift.update(width=10, draws=3)
+        made.draft.update(width=8)
+    for field, value in changes.items():
+        section, field = field.split("__")
+        made[section][field] = value
+    return made
+
+
+@functools.cache
+def _built(name):
+    """Config, task and parameters that switch nothing off."""
+    config = _config(name)
+    task = tasks.build(config, IMAGES)
+    return config, task, tiny.params(task.init, scale=0.3)
+
+
+@functools.cache
+def _gradient(name):
+    """`params -> ((loss, metrics), gradients)` half-way through phase I, always the same draws."""
+    task = _built(name)[1]
+    loss = functools.partial(task.loss, step=jnp.int32(2), frozen=False)
+    return jax.jit(
+        lambda p: jax.value_and_grad(loss, has_aux=True)(p, batch=BATCH, key=jax.random.key(1))
+    )
+
+
+@pytest.mark.parametrize(("name", "quiet"), [("host", set()), ("drift", {"host.lm_head.kernel"})])
+def test_the_loss_reaches_every_parameter_and_falls(name, quiet):
+    params = _built(name)[2]
+    (first, metrics), grads = _gradient(name)(params)
+    without = {
+        jax.tree_util.keystr(path, simple=True, separator=".")
+        for path, leaf in jax.tree_util.tree_leaves_with_path(grads)
+        if not np.abs(leaf).max() > 0
+    }
+    # A bias of all keys moves no softmax.
+    assert without - {"host.stack.layers.k_proj.bias"} == quiet
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    if name == "drift":
+        m = jax.tree.map(float, metrics)
+        draft = m["draft_reg"] + m["draft_entropy"]
+        want = m["alpha"] * draft + (1 - m["alpha"]) * (m["drift"] + m["mu"])
+        np.testing.assert_allclose(first, want, rtol=1e-5)  # Eq. 9
+        assert min(m["draft_reg"], m["draft_entropy"], m["drift"], m["mu"]) > 0
+        assert 0 < m["sigma_mean"] <= 0.5
+    else:
+        np.testing.assert_allclose(first, metrics["image"] + 0.01 * metrics["text"], rtol=1e-5)
+    for _ in range(12):
+        params = jax.tree.map(lambda p, g: p - 0.03 * g, params, _gradient(name)(params)[1])
+    falls = "image" if name == "host" else "mu"
+    assert _gradient(name)(params)[0][1][falls] < 0.95 * metrics[falls]
+
+
+def test_dropped_captions_leave_nothing_to_read():
+    """With all captions dropped the loss does not depend on them."""
+    task = _built("drift")[1]
+    bare = dataclasses.replace(task.prompts, drop=1.0, unknown=0.0)
+    tokens, ids, padding, dropped = bare.read(BATCH, jax.random.key(0), 2)
+    want = np.tile(captions.nothing(FITTED.spec), (4, 1))
+    np.testing.assert_array_equal(np.concatenate([padding[:, None], ids], axis=1), want)
+    assert tokens.shape == (4, N, C) and dropped.all()
+    some = dataclasses.replace(task.prompts, drop=0.0, unknown=0.9)
+    _, ids, padding, _ = some.read(BATCH, jax.random.key(0), 2)
+    np.testing.assert_array_equal(padding, BATCH["text"][:, 0])
+    given = BATCH["text"][:, 1:]
+    assert set(ids[ids != given].tolist()) == {FITTED.spec.unknown}
+    words = (given != FITTED.spec.pad) & (np.arange(given.shape[1]) < 4)
+    assert ((ids == given) | words).all() and (ids != given).mean() > 0.2
+
+
+def test_windows_end_with_the_token_before():
+    parts = _built("drift")[1].parts
+    tokens = tiny.normal(0, 2, N, C)
+    seen, known = window.around(parts, tokens, jnp.array([[1, 4, 6], [2, 3, 5]]))
+    assert seen.shape == (2, 3, 3, C)
+    np.testing.assert_array_equal(known[0], [[0, 0, 1], [1, 1, 1], [1, 1, 1]])
+    np.testing.assert_array_equal(seen[0, 1], tokens[0, 1:4])
+    np.testing.assert_array_equal(seen[1, 0, 1:], tokens[1, :2])
+
+
+@functools.cache
+def _loaded(name):
+    config, task, params = _built(name)
+    return generator.Loaded(config, task.parts, params, 0, {}, sampler.as_pixels, BOOK)
+
+
+def test_one_token_after_another_is_one_call_over_all():
+    """The tokens of plain decoding are those that their own context makes."""
+    loaded, rows = _loaded("drift"), jnp.asarray(BOOK.rows(["red fox", "", "bird here"]))
+    settings = loaded.checked(guidance=2.0)
+    keys = jax.random.split(jax.random.key(4), 3)
+    made = jax.jit(text_sampler.tokens, static_argnums=(0, 1))(
+        loaded.parts, settings, loaded.params, rows, keys
+    )
+    parts, params = loaded.parts, loaded.params
+    hidden = text_sampler.encodings(parts, params, rows[:, 1:], rows[:, 0], made)
+    head = text_sampler.projected_head(parts, settings, params)
+    mu, std = head.starts(hidden, keys)
+    eps = text_sampler.draws.normal(text_sampler.draws.token_keys(keys, N), 0, C)
+    again = head.tokens(hidden, mu, std, eps, jnp.full(3, 2.0))
+    np.testing.assert_allclose(made, again, atol=2e-5)
+    assert (std[:, :2] == 0).all() and (std[:, 2:] > 0).all()
+
+
+def test_captions_and_batches(monkeypatch):
+    """An image depends on caption, number and seed, not on its batch; both heads make images."""
+    texts = ["red fox", "blue fox sits", "bird"]
+    own = _loaded("host").sample(texts, seed=3, batch_size=2, nfe=3, guidance=1.5)
+    assert own.images.shape == (3, *IMAGES.image_shape)
+    counts = own.counts
+    assert (counts.backbone_calls, counts.head_evaluations, counts.backbone_rows) == (6, 18, 12)
+    drift = _loaded("drift")
+    made = drift.sample(texts, seed=3, batch_size=2)
+    assert dataclasses.astuple(made.counts) == (N, N, 0, N)
+    alone = drift.sample(["red fox", "blue fox sits", "red fox"], seed=3, batch_size=2)
+    near = np.abs(alone.images.astype(int) - made.images).max(axis=(1, 2, 3))
+    assert (near[:2] <= 1).all() and near[2] > 1
+    by_class = drift.sample(np.array([0, 0, 0]), seed=3, batch_size=2)
+    np.testing.assert_array_equal(by_class.images[0], made.images[0])
+
+
+@pytest.mark.parametrize("gamma", [1, 3])
+def test_drafts_that_must_agree_change_nothing(gamma):
+    """Coupled with bound 0 every token is the target's own; calls are counted."""
+    drift, texts = _loaded("drift"), ["red fox", "bird"]
+    plain = drift.sample(texts, seed=5, batch_size=2)
+    rule = dict(gamma=gamma, rule="coupled", delta=0.0)
+    made = drift.sample(texts, seed=5, batch_size=2, **rule)
+    assert np.abs(made.images.astype(int) - plain.images).max() <= 1
+    lengths = made.speculation["accepted_lengths"]
+    assert sum((n + 1) * rounds for n, rounds in enumerate(lengths)) == 2 * N
+    loose = drift.sample(texts, seed=5, batch_size=2, **rule | {"delta": 1e6})
+    assert loose.counts.backbone_calls < N - 1 and loose.counts.draft_calls > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"ar_steps": 3}, "ar_steps: got 3, allowed 6"),
+        ({"guidance": 0.5}, "guidance: got 0.5, allowed"),
+        ({"guidance": 4.0}, "guidance: got 4.0, allowed 1 to 3"),
+        ({"nfe_schedule": "linear"}, "nfe_schedule: got 'linear', allowed constant"),
+        ({"method": "own"}, "method: got 'own', allowed drift"),
+        ({"gamma": 6}, "gamma: got 6, allowed"),
+        ({"labels": ["zebra"]}, "prompt: got 'zebra', allowed at least one word"),
+        ({"labels": [2]}, "labels: got 2, allowed 0 to 1"),
+    ],
+)
+def test_bad_requests_are_one_line(changes, line):
+    labels = changes.pop("labels", ["fox"])
+    with pytest.raises(ValueError) as error:
+        _loaded("drift").sample(labels, **changes)
+    assert str(error.value).startswith(line) and "\n" not in str(error.value)
