@@ -57,6 +57,7 @@ STOREYS = {
     "evaluate_drafts": 8,
     "ablate": 8,
     "deviation": 8,
+    "report": 8,
     "convert": 8,
     "benchmark": 8,
     "encode": 8,

@@ -38,7 +38,7 @@ def write(out: pathlib.Path, found: dict, facts: dict[str, str]) -> str:
             "",
             LIMITS,
             "",
-            *_main(found),
+            *main_table(found),
             "",
             "## Speed",
             "",
@@ -127,7 +127,7 @@ def _spread(row: dict, name: str, digits: int) -> str:
     return f"{row[name]:.{digits}f} +- {row[f'{name}_std']:.{digits}f}"
 
 
-def _main(found: dict) -> list[str]:
+def main_table(found: dict) -> list[str]:
     head = (
         "method | AR steps | backbone calls per image | draft calls | head evaluations | "
         "backbone rows | calls saved | distance | accuracy | energy distance to plain | "
