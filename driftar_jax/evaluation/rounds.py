@@ -3,7 +3,8 @@
 The whole is one compiled loop. The pieces (drafts with their decoder, the backbone call, judging
 with the target's own group) are programs of their own: each goes over the rounds of the batch, on
 what those rounds had before them. What the loop takes beyond their sum, it wastes: copies of its
-state, or work that nobody reads.
+state, or work that nobody reads. On a CPU seconds are those of all threads, so that other programs
+of a busy machine do not count; elsewhere they are the clock's.
 """
 
 import dataclasses
@@ -33,11 +34,13 @@ class Rounds:
       count: rounds of the batch.
       whole: `[repetitions]` seconds of the loop.
       pieces: `[repetitions, 3]` seconds of `PIECES`, over all rounds.
+      unit: of a thousandth of them, in words.
     """
 
     count: int
     whole: np.ndarray
     pieces: np.ndarray
+    unit: str
 
     @property
     def ratios(self) -> np.ndarray:
@@ -50,8 +53,8 @@ class Rounds:
         named = ", ".join(f"{n} {ms:.2f}" for n, ms in zip(PIECES, each, strict=True))
         ratios = self.ratios
         return (
-            f"{1000 * np.median(self.whole) / self.count:.2f} ms per round of {self.count}; its "
-            f"pieces timed apart: {named}, together {each.sum():.2f}; whole over sum "
+            f"{1000 * np.median(self.whole) / self.count:.2f} {self.unit} per round, {self.count} "
+            f"rounds; pieces timed apart: {named}, together {each.sum():.2f}; whole over sum "
             f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
         )
 
@@ -150,11 +153,13 @@ def measure(bind: Callable[..., Engine], given: tuple, *, repetitions: int = 5) 
     ]
     for call in calls:
         jax.block_until_ready(call())
-    taken = np.array([[_seconds(call) for call in calls] for _ in range(repetitions)])
-    return Rounds(count, taken[:, 0], taken[:, 1:])
+    on_cpu = jax.default_backend() == "cpu"
+    clock = time.process_time if on_cpu else time.perf_counter
+    taken = np.array([[_seconds(call, clock) for call in calls] for _ in range(repetitions)])
+    return Rounds(count, taken[:, 0], taken[:, 1:], "CPU ms" if on_cpu else "ms")
 
 
-def _seconds(call: Callable[[], Any]) -> float:
-    begin = time.perf_counter()
+def _seconds(call: Callable[[], Any], clock: Callable[[], float]) -> float:
+    begin = clock()
     jax.block_until_ready(call())
-    return time.perf_counter() - begin
+    return clock() - begin
