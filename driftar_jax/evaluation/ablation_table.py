@@ -61,7 +61,7 @@ def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             "failed": [r["seed"] for r in of if "failed" in r],
             "floor": first.get("floor"),
             "steps": first.get("cost", {}).get("steps"),
-            "seconds": sum(sum(r["cost"].get(k, 0) for k in _SECONDS) for r in of if "cost" in r),
+            "seconds": sum(_seconds(r) for r in of),
             "figures": {},
             "differences": {},
         }
@@ -77,7 +77,11 @@ def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
     return rows
 
 
-_SECONDS = ("train_s", "measure_s")
+def _seconds(record: dict[str, Any]) -> float:
+    """What a result cost; the training of a run that it only samples is another's."""
+    cost = record.get("cost", {})
+    trained = 0.0 if record["asked"].get("of") else cost.get("train_s", 0.0)
+    return trained + cost.get("measure_s", 0.0)
 
 
 def _flat(record: dict[str, Any]) -> dict[str, float]:

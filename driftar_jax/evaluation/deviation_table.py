@@ -15,7 +15,7 @@ _FIELDS = (
 def lines(record: dict[str, Any]) -> list[str]:
     """The ways in one table, the entropy's quarters in another, and what they say."""
     pairs = record["pairs"]
-    names = list(pairs[0]["ways"])
+    names = sorted(pairs[0]["ways"], key=_place)
     head = ["draws", *(heading for _, heading, _ in _FIELDS)]
     made = [_row(head), "|" + "---|" * len(head)]
     for name in names:
@@ -39,11 +39,20 @@ def lines(record: dict[str, Any]) -> list[str]:
     return [*made, "", sentence(pairs)]
 
 
+def _place(name: str) -> tuple[int, int]:
+    """Where a way stands: floor, another training, Drift-AR, fewer steps falling, the mean."""
+    first = ("floor", "own, trained again", "drift")
+    if name in first:
+        return first.index(name), 0
+    steps = [int(word) for word in name.split() if word.isdigit()]
+    return (3, -steps[0]) if steps else (4, 0)
+
+
 def sentence(pairs: list[dict[str, Any]]) -> str:
     """Whether one step deviates, on the scale of the own head's fewer steps."""
     energy = {n: np.mean([p["ways"][n]["energy"] for p in pairs]) for n in pairs[0]["ways"]}
     scores = {n: np.mean([p["ways"][n]["score"] for p in pairs]) for n in pairs[0]["ways"]}
-    few = [n for n in energy if n.startswith("own, ") and n.endswith(" steps")]
+    few = sorted((n for n in energy if n.endswith(" steps")), key=_place)
     better = [n for n in few if energy[n] < energy["drift"]]
     words = "less than every shorter schedule of the own head"
     if len(better) == len(few):

@@ -11,6 +11,7 @@ import pytest
 from absl import app, flags
 
 PROGRAMS = ("train", "sample", "evaluate", "evaluate_drafts", "export")
+PROGRAMS += ("ablate", "deviation", "report")
 
 
 @dataclasses.dataclass(frozen=True)

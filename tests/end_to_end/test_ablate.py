@@ -1,0 +1,114 @@
+"""A sweep: cut, gone on with, measured once, and never again; draws held against draws."""
+
+import json
+import shutil
+
+import pytest
+
+from driftar_jax import ablation
+from driftar_jax.evaluation import ablation_table, sweep
+
+SWEEP = """
+def get_sweep():
+    own = dict(config="configs/mar_small.py:tiny", set=("train.checkpoint_every=100",))
+    few = dict(question="fewer steps", of="own", sample=dict(nfe=2))
+    judge = dict(config="configs/classifier.py:tiny")
+    return dict(arms=dict(own=own, few=few), judge=judge, reference="own", seeds=(0, 1), images=16)
+"""
+
+
+@pytest.fixture
+def out(tmp_path, workdirs, monkeypatch, without_optimizations):
+    """Folder of a sweep whose judge is trained, and its own head of seed 0."""
+    monkeypatch.setattr(ablation.jax, "clear_caches", lambda: None)  # other tests' programs
+    monkeypatch.setattr(ablation, "CONTEXTS", 8)
+    monkeypatch.setattr(ablation, "PREMISE", 32)
+    (tmp_path / "sweep.py").write_text(SWEEP)
+    for name, workdir in (("judge", workdirs.judge), ("own_seed0", workdirs.own)):
+        shutil.copytree(workdir, tmp_path / "out" / "runs" / name)
+    with without_optimizations():
+        yield tmp_path / "out"
+
+
+def _run(out, stop=lambda: ""):
+    """Whether the sweep came to its end, and what it said."""
+    said = []
+    asked = sweep.read(str(out.parent / "sweep.py"))
+    with ablation.Ablation(asked, out, say=said.append, stop=stop) as sweeping:
+        return sweeping.run(asked.seeds), said
+
+
+def test_a_sweep_goes_on_where_it_was_cut(out):
+    asked = []
+
+    def stop():
+        asked.append(None)
+        return "SIGTERM" if len(asked) == 4 else ""  # before the first step, and after each
+
+    done, said = _run(out, stop)
+    assert not done and "own, seed 1: step 0 of 6" in said
+    assert sorted(p.name for p in (out / "results").iterdir()) == [
+        "few.seed0.json",
+        "own.seed0.json",
+    ]
+    done, said = _run(out)
+    assert done and said[0] == "own, seed 1: step 3 of 6" and len(said) == 3
+    assert _run(out) == (True, [])
+
+    own, few = ablation_table.summary(ablation_table.read(out))
+    assert own["seeds"] == few["seeds"] == [0, 1] and few["against"] == "own"
+    assert own["figures"]["head_evaluations"]["mean"] == 12
+    assert few["figures"]["head_evaluations"]["mean"] == 6
+    assert own["figures"]["held_out_energy_score"]["mean"] > 0
+    assert few["differences"]["frechet"]["pairs"] == 2
+    record = json.loads((out / "results" / "own.seed1.json").read_text())
+    assert record["cost"]["steps"] == 6 and record["command"].endswith(f"{out}/runs/own_seed1")
+
+    changed = SWEEP.replace("nfe=2", "nfe=3")
+    (out.parent / "sweep.py").write_text(changed)
+    with pytest.raises(ValueError, match="arm few, sample: got {'nfe': 3}, allowed {'nfe': 2}"):
+        _run(out)
+
+
+def test_draws_of_both_heads_are_compared(call, workdirs, tmp_path):
+    out = tmp_path / "deviation"
+    runs = f"--workdir={workdirs.drift}", f"--baseline={workdirs.own}"
+    sizes = "--contexts=6", "--tokens=2", "--draws=4"
+    done = call("deviation", *runs, *sizes, f"--out={out}")
+    assert (done.status, done.stderr) == (0, "")
+    (pair,) = json.loads((out / "deviation.json").read_text())["pairs"]
+    assert list(pair["ways"]) == ["drift", "floor", "own, 2 steps", "prior mean"]
+    assert pair["ways"]["prior mean"]["spread"] == 0 < pair["ways"]["drift"]["spread"]
+    assert sum(sum(row) for row in pair["map"]["tokens"]) == 12
+    assert sum(row["tokens"] for row in pair["by_entropy"]) == 12
+    assert (out / "deviation.png").exists() and "One evaluation deviates" in done.stdout
+    again = call("deviation", *runs, f"--out={out}")
+    assert (again.status, again.compiled) == (2, 0)
+
+
+@pytest.mark.parametrize(
+    ("program", "words", "complaint"),
+    [
+        ("ablate", ("--sweep=no.py", "--out=O"), "sweep: got 'no.py', allowed FILE.py[:SIZE]"),
+        ("ablate", ("--sweep=configs/sweeps/mar_small.py:big", "--out=O"), "sweep size: got 'big'"),
+        (
+            "ablate",
+            ("--sweep=configs/sweeps/mar_small.py:tiny", "--out=O", "--only=refrence"),
+            "did you mean 'reference'?",
+        ),
+        (
+            "ablate",
+            ("--sweep=configs/sweeps/mar_small.py:tiny", "--out=O", "--seeds=7"),
+            "seeds: got '7', allowed 0 | 1",
+        ),
+        ("report", ("--results=nowhere", "--out=O"), "results: got 'nowhere', allowed folders"),
+        ("deviation", ("--workdir=a", "--baseline=b,c", "--out=O"), "baseline: got 2, allowed as"),
+        ("deviation", ("--workdir=a", "--baseline=b", "--out=O", "--draws=5"), "draws: got 5"),
+    ],
+)
+def test_mistakes_are_one_line(call, tmp_path, program, words, complaint):
+    words = [word.replace("--out=O", f"--out={tmp_path / 'out'}") for word in words]
+    done = call(program, *words)
+    assert (done.status, done.compiled, done.stdout) == (2, 0, "")
+    assert complaint in done.stderr and done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
