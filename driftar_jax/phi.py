@@ -50,12 +50,18 @@ def load(settings: Any, manifest: dict) -> tuple[features.Features, Any]:
             allowed = f"a network for {name} {manifest.get(name)}, not {found.get(name)}"
             raise wrong("drift.features_from", source, allowed)
     if kind == "mae":
-        return _maps(config, generator.image_spec(manifest), params["mae"])
+        return maps(config, generator.image_spec(manifest), params["mae"])
     return _penultimate(settings, config, source, found, manifest, params["host"])
 
 
-def _maps(config, images, params):
-    """The encoder alone: its decoder and classifier are not needed."""
+def maps(config, images, params):
+    """Phi of a masked autoencoder and its parameters.
+
+    Args:
+      config: of task `mae`.
+      images: what it was trained on.
+      params: tree with the `encoder`; decoder and classifier are not needed.
+    """
     to_grid = functools.partial(
         unpatchify,
         height=images.image_shape[0],

@@ -14,14 +14,16 @@ import re
 import time
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from absl import flags
 
-from driftar_jax import assembly, cli, config, runs
+from driftar_jax import assembly, cli, config, phi, runs
 from driftar_jax.data import latents
 from driftar_jax.drift import features
-from driftar_jax.training import loop, tasks
+from driftar_jax.training import loop, masked, tasks
 
 GIB = 2**30
 # What a class-conditional set of latents is taken for where it does not lie on this machine.
@@ -85,14 +87,16 @@ def image_spec(settings: Any) -> assembly.ImageSpec:
     return assembly.ImageSpec(shape, names, settings.data.patch_size)
 
 
-def measure(settings: Any, *, compiled: bool = True, frozen: bool = False) -> Needs:
+def measure(
+    settings: Any, *, compiled: bool = True, frozen: bool = False, network: Any | None = None
+) -> Needs:
     """Lower, and compile, the training step of a checked config on its mesh.
 
     Args:
-      settings: checked config; `drift.features_from` is not read: a run that drifts in trained
-        features is measured in the identity, and its features come on top.
+      settings: checked config; `drift.features_from` is not read.
       compiled: False stops before XLA, which takes minutes at the largest sizes.
       frozen: the second phase.
+      network: config of task `mae` in whose features whole grids drift; None: in the identity.
 
     Raises:
       ValueError: the mesh does not fit the devices, the batch or a parameter.
@@ -100,7 +104,7 @@ def measure(settings: Any, *, compiled: bool = True, frozen: bool = False) -> Ne
     images = image_spec(settings)
     space = None
     if settings.task == "drift" and "features" in settings.drift:
-        space = (features.Identity(), None)
+        space = _space(network, images)
     made = _loop(settings, images, space)
     batch = _batch(settings, images)
     start = time.monotonic()
@@ -131,6 +135,16 @@ def measure(settings: Any, *, compiled: bool = True, frozen: bool = False) -> Ne
         collectives=collectives,
         seconds=seconds,
     )
+
+
+def _space(network: Any | None, images: assembly.ImageSpec):
+    """Phi of a network that need not have been trained."""
+    if network is None:
+        return features.Identity(), None
+    shapes = nn.unbox(jax.eval_shape(masked.build(network, images).init, jax.random.key(0)))
+    # One zero that looks like an array of any size.
+    none = jax.tree.map(lambda a: np.broadcast_to(np.zeros((), a.dtype), a.shape), shapes["mae"])
+    return phi.maps(network, images, none)
 
 
 def _batch(settings: Any, images: assembly.ImageSpec) -> dict[str, jax.ShapeDtypeStruct]:
@@ -298,13 +312,15 @@ def main(_) -> None:
                 section, _, last = field.rpartition(".")
                 settings[section][last] = type(settings[section][last])(value)
             config.check(settings)
-            needs = measure(settings, compiled=_COMPILE.value)
+            network = read_config(_FEATURES.value) if _FEATURES.value else None
+            needs = measure(settings, compiled=_COMPILE.value, network=network)
         print(row(name, settings, needs, *ceilings), flush=True)
 
 
 if __name__ == "__main__":
     _CONFIGS = flags.DEFINE_list("configs", None, "Configs, FILE.py[:SIZE],...")
     _DEVICES = flags.DEFINE_integer("devices", 1, "Devices to simulate.", lower_bound=1)
+    _FEATURES = flags.DEFINE_string("features", "", "Config of the network of drift.features.")
     _SET = flags.DEFINE_list("set", [], "Fields to change, SECTION.FIELD=VALUE,...")
     _COMPILE = flags.DEFINE_bool("compile", True, "Compile; without, temporaries are not known.")
     _TFLOPS = flags.DEFINE_float("peak_tflops", 495.0, "Of one device.", lower_bound=1e-3)
