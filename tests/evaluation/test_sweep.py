@@ -27,9 +27,15 @@ def made(tmp_path):
     return read
 
 
-@pytest.mark.parametrize("size", ["digits8", "fashion28", "emoji32", "tiny"])
-def test_every_arm_of_the_repository_is_a_config_that_runs(size):
-    found = sweep.read(f"{FILE}:{size}")
+@pytest.mark.parametrize(
+    "source",
+    [
+        *(f"{FILE}:{size}" for size in ("digits8", "fashion28", "emoji32", "tiny")),
+        "configs/sweeps/nextstep_small.py:emoji32",
+    ],
+)
+def test_every_arm_of_the_repository_is_a_config_that_runs(source):
+    found = sweep.read(source)
     names = list(found.arms)
     for arm in found.arms.values():
         assert all(names.index(other) < names.index(arm.name) for other in arm.stands_on)
