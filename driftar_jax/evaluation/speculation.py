@@ -97,12 +97,15 @@ class Bench:
         """
         rows = [self._row(way) for way in table]
         plain = table[0].settings
-        wanted = {max(1, round(row["backbone_calls"])) for row in rows[1:]} - {plain.ar_steps}
+        for row in rows:
+            steps = max(1, round(row["backbone_calls"]))
+            # Where a step makes one token, there is no other control than plain decoding.
+            fits = self._possible(plain.changed(ar_steps=steps))
+            row["control_ar_steps"] = steps if fits else plain.ar_steps
+        wanted = {row["control_ar_steps"] for row in rows[1:]} - {plain.ar_steps}
         fewer = [Way("plain", plain.changed(ar_steps=steps)) for steps in sorted(wanted)]
         controls = {way.settings.ar_steps: self._row(way) for way in fewer}
         controls[plain.ar_steps] = rows[0]
-        for row in rows:
-            row["control_ar_steps"] = max(1, round(row["backbone_calls"]))
         self._time([*table, *fewer], [*rows, *(controls[w.settings.ar_steps] for w in fewer)])
         return {
             "rows": rows,
@@ -111,15 +114,22 @@ class Bench:
             "floor": rows[0]["energy_distances"],
         }
 
+    def _possible(self, settings: sampler.Settings) -> bool:
+        try:
+            settings.check(self.runs[0].parts)
+        except ValueError:
+            return False
+        return True
+
     # --- quality -------------------------------------------------------------------------------
 
     def _labels(self, seed: int) -> np.ndarray:
         return np.random.default_rng(seed).choice(self.real.labels, self.num)
 
-    def _made(self, run: Loaded, settings: sampler.Settings, seed: int, labels):
+    def _made(self, run: Loaded, settings: sampler.Settings, seed: int, asked):
         """Images, counts and, where drafts were made, what became of them."""
         rest = {"batch_size": max(self.batch_sizes), "to_pixels": run.to_pixels}
-        given = run.parts, settings, run.params, labels, seed
+        given = run.parts, settings, run.params, asked, seed
         if settings.drafts:
             images, found = sampler.sample_drafted(*given, **rest)
             return images, speculate.counts(found), found
@@ -132,7 +142,8 @@ class Bench:
         for run in self.runs:
             plain = run.settings(gamma=0)
             for seed in range(self.seeds):
-                images, _, _ = self._made(run, plain, _APART + seed, self._labels(seed))
+                asked = run.conditions(self._labels(seed), seed)
+                images, _, _ = self._made(run, plain, _APART + seed, asked)
                 made.append(self.real.network.read(images)[0])
         return made
 
@@ -141,7 +152,8 @@ class Bench:
         for i, run in enumerate(self.runs):
             for seed in range(self.seeds):
                 labels = self._labels(seed)
-                images, cost, drafted = self._made(run, way.settings, seed, labels)
+                asked = run.conditions(labels, seed)
+                images, cost, drafted = self._made(run, way.settings, seed, asked)
                 tally = self.real.tally(self.num)
                 tally.add(images, labels)
                 judged.append(tally.quality())
@@ -174,7 +186,7 @@ class Bench:
         """Images per second of the first run, all ways by turns, added to their records."""
         run = self.runs[0]
         for size in self.batch_sizes:
-            labels = np.resize(self._labels(0), size)
+            labels = run.conditions(np.resize(self._labels(0), size), 0)
 
             def call(way, labels=labels, size=size):
                 given = run.parts, way.settings, run.params, labels, 0
@@ -195,7 +207,9 @@ class Bench:
         run, chosen = self.runs[0], []
         for name, settings in {way.name: way.settings for way in table[1:]}.items():
             for size in self.batch_sizes:
-                made = gamma.choose(run.parts, settings.changed(gamma=-1), run.params, size)
+                asked = run.conditions(self._labels(0), 0)
+                given = run.parts, settings.changed(gamma=-1), run.params, size
+                made = gamma.choose(*given, labels=asked)
                 record = dataclasses.asdict(made) | {"settings": None}
                 record |= {"method": name, "batch_size": size, "gamma": made.settings.gamma}
                 chosen.append(record)

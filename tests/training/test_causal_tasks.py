@@ -134,7 +134,8 @@ def test_one_token_after_another_is_one_call_over_all():
         loaded.parts, settings, loaded.params, rows, keys
     )
     parts, params = loaded.parts, loaded.params
-    hidden = text_sampler.encodings(parts, params, rows[:, 1:], rows[:, 0], made)
+    encode = jax.jit(text_sampler.encodings, static_argnums=0)
+    hidden = encode(parts, params, rows[:, 1:], rows[:, 0], made)
     head = text_sampler.projected_head(parts, settings, params)
     mu, std = head.starts(hidden, keys)
     eps = text_sampler.draws.normal(text_sampler.draws.token_keys(keys, N), 0, C)
@@ -160,12 +161,11 @@ def test_captions_and_batches(monkeypatch):
     np.testing.assert_array_equal(by_class.images[0], made.images[0])
 
 
-@pytest.mark.parametrize("gamma", [1, 3])
-def test_drafts_that_must_agree_change_nothing(gamma):
+def test_drafts_that_must_agree_change_nothing():
     """Coupled with bound 0 every token is the target's own; calls are counted."""
     drift, texts = _loaded("drift"), ["red fox", "bird"]
     plain = drift.sample(texts, seed=5, batch_size=2)
-    rule = dict(gamma=gamma, rule="coupled", delta=0.0)
+    rule = dict(gamma=2, rule="coupled", delta=0.0)
     made = drift.sample(texts, seed=5, batch_size=2, **rule)
     assert np.abs(made.images.astype(int) - plain.images).max() <= 1
     lengths = made.speculation["accepted_lengths"]
