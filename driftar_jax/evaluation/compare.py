@@ -84,7 +84,7 @@ def methods(own: Loaded, drift: Loaded, asked: Asked = Asked()) -> list[Method]:
     """The reference (own head, default steps) first, then its fewer steps, then Drift-AR's rows."""
     base = own.settings()
     # A flow head needs two steps at least.
-    few = [n for n in FEW_STEPS if 2 * n < base.nfe and _possible(own, nfe=n)]
+    few = [n for n in FEW_STEPS if 2 * n <= base.nfe and _possible(own, nfe=n)]
     rows = [Method("own", True, base)]
     rows += [Method("own", True, own.settings(nfe=n)) for n in reversed(few)]
     if asked.controls:
