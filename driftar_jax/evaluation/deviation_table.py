@@ -4,6 +4,8 @@ from typing import Any
 
 import numpy as np
 
+from driftar_jax.evaluation.ablation_table import interval
+
 _FIELDS = (
     ("energy", "energy distance to the own head", 4),
     ("shift", "shift of the mean / own spread", 3),
@@ -61,12 +63,17 @@ def sentence(pairs: list[dict[str, Any]]) -> str:
         words = f"more than {' and '.join(better)}, less than the others"
     twice = energy.get("own, trained again")
     again = "" if twice is None else f"; the own head trained again deviates by {twice:.4f}"
+    found = interval([p["ways"]["drift"]["score"] - p["ways"]["floor"]["score"] for p in pairs])
+    sure = ""
+    if found["low"] is not None:
+        bounds = f"{found['low']:+.4f} to {found['high']:+.4f}"
+        sure = f" (95 % interval over {found['pairs']} pairs of runs {bounds})"
     return (
         f"One evaluation deviates from the own head's {pairs[0]['own_steps']} by "
         f"{energy['drift']:.4f}, {words}{again}, the prior's mean by "
-        f"{energy['prior mean']:.4f}. Against "
-        f"the real tokens its energy score is {scores['drift']:.4f}, the own head's "
-        f"{scores['floor']:.4f} (lower is better)."
+        f"{energy['prior mean']:.4f}. Against the real tokens its energy score is "
+        f"{scores['drift']:.4f}, the own head's {scores['floor']:.4f}: {found['mean']:+.4f}{sure}, "
+        "lower is better."
     )
 
 
