@@ -39,6 +39,7 @@ STOREYS = {
     "grid_sampler": 4.7,
     "speculate": 4.7,
     "published": 4.3,
+    "sampler_settings": 4.8,
     "sampler": 5,
     "training": 5,
     "gamma": 5.5,
@@ -49,6 +50,7 @@ STOREYS = {
     "runs": 6.5,
     "evaluation": 7,
     "scale": 7,
+    "inpaint": 7,
     "sample_prompts": 7.5,
     "ablation": 7.5,
     "train": 8,
@@ -61,6 +63,7 @@ STOREYS = {
     "convert": 8,
     "benchmark": 8,
     "encode": 8,
+    "export": 8,
     "__init__": 9,  # its `load` imports when it is called
 }
 KEPT_APART = {
