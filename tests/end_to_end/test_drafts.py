@@ -121,7 +121,7 @@ def test_an_own_head_has_no_drafts(call, workdirs, tmp_path):
         ((), "init_from", "a Drift-AR checkpoint"),
         (("--config.init_from={own}",), "init_from", "a checkpoint that holds Drift-AR"),
         (("--config.init_from={drift}", "--config.prior.tau=3.0"), "prior.tau", "as in init_from"),
-        (("--config.init_from={drift}", "--config.teacher.unroll=0"), "teacher.unroll", "least 1"),
+        (("--config.init_from={drift}", "--config.teacher.unroll=0"), "teacher.unroll", "from 1"),
     ],
 )
 def test_bad_teachers_are_named(call, workdirs, tmp_path, words, field, allowed):

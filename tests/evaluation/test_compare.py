@@ -28,7 +28,7 @@ def test_samples_are_measured_part_by_part(monkeypatch):
     """Every label once, in order, under the seeds of the parts."""
     calls = []
 
-    def sample(pair, method, labels, seed, batch_size):
+    def sample(loaded, settings, labels, seed, batch_size):
         calls.append((list(labels), seed, batch_size))
         return tiny.batch(len(labels))["image"]
 
@@ -50,9 +50,9 @@ def test_samples_are_measured_part_by_part(monkeypatch):
         def tally(self, num):
             return Tally()
 
-    monkeypatch.setattr(compare, "_sample", sample)
+    monkeypatch.setattr(compare, "sample", sample)
     monkeypatch.setattr(compare, "MOST_IMAGES", 4)
-    assert compare._judge(None, None, Real(), np.arange(10), 3, 2) == 10
+    assert compare.judge(None, None, Real(), np.arange(10), 3, 2) == 10
     assert [labels for labels, _, _ in calls] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
     assert [seed for _, seed, _ in calls] == [compare.part_seed(3, n) for n in range(3)]
     assert set(Real.ledger.seconds) == {"sampling"}
