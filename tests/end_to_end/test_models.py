@@ -1,4 +1,4 @@
-"""The checkpoints that come with the repository: small, without anybody's folders, and they draw."""
+"""The checkpoints of the repository: small, without anybody's folders, and they draw."""
 
 import pathlib
 
