@@ -87,7 +87,7 @@ def _released(c: ml_collections.ConfigDict, of: dict) -> None:
     c.data.update(name="latents:data/imagenet256_kl16", image_size=16, patch_size=1, flip=True)
     c.host.update(of, buffer_size=64, attention_dropout=0.1, projection_dropout=0.1)
     c.host.dtype = "bfloat16"
-    c.drift.update(width=of["width"], depth=of["depth"] // 2, num_heads=of["num_heads"], chunk=4)
+    c.drift.update(width=of["width"], depth=of["depth"] // 2, num_heads=of["num_heads"], chunk=1)
     c.drift.update(classes=64, draws=64, positives=64, unconditional=16, guidance_max=4.0)
     c.bank.update(dtype="bfloat16")
     c.optim.update(lr=2e-4, warmup_steps=5_000, ema=0.999)
