@@ -5,5 +5,6 @@ source "$(dirname "$0")/environment.sh" requirements-dev.txt
 
 ruff check .
 ruff format --check .
-# Two workers: the tests of several devices run in processes of their own.
-python -m pytest -q -n 2 --dist loadgroup -m "not slow" "$@"
+# Two workers, a file in one of them, so that its runs and programs are made once; the tests of
+# several devices run in processes of their own.
+python -m pytest -q -n 2 --dist loadfile -m "not slow" "$@"

@@ -25,15 +25,6 @@ sys.path.insert(0, str(REPOSITORY))  # for `pytest` as well as for `python -m py
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items):
-    """Tests that share runs or compiled programs stay in one worker (`--dist loadgroup`)."""
-    for item in items:
-        programs = item.path.parent.name == "end_to_end"
-        group = "end_to_end" if programs else str(item.path.relative_to(TESTS))
-        item.add_marker(pytest.mark.xdist_group(group))
-
-
 @pytest.fixture(scope="session", autouse=True)
 def data_dir(tmp_path_factory):
     """The data folder of the session: the embedded sets are prepared into it once."""
