@@ -14,7 +14,7 @@ from driftar_jax.hosts.schedules import cosine_counts, guidance_at
 # compilation of one more size, and the encoder simply masks what is unknown.
 MANY_TOKENS = 128
 MOST_KEEPS = 8
-MOST_SIZES = 6
+MOST_SIZES = 8
 MOST_SIZES_OF_FEW = 4
 
 
