@@ -251,6 +251,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.slow
 def test_memory_stays_under_two_shards(tmp_path, official):
     """Twelve layers in three shards: to read all would hold three, and float32 copies six."""
     fields = FIELDS | dict(width=512, mlp_width=3072, depth=12, head_dim=128)

@@ -50,7 +50,10 @@ def _rows(images, labels):
     return flat[np.lexsort(flat.T)]
 
 
-@pytest.mark.parametrize("name", embedded.NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(n, marks=[pytest.mark.slow] if n == "fashion28" else []) for n in embedded.NAMES],
+)
 def test_prepared_images_equal_the_arrays(name, data_dir):
     arrays = embedded.load(name)
     for split, rows in (("train", ~arrays["test"]), ("test", arrays["test"])):

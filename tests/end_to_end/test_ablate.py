@@ -39,6 +39,7 @@ def _run(out, stop=lambda: ""):
         return sweeping.run(asked.seeds), said
 
 
+@pytest.mark.slow
 def test_a_sweep_goes_on_where_it_was_cut(out):
     asked = []
 
