@@ -139,10 +139,14 @@ class Checkpoints:
         if jax.process_index():
             return
         for folder in (self.workdir / "checkpoints").glob(f"{self._saving}.*tmp*"):
-            parts = [p for p in folder.iterdir() if p.is_dir()]
-            write_json(
-                folder / DIGESTS, {k: v for p in parts for k, v in _digests(folder, p).items()}
-            )
+            _seal_folder(folder)
+
+    def forget_place(self, step: int) -> None:
+        """Take this machine's folders out of a finished step: Orbax writes them into its marks."""
+        folder = self._step_folder(step)
+        for mark in folder.rglob("commit_success.txt"):
+            mark.write_text("Checkpoint commit was successful\n")
+        _seal_folder(folder)
 
     def save(self, step: int, *, manifest: dict, position: dict | None = None, **trees) -> None:
         """Write `trees` (params, ema, train) in the background.
@@ -307,6 +311,11 @@ def _limited(in_flight: int) -> ocp.handlers.CheckpointHandlerRegistry:
         for kind in kinds:
             registry.add(None, kind, handler)
     return registry
+
+
+def _seal_folder(folder: pathlib.Path) -> None:
+    parts = [p for p in folder.iterdir() if p.is_dir()]
+    write_json(folder / DIGESTS, {k: v for p in parts for k, v in _digests(folder, p).items()})
 
 
 def _digests(folder: pathlib.Path, part: pathlib.Path) -> dict[str, str]:

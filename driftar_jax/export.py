@@ -38,6 +38,7 @@ def main(_) -> None:
         written = checkpoints.Checkpoints(unfinished)
         written.save(step, manifest=manifest, ema=params)
         written.close()
+        written.forget_place(step)
         for name in _TEXT:
             if (source / name).exists():
                 shutil.copyfile(source / name, unfinished / name)
