@@ -104,9 +104,13 @@ def _describe_drift_ar(shapes: Mapping[str, tuple[int, ...]], num_heads: int | N
     )
 
 
-def _describe_vae(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None) -> Described:
+def _refuse_heads(num_heads: int | None) -> None:
     if num_heads is not None:
         raise ValueError(f"num_heads: got {num_heads}, allowed for family mar only")
+
+
+def _describe_vae(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None) -> Described:
+    _refuse_heads(num_heads)
     made = vae.module(shapes)
     config = stored.config_of(made)
     title = f"KL autoencoder, {made.latent_channels} channels at 1/{made.factor}"
@@ -114,8 +118,7 @@ def _describe_vae(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None) 
 
 
 def _describe_inception(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None) -> Described:
-    if num_heads is not None:
-        raise ValueError(f"num_heads: got {num_heads}, allowed for family mar only")
+    _refuse_heads(num_heads)
     made = inception.module(shapes)
     config = network.config_of(made)
     title = f"InceptionV3, {made.num_classes} classes"
@@ -125,8 +128,7 @@ def _describe_inception(shapes: Mapping[str, tuple[int, ...]], num_heads: int | 
 def _describe_nextstep(
     shapes: Mapping[str, tuple[int, ...]], num_heads: int | None, settings: dict
 ) -> Described:
-    if num_heads is not None:
-        raise ValueError(f"num_heads: got {num_heads}, allowed for family mar only")
+    _refuse_heads(num_heads)
     if settings.get("model_type") != nextstep.TASK:
         got = settings.get("model_type")
         raise ValueError(f"model_type: got {got!r}, allowed 'nextstep' in the source's config.json")
@@ -140,8 +142,7 @@ def _describe_nextstep(
 def _describe_f8(
     shapes: Mapping[str, tuple[int, ...]], num_heads: int | None, settings: dict
 ) -> Described:
-    if num_heads is not None:
-        raise ValueError(f"num_heads: got {num_heads}, allowed for family mar only")
+    _refuse_heads(num_heads)
     made = nextstep_vae.module(shapes, settings)
     title = f"f8 autoencoder, {made.latent_channels} channels at 1/{made.factor}"
     config = stored.config_of(made)
