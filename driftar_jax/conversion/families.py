@@ -1,0 +1,187 @@
+"""The families of official checkpoints: how each is recognised, and what it becomes here."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from driftar_jax import inception as network
+from driftar_jax.conversion import (
+    drift_ar,
+    inception,
+    mar,
+    nextstep,
+    nextstep_vae,
+    rules,
+    transdiff,
+    vae,
+)
+from driftar_jax.published import stored as published
+from driftar_jax.vae import stored
+
+
+@dataclasses.dataclass(frozen=True)
+class Described:
+    """What one checkpoint turns out to be.
+
+    Attributes:
+      title: for a reader.
+      config: of the workdir.
+      manifest: facts stored beside the arrays.
+      abstract: parameter tree of `ShapeDtypeStruct`.
+    """
+
+    title: str
+    config: dict
+    manifest: dict
+    abstract: dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """How one family of checkpoints is recognised.
+
+    Attributes:
+      rules: names and transforms.
+      describe: official name -> shape, and the number of heads where it is given, to `Described`;
+        ValueError where it is another family.
+      abstract: config and manifest of a workdir, to its abstract parameter tree.
+      beside: whether `describe` also takes the `config.json` beside the official arrays.
+      trees: abstract tree, to the parts of it that are read and written one after another, for
+        what is larger than memory; None where it is written as one.
+      dtype: of the arrays in the workdir; None keeps the file's.
+      constants: config of a workdir, to official arrays that follow from it: they are compared
+        where the file holds them, and written back.
+      copied: official files beside the arrays that go into the workdir where they exist.
+    """
+
+    rules: Sequence[rules.Rule]
+    describe: Callable[..., Described]
+    abstract: Callable[[dict, dict], dict]
+    beside: bool = False
+    trees: Callable[[dict], dict[str, dict]] | None = None
+    dtype: np.dtype | None = np.float32
+    constants: Callable[[dict], dict[str, np.ndarray]] = lambda config: {}
+    copied: tuple[str, ...] = ()
+
+
+def _describe_mar(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None) -> Described:
+    fields = mar.sizes(shapes, num_heads)
+    abstract = mar.abstract_params(*mar.modules(fields))
+    return Described(mar.title(fields), mar.config_of(fields), rules.manifest_of(fields), abstract)
+
+
+def _describe_transdiff(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None) -> Described:
+    fields = transdiff.sizes(shapes, num_heads)
+    config, manifest = transdiff.config_of(fields), rules.manifest_of(fields)
+    abstract = transdiff.abstract_params(*transdiff.modules(fields))
+    return Described(transdiff.title(fields), config, manifest, abstract)
+
+
+def _describe_drift_ar(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None) -> Described:
+    fields = drift_ar.sizes(shapes, num_heads)
+    made = drift_ar.module(fields)
+    return Described(
+        drift_ar.title(fields),
+        published.config_of(made, fields["phi"]),
+        published.manifest_of(made),
+        published.abstract(made, fields["phi"]),
+    )
+
+
+def _refuse_heads(num_heads: int | None) -> None:
+    if num_heads is not None:
+        raise ValueError(
+            f"num_heads: got {num_heads}, allowed for mar, transdiff and drift_ar only"
+        )
+
+
+def _describe_vae(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None) -> Described:
+    _refuse_heads(num_heads)
+    made = vae.module(shapes)
+    config = stored.config_of(made)
+    title = f"KL autoencoder, {made.latent_channels} channels at 1/{made.factor}"
+    return Described(title, config, {"task": stored.TASK}, stored.abstract(made))
+
+
+def _describe_inception(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None) -> Described:
+    _refuse_heads(num_heads)
+    made = inception.module(shapes)
+    config = network.config_of(made)
+    title = f"InceptionV3, {made.num_classes} classes"
+    return Described(title, config, {"task": network.TASK}, network.abstract(made))
+
+
+def _describe_nextstep(
+    shapes: Mapping[str, tuple[int, ...]], num_heads: int | None, settings: dict
+) -> Described:
+    _refuse_heads(num_heads)
+    if settings.get("model_type") != nextstep.TASK:
+        got = settings.get("model_type")
+        raise ValueError(f"model_type: got {got!r}, allowed 'nextstep' in the source's config.json")
+    fields = nextstep.sizes(shapes, settings)
+    abstract = nextstep.abstract_params(*nextstep.modules(fields))
+    manifest = {"task": nextstep.TASK, "official": settings}
+    config = nextstep.config_of(fields, settings)
+    return Described(nextstep.title(fields), config, manifest, nextstep.unstacked(abstract))
+
+
+def _describe_f8(
+    shapes: Mapping[str, tuple[int, ...]], num_heads: int | None, settings: dict
+) -> Described:
+    _refuse_heads(num_heads)
+    made = nextstep_vae.module(shapes, settings)
+    title = f"f8 autoencoder, {made.latent_channels} channels at 1/{made.factor}"
+    config = stored.config_of(made)
+    return Described(title, config, {"task": stored.TASK}, stored.abstract(made))
+
+
+def _abstract_nextstep(config: dict, manifest: dict) -> dict:
+    del manifest
+    made = nextstep.modules(nextstep.fields_of(config))
+    return nextstep.unstacked(nextstep.abstract_params(*made))
+
+
+FAMILIES = {
+    "mar": Family(
+        mar.RULES,
+        _describe_mar,
+        lambda config, manifest: mar.abstract_params(*mar.modules(mar.fields_of(config, manifest))),
+    ),
+    "transdiff": Family(
+        transdiff.RULES,
+        _describe_transdiff,
+        lambda config, manifest: transdiff.abstract_params(
+            *transdiff.modules(transdiff.fields_of(config, manifest))
+        ),
+    ),
+    "drift_ar": Family(
+        drift_ar.RULES,
+        _describe_drift_ar,
+        lambda config, manifest: published.abstract(published.module(config), config["phi"]),
+    ),
+    "vae-kl16": Family(
+        vae.RULES, _describe_vae, lambda config, manifest: stored.abstract(stored.module(config))
+    ),
+    "inception": Family(
+        inception.RULES,
+        _describe_inception,
+        lambda config, manifest: network.abstract(network.module_of(config)),
+    ),
+    "nextstep": Family(
+        nextstep.RULES,
+        _describe_nextstep,
+        _abstract_nextstep,
+        beside=True,
+        trees=nextstep.trees,
+        dtype=None,
+        constants=lambda config: {nextstep.BUFFER: nextstep.buffer(config["host"]["width"])},
+        copied=("tokenizer.json",),
+    ),
+    "vae-f8": Family(
+        nextstep_vae.RULES,
+        _describe_f8,
+        lambda config, manifest: stored.abstract(stored.module(config, kind="vae-f8")),
+        beside=True,
+    ),
+}
