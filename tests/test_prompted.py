@@ -1,10 +1,13 @@
 """From prompts to pictures with a converted checkpoint of the smallest size."""
 
+import importlib
 import json
+import sys
 
 import jax
 import numpy as np
 import pytest
+from absl import flags
 from PIL import Image
 from safetensors.numpy import save_file
 from words import MARKS, VOCABULARY, Words
@@ -193,12 +196,19 @@ def test_what_is_missing_is_named(folders, tmp_path):
         prompted.is_prompted(tmp_path)
 
 
-def test_the_program(folders, tmp_path, monkeypatch, capsys):
+@pytest.fixture
+def program():
+    """`sample` as a module; its flags are forgotten, for other tests run it as a program."""
+    foreign = set(flags.FLAGS)
+    yield importlib.import_module("driftar_jax.sample")
+    flags.FLAGS.unparse_flags()
+    for name in set(flags.FLAGS) - foreign:
+        delattr(flags.FLAGS, name)
+    del sys.modules["driftar_jax.sample"]
+
+
+def test_the_program(folders, tmp_path, monkeypatch, capsys, program):
     """As a user types it, but for the tokenizer's library."""
-    from absl import flags
-
-    import driftar_jax.sample as program
-
     monkeypatch.setattr(prompts, "load_tokenizer", lambda folder, marks: Words())
 
     def run(*more):
