@@ -19,7 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from driftar_jax import config, generator, locks, runs, sampler, speculate
+from driftar_jax import config, generator, journal, locks, runs, sampler, speculate
 from driftar_jax.checkpoints import read_config, write_json
 from driftar_jax.evaluation import compare, contexts, judges, premise, quality, speed
 from driftar_jax.evaluation.sweep import Arm, Sweep, command, settings
@@ -304,7 +304,7 @@ def spent(workdir: pathlib.Path) -> float:
 
 def last(workdir: pathlib.Path) -> dict[str, float]:
     """The last value of everything in a training log."""
-    return {k: v for r in loop.read_metrics(workdir / "metrics.jsonl") for k, v in r.items()}
+    return {k: v for r in journal.read_metrics(workdir / "metrics.jsonl") for k, v in r.items()}
 
 
 def line(record: dict[str, Any]) -> str:

@@ -15,15 +15,10 @@ import pathlib
 import sys
 
 import jax
-import ml_collections
-import numpy as np
 from absl import flags
 
-from driftar_jax import cli, config, gamma, generator, runs
-from driftar_jax.checkpoints import read_config
-from driftar_jax.data import pipeline
-from driftar_jax.evaluation import networks, quality, speculation, speculation_report
-from driftar_jax.features import SmallClassifier
+from driftar_jax import cli, config, gamma, generator
+from driftar_jax.evaluation import judges, quality, speculation, speculation_report
 from driftar_jax.speculative import policy
 
 _WORKDIR = flags.DEFINE_list("workdir", None, "Drift-AR or draft runs, one per training seed.")
@@ -65,7 +60,7 @@ def main(_) -> None:
         for run in loaded:
             for way in table:
                 run.check(way.settings)
-        real = _real(_JUDGE.value, loaded)
+        real = judges.open_real(_JUDGE.value, _NUM.value, measured=loaded)
         out.mkdir(parents=True, exist_ok=True)
     bench = speculation.Bench(loaded, real, _NUM.value, _SEEDS.value, [int(b) for b in sizes])
     found = bench.measure(table)
@@ -77,28 +72,6 @@ def _bounds(name: str, flag) -> tuple[float, ...]:
         return tuple(float(word) for word in flag.value)
     except ValueError:
         raise config.wrong(name, ",".join(flag.value), "numbers from 0") from None
-
-
-def _real(judge: str, loaded) -> quality.RealSet:
-    """The real set of a classifier's run, and the classifier as the network that measures."""
-    settings = ml_collections.ConfigDict(read_config(judge))
-    if (task := settings.get("task")) != "classifier":
-        raise config.wrong("judge", judge, f"a run of task classifier, not {task}")
-    if _NUM.value <= settings.classifier.width:
-        allowed = f"more than {settings.classifier.width} (the feature width)"
-        raise config.wrong("num", _NUM.value, allowed)
-    params, manifest, _ = generator.read_weights(judge)
-    for run in loaded:
-        if list(run.parts.images.image_shape) != manifest["image_shape"]:
-            raise config.wrong("judge", judge, "a classifier of the same images")
-    module = SmallClassifier(len(manifest["class_names"]), settings.classifier.width)
-    network = networks.classifier(module, params["classifier"])
-    sources = [runs.open_data(settings, split) for split in ("train", "test")]
-    images, labels = (
-        np.concatenate(arrays)
-        for arrays in zip(*(pipeline.all_images(s) for s in sources), strict=True)
-    )
-    return quality.RealSet(network, network, images, labels, len(sources[0]), metrics=())
 
 
 def _early_stop(loaded, stop: float) -> str:

@@ -15,6 +15,8 @@ import numpy as np
 
 from driftar_jax.config import wrong
 
+# `time.monotonic()` when this process had loaded its first module of ours.
+BORN = time.monotonic()
 # Of the start-up; a firewalled port or a missing process would otherwise wait for ever.
 TIMEOUT_S = 300
 

@@ -15,6 +15,7 @@ from driftar_jax import (
     checkpoints,
     config,
     generator,
+    journal,
     locks,
     phi,
     pictures,
@@ -95,7 +96,7 @@ class Run:
         folder = self.workdir / "samples"
         folder.mkdir(exist_ok=True)
         pictures.save_grid(folder / f"step_{step:08d}.png", made, columns=8)
-        records = loop.read_metrics(self.workdir / "metrics.jsonl")
+        records = journal.read_metrics(self.workdir / "metrics.jsonl")
         names = [n for n in ("loss", "drift", "energy_score", "mu") if n in records[-1]]
         pictures.save_curves(self.workdir / "curves.png", {"train": records}, names)
 

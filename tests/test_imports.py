@@ -18,6 +18,7 @@ STOREYS = {
     "processes": 0.5,
     "tracing": 0.5,
     "pictures": 0,
+    "journal": 0,
     "cli": 0.5,  # names the fields of the config in its messages
     "draws": 0.5,
     "entropy": 1,

@@ -1,6 +1,8 @@
 """The real set that samples are held against, opened from the run of its classifier."""
 
+import dataclasses
 from collections.abc import Iterable
+from typing import Any
 
 import ml_collections
 import numpy as np
@@ -13,29 +15,81 @@ from driftar_jax.evaluation import networks, quality
 from driftar_jax.features import SmallClassifier
 
 
-def open_real(workdir: str, num: int, metrics: Iterable[str] = ()) -> quality.RealSet:
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """A run of task `classifier`.
+
+    Attributes:
+      workdir: of the run.
+      settings: its config.
+      network: the classifier as a network that measures.
+      image_shape: `(H, W, C)` of the images it reads.
+    """
+
+    workdir: str
+    settings: ml_collections.ConfigDict
+    network: networks.Network
+    image_shape: tuple[int, ...]
+
+    def check(self, measured: Iterable[generator.Loaded]) -> None:
+        """Refuse checkpoints that make other images; raises ValueError."""
+        for loaded in measured:
+            if tuple(loaded.parts.images.image_shape) != self.image_shape:
+                raise wrong("judge", self.workdir, "a classifier of the same images")
+
+    def open_sources(self) -> list[Any]:
+        """The set it was trained on: `train` and `test`."""
+        return [runs.open_data(self.settings, split) for split in ("train", "test")]
+
+
+def open_judge(workdir: str) -> Judge:
+    """The classifier of a run; raises ValueError where it is another run."""
+    settings = ml_collections.ConfigDict(read_config(workdir))
+    if (task := settings.get("task")) != "classifier":
+        raise wrong("judge", workdir, f"a run of task classifier, not {task}")
+    params, manifest, _ = generator.read_weights(workdir)
+    module = SmallClassifier(len(manifest["class_names"]), settings.classifier.width)
+    network = networks.classifier(module, params["classifier"])
+    return Judge(workdir, settings, network, tuple(manifest["image_shape"]))
+
+
+def check_num(num: int, width: int) -> None:
+    """Refuse fewer samples than a covariance of `width` features needs; raises ValueError."""
+    if num <= width:
+        raise wrong("num", num, f"more than {width} (the feature width)")
+
+
+def all_images(sources: Iterable[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Images `[N, H, W, C]` uint8 and labels `[N]` of several splits, one after the other."""
+    images, labels = (
+        np.concatenate(arrays)
+        for arrays in zip(*(pipeline.all_images(source) for source in sources), strict=True)
+    )
+    return images, labels
+
+
+def open_real(
+    workdir: str,
+    num: int,
+    metrics: Iterable[str] = (),
+    measured: Iterable[generator.Loaded] = (),
+) -> quality.RealSet:
     """All images of the set, with the classifier as the network that measures.
 
     Args:
       workdir: a run of task `classifier`.
       num: samples that will be measured.
       metrics: of `quality.OPTIONAL`.
+      measured: checkpoints that will be measured.
 
     Raises:
-      ValueError: it is another run, or there are too few samples or images for its features.
+      ValueError: it is another run, of other images, or there are too few samples or images for
+        its features.
     """
-    settings = ml_collections.ConfigDict(read_config(workdir))
-    if (task := settings.get("task")) != "classifier":
-        raise wrong("judge", workdir, f"a run of task classifier, not {task}")
-    width = settings.classifier.width
-    if num <= width:
-        raise wrong("num", num, f"more than {width} (the feature width)")
-    params, manifest, _ = generator.read_weights(workdir)
-    module = SmallClassifier(len(manifest["class_names"]), width)
-    network = networks.classifier(module, params["classifier"])
-    sources = [runs.open_data(settings, split) for split in ("train", "test")]
-    images, labels = (
-        np.concatenate(arrays)
-        for arrays in zip(*(pipeline.all_images(s) for s in sources), strict=True)
-    )
+    judge = open_judge(workdir)
+    check_num(num, judge.network.width)
+    judge.check(measured)
+    sources = judge.open_sources()
+    images, labels = all_images(sources)
+    network = judge.network
     return quality.RealSet(network, network, images, labels, len(sources[0]), metrics=metrics)

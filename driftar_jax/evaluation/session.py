@@ -1,20 +1,15 @@
 """One evaluation: checks what it is given, measures, writes the report."""
 
 import dataclasses
-import json
 import pathlib
 import sys
 from collections.abc import Sequence
 
-import ml_collections
 import numpy as np
 
-from driftar_jax import config, generator, inception, pictures, runs
-from driftar_jax.checkpoints import read_config
-from driftar_jax.data import pipeline
-from driftar_jax.evaluation import compare, moments, networks, premise, quality, report
+from driftar_jax import config, generator, inception, journal, pictures
+from driftar_jax.evaluation import compare, judges, moments, networks, premise, quality, report
 from driftar_jax.evaluation.ledger import Ledger
-from driftar_jax.features import SmallClassifier
 
 SHOWN = 64
 # What a Drift-AR run may log and a reader wants to see.
@@ -184,35 +179,21 @@ def open_session(
         if metric not in quality.OPTIONAL:
             raise config.wrong("metrics", metric, " | ".join(quality.OPTIONAL))
     asked = compare.Asked(controls, tuple(_scale(word) for word in guidance))
-    settings = ml_collections.ConfigDict(read_config(judge))
-    if (task := settings.get("task")) != "classifier":
-        raise config.wrong("judge", judge, f"a run of task classifier, not {task}")
-    width = inception.WIDTH if inception_dir else settings.classifier.width
-    if num <= width:
-        raise config.wrong("num", num, f"more than {width} (the feature width)")
-    params, manifest, _ = generator.read_weights(judge)
-    classifier = networks.classifier(
-        SmallClassifier(len(manifest["class_names"]), settings.classifier.width),
-        params["classifier"],
-    )
-    network = _inception(inception_dir) if inception_dir else classifier
+    opened = judges.open_judge(judge)
+    network = _inception(inception_dir) if inception_dir else opened.network
+    judges.check_num(num, network.width)
     moved = moments.read(reference, network.name, network.width) if reference else None
     loaded_drifts = [_load(path, "drift", "workdir") for path in drifts]
     loaded_baselines = [_load(path, "host", "baseline") for path in baselines]
-    for loaded in (*loaded_drifts, *loaded_baselines):
-        if list(loaded.parts.images.image_shape) != manifest["image_shape"]:
-            raise config.wrong("judge", judge, "a classifier of the same images")
+    opened.check((*loaded_drifts, *loaded_baselines))
     for method in compare.methods(loaded_baselines[0], loaded_drifts[0], asked):
         loaded = loaded_baselines[0] if method.baseline else loaded_drifts[0]
         loaded.check(method.settings)
-    sources = [runs.open_data(settings, split) for split in ("train", "test")]
-    if (there := sum(map(len, sources))) // 2 <= width:
-        allowed = f"a set of more than {2 * width + 1} images for its features, not {there}"
+    sources = opened.open_sources()
+    if (there := sum(map(len, sources))) // 2 <= network.width:
+        allowed = f"a set of more than {2 * network.width + 1} images for its features, not {there}"
         raise config.wrong("inception" if inception_dir else "judge", network_dir, allowed)
-    images, labels = (
-        np.concatenate(arrays)
-        for arrays in zip(*(pipeline.all_images(s) for s in sources), strict=True)
-    )
+    images, labels = judges.all_images(sources)
     captions = None
     if any(loaded.book for loaded in (*loaded_drifts, *loaded_baselines)):
         captions = [text for source in sources for text in source.captions]
@@ -220,7 +201,7 @@ def open_session(
     return Session(
         drifts=loaded_drifts,
         baselines=loaded_baselines,
-        classifier=classifier,
+        classifier=opened.network,
         network=network,
         network_dir=network_dir,
         reference=moved,
@@ -261,7 +242,7 @@ def _inception(workdir: str) -> networks.Network:
 def _records(workdir: str) -> list[dict]:
     """The training log; empty for a converted checkpoint, which has none."""
     path = pathlib.Path(workdir) / "metrics.jsonl"
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return journal.read_metrics(path) if path.exists() else []
 
 
 def _load(path: str, task: str, flag: str) -> generator.Loaded:

@@ -4,9 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import functools
-import json
 import pathlib
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +13,7 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from driftar_jax import processes, sharding, tracing
+from driftar_jax import journal, processes, sharding, tracing
 from driftar_jax.checkpoints import Checkpoints, abstract_like
 from driftar_jax.training import optim
 from driftar_jax.training.step import init_extra, make_step
@@ -190,11 +188,14 @@ class Loop:
           SaveFailed: a checkpoint could not be written.
         """
         train, start = self.config.train, int(state.step)
-        log = MetricsLog(self.workdir / "metrics.jsonl", start) if processes.leads() else None
+        log = goodput = None
+        if processes.leads():
+            log = journal.MetricsLog(self.workdir / "metrics.jsonl", start)
+            goodput = journal.Goodput(self.workdir / "goodput.jsonl", start, processes.BORN)
         place = sharding.batch_sharding(self.mesh)
         # XLA's CPU pool deadlocks when steps with collectives queue up (two cores, many devices).
         wait_each_step = self.mesh.size > 1 and jax.default_backend() == "cpu"
-        meter = Meter(train.steps, train.batch_size)
+        meter = journal.Meter(train.steps, train.batch_size)
         quiet = None if processes.leads() else True
         bar = tqdm(total=train.steps, initial=start, disable=quiet, leave=False)
         clock = processes.Clock(60 * train.get("checkpoint_minutes", 0))
@@ -209,7 +210,11 @@ class Loop:
                 for name, array in batch.items()
             }
             frozen = self.task.freeze_step is not None and step >= self.task.freeze_step
-            with trace.step(step) if trace else contextlib.nullcontext():
+            with contextlib.ExitStack() as around:
+                if trace:
+                    around.enter_context(trace.step(step))
+                if frozen not in self._steps:
+                    around.enter_context(meter.compiling())
                 state, metrics = self.step_function(frozen)(state, arrays)
                 pending.append((step, metrics))
                 if wait_each_step or (trace and trace.waits(step)):
@@ -227,17 +232,24 @@ class Loop:
                 self.checkpoints.check()
                 if log:
                     log.write(record)
+                    goodput.note(done, meter.stepping, meter.saving)
                     say(meter.line(record))
             if save:
-                self.save(state, batches)
+                with meter.holding():
+                    self.save(state, batches)
                 clock.restart()
             if on_sample and (last or (train.sample_every and done % train.sample_every == 0)):
                 with meter.aside():
                     on_sample(done, state)
         bar.close()
-        self.checkpoints.wait()
+        with meter.holding():
+            self.checkpoints.wait()
         if trace:
             trace.close()
+        if goodput and done > start:
+            meter.record(done, {})
+            goodput.note(done, 0.0, meter.saving)
+            say(goodput.line())
         if done < train.steps and processes.leads():
             saved = f"step {done} is saved" if done > start else f"nothing is new since step {done}"
             say(f"stopped by {why}: {saved}; the same command goes on from there")
@@ -294,97 +306,3 @@ class _Seeded:
 
     def _cache_size(self) -> int:
         return self.step._cache_size()
-
-
-class MetricsLog:
-    """`metrics.jsonl`: one record per log interval; a resumed run drops what it redoes."""
-
-    def __init__(self, path: pathlib.Path, start: int):
-        self._path = path
-        kept = [r for r in read_metrics(path) if r["step"] <= start] if path.exists() else []
-        path.write_text("".join(json.dumps(record) + "\n" for record in kept))
-        self._board = _tensorboard(path.parent)
-
-    def write(self, record: dict) -> None:
-        with self._path.open("a") as file:
-            file.write(json.dumps(record) + "\n")
-        if self._board:
-            for name, value in record.items():
-                self._board.add_scalar(name, value, record["step"])
-
-
-def _tensorboard(folder: pathlib.Path):
-    """A TensorBoard writer where tensorboardX is installed, else None."""
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(str(folder / "tensorboard"))
-
-
-def read_metrics(path: pathlib.Path) -> list[dict]:
-    """Records of a `metrics.jsonl`; a line cut short by a crash ends the list."""
-    records = []
-    for line in path.read_text(errors="replace").splitlines():
-        try:
-            record = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-            break
-        records.append(record)
-    return records
-
-
-class Meter:
-    """Speed, share of time spent waiting for data, time left, since the last line."""
-
-    def __init__(self, steps: int, batch_size: int):
-        self._steps, self._batch_size = steps, batch_size
-        self._begin = time.monotonic()
-        self._waited = 0.0
-        self._last_step: int | None = None
-
-    def waiting(self):
-        """Context whose duration counts as waiting for data."""
-        return _Timed(self._add_wait)
-
-    def aside(self):
-        """Context whose duration belongs to no interval: pictures, not training."""
-        return _Timed(self._skip)
-
-    def _add_wait(self, seconds: float) -> None:
-        self._waited += seconds
-
-    def _skip(self, seconds: float) -> None:
-        self._begin += seconds
-
-    def record(self, done: int, means: dict[str, float]) -> dict:
-        now = time.monotonic()
-        seconds = max(now - self._begin, 1e-9)
-        made = done - self._last_step if self._last_step is not None else None
-        record = {"step": done, **means, "data_wait": round(self._waited / seconds, 4)}
-        # The first interval holds the compilation, so it says nothing of the speed.
-        if made:
-            record["images_per_s"] = round(made * self._batch_size / seconds, 1)
-            record["seconds_left"] = round((self._steps - done) * seconds / made, 1)
-        self._begin, self._waited, self._last_step = now, 0.0, done
-        return record
-
-    def line(self, record: dict) -> str:
-        fields = [f"step {record['step']}/{self._steps}"]
-        fields += [f"{k} {v:.4g}" for k, v in record.items() if k != "step"]
-        return "  ".join(fields)
-
-
-class _Timed:
-    """Hands the seconds spent inside to `add`."""
-
-    def __init__(self, add: Callable[[float], None]):
-        self._add = add
-
-    def __enter__(self):
-        self._start = time.monotonic()
-
-    def __exit__(self, *exc):
-        self._add(time.monotonic() - self._start)

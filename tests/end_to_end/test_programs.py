@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import driftar_jax
-from driftar_jax import runs
+from driftar_jax import journal, runs
 from driftar_jax.checkpoints import read_config
 from driftar_jax.data import pipeline
 from driftar_jax.evaluation import moments
@@ -27,7 +27,7 @@ class Interrupted(Exception):
 
 
 def _records(workdir):
-    records = loop.read_metrics(pathlib.Path(workdir) / "metrics.jsonl")
+    records = journal.read_metrics(pathlib.Path(workdir) / "metrics.jsonl")
     return [{k: v for k, v in r.items() if k not in TIMINGS} for r in records]
 
 

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import runs_to_kill
 
-from driftar_jax import checkpoints, locks
-from driftar_jax.training import loop
+from driftar_jax import checkpoints, journal, locks
 
 pytestmark = pytest.mark.timeout(600)
 TIMINGS = {"data_wait", "images_per_s", "seconds_left"}
@@ -62,7 +61,7 @@ def _straight(folder, steps):
 
 
 def _records(folder):
-    records = loop.read_metrics(folder / "metrics.jsonl")
+    records = journal.read_metrics(folder / "metrics.jsonl")
     return [{k: v for k, v in r.items() if k not in TIMINGS} for r in records]
 
 

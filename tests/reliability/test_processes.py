@@ -9,8 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from driftar_jax import generator, processes
-from driftar_jax.training import loop
+from driftar_jax import generator, journal, processes
 
 CONFIG = "--config=configs/classifier.py:tiny"
 Cluster = processes.Cluster
@@ -122,7 +121,7 @@ def test_two_processes_train_what_one_does(train, tmp_path):
     assert [line for line in second.splitlines() if not line.startswith("[Gloo]")] == []
     assert "from step 0 on 8 device(s)" in _said(train(tmp_path / "one", 8))
 
-    records = [loop.read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
+    records = [journal.read_metrics(tmp_path / name / "metrics.jsonl") for name in ("one", "two")]
     assert [r["step"] for r in records[0]] == [r["step"] for r in records[1]]
     for one, two in zip(*records, strict=True):
         for name in ("loss", "grad_norm", "accuracy"):

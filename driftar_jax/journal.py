@@ -1,0 +1,193 @@
+"""What a run leaves of itself while it trains: metrics, speed, and where its time went.
+
+Two files in the workdir, one JSON object per log interval each: `metrics.jsonl` holds what the run
+that counts has seen, `goodput.jsonl` every second of every process, lost ones included.
+"""
+
+import json
+import pathlib
+import time
+from collections.abc import Callable
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one record per log interval; a resumed run drops what it redoes."""
+
+    def __init__(self, path: pathlib.Path, start: int):
+        self._path = path
+        kept = [r for r in read_metrics(path) if r["step"] <= start] if path.exists() else []
+        path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        self._board = _tensorboard(path.parent)
+
+    def write(self, record: dict) -> None:
+        with self._path.open("a") as file:
+            file.write(json.dumps(record) + "\n")
+        if self._board:
+            for name, value in record.items():
+                self._board.add_scalar(name, value, record["step"])
+
+
+def _tensorboard(folder: pathlib.Path):
+    """A TensorBoard writer where tensorboardX is installed, else None."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder / "tensorboard"))
+
+
+def read_metrics(path: pathlib.Path) -> list[dict]:
+    """Records of a `metrics.jsonl`; a line cut short by a crash ends the list."""
+    records = []
+    for line in path.read_text(errors="replace").splitlines():
+        try:
+            record = json.loads(line)
+        except ValueError:
+            break
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            break
+        records.append(record)
+    return records
+
+
+class Goodput:
+    """Share of a run's seconds in which steps ran that count, over every start of the run.
+
+    Seconds are of this process since `born`, so that imports, reading and compiling count as lost;
+    so do steps that a later start had to do again. What lies between two starts is not counted.
+
+    Args:
+      path: `goodput.jsonl`, appended to.
+      start: step from which this process goes on.
+      born: `time.monotonic()` when this process began.
+    """
+
+    def __init__(self, path: pathlib.Path, start: int, born: float):
+        self._path, self._born = path, born
+        self._records = read_metrics(path) if path.exists() else []
+        self._starts = 1 + max((r.get("start", 0) for r in self._records), default=0)
+        # A line cut short by a crash would swallow the next one.
+        path.write_text("".join(json.dumps(record) + "\n" for record in self._records))
+        self.note(start, 0.0, 0.0)
+
+    def note(self, step: int, stepping: float, saving: float) -> None:
+        """Append an interval.
+
+        Args:
+          step: steps that are done.
+          stepping: seconds in which steps ran.
+          saving: seconds in which a save held the loop.
+        """
+        wall = time.monotonic() - self._born
+        seconds = dict(wall=round(wall, 3), stepping=round(stepping, 3), saving=round(saving, 3))
+        self._records.append({"step": step, "start": self._starts, **seconds})
+        with self._path.open("a") as file:
+            file.write(json.dumps(self._records[-1]) + "\n")
+
+    def shares(self) -> dict[str, float]:
+        """`good` and `saving` as shares of the `seconds` of all `starts`, `redone` steps beside."""
+        by_start: dict[int, list[dict]] = {}
+        for record in self._records:
+            by_start.setdefault(record["start"], []).append(record)
+        good, wall, redone, next_start = 0.0, 0.0, 0, None
+        for records in reversed(list(by_start.values())):
+            wall += records[-1]["wall"]
+            kept = [r for r in records if next_start is None or r["step"] <= next_start]
+            good += sum(r["stepping"] for r in kept)
+            redone += records[-1]["step"] - kept[-1]["step"] if kept else 0
+            next_start = records[0]["step"]
+        saving = sum(r["saving"] for r in self._records)
+        wall = max(wall, 1e-9)
+        return dict(
+            good=good / wall,
+            saving=saving / wall,
+            seconds=wall,
+            starts=len(by_start),
+            redone=redone,
+        )
+
+    def line(self) -> str:
+        """`shares` for a reader."""
+        s = self.shares()
+        return (
+            f"goodput {s['good']:.1%} of {s['seconds']:.0f} s in {s['starts']} start(s), "
+            f"{s['redone']} steps redone; saves held the loop {s['saving']:.2%} of the time"
+        )
+
+
+class Meter:
+    """Speed, share of time spent waiting for data, time left, since the last line.
+
+    Attributes:
+      stepping: seconds of the last recorded interval in which steps ran.
+      saving: seconds since the interval before in which a save held the loop.
+    """
+
+    def __init__(self, steps: int, batch_size: int):
+        self._steps, self._batch_size = steps, batch_size
+        self._begin = time.monotonic()
+        self._waited = self._compiled = self._saved = 0.0
+        self._last_step: int | None = None
+        self.stepping = self.saving = 0.0
+
+    def waiting(self):
+        """Context whose duration counts as waiting for data."""
+        return _Timed(self._add_wait)
+
+    def compiling(self):
+        """Context of a step that is called for the first time."""
+        return _Timed(self._add_compile)
+
+    def holding(self):
+        """Context of a save: the part of it that the loop waits for."""
+        return _Timed(self._add_save)
+
+    def aside(self):
+        """Context whose duration belongs to no interval: pictures, not training."""
+        return _Timed(self._skip)
+
+    def _add_wait(self, seconds: float) -> None:
+        self._waited += seconds
+
+    def _add_compile(self, seconds: float) -> None:
+        self._compiled += seconds
+
+    def _add_save(self, seconds: float) -> None:
+        self._saved += seconds
+
+    def _skip(self, seconds: float) -> None:
+        self._begin += seconds
+
+    def record(self, done: int, means: dict[str, float]) -> dict:
+        """What `metrics.jsonl` gets of the interval that ends here."""
+        now = time.monotonic()
+        seconds = max(now - self._begin, 1e-9)
+        self.stepping = max(seconds - self._waited - self._compiled - self._saved, 0.0)
+        self.saving, self._compiled, self._saved = self._saved, 0.0, 0.0
+        made = done - self._last_step if self._last_step is not None else None
+        record = {"step": done, **means, "data_wait": round(self._waited / seconds, 4)}
+        # The first interval holds the compilation, so it says nothing of the speed.
+        if made:
+            record["images_per_s"] = round(made * self._batch_size / seconds, 1)
+            record["seconds_left"] = round((self._steps - done) * seconds / made, 1)
+        self._begin, self._waited, self._last_step = now, 0.0, done
+        return record
+
+    def line(self, record: dict) -> str:
+        """`record` for a reader."""
+        fields = [f"step {record['step']}/{self._steps}"]
+        fields += [f"{k} {v:.4g}" for k, v in record.items() if k != "step"]
+        return "  ".join(fields)
+
+
+class _Timed:
+    """Hands the seconds spent inside to `add`."""
+
+    def __init__(self, add: Callable[[float], None]):
+        self._add = add
+
+    def __enter__(self):
+        self._start = time.monotonic()
+
+    def __exit__(self, *exc):
+        self._add(time.monotonic() - self._start)
