@@ -1,37 +1,35 @@
 r"""Ablations of Drift-AR on whole grids: how many draws and real samples, and which features.
 
-python -m driftar_jax.ablate --sweep=configs/sweeps/transdiff_small.py:emoji32 --out=runs/grid_arms
+python -m driftar_jax.ablate --sweep=configs/sweeps/transdiff_small.py:fashion28 --out=runs/grid_arms
 
 Every arm starts from scratch with the field `laplace`, but for the arm that names another.
 """
+
+from configs.sweeps import arms as shared
 
 # Steps of an arm, of the masked autoencoder, and of the flow head behind `penultimate`.
 STEPS = {
     "digits8": (300, 600, 600),
     "fashion28": (300, 600, 600),
-    "emoji32": (300, 600, 600),
     "tiny": (3, 3, 3),
 }
 
 REFERENCE = "G 16, P 32"
 
 
-def get_sweep(size: str = "emoji32") -> dict:
+def get_sweep(size: str = "fashion28") -> dict:
     """What `driftar_jax.evaluation.sweep` reads; `size` is the word after the colon."""
     if size not in STEPS:
         raise ValueError(f"sweep size: got {size!r}, allowed {' | '.join(STEPS)}")
     steps, features, own = STEPS[size]
     few = size == "tiny"
-    saves = "train.keep=1", "train.checkpoint_every=200", "train.sample_every=0"
 
     def arm(question, *changes, needs="features"):
         return dict(
             question=question,
             config=f"configs/drift_transdiff.py:{size}",
             set=(
-                *saves,
-                f"train.steps={steps}",
-                f"optim.warmup_steps={max(steps // 10, 1)}",
+                *shared.short(steps, 200),
                 "drift.guidance_max=1",
                 "drift.features=mae",
                 *changes,
@@ -42,7 +40,7 @@ def get_sweep(size: str = "emoji32") -> dict:
     def behind(config, steps):
         return dict(
             config=f"configs/{config}.py:{size}",
-            set=(*saves, f"train.steps={steps}"),
+            set=shared.short(steps, 200, warm_up=False),
             once=True,
         )
 
@@ -62,7 +60,7 @@ def get_sweep(size: str = "emoji32") -> dict:
     return dict(
         seeds=(0, 1) if few else (0, 1, 2),
         images=16 if few else 1024,
-        judge=dict(config=f"configs/classifier.py:{size}", set=("train.keep=1",)),
+        judge=shared.judge(size),
         reference=REFERENCE,
         arms=arms,
     )

@@ -32,6 +32,7 @@ def made(tmp_path):
     [
         *(f"{FILE}:{size}" for size in ("digits8", "fashion28", "emoji32", "tiny")),
         "configs/sweeps/nextstep_small.py:emoji32",
+        "configs/sweeps/transdiff_small.py:fashion28",
     ],
 )
 def test_every_arm_of_the_repository_is_a_config_that_runs(source):
