@@ -40,7 +40,9 @@ def test_every_arm_of_the_repository_is_a_config_that_runs(source):
     names = list(found.arms)
     for arm in found.arms.values():
         assert all(names.index(other) < names.index(arm.name) for other in arm.stands_on)
-    assert found.arms["reference"].needs == {"init_from": "own"}
+    grids = {"drift.features_from": "features"}
+    needs = grids if "transdiff" in source else {"init_from": "own"}
+    assert found.arms[found.reference].needs == needs
 
 
 def test_an_arm_is_its_config_with_changes_and_a_command_that_makes_it(made):
