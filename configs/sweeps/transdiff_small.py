@@ -1,6 +1,6 @@
 r"""Ablations of Drift-AR on whole grids: how many draws and real samples, and which features.
 
-python -m driftar_jax.ablate --sweep=configs/sweeps/transdiff_small.py:fashion28 --out=runs/grid_arms
+python -m driftar_jax.ablate --sweep=configs/sweeps/transdiff_small.py:digits8 --out=runs/grid_arms
 
 Every arm starts from scratch with the field `laplace`, but for the arm that names another.
 """
@@ -17,7 +17,7 @@ STEPS = {
 REFERENCE = "G 16, P 32"
 
 
-def get_sweep(size: str = "fashion28") -> dict:
+def get_sweep(size: str = "digits8") -> dict:
     """What `driftar_jax.evaluation.sweep` reads; `size` is the word after the colon."""
     if size not in STEPS:
         raise ValueError(f"sweep size: got {size!r}, allowed {' | '.join(STEPS)}")

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 
 from driftar_jax.conversion import rules as r
 from driftar_jax.conversion import transdiff
+from driftar_jax.conversion.shapes import Shapes, attention_heads
 from driftar_jax.published.model import PRESETS, DriftAR
 
 _NET = "drift_decoder.net"
@@ -55,19 +56,7 @@ def sizes(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None = None) -
     Raises:
       ValueError: a name that the sizes are read from is missing, or the heads are not known.
     """
-
-    def shape(name: str, ndim: int) -> tuple[int, ...]:
-        if name not in shapes or len(shapes[name]) != ndim:
-            got = shapes.get(name)
-            raise ValueError(
-                f"{name}: got {got}, allowed a Drift-AR checkpoint's {ndim}-axis array"
-            )
-        return shapes[name]
-
-    def depth(stack: str) -> int:
-        found = {n.removeprefix(stack).split(".")[0] for n in shapes if n.startswith(stack)}
-        return len(found)
-
+    shape = Shapes(shapes, "Drift-AR")
     num_classes, width = shape("class_emb.weight", 2)
     num_tokens = shape(f"{_NET}.pos_embed", 3)[1]
     found = dict(
@@ -75,24 +64,15 @@ def sizes(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None = None) -
         token_dim=shape("enc_to_token_proj.weight", 2)[0],
         num_classes=num_classes,
         width=width,
-        depth=depth("encoder_blocks."),
+        depth=shape.depth("encoder_blocks."),
         buffer_size=shape("encoder_pos_embed_learned", 3)[1] - num_tokens,
-        decoder_depth=depth(f"{_NET}.res_blocks."),
-        draft_depth=depth("draft_model.blocks."),
+        decoder_depth=shape.depth(f"{_NET}.res_blocks."),
+        draft_depth=shape.depth("draft_model.blocks."),
         mlp_ratio=shape("encoder_blocks.0.mlp.fc1.weight", 2)[0] / width,
     )
-    if num_heads is None:
-        alike = ("width", "depth", "decoder_depth", "draft_depth")
-        same = [p for p in PRESETS.values() if all(p[k] == found[k] for k in alike)]
-        if not same:
-            raise ValueError(
-                f"num_heads: got none, allowed a divisor of width {width} "
-                "(known for the published sizes only)"
-            )
-        num_heads = same[0]["num_heads"]
-    if num_heads < 1 or width % num_heads:
-        raise ValueError(f"num_heads: got {num_heads}, allowed a divisor of width {width}")
-    phi = depth("feature_encoder.") > 0
+    alike = ("width", "depth", "decoder_depth", "draft_depth")
+    num_heads = attention_heads(num_heads, found, PRESETS.values(), alike, "published")
+    phi = shape.depth("feature_encoder.") > 0
     return {**found, "num_heads": num_heads, "phi": phi}
 
 

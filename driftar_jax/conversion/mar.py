@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from driftar_jax import config
 from driftar_jax.conversion import rules as r
+from driftar_jax.conversion.shapes import Shapes, attention_heads
 from driftar_jax.heads.diffusion import DiffusionHead
 from driftar_jax.hosts.mar import MAR, PRESETS
 
@@ -69,19 +70,7 @@ def sizes(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None = None) -
     Raises:
       ValueError: a name that the sizes are read from is missing, or the heads are not known.
     """
-
-    def shape(name: str, ndim: int) -> tuple[int, ...]:
-        if name not in shapes or len(shapes[name]) != ndim:
-            got = shapes.get(name)
-            raise ValueError(f"{name}: got {got}, allowed a MAR checkpoint's {ndim}-axis array")
-        return shapes[name]
-
-    def depth(stack: str) -> int:
-        heads = {
-            name.removeprefix(stack).split(".")[0] for name in shapes if name.startswith(stack)
-        }
-        return len(heads)
-
+    shape = Shapes(shapes, "MAR")
     num_classes, width = shape("class_emb.weight", 2)
     num_tokens = shape("diffusion_pos_embed_learned", 3)[1]
     found = dict(
@@ -89,24 +78,15 @@ def sizes(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None = None) -
         token_dim=shape("z_proj.weight", 2)[1],
         num_classes=num_classes,
         width=width,
-        encoder_depth=depth("encoder_blocks."),
-        decoder_depth=depth("decoder_blocks."),
+        encoder_depth=shape.depth("encoder_blocks."),
+        decoder_depth=shape.depth("decoder_blocks."),
         buffer_size=shape("encoder_pos_embed_learned", 3)[1] - num_tokens,
         mlp_ratio=shape("encoder_blocks.0.mlp.fc1.weight", 2)[0] / width,
         head_width=shape("diffloss.net.input_proj.weight", 2)[0],
-        head_depth=depth("diffloss.net.res_blocks."),
+        head_depth=shape.depth("diffloss.net.res_blocks."),
     )
-    if num_heads is None:
-        alike = ("width", "encoder_depth", "decoder_depth")
-        same = [p for p in PRESETS.values() if all(p[k] == found[k] for k in alike)]
-        if not same:
-            raise ValueError(
-                f"num_heads: got none, allowed a divisor of width {width} "
-                "(known for the released sizes only)"
-            )
-        num_heads = same[0]["num_heads"]
-    if num_heads < 1 or width % num_heads:
-        raise ValueError(f"num_heads: got {num_heads}, allowed a divisor of width {width}")
+    alike = ("width", "encoder_depth", "decoder_depth")
+    num_heads = attention_heads(num_heads, found, PRESETS.values(), alike)
     return {**found, "num_heads": num_heads}
 
 

@@ -14,6 +14,7 @@ from flax import linen as nn
 
 from driftar_jax.config import wrong
 from driftar_jax.conversion import rules as r
+from driftar_jax.conversion.shapes import Shapes
 from driftar_jax.heads.flow_token import FlowTokenHead
 from driftar_jax.hosts.nextstep import PRESETS, NextStep, generation_positions
 
@@ -106,17 +107,7 @@ def sizes(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) ->
     """
     said = normalised(settings)
 
-    def shape(name: str, ndim: int) -> tuple[int, ...]:
-        if len(shapes.get(name, ())) != ndim:
-            got = shapes.get(name)
-            raise ValueError(
-                f"{name}: got {got}, allowed a NextStep checkpoint's {ndim}-axis array"
-            )
-        return shapes[name]
-
-    def depth(prefix: str) -> int:
-        found = {n.removeprefix(prefix).split(".")[0] for n in shapes if n.startswith(prefix)}
-        return len(found)
+    shape = Shapes(shapes, "NextStep")
 
     def number(name: str, kind: type = int):
         value = said.get(name)
@@ -143,7 +134,7 @@ def sizes(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) ->
         placeholder=number("image_placeholder_id"),
         token_dim=shape("image_in_projector.weight", 2)[1],
         width=width,
-        depth=depth("layers."),
+        depth=shape.depth("layers."),
         num_heads=num_heads,
         num_kv_heads=num_kv_heads,
         head_dim=head_dim,
@@ -152,7 +143,7 @@ def sizes(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) ->
         rope_theta=number("rope_theta", float),
         attention_bias="layers.0.self_attn.q_proj.bias" in shapes,
         head_width=shape(f"{_NET}.input_proj.weight", 2)[0],
-        head_depth=depth(f"{_NET}.res_blocks."),
+        head_depth=shape.depth(f"{_NET}.res_blocks."),
     )
     if found["placeholder"] >= vocab_size:
         raise wrong("image_placeholder_id", found["placeholder"], f"0..{vocab_size - 1}")

@@ -13,6 +13,7 @@ from flax import linen as nn
 
 from driftar_jax import config
 from driftar_jax.conversion import rules as r
+from driftar_jax.conversion.shapes import Shapes, attention_heads
 from driftar_jax.heads.flow import VelocityNet
 from driftar_jax.hosts.transdiff import PRESETS, TransDiff
 
@@ -80,18 +81,7 @@ def sizes(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None = None) -
     Raises:
       ValueError: a name that the sizes are read from is missing, or the heads are not known.
     """
-
-    def shape(name: str, ndim: int) -> tuple[int, ...]:
-        if name not in shapes or len(shapes[name]) != ndim:
-            got = shapes.get(name)
-            raise ValueError(
-                f"{name}: got {got}, allowed a TransDiff checkpoint's {ndim}-axis array"
-            )
-        return shapes[name]
-
-    def depth(stack: str) -> int:
-        return len({n.removeprefix(stack).split(".")[0] for n in shapes if n.startswith(stack)})
-
+    shape = Shapes(shapes, "TransDiff")
     num_tokens = shape("diffdecoder.net.diffusion_pos_embed_learned", 3)[1]
     num_classes, width = shape("class_emb.weight", 2)
     num_rows = shape("diffusion_pos_embed_learned", 3)[1]
@@ -103,24 +93,15 @@ def sizes(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None = None) -
         reference_dim=shape("z_proj.weight", 2)[1],
         num_classes=num_classes,
         width=width,
-        depth=depth("encoder_blocks."),
+        depth=shape.depth("encoder_blocks."),
         buffer_size=shape("encoder_pos_embed_learned", 3)[1] - num_rows,
         mlp_ratio=shape("encoder_blocks.0.mlp.fc1.weight", 2)[0] / width,
         token_dim=shape("diffdecoder.net.input_proj.weight", 2)[1],
         num_tokens=num_tokens,
-        head_depth=depth("diffdecoder.net.res_blocks."),
+        head_depth=shape.depth("diffdecoder.net.res_blocks."),
     )
-    if num_heads is None:
-        alike = ("width", "depth", "head_depth")
-        same = [p for p in PRESETS.values() if all(p[k] == found[k] for k in alike)]
-        if not same:
-            raise ValueError(
-                f"num_heads: got none, allowed a divisor of width {width} "
-                "(known for the released sizes only)"
-            )
-        num_heads = same[0]["num_heads"]
-    if num_heads < 1 or width % num_heads:
-        raise ValueError(f"num_heads: got {num_heads}, allowed a divisor of width {width}")
+    alike = ("width", "depth", "head_depth")
+    num_heads = attention_heads(num_heads, found, PRESETS.values(), alike)
     return {**found, "num_heads": num_heads}
 
 

@@ -1,0 +1,62 @@
+"""Sizes read from the shapes of a state dict; nothing of its values is needed."""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+
+class Shapes:
+    """The shapes of a checkpoint, read by name.
+
+    Args:
+      shapes: official name -> shape.
+      whose: the model, for messages.
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], whose: str):
+        self._shapes, self._whose = shapes, whose
+
+    def __call__(self, name: str, ndim: int) -> tuple[int, ...]:
+        """Shape of an array; raises ValueError where it is missing or has other axes."""
+        got = self._shapes.get(name)
+        if got is None or len(got) != ndim:
+            raise ValueError(
+                f"{name}: got {got}, allowed a {self._whose} checkpoint's {ndim}-axis array"
+            )
+        return got
+
+    def depth(self, stack: str) -> int:
+        """Blocks whose names begin with `stack`, which ends in a dot."""
+        names = (name for name in self._shapes if name.startswith(stack))
+        return len({name.removeprefix(stack).split(".")[0] for name in names})
+
+
+def attention_heads(
+    given: int | None,
+    found: Mapping[str, int],
+    presets: Iterable[Mapping[str, int]],
+    alike: Sequence[str],
+    sizes: str = "released",
+) -> int:
+    """Attention heads, which no shape shows.
+
+    Args:
+      given: by the user; None takes those of the preset of the same sizes.
+      found: fields of the module, `width` among them.
+      presets: the sizes whose heads are known.
+      alike: fields in which a preset has to agree.
+      sizes: what the presets are called, for messages.
+
+    Raises:
+      ValueError: they are not known, or do not divide the width.
+    """
+    width = found["width"]
+    if given is None:
+        same = [p for p in presets if all(p[field] == found[field] for field in alike)]
+        if not same:
+            raise ValueError(
+                f"num_heads: got none, allowed a divisor of width {width} "
+                f"(known for the {sizes} sizes only)"
+            )
+        given = same[0]["num_heads"]
+    if given < 1 or width % given:
+        raise ValueError(f"num_heads: got {given}, allowed a divisor of width {width}")
+    return given
