@@ -56,6 +56,13 @@ def _dry(script, *words, **environ):
             ["docker", "mkdir", "docker"],
             ["--target cpu"],
         ),
+        (
+            "local.sh",
+            ["2", *TRAIN],
+            {"DEVICES": "4"},
+            ["export", "mkdir", "python", "python"],
+            ["--num_processes=2 --process_id=1", "--process_id=0", "device_count=4", *TRAIN],
+        ),
         ("docker.sh", ["cuda"], {}, ["docker"], ["--target cuda", "launch/Dockerfile"]),
     ],
 )
@@ -75,6 +82,8 @@ def test_a_dry_run_prints_every_command(script, words, environ, starts, holds):
         ("tpu_pod.sh", [], {}, "verb: got '', allowed create | install"),
         ("tpu_pod.sh", ["install"], {}, "NFS: got '', allowed HOST:/SHARE"),
         ("tpu_pod.sh", ["run", TRAIN[0]], {}, "workdir: got '', allowed --workdir="),
+        ("local.sh", ["none", *TRAIN], {}, "processes: got 'none', allowed a whole number"),
+        ("local.sh", ["2"], {}, "workdir: got '', allowed --workdir="),
         ("cuda.sh", [], {}, "flags: got '', allowed those of driftar_jax.train"),
         ("cuda.sh", TRAIN, {"MACHINES": "2"}, "COORDINATOR: got '', allowed HOST:PORT"),
         ("slurm.sbatch", [], {}, "flags: got '', allowed those of driftar_jax.train"),
