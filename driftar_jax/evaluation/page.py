@@ -6,14 +6,16 @@ A line `{{KIND NAME}}` of the notes is replaced by what was measured:
   {{drafts NAME}}     main table of a `drafts.json`
   {{deviation NAME}}  tables and picture of a `deviation.json`
   {{ablation NAME}}   tables and sentences of a folder of results of `ablate`
+  {{picture NAME}}    `NAME.png`, as `sample` left it
 
-NAME is a file `NAME.json` or a folder NAME of the results. What is not there is said to be missing;
-what no line names comes at the end.
+NAME is a file `NAME.json` or `NAME.png` or a folder NAME of the results. What is not there is said
+to be missing; what no line names comes at the end.
 """
 
 import json
 import pathlib
 import re
+import shutil
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -80,13 +82,15 @@ def write(folders: Sequence[str], out: str) -> str:
 
 
 def _is_result(path: pathlib.Path) -> bool:
-    return path.suffix == ".json" or (path.is_dir() and any(path.rglob("*.seed*.json")))
+    return path.suffix in (".json", ".png") or (path.is_dir() and any(path.rglob("*.seed*.json")))
 
 
 def _read(path: pathlib.Path) -> tuple[str, Any]:
     """Kind and content of a result."""
     if path.is_dir():
         return "ablation", ablation_table.read(path)
+    if path.suffix == ".png":
+        return "picture", path
     try:
         record = json.loads(path.read_text())
         kinds = {"pairs": "deviation", "controls": "drafts", "rows": "evaluate"}
@@ -105,6 +109,9 @@ def _section(kind, name, record, figures: pathlib.Path, drawing: list) -> list[s
         else:
             shown = []
         return [*_evaluate(record), *shown]
+    if kind == "picture":
+        drawing.append(lambda: shutil.copyfile(record, path))
+        return shown
     if kind == "deviation":
         drawing.append(lambda: deviation.picture(path, record["pairs"]))
         return [*_facts(record), "", *deviation_table.lines(record), *shown]
@@ -114,7 +121,7 @@ def _section(kind, name, record, figures: pathlib.Path, drawing: list) -> list[s
     return [*_sweep(record, rows), "", *ablation_table.lines(rows)]
 
 
-KINDS = ("evaluate", "drafts", "deviation", "ablation")
+KINDS = ("evaluate", "drafts", "deviation", "ablation", "picture")
 
 # --- evaluate ----------------------------------------------------------------------------------
 

@@ -63,3 +63,11 @@ def test_a_file_that_is_no_result_is_refused(results, tmp_path):
     (results / "other.json").write_text("[1]")
     with pytest.raises(ValueError, match="other.json"):
         page.write([str(results)], str(tmp_path / "page.md"))
+
+
+def test_a_picture_is_taken_as_it_is(results, tmp_path):
+    (results / "drawn.png").write_bytes(b"a picture")
+    (results / "page.md").write_text("{{evaluate first}}\n{{picture drawn}}\n")
+    page.write([str(results)], str(tmp_path / "page.md"))
+    assert (tmp_path / "figures" / "drawn.png").read_bytes() == b"a picture"
+    assert "![drawn](figures/drawn.png)" in (tmp_path / "page.md").read_text()
