@@ -41,6 +41,8 @@ class Needs:
       parameters: numbers of all groups.
       params, optimizer, average, own: bytes of the state: parameters, moments, moving average, and
         what a task keeps beside them (the bank).
+      kept: bytes that a micro-batch's forward pass keeps for its gradient, before the compiler;
+        what `host.remat` lowers.
       temporary: bytes of activations and whatever else lives inside the step; None if the step was
         lowered alone.
       flops: floating-point operations, forward, backward and update, before the compiler.
@@ -55,6 +57,7 @@ class Needs:
     optimizer: int
     average: int
     own: int
+    kept: int
     temporary: int | None
     flops: float
     moved: float | None
@@ -129,12 +132,37 @@ def measure(
         optimizer=_share(state.opt_state),
         average=_share(state.ema),
         own=_share(state.extra),
+        kept=_kept(made, batch, frozen),
         temporary=temporary,
         flops=flops,
         moved=moved,
         collectives=collectives,
         seconds=seconds,
     )
+
+
+def _kept(made: loop.Loop, batch: dict[str, jax.ShapeDtypeStruct], frozen: bool) -> int:
+    """Bytes on one device of what `jax.vjp` of a micro-batch's loss holds, weights included."""
+    learns, parts = made.task.trainable(frozen), made.config.optim.accumulate
+    few = {
+        n: jax.ShapeDtypeStruct((a.shape[0] // parts, *a.shape[1:]), a.dtype)
+        for n, a in batch.items()
+    }
+
+    def pulled_back(params, extra, batch, step):
+        fixed = {name: tree for name, tree in params.items() if name not in learns}
+        own = () if extra is None else (extra,)
+        key = jax.random.fold_in(jax.random.key(0), step)
+
+        def loss(moving):
+            return made.task.loss({**fixed, **moving}, batch, key, step, frozen, *own)[0]
+
+        return jax.vjp(loss, {name: params[name] for name in learns})[1]
+
+    state = made.abstract
+    held = jax.eval_shape(pulled_back, state.params, state.extra, few, state.step)
+    size = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(held))
+    return size // (made.mesh.shape["data"] * made.mesh.shape["fsdp"])
 
 
 def _space(network: Any | None, images: assembly.ImageSpec):
@@ -219,8 +247,8 @@ def report(settings: Any, needs: Needs, peak_tflops: float, peak_gb_s: float) ->
         f"parameters         {needs.parameters / 1e6:.1f} M",
         f"bytes per device   parameters {gib(needs.params)}, optimiser {gib(needs.optimizer)}, "
         f"average {gib(needs.average)}, bank {gib(needs.own)}",
-        f"                   activations and temporaries {gib(needs.temporary)}; "
-        "no caches in training",
+        f"                   kept for the gradient {gib(needs.kept)} before the compiler, "
+        f"activations and temporaries {gib(needs.temporary)}; no caches in training",
         f"operations         {needs.flops / 1e12:.3f} TFLOP a step of {settings.train.batch_size}",
     ]
     if needs.moved is not None:
@@ -246,7 +274,8 @@ def collectives(needs: Needs) -> str:
 
 def row(name: str, settings: Any, needs: Needs, peak_tflops: float, peak_gb_s: float) -> str:
     """One line of the table of docs/scale.md."""
-    sizes = (needs.params, needs.optimizer, needs.average, needs.own, needs.temporary)
+    sizes = (needs.params, needs.optimizer, needs.average, needs.own, needs.kept)
+    sizes += (needs.temporary,)
     cells = (
         name,
         f"{needs.parameters / 1e6:.3g} M",
@@ -270,9 +299,9 @@ def _total(needs: Needs) -> tuple[str, str]:
 
 HEADER = (
     "| config | parameters | batch | data x fsdp x tensor | params GiB | optimiser GiB "
-    "| average GiB | bank GiB | temporaries GiB | TFLOP a step | least seconds "
+    "| average GiB | bank GiB | kept GiB | temporaries GiB | TFLOP a step | least seconds "
     "| collectives | their GiB |\n"
-    "|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
 )
 
 

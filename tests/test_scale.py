@@ -55,11 +55,36 @@ def test_micro_batches_cost_what_the_batch_costs(settings, needs, monkeypatch):
     assert lowered.temporary is None and lowered.collectives is None
 
 
+def test_remat_lowers_what_the_gradient_keeps():
+    kept = {}
+    for remat in ("none", "dots", "full"):
+        settings = tiny.importlib.import_module("configs.mar_small").get_config("tiny")
+        settings.host.remat = remat
+        kept[remat] = scale.measure(settings, compiled=False).kept
+    assert kept["full"] < kept["dots"] < kept["none"]
+
+
+def test_a_micro_batch_keeps_its_share(settings, needs):
+    parts = settings.copy_and_resolve_references()
+    parts.optim.accumulate = 2
+    few = scale.measure(parts, compiled=False).kept
+    assert needs.params < few < needs.kept < 2 * few
+
+
 def test_rows_and_lines_have_every_figure(settings, needs):
     row = scale.row("configs/x.py", settings, needs, 100.0, 1000.0)
     assert row.count("|") == scale.HEADER.splitlines()[0].count("|")
     text = "\n".join(scale.report(settings, needs, 100.0, 1000.0))
-    for word in ("parameters", "optimiser", "bank", "temporaries", "TFLOP", "at least", "caches"):
+    for word in (
+        "parameters",
+        "optimiser",
+        "bank",
+        "kept",
+        "temporaries",
+        "TFLOP",
+        "at least",
+        "caches",
+    ):
         assert word in text
     unknown = scale.report(settings, scale.dataclasses.replace(needs, temporary=None), 0.0, 0.0)
     assert "not known without compiling" in "\n".join(unknown)
