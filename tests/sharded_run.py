@@ -22,6 +22,11 @@ from driftar_jax.training import loop, optim, step, tasks
 STEPS, BATCH = 20, 8
 # Every width divides over two parts of a mesh, and few are the same.
 MAR = {"host__width": 16, "head__width": 12, "drift__width": 20, "draft__num_heads": 2}
+TEXT = {
+    "host": dict(width=16, num_heads=4, num_kv_heads=2, mlp_width=20),
+    "mask": dict(tokens_per_image=3),
+    "sample": dict(ar_steps=6),
+}
 # File of the config, its word, and what is changed so that every axis of a mesh divides something.
 OTHERS = {
     "grids": ("transdiff_small", "tiny_mrar", {"host": dict(width=16, buffer_size=3, row_patch=1)}),
@@ -30,14 +35,11 @@ OTHERS = {
         "tiny",
         {"host": dict(width=16, buffer_size=3), "drift": dict(width=12, classes=8)},
     ),
-    "tokens of text": (
-        "nextstep_small",
+    "tokens of text": ("nextstep_small", "tiny", TEXT),
+    "drift of text": (
+        "drift_nextstep",
         "tiny",
-        {
-            "host": dict(width=16, num_heads=4, num_kv_heads=2, mlp_width=20),
-            "mask": dict(tokens_per_image=3),
-            "sample": dict(ar_steps=6),
-        },
+        {**TEXT, "drift": dict(width=12), "draft": dict(width=8)},
     ),
 }
 TASKS = ("host", "drift", "draft", *OTHERS)
@@ -61,7 +63,7 @@ def _config(name, mesh):
 
 
 def _images(name):
-    if name != "tokens of text":
+    if not name.endswith("of text"):
         return tiny.IMAGES
     # A table of words whose size divides.
     text = _FITTED.spec
@@ -70,7 +72,7 @@ def _images(name):
 
 def _batch(name, number):
     batch = tiny.batch(BATCH, number)
-    return batch if name != "tokens of text" else batch | {"text": _FITTED.rows}
+    return batch | {"text": _FITTED.rows} if name.endswith("of text") else batch
 
 
 def run(name, mesh, file):
