@@ -63,11 +63,17 @@ def opened(workdir):
     made.close()
 
 
-def test_every_damage_to_every_file_is_noticed(workdir, opened):
-    made, _ = opened
+@pytest.mark.parametrize(
+    "seeds", [range(1), pytest.param(range(1, 8), marks=pytest.mark.slow)], ids=["150", "1000"]
+)
+def test_every_damage_to_every_file_is_noticed(workdir, opened, seeds):
+    tried = sum(_damage_every_file(workdir, opened[0], random.Random(seed)) for seed in seeds)
+    assert tried >= 150 * len(seeds) and opened[0].checkpoints.damage(2) is None
+
+
+def _damage_every_file(workdir, made, draw):
     assert made.checkpoints.newest_whole() == (2, {})
-    folder, draw = workdir / "checkpoints" / "2", random.Random(0)
-    tried = 0
+    folder, tried = workdir / "checkpoints" / "2", 0
     for path in _files(folder):
         inside = path.parent != folder
         for kind in DAMAGE:
@@ -79,7 +85,7 @@ def test_every_damage_to_every_file_is_noticed(workdir, opened):
                 assert wrong, kind
             undo()
             tried += inside
-    assert tried >= 150 and made.checkpoints.damage(2) is None
+    return tried
 
 
 def test_a_damaged_checkpoint_is_named_and_the_one_before_is_offered(workdir, opened):
