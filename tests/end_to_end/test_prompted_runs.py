@@ -4,18 +4,22 @@ import json
 import pathlib
 import shutil
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
+import driftar_jax
+
 pytestmark = pytest.mark.timeout(500)  # two programs are compiled
 DRIFT = "--config=configs/drift_nextstep.py:tiny"
+SHORT = ("--config.train.steps=2", "--config.train.checkpoint_every=1")
 
 
 @pytest.fixture(scope="module")
 def trained(call, tmp_path_factory):
     folder = tmp_path_factory.mktemp("nextstep") / "run"
-    done = call("train", DRIFT, "--config.train.steps=2", f"--workdir={folder}")
+    done = call("train", DRIFT, *SHORT, f"--workdir={folder}")
     assert (done.status, done.stderr) == (0, "")
     return folder
 
@@ -32,6 +36,15 @@ def test_a_run_is_sampled_by_prompt(call, trained, tmp_path):
     assert sum((n + 1) * r for n, r in enumerate(facts["speculation"]["accepted_lengths"])) == 27
     assert len(list(out.glob("0*.png"))) == 3 and (out / "prompts.png").exists()
     assert np.asarray(Image.open(out / "grid.png")).std() > 5
+
+
+def test_a_run_that_lost_its_last_checkpoint_ends_in_the_same_bits(call, trained, tmp_path):
+    again = pathlib.Path(shutil.copytree(trained, tmp_path / "again"))
+    shutil.rmtree(again / "checkpoints" / "2")
+    done = call("train", DRIFT, *SHORT, f"--workdir={again}")
+    assert (done.status, done.stderr) == (0, "") and "from step 1 on" in done.stdout
+    found, want = (driftar_jax.load(folder).params for folder in (again, trained))
+    jax.tree.map(np.testing.assert_array_equal, found, want)
 
 
 def test_mistakes_are_one_line(call, trained, tmp_path):
