@@ -9,8 +9,8 @@ from configs.sweeps import arms as shared
 
 # Steps of an arm, of the masked autoencoder, and of the flow head behind `penultimate`.
 STEPS = {
-    "digits8": (300, 600, 600),
-    "fashion28": (300, 600, 600),
+    "digits8": (1000, 1500, 1000),
+    "fashion28": (1000, 1500, 1000),
     "tiny": (3, 3, 3),
 }
 
