@@ -4,6 +4,7 @@ Tests that need several devices start a process of their own (`several_devices`)
 whole process when a collective waits too long, and would take the other tests with it.
 """
 
+import collections
 import contextlib
 import os
 import pathlib
@@ -23,6 +24,13 @@ REPOSITORY = TESTS.parent
 sys.path.insert(0, str(REPOSITORY))  # for `pytest` as well as for `python -m pytest`
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+def pytest_configure():
+    """Two test files of one name would keep each other from being collected."""
+    names = collections.Counter(path.name for path in TESTS.rglob("test_*.py"))
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise pytest.UsageError(f"tests: got two files called {twice}, allowed names of their own")
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -124,6 +124,7 @@ def test_counts_of_batches_are_joined_without_their_padding():
     assert [b["accepted"] for b in summary["by_entropy"]] == [1.0, 0.0]
 
 
+@pytest.mark.slow
 def test_drafts_make_images_of_the_same_kind():
     """Through `sample_images`: uint8, means of counts, no dependence on the batch."""
     parts = tiny.parts("drift")

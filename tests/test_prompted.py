@@ -112,6 +112,7 @@ def test_parameters_are_those_of_the_file(loaded, folders):
 SMALL = dict(size=(8, 12), nfe=3, guidance=2.0)
 
 
+@pytest.mark.slow
 def test_text_to_image(loaded):
     """The same images whatever the batch; prompt, seed and negative prompt are read."""
     captions = ["a fox", "red", "fox"]

@@ -123,7 +123,9 @@ def _plain_loop(built, label, index, seed, guidance, temperature):
     return np.asarray(unpatchify(jnp.asarray(tokens)[None], 2, 5, 1)[0])
 
 
-@pytest.mark.parametrize(("guidance", "temperature"), [(1.0, 1.0), (2.5, 0.8)])
+@pytest.mark.parametrize(
+    ("guidance", "temperature"), [pytest.param(1.0, 1.0, marks=pytest.mark.slow), (2.5, 0.8)]
+)
 def test_a_plain_loop_makes_the_same_tokens(drift, guidance, temperature):
     assert cosine_counts(N, T) == (1, 2, 4, 3)
     found, _ = _grids(drift, method="drift", guidance=guidance, temperature=temperature)
@@ -145,7 +147,7 @@ def test_an_image_depends_on_its_seed_and_number_alone(drift, own, method):
     assert np.abs(shifted - whole).max(axis=(1, 2, 3)).min() > 0.1
 
 
-@pytest.mark.parametrize("batch_size", [1, 3])
+@pytest.mark.parametrize("batch_size", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_batches_change_nothing_of_the_images(drift, batch_size):
     parts, params = drift
     settings = sampler.Settings(method="drift", ar_steps=T)

@@ -180,8 +180,8 @@ def open_session(
             raise config.wrong("metrics", metric, " | ".join(quality.OPTIONAL))
     asked = compare.Asked(controls, tuple(_scale(word) for word in guidance))
     opened = judges.open_judge(judge)
+    judges.check_num(num, inception.WIDTH if inception_dir else opened.network.width)
     network = _inception(inception_dir) if inception_dir else opened.network
-    judges.check_num(num, network.width)
     moved = moments.read(reference, network.name, network.width) if reference else None
     loaded_drifts = [_load(path, "drift", "workdir") for path in drifts]
     loaded_baselines = [_load(path, "host", "baseline") for path in baselines]

@@ -50,7 +50,7 @@ def _leaves(tree):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(tree)]
 
 
-@pytest.mark.parametrize("gamma", ["1", "auto"])
+@pytest.mark.parametrize("gamma", ["1", pytest.param("auto", marks=pytest.mark.slow)])
 def test_sample_counts_its_drafts(call, trained, tmp_path, gamma):
     out = tmp_path / "out"
     done = call("sample", f"--workdir={trained}", "--num=3", f"--gamma={gamma}", f"--out={out}")

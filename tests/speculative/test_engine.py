@@ -226,7 +226,11 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("guidance", [1.0, 2.5])
+# Guided rows go through all that plain ones do.
+GUIDANCE = [pytest.param(1.0, marks=pytest.mark.slow), 2.5]
+
+
+@pytest.mark.parametrize("guidance", GUIDANCE)
 @pytest.mark.parametrize("rule", RULES)
 def test_a_plain_loop_makes_the_same_tokens(built, rule, guidance):
     rule = RULES[rule]
@@ -244,7 +248,7 @@ def test_a_plain_loop_makes_the_same_tokens(built, rule, guidance):
     assert len(kinds) > 1, "every round ended alike: a wrong engine could pass"
 
 
-@pytest.mark.parametrize("guidance", [1.0, 2.5])
+@pytest.mark.parametrize("guidance", GUIDANCE)
 def test_no_drafts_are_plain_decoding(built, guidance):
     found, spec = _spec(built, engine.Rule(gamma=0), guidance=guidance)
     np.testing.assert_allclose(found, _plain(built, guidance=guidance), atol=2e-4)

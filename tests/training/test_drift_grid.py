@@ -80,6 +80,7 @@ def test_the_loss_reaches_every_parameter_but_the_unused_projection():
     assert metrics["drift"] > 0 and metrics["mu"] > 0 and metrics["spread"] > 0
 
 
+@pytest.mark.slow
 def test_chunks_of_rows_give_the_same_step():
     value, metrics, grads, _ = computed()
     again, found, chunked, _ = computed(drift__chunk=2)
@@ -168,6 +169,7 @@ def test_a_resumed_run_is_the_straight_run_bank_and_all(tmp_path):
     straight.checkpoints.close()
 
     again = _loop(tmp_path / "b", config)
+    again._steps = straight._steps  # compiled already
     half = _loop(tmp_path / "a", config)
     read = half.checkpoints.restore(
         2,
