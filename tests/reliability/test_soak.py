@@ -19,16 +19,16 @@ def _held():
 @pytest.mark.slow
 @pytest.mark.skipif(not SELF.exists(), reason="reads /proc")
 def test_a_long_run_does_not_grow(tmp_path):
-    steps = int(os.environ.get("DRIFTAR_SOAK", "20000"))
+    steps = int(os.environ.get("DRIFTAR_SOAK", "100000"))
     made, batches = runs_to_kill.open_loop(tmp_path, steps)
     made.config.train.update(log_every=100, checkpoint_every=steps // 20, sample_every=steps // 20)
     seen = []
-    made.run(
-        made.fresh_state(),
-        batches,
-        say=lambda line: None,
-        on_sample=lambda step, state: seen.append(_held()),
-    )
+
+    def look(step, state):
+        made.checkpoints.wait()  # a save under way holds files of its own
+        seen.append(_held())
+
+    made.run(made.fresh_state(), batches, say=lambda line: None, on_sample=look)
     batches.close()
     made.close()
     print(seen)
