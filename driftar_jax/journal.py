@@ -64,8 +64,8 @@ class Goodput:
 
     def __init__(self, path: pathlib.Path, start: int, born: float):
         self._path, self._born = path, born
-        self._records = read_metrics(path) if path.exists() else []
-        self._starts = 1 + max((r.get("start", 0) for r in self._records), default=0)
+        self._records = [r for r in read_metrics(path) if _timed(r)] if path.exists() else []
+        self._starts = 1 + max((r["start"] for r in self._records), default=0)
         # A line cut short by a crash would swallow the next one.
         path.write_text("".join(json.dumps(record) + "\n" for record in self._records))
         self.note(start, 0.0, 0.0)
@@ -113,6 +113,12 @@ class Goodput:
             f"goodput {s['good']:.1%} of {s['seconds']:.0f} s in {s['starts']} start(s), "
             f"{s['redone']} steps redone; saves held the loop {s['saving']:.2%} of the time"
         )
+
+
+def _timed(record: dict) -> bool:
+    """Whether `Goodput` can have written it: a file that somebody edited costs figures, no run."""
+    numbers = (record.get(name) for name in ("start", "wall", "stepping", "saving"))
+    return all(type(number) in (int, float) for number in numbers)
 
 
 class Meter:

@@ -49,6 +49,13 @@ def test_a_line_cut_by_a_crash_swallows_nothing(tmp_path, clock):
     )
 
 
+@pytest.mark.parametrize("line", ['{"step": 3}', '{"step": 3, "start": "x", "wall": 1}', "[1]"])
+def test_lines_of_somebody_else_stop_no_run(tmp_path, clock, line):
+    path = tmp_path / "goodput.jsonl"
+    path.write_text(line + "\n")
+    assert journal.Goodput(path, 0, born=99.0).shares()["starts"] == 1
+
+
 def test_a_run_that_was_stopped_before_its_first_save_redoes_all(tmp_path, clock):
     path = tmp_path / "goodput.jsonl"
     journal.Goodput(path, 0, born=100.0).note(4, 2.0, 0.0)
