@@ -200,6 +200,7 @@ class CausalStack(nn.Module):
       attention_bias: biases of queries, keys and values.
       entropy_chunk: most query rows of attention weights held at once in the entropy layer.
       remat: `none`, `dots` or `full`, as in `layers.recomputed`, of every layer.
+      unroll: write the layers out instead of looping over them: slow to compile, easy to count.
       dtype: type of the matrix products and of the residual stream; norms, softmax and entropy are
         float32.
     """
@@ -215,6 +216,7 @@ class CausalStack(nn.Module):
     attention_bias: bool = True
     entropy_chunk: int = 256
     remat: str = "none"
+    unroll: bool = False
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
@@ -235,6 +237,7 @@ class CausalStack(nn.Module):
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),
             length=self.depth,
+            unroll=self.depth if self.unroll else 1,
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         self.layers = scanned(

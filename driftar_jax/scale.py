@@ -21,14 +21,19 @@ import numpy as np
 from absl import flags
 
 from driftar_jax import assembly, cli, config, phi, runs
-from driftar_jax.data import latents
+from driftar_jax.data import captions, latents
 from driftar_jax.drift import features
 from driftar_jax.training import loop, masked, tasks
 
 GIB = 2**30
 # What a class-conditional set of latents is taken for where it does not lie on this machine.
 LATENT_CHANNELS, LATENT_CLASSES = 16, 1000
+# And the words of captions: NextStep-1's, with the seven ids of a size prompt such as `16*16`.
+_WORDS, _SIZE_PROMPT = 152064, 7
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+# Nothing is run here, and fast machine code is most of XLA's work on CPUs; memory, operations and
+# collectives are decided before it.
+_QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
 
 
@@ -87,7 +92,13 @@ def image_spec(settings: Any) -> assembly.ImageSpec:
     side = settings.data.image_size
     shape = (side, side, LATENT_CHANNELS)
     names = tuple(str(k) for k in range(LATENT_CLASSES))
-    return assembly.ImageSpec(shape, names, settings.data.patch_size)
+    text = _text(settings.text.length) if "text" in settings else None
+    return assembly.ImageSpec(shape, names, settings.data.patch_size, text=text)
+
+
+def _text(length: int) -> captions.TextSpec:
+    marks = dict(pad=0, unknown=1, end_image=2, placeholder=3)
+    return captions.TextSpec(_WORDS, length, **marks, suffix=tuple(range(_SIZE_PROMPT)))
 
 
 def measure(
@@ -112,15 +123,14 @@ def measure(
     batch = _batch(settings, images)
     start = time.monotonic()
     lowered = made.step_function(frozen).lower(made.abstract, batch)
-    whole = _without_loops(settings)
     counted = lowered
-    if whole is not None:
-        again = _loop(whole, images, space)
+    if _has_loops(made, settings):
+        again = _loop(_without_loops(settings), images, space, unroll=True)
         counted = again.step_function(frozen).lower(again.abstract, batch)
     flops = float(counted.cost_analysis()["flops"])
     temporary = moved = collectives = None
     if compiled:
-        program = lowered.compile()
+        program = lowered.compile(_QUICK if jax.default_backend() == "cpu" else None)
         temporary = int(program.memory_analysis().temp_size_in_bytes)
         moved = float(program.cost_analysis().get("bytes accessed", 0.0))
         collectives = count_collectives(program.as_text())
@@ -177,29 +187,38 @@ def _space(network: Any | None, images: assembly.ImageSpec):
 
 def _batch(settings: Any, images: assembly.ImageSpec) -> dict[str, jax.ShapeDtypeStruct]:
     size, (h, w, c) = settings.train.batch_size, images.image_shape
-    label = jax.ShapeDtypeStruct((size,), jnp.int32)
+    batch = {"label": jax.ShapeDtypeStruct((size,), jnp.int32)}
     if latents.is_latents(settings.data.name):
-        moments = jax.ShapeDtypeStruct((size, 2, h, w, 2 * c), jnp.float32)
-        return {"moments": moments, "label": label}
-    image = jax.ShapeDtypeStruct((size, h, w, c), jnp.uint8)
-    if images.text is None:
-        return {"image": image, "label": label}
-    text = jax.ShapeDtypeStruct((size, 1 + images.text.prompt), jnp.int32)
-    return {"image": image, "label": label, "text": text}
+        batch["moments"] = jax.ShapeDtypeStruct((size, 2, h, w, 2 * c), jnp.float32)
+    else:
+        batch["image"] = jax.ShapeDtypeStruct((size, h, w, c), jnp.uint8)
+    if images.text is not None:
+        batch["text"] = jax.ShapeDtypeStruct((size, 1 + images.text.prompt), jnp.int32)
+    return batch
 
 
-def _loop(settings: Any, images: assembly.ImageSpec, space) -> loop.Loop:
-    return loop.Loop(tasks.build(settings, images, space), settings, None, {})
+def _loop(settings: Any, images: assembly.ImageSpec, space, *, unroll: bool = False) -> loop.Loop:
+    task = tasks.build(settings, images, space)
+    if unroll and _has_layer_loop(task):
+        parts = dataclasses.replace(task.parts, host=task.parts.host.clone(unroll=True))
+        task = dataclasses.replace(task, parts=parts)
+    return loop.Loop(task, settings, None, {})
 
 
-def _without_loops(settings: Any) -> Any | None:
-    """The same step in one piece, whose operations can be counted: a loop's body counts once."""
+def _has_layer_loop(task: Any) -> bool:
+    return hasattr(getattr(getattr(task, "parts", None), "host", None), "unroll")
+
+
+def _has_loops(made: loop.Loop, settings: Any) -> bool:
     chunked = bool(settings.get("drift", {}).get("chunk", 0))
-    if settings.optim.accumulate == 1 and not chunked:
-        return None
+    return settings.optim.accumulate > 1 or chunked or _has_layer_loop(made.task)
+
+
+def _without_loops(settings: Any) -> Any:
+    """The same step in one piece, whose operations can be counted: a loop's body counts once."""
     whole = settings.copy_and_resolve_references()
     whole.optim.accumulate = 1
-    if chunked:
+    if "chunk" in whole.get("drift", {}):
         whole.drift.chunk = 0
     return whole
 
@@ -244,7 +263,7 @@ def report(settings: Any, needs: Needs, peak_tflops: float, peak_gb_s: float) ->
     lines = [
         f"devices            {needs.devices}: data x fsdp x tensor = "
         f"{' x '.join(str(n) for n in needs.mesh)}",
-        f"parameters         {needs.parameters / 1e6:.1f} M",
+        f"parameters         {count(needs.parameters)}",
         f"bytes per device   parameters {gib(needs.params)}, optimiser {gib(needs.optimizer)}, "
         f"average {gib(needs.average)}, bank {gib(needs.own)}",
         f"                   kept for the gradient {gib(needs.kept)} before the compiler, "
@@ -264,6 +283,12 @@ def report(settings: Any, needs: Needs, peak_tflops: float, peak_gb_s: float) ->
     return lines
 
 
+def count(parameters: int) -> str:
+    """`1.78 M`, `15.0 B`."""
+    large = parameters >= 1e9
+    return f"{parameters / (1e9 if large else 1e6):#.3g} {'B' if large else 'M'}"
+
+
 def collectives(needs: Needs) -> str:
     """`3 all-reduce (1.2 MiB), ...`."""
     return ", ".join(
@@ -278,7 +303,7 @@ def row(name: str, settings: Any, needs: Needs, peak_tflops: float, peak_gb_s: f
     sizes += (needs.temporary,)
     cells = (
         name,
-        f"{needs.parameters / 1e6:.3g} M",
+        count(needs.parameters),
         str(settings.train.batch_size),
         "x".join(str(n) for n in needs.mesh),
         *("-" if size is None else f"{size / GIB:.3g}" for size in sizes),

@@ -43,8 +43,9 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_programs(tmp_path_factory):
-    """A folder of compiled programs, shared with the processes that tests start."""
-    folder = tmp_path_factory.mktemp("compiled")
+    """A folder of compiled programs, shared by all workers and the processes that tests start."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
     settings = {
         "jax_compilation_cache_dir": str(folder),
         "jax_persistent_cache_min_compile_time_secs": 0.3,

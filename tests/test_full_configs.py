@@ -66,6 +66,18 @@ def test_transdiff_variants(size):
         _get("transdiff", size, "small")
 
 
+@pytest.mark.parametrize("kind", ["nextstep", "drift_nextstep"])
+def test_nextstep_is_the_released_one(kind):
+    """Sizes of the released config; the sum of parameters is in test_scale."""
+    made = _get(kind, "14b")
+    config.check(made)
+    config.check(_get(kind, "14b", "tiny"))
+    sizes = dict(width=5120, depth=48, num_heads=40, num_kv_heads=8, mlp_width=13824)
+    assert {name: made.host[name] for name in sizes} == sizes
+    with pytest.raises(ValueError, match="^config size: got 'small', allowed tiny, or no word"):
+        _get(kind, "14b", "small")
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -64,7 +64,7 @@ class NextStep(nn.Module):
       placeholder: token id whose positions hold image tokens.
       token_dim: C, channels of an image token.
       width, depth, num_heads, num_kv_heads, head_dim, mlp_width, norm_eps, rope_theta,
-        attention_bias, entropy_chunk, remat, dtype: as in `causal.CausalStack`.
+        attention_bias, entropy_chunk, remat, unroll, dtype: as in `causal.CausalStack`.
       positions: whether `gen_pos_embed` is added before the head's projector; released models do
         without.
     """
@@ -84,6 +84,7 @@ class NextStep(nn.Module):
     positions: bool = False
     entropy_chunk: int = 256
     remat: str = "none"
+    unroll: bool = False
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
@@ -109,6 +110,7 @@ class NextStep(nn.Module):
             attention_bias=self.attention_bias,
             entropy_chunk=self.entropy_chunk,
             remat=self.remat,
+            unroll=self.unroll,
             dtype=self.dtype,
         )
 
