@@ -18,8 +18,12 @@ for devices in 1 2 4 8; do
   fi
 done
 [ "${1:-}" != quick ] || exit 0
-measure --nocompile --devices=8 --set=mesh.data=1,mesh.fsdp=8 --configs="$(echo \
-  configs/{mar,drift_mar}_{base,large,huge}.py | tr ' ' ,)"
+for config in configs/{mar,drift_mar,transdiff}_{base,large,huge}.py \
+  configs/nextstep_14b.py configs/drift_nextstep_14b.py; do
+  measure --devices=8 --set=mesh.data=1,mesh.fsdp=8 --configs=$config
+done
 # Its features come from a trained network; here, from the identity.
-measure --nocompile --devices=8 --set=mesh.data=1,mesh.fsdp=8,drift.features=identity \
-  --configs=configs/drift_transdiff.py:base
+for size in base large huge; do
+  measure --devices=8 --set=mesh.data=1,mesh.fsdp=8,drift.features=identity \
+    --configs=configs/drift_transdiff.py:$size
+done
