@@ -130,6 +130,7 @@ def test_three_kills_and_a_sigterm_change_no_bit_of_the_run(child, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 @pytest.mark.usefixtures("quick_compile")
 def test_many_kills_change_no_bit_of_the_run(child, tmp_path):
     kills = int(os.environ.get("DRIFTAR_KILLS", "20"))
