@@ -17,7 +17,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 
 import jax  # noqa: E402
+import offline  # noqa: E402
 import pytest  # noqa: E402
+
+offline.start()
 
 TESTS = pathlib.Path(__file__).parent
 REPOSITORY = TESTS.parent
