@@ -33,7 +33,7 @@ def get_sweep(size: str = "digits8") -> dict:
         "own": dict(
             question="own head",
             config=f"configs/mar_small.py:{size}",
-            set=shared.short(own, 200, warm_up=False),
+            set=shared.short(own, 200, shorten=False),
         ),
         **shared.of_drift(arm, drafts),
         "sigma shuffled": arm("sigma", "prior.scale=shuffled"),

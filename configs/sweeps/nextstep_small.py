@@ -34,7 +34,7 @@ def get_sweep(size: str = "emoji32") -> dict:
             "own": dict(
                 question="own head",
                 config=f"configs/nextstep_small.py:{size}",
-                set=shared.short(own, 100, warm_up=False),
+                set=shared.short(own, 100, shorten=False),
             ),
             **shared.of_drift(arm, drafts),
             "width 384": arm("decoder width", "drift.width=384", timed=True),

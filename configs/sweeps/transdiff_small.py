@@ -40,7 +40,7 @@ def get_sweep(size: str = "digits8") -> dict:
     def behind(config, steps):
         return dict(
             config=f"configs/{config}.py:{size}",
-            set=shared.short(steps, 200, warm_up=False),
+            set=shared.short(steps, 200, shorten=False),
             once=True,
         )
 
