@@ -284,9 +284,9 @@ def report(settings: Any, needs: Needs, peak_tflops: float, peak_gb_s: float) ->
 
 
 def count(parameters: int) -> str:
-    """`1.78 M`, `15.0 B`."""
+    """`1.78 M`, `208 M`, `15 B`."""
     large = parameters >= 1e9
-    return f"{parameters / (1e9 if large else 1e6):#.3g} {'B' if large else 'M'}"
+    return f"{parameters / (1e9 if large else 1e6):.3g} {'B' if large else 'M'}"
 
 
 def collectives(needs: Needs) -> str:

@@ -22,6 +22,11 @@ for config in configs/{mar,drift_mar,transdiff}_{base,large,huge}.py \
   configs/nextstep_14b.py configs/drift_nextstep_14b.py; do
   measure --devices=8 --set=mesh.data=1,mesh.fsdp=8 --configs=$config
 done
+# What fits: activations made again, and a sixteenth of the batch at a time.
+for config in configs/{mar,drift_mar,transdiff}_base.py; do
+  measure --devices=8 --set=mesh.data=1,mesh.fsdp=8,host.remat=full,optim.accumulate=16 \
+    --configs=$config
+done
 # Its features come from a trained network; here, from the identity.
 for size in base large huge; do
   measure --devices=8 --set=mesh.data=1,mesh.fsdp=8,drift.features=identity \
