@@ -144,7 +144,7 @@ class CausalLayer(nn.Module):
     def __call__(self, carry, index: jax.Array, context: _Context):
         """`carry` is `(x [B, Q, D], entropy [B, Q], keys, values)`; the last two None uncached."""
         x, entropy, keys, values = carry
-        width = x.shape[-1]
+        x, width = layers.of_batch(x), x.shape[-1]
         small = nn.initializers.normal(0.02)
 
         def dense(features, axes, name, bias=False):

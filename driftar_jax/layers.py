@@ -7,6 +7,7 @@ chunks keep `[B, H, Q, N]` bounded, so a long sequence never holds its whole att
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import PartitionSpec
 
 from driftar_jax import entropy
 
@@ -47,16 +48,40 @@ def remat_policy(remat: str):
     return REMAT[remat]
 
 
+def of_batch(x: jax.Array, axis: int = 0) -> jax.Array:
+    """`x` as it is; on several devices the rows of `axis` are split over them and nothing else.
+
+    For what enters a stack: random numbers, residual streams. Left alone, XLA splits channels as
+    the kernels are split, and every device computes all rows.
+    """
+    axes = [None] * x.ndim
+    axes[axis] = "batch"
+    return nn.with_logical_constraint(x, tuple(axes))
+
+
+# Parameters lie in pieces along these axes, and are whole where they are used.
+_GATHERED = ("embed", "table")
+
+
 class FlatDense(nn.Dense):
     """`nn.Dense` on rows: leading axes are flattened first.
 
     With several leading axes XLA's CPU gradients of kernel and bias take about twice as long.
+
+    Attributes:
+      axes: logical axes of the kernel where it is used, `(in, out)`; the second is the result's.
     """
+
+    axes: tuple[str | None, str | None] = (None, None)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
         """`[..., in]` -> `[..., features]`."""
-        rows = super().__call__(inputs.reshape(-1, inputs.shape[-1]))
-        return rows.reshape(*inputs.shape[:-1], self.features)
+        if not nn.get_logical_axis_rules():
+            rows = super().__call__(inputs.reshape(-1, inputs.shape[-1]))
+            return rows.reshape(*inputs.shape[:-1], self.features)
+        # On several devices the axis that is split over them has to stay an axis of its own.
+        free = [PartitionSpec.UNCONSTRAINED] * (inputs.ndim - 1)
+        return nn.with_logical_constraint(super().__call__(inputs), (*free, self.axes[1]))
 
 
 def dense(
@@ -69,8 +94,21 @@ def dense(
 ) -> FlatDense:
     """Linear layer with logical axis names on its `[in, out]` kernel; Xavier uniform by default."""
     init = nn.initializers.xavier_uniform() if init is None else init
-    kernel_init = nn.with_logical_partitioning(init, axes)
-    return FlatDense(features, use_bias=bias, dtype=dtype, kernel_init=kernel_init, name=name)
+    used = tuple(None if axis in _GATHERED else axis for axis in axes)
+
+    def gathered(*arrays, **types):
+        inputs, kernel, bias = nn.dtypes.promote_dtype(*arrays, **types)
+        return inputs, nn.with_logical_constraint(kernel, used), bias
+
+    return FlatDense(
+        features,
+        use_bias=bias,
+        dtype=dtype,
+        kernel_init=nn.with_logical_partitioning(init, axes),
+        promote_dtype=gathered,
+        name=name,
+        axes=used,
+    )
 
 
 def layer_norm(affine: bool = True, name: str | None = None) -> nn.LayerNorm:
@@ -233,9 +271,11 @@ class QKV(nn.Module):
             nn.initializers.zeros_init(), (None, "heads", None)
         )
         kernel = self.param("kernel", kernel_init, shape).astype(self.dtype)
+        kernel = nn.with_logical_constraint(kernel, (None, None, "heads", None))
         bias = self.param("bias", bias_init, shape[1:]).astype(self.dtype)
         # In this order of axes the product is one plain matrix product; the split comes after it.
         qkv = jnp.einsum("bnd,dshk->bnshk", x.astype(self.dtype), kernel) + bias[None, None]
+        qkv = nn.with_logical_constraint(qkv, ("batch", None, None, "heads", None))
         return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
 
 
@@ -337,7 +377,7 @@ class TransformerBlock(nn.Module):
 
     def heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
         """`x [B, N, width]` -> its queries, keys and values, each `[B, N, H, K]`."""
-        return self.qkv(self.norm1(x))
+        return self.qkv(self.norm1(of_batch(x)))
 
     def attend(
         self,
@@ -382,6 +422,7 @@ class TransformerBlock(nn.Module):
         return self._after_attention(x, out, deterministic), rows
 
     def _after_attention(self, x, out, deterministic):
+        x = of_batch(x)
         out = self.proj(out.reshape(*out.shape[:2], self.width))
         x = x + self.dropout(out, deterministic=deterministic)
         h = nn.gelu(self.fc1(self.norm2(x)), approximate=False)

@@ -105,6 +105,7 @@ class ModulatedBlock(nn.Module):
         rows = jnp.repeat(self.table[None] + modulation, grids, axis=0)[:, :, None]
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (rows[:, i] for i in range(CHUNKS))
 
+        x = layers.of_batch(x)
         h = self.norm1(x) * (1 + scale_a) + shift_a
         h = self._attend(*self.qkv(h), deterministic)
         x = self._add(x, gate_a * self.dropout(self.proj(h), deterministic=deterministic))

@@ -351,13 +351,12 @@ def training_losses(
     if image_weight is not None:
         weight = weight * image_weight.astype(jnp.float32)[:, None]
 
-    repeat = lambda a: jnp.tile(a, (copies,) + (1,) * (a.ndim - 1))  # noqa: E731
-    target = jnp.take_along_axis(tokens, chosen[..., None], axis=1)
-    target = repeat(target.reshape(-1, channels))
-    c = repeat(c.reshape(-1, host.width))
-    look = lambda x, t: head.apply({"params": params["head"]}, x, t, c)  # noqa: E731
+    target = jnp.take_along_axis(tokens, chosen[..., None], axis=1)[None]
+    u = u.reshape(copies, batch, count)
+    u, noise = (layers.of_batch(a, 1) for a in (u, noise.reshape(*u.shape, channels)))
+    look = lambda x, t: head.apply({"params": params["head"]}, x, t, c[None])  # noqa: E731
     rows = flow_token.flow_loss(look, target, noise, u)
-    image = flow_token.masked_mean(rows, repeat(weight.reshape(-1)), floor)
+    image = flow_token.masked_mean(rows, jnp.broadcast_to(weight[None], rows.shape), floor)
 
     following = ids[:, 1:]
     counts = following != host.placeholder

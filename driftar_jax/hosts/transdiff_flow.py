@@ -97,7 +97,8 @@ def flow_terms(
     losses = []
     for g in range(host.groups):
         rows = (g + 1) * host.group_rows
-        seen = jax.tree.map(lambda a, r=rows: jnp.tile(a[:, :r], (copies, 1, 1, 1)), condition)
+        # Copies of an image side by side: in this order devices keep the images that they have.
+        seen = jax.tree.map(lambda a, r=rows: jnp.repeat(a[:, :r], copies, axis=0), condition)
 
         def velocity(x, t, seen=seen, key=keys[g + 1]):
             time = apply(net, "head", None, t, method="embed_time")
@@ -105,8 +106,12 @@ def flow_terms(
                 net, "head", key, x, time, seen, deterministic=not train, method="velocity"
             )
 
-        x = jnp.tile(grids[:, g], (copies, 1, 1))
-        losses.append(flow.flow_loss(velocity, x, u[g], noise[g]))
+        def by_image(a):
+            return a.reshape(copies, batch, *a.shape[1:]).swapaxes(0, 1).reshape(a.shape)
+
+        x = jnp.repeat(grids[:, g], copies, axis=0)
+        found = flow.flow_loss(velocity, x, by_image(u[g]), by_image(noise[g]))
+        losses.append(found.reshape(batch, copies).T.reshape(-1))
     return jnp.stack(losses), encoding
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from driftar_jax import assembly, entropy, text_sampler
+from driftar_jax import assembly, entropy, layers, text_sampler
 from driftar_jax.drift import fields
 from driftar_jax.hosts import nextstep
 from driftar_jax.speculative import window
@@ -225,7 +225,8 @@ class CausalDriftTask:
     def _draws(self, params, encoding, mu, std, chosen, key, scale):
         """G decoded draws `[B, K, G, C]` of every chosen token (Eq. 7, then the decoder)."""
         mu, std = _take(mu, chosen), _take(std, chosen)
-        eps = jax.random.normal(key, (*mu.shape[:2], self.draws, mu.shape[2]))
+        shape = (*mu.shape[:2], self.draws, mu.shape[2])
+        eps = layers.of_batch(jax.random.normal(key, shape))
         x0 = entropy.prior_draw(mu[:, :, None], std[:, :, None], eps)
         z, e = _take(encoding.z, chosen), _take(encoding.entropy, chosen)
         return self.parts.decoder.apply({"params": params["decoder"]}, x0, mu, std, z, e, scale)

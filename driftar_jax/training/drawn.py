@@ -9,6 +9,8 @@ from typing import Any
 
 import jax
 
+from driftar_jax import layers
+
 Rows = dict[str, Any]
 
 
@@ -55,4 +57,9 @@ class Drawn(abc.ABC):
 
     def loss(self, params, batch, key, step, frozen, *extra):
         rows, totals = self.draw(batch, key, frozen, *extra)
-        return self.terms(params, rows, totals, key, step, frozen)
+        return self.terms(params, spread(rows), totals, key, step, frozen)
+
+
+def spread(rows: Rows) -> Rows:
+    """Rows of `draw`, each on the device of its image: nothing says where numbers are drawn."""
+    return jax.tree.map(layers.of_batch, rows)

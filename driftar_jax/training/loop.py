@@ -146,7 +146,8 @@ class Loop:
                     accumulate=self.config.optim.accumulate,
                     ema=self.config.optim.ema,
                 )
-                return step(state, batch)
+                with sharding.activations_on(self.mesh):
+                    return step(state, batch)
 
             everywhere = sharding.replicated(self.mesh)
             compiled = jax.jit(

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from driftar_jax.training.drawn import Drawn
+from driftar_jax.training.drawn import Drawn, spread
 from driftar_jax.training.optim import TrainState, update_ema
 from driftar_jax.training.tasks import Task
 
@@ -75,6 +75,7 @@ def make_step(
 
         def part_of_step(part, key):
             if isinstance(task, Drawn):
+                part = spread(part)
                 return gradient(params, lambda p: task.terms(p, part, share, key, step, frozen))
             return gradient(params, lambda p: task.loss(p, part, key, step, frozen, *own))
 

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from driftar_jax import assembly, entropy
+from driftar_jax import assembly, entropy, layers
 from driftar_jax.drift import features, fields
 from driftar_jax.features import SmallClassifier, to_unit_range
 from driftar_jax.heads import diffusion
@@ -153,6 +153,7 @@ class HostTask(Drawn):
         t, noise = jnp.moveaxis(rows["t"], 1, 0), jnp.moveaxis(rows["noise"], 1, 0)
 
         def denoise(x_t, t):
+            x_t, t = layers.of_batch(x_t, 1), layers.of_batch(t, 1)
             return head.apply({"params": params["head"]}, x_t, t, c[None], method="denoise")
 
         schedule = diffusion.training_schedule()
