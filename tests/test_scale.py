@@ -111,3 +111,18 @@ def test_a_config_that_is_not_there_is_named():
     with pytest.raises(ValueError, match="configs: got 'nowhere.py:tiny', allowed FILE.py"):
         scale.read_config("nowhere.py:tiny")
     assert scale.read_config("configs/classifier.py:tiny").task == "classifier"
+
+
+@pytest.mark.parametrize(
+    "config", ["mar_small", pytest.param("drift_mar_small", marks=pytest.mark.slow)]
+)
+def test_fsdp_moves_parameters_and_gradients_and_no_activations(python, config):
+    """Each parameter is gathered once and its gradient summed once, whatever the batch."""
+    changes = "--set=mesh.data=1,mesh.fsdp=8,train.batch_size=256"
+    done = python(
+        "-m", "driftar_jax.scale", f"--configs=configs/{config}.py:tiny", "--devices=8", changes
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    cells = [cell.strip() for cell in done.stdout.splitlines()[-1].strip("| ").split("|")]
+    parameters, moved = 4e6 * float(cells[1].split()[0]) / scale.GIB, float(cells[-1])
+    assert 1.5 * parameters < moved < 2.6 * parameters
