@@ -59,7 +59,7 @@ def test_the_context_is_read(drift, picture, mask):
     assert (turned.images[:, mask] != made.images[:, mask]).all()
 
 
-@pytest.mark.parametrize("task", ["drift", "host"])
+@pytest.mark.parametrize("task", ["drift", pytest.param("host", marks=pytest.mark.slow)])
 def test_a_mask_of_everything_is_plain_sampling(task, drift, picture):
     run = drift if task == "drift" else loaded(task)
     mask = np.ones(picture.shape[:2], bool)

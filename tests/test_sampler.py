@@ -135,7 +135,7 @@ def test_a_plain_loop_makes_the_same_tokens(drift, guidance, temperature):
         assert want.std() > 0.1
 
 
-@pytest.mark.parametrize("method", ["drift", "own"])
+@pytest.mark.parametrize("method", ["drift", pytest.param("own", marks=pytest.mark.slow)])
 def test_an_image_depends_on_its_seed_and_number_alone(drift, own, method):
     built = own if method == "own" else drift
     whole, _ = _grids(built, method=method)

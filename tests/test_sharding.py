@@ -90,7 +90,13 @@ def one_device(quick_compile, tmp_path_factory):
     return sharded_steps.losses(tmp_path_factory.mktemp("one"), {})
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=["fsdp", "tensor"])
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        pytest.param(MESHES[0], marks=pytest.mark.slow, id="fsdp"),
+        pytest.param(MESHES[1], id="tensor"),
+    ],
+)
 def test_eight_devices_make_the_steps_of_one(python, one_device, tmp_path, mesh):
     done = python("tests/sharded_steps.py", tmp_path, json.dumps(mesh), devices=8)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -86,12 +86,12 @@ def test_a_host_of_whole_grids_is_asked_about_its_classes_alone():
     settings.data.update(image_size=12, patch_size=2)
     parts = assembly.build(settings, tiny.IMAGES)
     task = tasks.build(settings, tiny.IMAGES)
-    params = tiny.params(task.init)
+    params = tiny.params(task.init, scale=0.8)  # far enough apart for float32
     images = tiny.batch(20)["image"]
     labels = np.arange(20) % 3
     (found,) = premise.measure(parts, params, images, labels)
     assert premise.measurable(parts) and found.num_unknown == 6
     assert found.entropy.shape == found.residual.shape == (20 * 6,)
     same = found.entropy.reshape(20, 6)
-    np.testing.assert_allclose(same[0], same[3], rtol=1e-6)
-    assert np.abs(same[0] - same[1]).max() > 0
+    np.testing.assert_allclose(same[0], same[3], atol=1e-5)
+    assert np.abs(same[0] - same[1]).max() > 1e-3
