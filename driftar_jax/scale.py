@@ -277,7 +277,8 @@ def report(settings: Any, needs: Needs, peak_tflops: float, peak_gb_s: float) ->
         least = needs.step_seconds(peak_tflops, peak_gb_s)
         lines.append(
             f"step               at least {least:.4g} s under {peak_tflops:g} TFLOP/s and "
-            f"{peak_gb_s:g} GB/s a device; links, start-up and data are left out"
+            f"{peak_gb_s:g} GB/s a device; links, start-up and data are left out, and the bytes "
+            f"are those of XLA's program for {jax.default_backend()}"
         )
     lines.append(f"compiled in        {needs.seconds:.0f} s; nothing was run")
     return lines
