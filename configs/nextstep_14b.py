@@ -9,14 +9,14 @@ figures for planning, not the published recipe.
 
 import ml_collections
 
-from configs import nextstep_full
+from configs import nextstep_full, nextstep_small
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """Everything a run needs; `variant` is the word after the colon: nothing, or `tiny`."""
-    c = nextstep_full.generative("host", variant)
-    c.head = dict(width=1536, depth=12, copies=4)
-    c.text.loss = 0.01
-    if variant == "tiny":
-        c.head.update(width=16, depth=1, copies=2)
+    c = nextstep_small.get_config(nextstep_full.start(variant))
+    if not variant:
+        nextstep_full.enlarge(c)
+        c.head.update(width=1536, depth=12, copies=4)
+        c.sample.update(nfe=28, guidance=7.5)
     return c

@@ -8,6 +8,7 @@ import pytest
 from driftar_jax import config
 from driftar_jax.conversion import mar, transdiff
 from driftar_jax.hosts.mar import PRESETS
+from driftar_jax.hosts.nextstep import PRESETS as NEXTSTEP
 from driftar_jax.hosts.transdiff import PRESETS as TRANSDIFF
 
 
@@ -72,8 +73,11 @@ def test_nextstep_is_the_released_one(kind):
     made = _get(kind, "14b")
     config.check(made)
     config.check(_get(kind, "14b", "tiny"))
-    sizes = dict(width=5120, depth=48, num_heads=40, num_kv_heads=8, mlp_width=13824)
-    assert {name: made.host[name] for name in sizes} == sizes
+    preset = NEXTSTEP["14b"]
+    for name in ("width", "depth", "num_heads", "num_kv_heads", "mlp_width"):
+        assert made.host[name] == preset[name]
+    head = made.head if kind == "nextstep" else made.drift
+    assert (head.width, head.depth) == (preset["head_width"], preset["head_depth"])
     with pytest.raises(ValueError, match="^config size: got 'small', allowed tiny, or no word"):
         _get(kind, "14b", "small")
 
