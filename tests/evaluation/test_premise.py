@@ -93,5 +93,5 @@ def test_a_host_of_whole_grids_is_asked_about_its_classes_alone():
     assert premise.measurable(parts) and found.num_unknown == 6
     assert found.entropy.shape == found.residual.shape == (20 * 6,)
     same = found.entropy.reshape(20, 6)
-    np.testing.assert_allclose(same[0], same[3], atol=1e-5)
+    np.testing.assert_allclose(same[0], same[3], rtol=1e-6)
     assert np.abs(same[0] - same[1]).max() > 1e-3
