@@ -7,9 +7,7 @@ length. Devices are simulated where there are none: sizes and operations do not 
 """
 
 import dataclasses
-import importlib.util
 import math
-import pathlib
 import re
 import time
 from typing import Any
@@ -20,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from driftar_jax import assembly, cli, config, phi, runs
+from driftar_jax import assembly, cli, config, config_files, phi, runs
 from driftar_jax.data import captions, latents
 from driftar_jax.drift import features
 from driftar_jax.training import loop, masked, tasks
@@ -338,38 +336,25 @@ def simulate(devices: int) -> None:
         jax.config.update("jax_num_cpu_devices", devices)
 
 
-def read_config(name: str) -> Any:
-    """The config of `FILE.py[:SIZE]`.
-
-    Raises:
-      ValueError: there is no such file, or it knows no such size.
-    """
-    file, _, size = name.partition(":")
-    if not pathlib.Path(file).is_file():
-        raise config.wrong("configs", name, "FILE.py[:SIZE] with an existing file")
-    spec = importlib.util.spec_from_file_location("config_to_measure", file)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.get_config(*([size] if size else []))
-
-
 def main(_) -> None:
     if not _CONFIGS.value:
         cli.fail("configs: got nothing, allowed --configs=FILE.py[:SIZE],...")
     simulate(_DEVICES.value)
-    ceilings = _TFLOPS.value, _GB_S.value
+    with cli.user_errors():
+        asked = [_asked(name) for name in _CONFIGS.value]
+        network = config_files.load(_FEATURES.value, "features") if _FEATURES.value else None
     print(HEADER)
-    for name in _CONFIGS.value:
+    for name, settings in zip(_CONFIGS.value, asked, strict=True):
         with cli.user_errors():
-            settings = read_config(name)
-            for change in _SET.value:
-                field, _, value = change.partition("=")
-                section, _, last = field.rpartition(".")
-                settings[section][last] = type(settings[section][last])(value)
-            config.check(settings)
-            network = read_config(_FEATURES.value) if _FEATURES.value else None
             needs = measure(settings, compiled=_COMPILE.value, network=network)
-        print(row(name, settings, needs, *ceilings), flush=True)
+        print(row(name, settings, needs, _TFLOPS.value, _GB_S.value), flush=True)
+
+
+def _asked(name: str) -> Any:
+    settings = config_files.load(name, "configs")
+    config_files.change(settings, _SET.value)
+    config.check(settings)
+    return settings
 
 
 if __name__ == "__main__":

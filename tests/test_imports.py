@@ -19,6 +19,7 @@ STOREYS = {
     "tracing": 0.5,
     "pictures": 0,
     "journal": 0,
+    "config_files": 0.5,
     "cli": 0.5,  # names the fields of the config in its messages
     "draws": 0.5,
     "entropy": 1,

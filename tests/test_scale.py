@@ -30,7 +30,7 @@ def settings():
 
 
 @pytest.fixture(scope="module")
-def needs(settings, quick_compile):
+def needs(settings):
     return scale.measure(settings)
 
 
@@ -107,10 +107,11 @@ def test_nothing_lies_on_a_device_afterwards(settings, needs):
     assert len(jax.live_arrays()) <= before
 
 
-def test_a_config_that_is_not_there_is_named():
-    with pytest.raises(ValueError, match="configs: got 'nowhere.py:tiny', allowed FILE.py"):
-        scale.read_config("nowhere.py:tiny")
-    assert scale.read_config("configs/classifier.py:tiny").task == "classifier"
+def test_a_mistake_is_one_line(python):
+    configs = "--configs=configs/mar_small.py:tiny,nowhere.py"
+    done = python("-m", "driftar_jax.scale", configs, "--set=host.width=32")
+    said = "driftar_jax: configs: got 'nowhere.py', allowed FILE.py[:SIZE] with an existing file\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
 
 
 @pytest.mark.parametrize(

@@ -5,15 +5,12 @@ fields of `Sweep` and `Arm`, in data alone.
 """
 
 import dataclasses
-import pathlib
 import re
-import runpy
-from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
 
-from driftar_jax import config
+from driftar_jax import config, config_files
 from driftar_jax.config import wrong
 
 
@@ -93,7 +90,7 @@ def read(source: str) -> Sweep:
     Raises:
       ValueError: there is no such sweep, or a part of it cannot be; one line.
     """
-    found = _run("sweep", source, "get_sweep")
+    found = config_files.result(source, "get_sweep", "sweep")
     try:
         arms = {name: Arm(name, **fields) for name, fields in found.pop("arms").items()}
         judge = Arm("judge", once=True, **found.pop("judge"))
@@ -102,57 +99,6 @@ def read(source: str) -> Sweep:
         raise wrong("sweep", source, f"the fields of Sweep and Arm ({error})") from error
     _check(made)
     return made
-
-
-def load_config(source: str, field: str = "config") -> ml_collections.ConfigDict:
-    """The config `FILE.py[:SIZE]`, as `train --config` reads it."""
-    return _run(field, source, "get_config")
-
-
-def changed(settings: ml_collections.ConfigDict, changes: Sequence[str]) -> None:
-    """Set `field=value` words, as on the command line of `train`.
-
-    Raises:
-      ValueError: a field is unknown or the value is of another type.
-    """
-    for word in changes:
-        name, equals, text = word.partition("=")
-        if not equals or name not in config.FIELDS or name not in config.flatten(settings):
-            near = config.nearest(name, config.flatten(settings))
-            raise wrong("set", word, f"FIELD=VALUE of a field of the config{near}")
-        assign(settings, name, _value(name, text))
-
-
-def assign(settings: ml_collections.ConfigDict, name: str, value) -> None:
-    """Set the field `section.name`."""
-    section, _, field = name.rpartition(".")
-    (settings[section] if section else settings)[field] = value
-
-
-def _value(name: str, text: str):
-    kind = config.FIELDS[name].kind
-    if kind is bool:
-        if text not in ("true", "false"):
-            raise wrong(name, text, config.FIELDS[name].allowed)
-        return text == "true"
-    try:
-        return kind(text)
-    except ValueError:
-        raise wrong(name, text, config.FIELDS[name].allowed) from None
-
-
-def _run(field: str, source: str, function: str):
-    """What a function of a Python file returns for the word after the colon."""
-    path, _, size = source.partition(":")
-    if not pathlib.Path(path).is_file():
-        raise wrong(field, source, "FILE.py[:SIZE] with an existing file")
-    try:
-        return runpy.run_path(path)[function](*([size] if size else []))
-    except Exception as error:  # the file is a program, and may raise anything
-        if isinstance(error, ValueError) and ", allowed " in str(error):
-            raise
-        why = f"{type(error).__name__}: {error}"
-        raise wrong(field, source, f"a file that loads, with {function} ({why})") from error
 
 
 def _ordered(arms: dict[str, Arm]) -> dict[str, Arm]:
@@ -210,14 +156,14 @@ def settings(
     Raises:
       ValueError: the config cannot run.
     """
-    made = load_config(arm.config)
-    changed(made, arm.set)
+    made = config_files.load(arm.config)
+    config_files.change(made, arm.set)
     made.seed = 0 if arm.once else seed
     for field, name in arm.needs.items():
-        assign(made, field, workdirs[name])
+        config_files.assign(made, field, workdirs[name])
     for field in arm.measured:
         if numbers is not None:
-            assign(made, field, float(numbers[field]))
+            config_files.assign(made, field, float(numbers[field]))
     config.check(made)
     return made
 
