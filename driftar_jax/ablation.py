@@ -215,10 +215,7 @@ class Ablation:
             drawn = contexts.draw(loaded, held, DRAWS, seed=0)
             figures["held_out_energy_score"] = contexts.energy_score(drawn, held)
         if not arm.of and premise.measurable(loaded.parts):
-            chosen = np.random.default_rng(0).permutation(len(real.images))[:PREMISE]
-            found = premise.measure(
-                loaded.parts, loaded.params, real.images[chosen], real.labels[chosen]
-            )
+            found = premise.measure(loaded.parts, loaded.params, *self._told(loaded))
             figures["spearman"] = [
                 {"num_unknown": p.num_unknown, "spearman": p.correlation} for p in found
             ]
@@ -244,6 +241,16 @@ class Ablation:
         patch = loaded.parts.images.patch_size
         few = min(4, loaded.parts.images.num_tokens)
         return contexts.of_generation(images[chosen], labels[chosen], patch, per_image=few)
+
+    def _told(self, loaded: generator.Loaded) -> tuple[np.ndarray, np.ndarray]:
+        """Real images, and what a checkpoint is told of them: their class or their caption."""
+        chosen = np.random.default_rng(0).permutation(len(self._real.images))[:PREMISE]
+        told = self._real.labels[chosen]
+        if loaded.book is not None:
+            workdir = str(self._workdir(self.sweep.judge, 0))
+            captions = judges.all_captions(judges.open_judge(workdir).open_sources())
+            told = loaded.book.rows([captions[i] for i in chosen])
+        return self._real.images[chosen], told
 
     def _acceptance(self, loaded, asked: sampler.Settings, labels, seed: int) -> dict[str, Any]:
         given = loaded.parts, asked, loaded.params, loaded.conditions(labels, seed), seed

@@ -13,8 +13,11 @@ def get_sweep(size: str = "emoji32") -> dict:
     """What `driftar_jax.evaluation.sweep` reads; `size` is the word after the colon."""
     if size not in nextstep_small.SIZES:
         raise ValueError(f"sweep size: got {size!r}, allowed {' | '.join(nextstep_small.SIZES)}")
-    own, steps = (600, 300) if size == "emoji32" else (4, 5)
-    drafts = dict(gamma=2, rule="gaussian")
+    own, steps = (600, 200) if size == "emoji32" else (4, 5)
+    drafts, judge = dict(gamma=2, rule="gaussian"), shared.judge(size)
+    if size == "tiny":
+        data = ("data.name=emoji32", "data.image_size=12", "data.patch_size=4")
+        judge["set"] += data
 
     def arm(question, *changes, **more):
         return dict(
@@ -28,7 +31,7 @@ def get_sweep(size: str = "emoji32") -> dict:
     return dict(
         seeds=(0, 1, 2),
         images=256 if size == "emoji32" else 16,
-        judge=shared.judge(size),
+        judge=judge,
         reference=shared.REFERENCE,
         arms={
             "own": dict(

@@ -68,6 +68,11 @@ def all_images(sources: Iterable[Any]) -> tuple[np.ndarray, np.ndarray]:
     return images, labels
 
 
+def all_captions(sources: Iterable[Any]) -> list[str]:
+    """Captions of the images of `all_images`; the sets must have them."""
+    return [text for source in sources for text in source.captions]
+
+
 def open_real(
     workdir: str,
     num: int,

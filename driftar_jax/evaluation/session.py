@@ -196,7 +196,7 @@ def open_session(
     images, labels = judges.all_images(sources)
     captions = None
     if any(loaded.book for loaded in (*loaded_drifts, *loaded_baselines)):
-        captions = [text for source in sources for text in source.captions]
+        captions = judges.all_captions(sources)
     folder.mkdir(parents=True, exist_ok=True)
     return Session(
         drifts=loaded_drifts,

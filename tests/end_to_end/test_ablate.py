@@ -19,7 +19,7 @@ def get_sweep():
 
 
 @pytest.fixture
-def out(tmp_path, workdirs, monkeypatch, without_optimizations):
+def out(tmp_path, workdirs, monkeypatch):
     """Folder of a sweep whose judge is trained, and its own head of seed 0."""
     monkeypatch.setattr(ablation.jax, "clear_caches", lambda: None)  # other tests' programs
     monkeypatch.setattr(ablation, "CONTEXTS", 8)
@@ -27,8 +27,7 @@ def out(tmp_path, workdirs, monkeypatch, without_optimizations):
     (tmp_path / "sweep.py").write_text(SWEEP)
     for name, workdir in (("judge", workdirs.judge), ("own_seed0", workdirs.own)):
         shutil.copytree(workdir, tmp_path / "out" / "runs" / name)
-    with without_optimizations():
-        yield tmp_path / "out"
+    return tmp_path / "out"
 
 
 def _run(out, stop=lambda: ""):
@@ -70,6 +69,16 @@ def test_a_sweep_goes_on_where_it_was_cut(out):
     (out.parent / "sweep.py").write_text(SWEEP.replace("sample={}", "sample=dict(nfe=3)"))
     with pytest.raises(ValueError, match="arm again, sample: got {'nfe': 3}, allowed {}"):
         _run(out)
+
+
+def test_a_host_that_reads_captions_is_measured(data_dir, compiled_programs, monkeypatch, tmp_path):
+    monkeypatch.setattr(ablation.jax, "clear_caches", lambda: None)
+    monkeypatch.setattr(ablation, "PREMISE", 32)
+    asked = sweep.read("configs/sweeps/nextstep_small.py:tiny")
+    with ablation.Ablation(asked, tmp_path / "out", say=lambda line: None) as sweeping:
+        assert sweeping.run((0,), ["own"])
+    figures = json.loads((tmp_path / "out" / "results" / "own.seed0.json").read_text())["figures"]
+    assert figures["frechet"] > 0 and [p["num_unknown"] for p in figures["spearman"]] == [6, 4, 2]
 
 
 def test_draws_of_both_heads_are_compared(call, workdirs, tmp_path):
