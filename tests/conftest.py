@@ -5,7 +5,6 @@ whole process when a collective waits too long, and would take the other tests w
 """
 
 import collections
-import contextlib
 import os
 import pathlib
 import subprocess
@@ -15,6 +14,8 @@ import sys
 os.environ.setdefault("NPROC", "32")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+# Nearly all of a small test is XLA's compile time, which this halves; programs run slower.
+os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
 
 import jax  # noqa: E402
 import offline  # noqa: E402
@@ -60,27 +61,6 @@ def compiled_programs(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def without_optimizations():
-    """A context that halves XLA's compile time, most of a small test's; programs run slower."""
-
-    @contextlib.contextmanager
-    def context():
-        jax.config.update("jax_disable_most_optimizations", True)
-        try:
-            yield
-        finally:
-            jax.config.update("jax_disable_most_optimizations", False)
-
-    return context
-
-
-@pytest.fixture(scope="module")
-def quick_compile(without_optimizations):
-    with without_optimizations():
-        yield
-
-
-@pytest.fixture(scope="session")
 def python(data_dir, compiled_programs):
     """`python(*arguments, devices=1)` runs a Python process in the repository."""
 
@@ -91,12 +71,7 @@ def python(data_dir, compiled_programs):
             capture_output=True,
             text=True,
             cwd=REPOSITORY,
-            env={
-                **os.environ,
-                "XLA_FLAGS": flags,
-                "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-                "PYTHONPATH": f"{REPOSITORY}:{TESTS}",
-            },
+            env={**os.environ, "XLA_FLAGS": flags, "PYTHONPATH": f"{REPOSITORY}:{TESTS}"},
             timeout=timeout,
         )
 

@@ -13,7 +13,7 @@ from driftar_jax import assembly, generator, plan, sampler
 from driftar_jax.heads import diffusion
 from driftar_jax.training import tasks
 
-pytestmark = [pytest.mark.usefixtures("quick_compile"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 LABEL = jnp.array([3, -1], jnp.int32)
 INDEX = jnp.arange(2, dtype=jnp.int32)

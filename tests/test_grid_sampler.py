@@ -9,8 +9,6 @@ import tiny
 from driftar_jax import assembly, grid_sampler, sampler
 from driftar_jax.training import tasks
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def made(size):
     config = importlib.import_module("configs.transdiff_small").get_config(size)

@@ -11,8 +11,6 @@ from PIL import Image
 from driftar_jax import assembly, generator, inpaint
 from driftar_jax.training import tasks
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 LABELS = [0, 1, -1]
 
 

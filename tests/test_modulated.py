@@ -3,12 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import tiny
 
 from driftar_jax.modulated import CHUNKS, ModulatedBlock, sinusoid_features
-
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 B, G, N, M, D = 2, 3, 5, 4, 6
 

@@ -18,8 +18,6 @@ from driftar_jax.data import prompts
 from driftar_jax.vae import stored
 from driftar_jax.vae.f8 import F8VAE
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 FIELDS = dict(
     vocab_size=VOCABULARY,
     placeholder=MARKS["placeholder"],

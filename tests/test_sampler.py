@@ -22,7 +22,7 @@ LABELS = np.array([3, -1, 0, 4, 1], np.int32)
 CALLS = collections.Counter()
 
 
-pytestmark = [pytest.mark.usefixtures("quick_compile"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -12,7 +12,7 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from driftar_jax import sharding
 
-pytestmark = [pytest.mark.usefixtures("quick_compile"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 MESHES = [{"data": 4, "fsdp": 2}, {"data": 2, "fsdp": 2, "tensor": 2}]
 
@@ -86,7 +86,7 @@ def test_the_mesh_takes_all_devices():
 
 
 @pytest.fixture(scope="module")
-def one_device(quick_compile, tmp_path_factory):
+def one_device(tmp_path_factory):
     return sharded_steps.losses(tmp_path_factory.mktemp("one"), {})
 
 

@@ -10,8 +10,6 @@ from flax import linen as nn
 from driftar_jax.drift.decoders import SIGMA_MIN
 from driftar_jax.drift.grid import GridDecoder
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 B, N, M, G, C, D = 2, 5, 7, 3, 4, 6
 PUBLISHED = dict(standardised=False, residual=False, zero_start=False)
 

@@ -11,8 +11,6 @@ from driftar_jax.drift import fields
 from driftar_jax.drift.decoders import TokenDecoder
 from driftar_jax.training import tasks
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def _unit(v):
     return v / np.linalg.norm(v, axis=-1, keepdims=True)

@@ -13,8 +13,6 @@ import tiny
 from driftar_jax.drift import fields, laplace
 from driftar_jax.drift.fields import Weights
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 B, G, P, M, S = 3, 4, 5, 2, 6
 LOSSES = {"laplace": laplace.laplace_loss, "energy": laplace.energy_loss}
 

@@ -11,8 +11,6 @@ import tiny
 from driftar_jax.drift import features, laplace, mae
 from driftar_jax.drift.fields import Weights
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def _shapes(side, channels, blocks):
     """Keys of phi and their shapes for one image; nothing is computed."""

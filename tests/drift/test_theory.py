@@ -11,8 +11,6 @@ import tiny
 from driftar_jax.drift import fields, laplace
 from driftar_jax.drift.fields import Weights
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def _radial(samples, width):
     """Mean outward force at samples of 2-d normal data, of G draws `size` times as wide.

@@ -25,7 +25,7 @@ class Done:
 
 
 @pytest.fixture(scope="session")
-def call(data_dir, compiled_programs, without_optimizations):
+def call(data_dir, compiled_programs):
     """`call("train", "--flag=value", ...)` runs `python -m driftar_jax.train` in this process."""
     app.define_help_flags()
     foreign = set(flags.FLAGS)
@@ -45,7 +45,6 @@ def call(data_dir, compiled_programs, without_optimizations):
             with (
                 contextlib.redirect_stdout(out),
                 contextlib.redirect_stderr(err),
-                without_optimizations(),
             ):
                 runpy.run_module(f"driftar_jax.{program}", run_name="__main__")
             raise AssertionError("the program did not exit")

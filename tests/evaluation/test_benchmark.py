@@ -8,7 +8,7 @@ from configs import mar_base
 from driftar_jax import assembly, generator, sampler
 from driftar_jax.evaluation import benchmark
 
-pytestmark = [pytest.mark.usefixtures("quick_compile"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 
 def test_the_controls_of_the_own_head():

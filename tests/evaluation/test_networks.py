@@ -31,7 +31,6 @@ def test_the_classifier_reads_all_images_whatever_the_batch(module, params):
     assert features.dtype == np.float32 and features.std(axis=0).max() > 1e-3
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_inception_reads_grey_images_as_three_equal_channels():
     """The smallest input that the network takes; its values are the parity test's business."""
     module = inception.InceptionV3(num_classes=5)

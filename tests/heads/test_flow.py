@@ -10,8 +10,6 @@ from flax import linen as nn
 
 from driftar_jax.heads import flow
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 NET = flow.VelocityNet(token_dim=3, num_tokens=5, width=8, depth=2, num_heads=2)
 
 

@@ -11,8 +11,6 @@ import tiny
 from driftar_jax.heads.flow_token import FlowTokenHead
 from driftar_jax.hosts import nextstep
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 B, P, N, C, HOLD, GAMMA = 2, 5, 4, 3, 9, 3
 HOST = nextstep.NextStep(
     vocab_size=11,

@@ -11,8 +11,6 @@ import tiny
 from driftar_jax.hosts import nextstep
 from driftar_jax.hosts.nextstep_groups import NextStepGroups
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 B, P, N, C, HOLD, S = 2, 4, 5, 3, 9, 3
 HOST = nextstep.NextStep(
     vocab_size=11,

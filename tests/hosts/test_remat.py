@@ -14,7 +14,6 @@ from driftar_jax.heads.flow import VelocityNet
 from driftar_jax.hosts.mar import MAR
 from driftar_jax.hosts.transdiff import TransDiff
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 B, N, C = 2, 6, 3
 LABEL = jnp.array([1, -1])
 MODULES = {

@@ -14,8 +14,6 @@ ONE = dict(num_rows=6, groups=1, reference_dim=5, num_classes=3, width=8, depth=
 MANY = dict(ONE, num_rows=12, groups=4)
 LABEL = jnp.array([1, -1])
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def made(**fields):
     """A module and random parameters; every table, shift and bias is drawn as well."""

@@ -10,8 +10,6 @@ from driftar_jax.heads.flow import VelocityNet, flow_sample
 from driftar_jax.hosts.transdiff import TransDiff, class_table
 from driftar_jax.hosts.transdiff_flow import flow_terms, generate, reference_rows
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 SHAPE = (2, 4)
 SIZES = dict(num_classes=3, width=8, depth=2, num_heads=2, buffer_size=2)
 NET = VelocityNet(token_dim=3, num_tokens=8, width=8, depth=1, num_heads=2)

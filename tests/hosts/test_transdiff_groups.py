@@ -16,8 +16,6 @@ from driftar_jax.hosts.transdiff import TransDiff
 from driftar_jax.hosts.transdiff_groups import TransDiffGroups
 from driftar_jax.speculative import engine, verify
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 # Images of 2x3 tokens, four in a row, and two branches.
 B, T, N, C, S, GUIDANCE = 3, 4, 6, 5, 3, 1.5
 LABEL = np.array([1, -1, 2], np.int32)

@@ -27,7 +27,6 @@ def each(name: str, values: list[str]):
 
 
 named = pytest.mark.parametrize("case", ["nextstep"])
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 @functools.cache

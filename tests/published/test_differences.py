@@ -8,7 +8,6 @@ import functools
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import tiny
 
 from driftar_jax.drift.features import Penultimate
@@ -20,8 +19,6 @@ from driftar_jax.published import model, sampling
 from driftar_jax.speculative import policy, verify
 from driftar_jax.training import losses
 from driftar_jax.types import Encoding
-
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 B, N, C, D, F = 2, 6, 3, 8, 2
 SIZES = dict(num_classes=4, width=D, depth=3, num_heads=2, buffer_size=F, mlp_ratio=2.0)

@@ -26,7 +26,7 @@ SEED, LABEL = 5, np.asarray([1, 0, 1])
 
 
 @pytest.fixture(scope="module")
-def loaded(tmp_path_factory, quick_compile):
+def loaded(tmp_path_factory):
     """Without an autoencoder: images are the latents themselves."""
     folder = tmp_path_factory.mktemp("published")
     rng = np.random.default_rng(0)
@@ -48,7 +48,7 @@ def test_it_samples_as_published(loaded):
 
 
 @pytest.mark.parametrize("guidance", [1.0, 1.3])
-def test_same_images_as_its_own_functions(loaded, guidance, quick_compile):
+def test_same_images_as_its_own_functions(loaded, guidance):
     made = loaded.sample(LABEL, SEED, guidance=guidance)
     keys = draws.image_keys(np.uint32(SEED), np.arange(len(LABEL)))
     eps = draws.normal(draws.token_keys(keys, MODEL.num_tokens), 0, MODEL.token_dim)

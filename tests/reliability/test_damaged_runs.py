@@ -12,8 +12,6 @@ import runs_to_kill
 from driftar_jax import checkpoints
 from driftar_jax.data import latents
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def _flip(data, draw):
     at = draw.randrange(len(data))
@@ -45,7 +43,7 @@ def _files(folder):
 
 
 @pytest.fixture(scope="module")
-def workdir(quick_compile, tmp_path_factory):
+def workdir(tmp_path_factory):
     """A run of two steps with both checkpoints."""
     folder = tmp_path_factory.mktemp("run")
     made, batches = runs_to_kill.open_loop(folder, 2)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import sharded_run
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800), pytest.mark.usefixtures("quick_compile")]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 MESHES = [{"data": 8}, {"data": 2, "fsdp": 2, "tensor": 2}]
 
 

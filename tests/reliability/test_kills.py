@@ -27,7 +27,6 @@ def child(data_dir, compiled_programs):
         here = os.path.dirname(os.path.abspath(__file__))
         env = {
             **os.environ,
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
             "PYTHONPATH": os.pathsep.join([f"{here}/../..", f"{here}/.."]),
         }
         with open(f"{folder}.stderr", "a") as errors:
@@ -124,14 +123,12 @@ def _kill_and_finish(child, folder, kills, steps, seed):
     assert _records(folder) == want_records
 
 
-@pytest.mark.usefixtures("quick_compile")
 def test_three_kills_and_a_sigterm_change_no_bit_of_the_run(child, tmp_path):
     _kill_and_finish(child, tmp_path, kills=3, steps=13, seed=0)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-@pytest.mark.usefixtures("quick_compile")
 def test_many_kills_change_no_bit_of_the_run(child, tmp_path):
     kills = int(os.environ.get("DRIFTAR_KILLS", "20"))
     _kill_and_finish(child, tmp_path, kills=kills, steps=4 * kills, seed=1)

@@ -76,7 +76,6 @@ def train(data_dir, compiled_programs):
         env = {
             **os.environ,
             "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
         }
         started.append(
             subprocess.Popen(

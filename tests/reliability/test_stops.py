@@ -16,7 +16,6 @@ import tiny
 from driftar_jax import checkpoints, locks, processes, runs
 from driftar_jax.training import loop
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 STEPS = 6
 
 
@@ -41,7 +40,7 @@ def open_loop(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def straight(quick_compile, tmp_path_factory):
+def straight(tmp_path_factory):
     """The final state of a run that nothing disturbs."""
     made, batches = runs_to_kill.open_loop(tmp_path_factory.mktemp("straight"), STEPS)
     state = made.run(made.fresh_state(), batches, say=lambda line: None)

@@ -25,7 +25,7 @@ LABELS = np.array([3, -1, 0, 4, 1], np.int32)
 COUNTS = cosine_counts(N, T)
 CALLS = collections.Counter()
 
-pytestmark = [pytest.mark.usefixtures("quick_compile"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 
 class CountingMAR(MAR):

@@ -14,7 +14,6 @@ from test_grid_tasks import task_of
 from driftar_jax.training import optim, step, tasks
 from driftar_jax.training.drawn import Drawn
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 # Rows of unequal numbers of unknown tokens, and classes of which some fill no row of images.
 BATCH = tiny.batch(8) | {"label": np.array([0, 1, 1, 1, 1, 2, 2, 2], np.int32)}
 KEY = jax.random.key(3)

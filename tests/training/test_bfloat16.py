@@ -3,12 +3,9 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 import tiny
 
 from driftar_jax.training import tasks
-
-pytestmark = pytest.mark.usefixtures("quick_compile")
 
 
 def test_the_loss_is_that_of_float32_up_to_rounding():

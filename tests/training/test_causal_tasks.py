@@ -15,7 +15,7 @@ from driftar_jax.data import captions
 from driftar_jax.speculative import window
 from driftar_jax.training import tasks
 
-pytestmark = [pytest.mark.usefixtures("quick_compile"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 # N = 6 tokens of C = 4 channels in a grid of 3x2; captions of at most 4 words.
 TEXTS = ["red fox", "blue fox sits", "a red bird here", "bird"]

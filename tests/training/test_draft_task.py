@@ -13,7 +13,6 @@ from driftar_jax import runs
 from driftar_jax.hosts.schedules import cosine_counts
 from driftar_jax.training import losses, optim, step, tasks
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
 T, N = 3, 6
 
 

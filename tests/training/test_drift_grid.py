@@ -18,8 +18,6 @@ from driftar_jax.drift import bank as bank_lib
 from driftar_jax.drift import features, fields
 from driftar_jax.training import drift_grid, loop, optim, tasks
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 LABELS = np.array([0, 2, 1, 0, 0, 0, 0, 0], np.int32)
 
 

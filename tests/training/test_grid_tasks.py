@@ -11,8 +11,6 @@ from flax import linen as nn
 
 from driftar_jax.training import tasks
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 LABELS = (0, 1, 2, 1, 1, 1, 1)
 
 

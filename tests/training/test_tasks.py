@@ -10,8 +10,6 @@ import tiny
 
 from driftar_jax.training import optim, step, tasks
 
-pytestmark = pytest.mark.usefixtures("quick_compile")
-
 
 def _task(name, **changes):
     return tasks.build(tiny.config(name, **changes), tiny.IMAGES)

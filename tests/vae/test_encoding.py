@@ -14,7 +14,7 @@ from driftar_jax.features import to_unit_range
 from driftar_jax.training.tokens import tokenise
 from driftar_jax.vae import encoding, kl, stored
 
-pytestmark = [pytest.mark.usefixtures("quick_compile"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 VAE = kl.KLVAE(32, (1, 2), 1, latent_channels=3, attention_levels=(1,))
 

@@ -13,7 +13,7 @@ from driftar_jax import checkpoints, generator, sampler
 from driftar_jax.conversion import mar, rules
 from driftar_jax.vae import kl, pixels, stored
 
-pytestmark = [pytest.mark.usefixtures("quick_compile"), pytest.mark.timeout(300)]
+pytestmark = pytest.mark.timeout(300)
 
 FIELDS = dict(
     num_tokens=9,
