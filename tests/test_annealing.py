@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
+import tiny
 
 from configs import mar_small
 from driftar_jax import assembly, generator, plan, sampler
@@ -24,11 +24,7 @@ def made():
     """A small host with random arrays (a fresh head would return its noise)."""
     config = mar_small.get_config("tiny")
     parts = assembly.build(config, assembly.ImageSpec((5, 5, 2), ("a", "b", "c", "d"), 1))
-    params = nn.meta.unbox(tasks.HostTask(parts, None, 1).init(jax.random.key(0)))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    noisy = [a + 0.1 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
-    return config, parts, jax.tree.unflatten(tree, noisy)
+    return config, parts, tiny.params(tasks.HostTask(parts, None, 1).init)
 
 
 def _generate(parts, params, **changes):

@@ -1,10 +1,12 @@
 """The block and its entropy: two roads for every number."""
 
-import flax.linen as nn
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from driftar_jax import layers
 
@@ -118,14 +120,22 @@ def test_bad_arguments_name_the_field(field, kwargs):
 
 def _block(**kwargs):
     block = layers.TransformerBlock(WIDTH, H, **kwargs)
-    x = jax.random.normal(jax.random.key(5), (B, N, WIDTH))
-    return block, nn.unbox(jax.jit(block.init)(jax.random.key(6), x)), x
+    x = tiny.normal(5, B, N, WIDTH)
+    return block, tiny.params(block.init, x, scale=0.4), x
+
+
+@functools.cache
+def _compiled(block, **options):
+    return jax.jit(functools.partial(block.apply, **options))
+
+
+WITH_ENTROPY = dict(content_start=START, method="with_entropy")
 
 
 def test_entropy_form_equals_the_fused_form():
     block, params, x = _block(entropy_chunk=3)
-    plain = block.apply(params, x)
-    out, ent = block.apply(params, x, content_start=START, method="with_entropy")
+    plain = _compiled(block)(params, x)
+    out, ent = _compiled(block, **WITH_ENTROPY)(params, x)
     np.testing.assert_allclose(out, plain, atol=2e-6)
     assert ent.shape == (B, N - START) and ent.dtype == jnp.float32
 
@@ -134,15 +144,15 @@ def test_masked_keys_equal_dropped_keys():
     block, params, x = _block()
     keep = jnp.array([0, 1, 3, 6])
     mask = jnp.zeros((B, N), bool).at[:, keep].set(True)
-    masked = block.apply(params, x, mask)[:, keep]
-    np.testing.assert_allclose(masked, block.apply(params, x[:, keep]), atol=2e-6)
+    masked = _compiled(block)(params, x, mask)[:, keep]
+    np.testing.assert_allclose(masked, _compiled(block)(params, x[:, keep]), atol=2e-6)
 
 
 def test_fully_masked_block_is_finite():
     block, params, x = _block()
     mask = jnp.zeros((B, N), bool)
-    assert jnp.isfinite(block.apply(params, x, mask)).all()
-    out, ent = block.apply(params, x, mask, content_start=START, method="with_entropy")
+    assert jnp.isfinite(_compiled(block)(params, x, mask)).all()
+    out, ent = _compiled(block, **WITH_ENTROPY)(params, x, mask)
     assert jnp.isfinite(out).all() and (ent == 0).all()
 
 
@@ -152,20 +162,20 @@ def test_attention_dropout_keeps_entropy_and_changes_output():
     @jax.jit
     def run(key):
         rngs = {"dropout": key}
-        return block.apply(
-            params, x, content_start=START, deterministic=False, rngs=rngs, method="with_entropy"
-        )
+        return block.apply(params, x, deterministic=False, rngs=rngs, **WITH_ENTROPY)
 
     (a, ent_a), (b, ent_b) = run(jax.random.key(0)), run(jax.random.key(1))
     assert jnp.abs(a - b).max() > 1e-3
     np.testing.assert_array_equal(ent_a, ent_b)
-    trained = block.apply(params, x, deterministic=False, rngs={"dropout": jax.random.key(0)})
-    assert jnp.abs(trained - block.apply(params, x)).max() > 1e-3
+    train = _compiled(block, deterministic=False)
+    trained = train(params, x, rngs={"dropout": jax.random.key(0)})
+    assert jnp.abs(trained - _compiled(block)(params, x)).max() > 1e-3
 
 
 def test_bfloat16_keeps_float32_entropy():
     block, params, x = _block(dtype=jnp.bfloat16)
-    out, ent = block.apply(params, x.astype(jnp.bfloat16), method="with_entropy")
+    run = _compiled(block, method="with_entropy")
+    out, ent = run(params, x.astype(jnp.bfloat16))
     assert out.dtype == jnp.bfloat16 and ent.dtype == jnp.float32
 
 

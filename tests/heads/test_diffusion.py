@@ -1,10 +1,12 @@
 """The diffusion head: network, process, loss and sampler against slower roads."""
 
-import flax.linen as nn
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from driftar_jax.heads import diffusion
 
@@ -15,28 +17,24 @@ def _head(seed=0, **kwargs):
     """A head whose zero-initialised layers are random, so that every part matters."""
     head = diffusion.DiffusionHead(C, W, 2, **kwargs)
     x, t, z = jnp.ones((ROWS, C)), jnp.arange(ROWS), jnp.ones((ROWS, D))
-    params = nn.unbox(jax.jit(head.init)(jax.random.key(seed), x, t, z))["params"]
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    leaves = [a + 0.1 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)]
-    return head, jax.tree.unflatten(tree, leaves)
+    return head, tiny.params(head.init, x, t, z, seed=seed)["params"]
 
 
 def _inputs(seed=3):
-    kx, kz, kn = jax.random.split(jax.random.key(seed), 3)
-    return (
-        jax.random.normal(kx, (ROWS, C)),
-        jnp.array([0, 3, 999, 500, 0, 71]),
-        jax.random.normal(kz, (ROWS, D)),
-        jax.random.normal(kn, (ROWS, C)),
-    )
+    x, z, noise = (tiny.normal(seed + i, ROWS, n) for i, n in enumerate((C, D, C)))
+    return x, jnp.array([0, 3, 999, 500, 0, 71]), z, noise
+
+
+@functools.cache
+def _compiled(head):
+    return jax.jit(head.apply)
 
 
 def test_fresh_head_predicts_nothing():
     head = diffusion.DiffusionHead(C, W, 2)
     x, t, z, _ = _inputs()
     params = jax.jit(head.init)(jax.random.key(0), x, t, z)
-    eps, v = head.apply(params, x, t, z)
+    eps, v = _compiled(head)(params, x, t, z)
     assert (eps == 0).all() and (v == 0).all()
 
 
@@ -44,19 +42,20 @@ def test_leading_axes_broadcast():
     head, params = _head()
     x, t, z, _ = _inputs()
     variables = {"params": params}
-    whole, _ = head.apply(variables, x, jnp.full(ROWS, 71), z)
-    scalar, _ = head.apply(variables, x, jnp.int32(71), z)
+    apply = _compiled(head)
+    whole, _ = apply(variables, x, jnp.full(ROWS, 71), z)
+    scalar, _ = apply(variables, x, jnp.int32(71), z)
     np.testing.assert_allclose(scalar, whole, atol=1e-6)
-    copies, _ = head.apply(variables, jnp.stack([x, 2 * x]), t, z)
+    copies, _ = apply(variables, jnp.stack([x, 2 * x]), t, z)
     assert copies.shape == (2, ROWS, C)
-    want, _ = head.apply(variables, 2 * x, t, z)
+    want, _ = apply(variables, 2 * x, t, z)
     np.testing.assert_allclose(copies[1], want, atol=1e-6)
 
 
 def test_bfloat16_outputs_float32():
     head, params = _head(dtype=jnp.bfloat16)
     x, t, z, _ = _inputs()
-    assert all(a.dtype == jnp.float32 for a in head.apply({"params": params}, x, t, z))
+    assert all(a.dtype == jnp.float32 for a in _compiled(head)({"params": params}, x, t, z))
 
 
 def test_training_schedule_clips_only_the_last_beta():
@@ -165,9 +164,9 @@ def test_scan_equals_a_python_loop(guided):
     x = noise(schedule.num_steps)
     for i in reversed(range(schedule.num_steps)):
         t = jnp.full(ROWS, schedule.timestep_map[i])
-        eps, v = head.apply({"params": params}, x, t, z)
+        eps, v = _compiled(head)({"params": params}, x, t, z)
         if guided:
-            uncond, _ = head.apply({"params": params}, x, t, -z)
+            uncond, _ = _compiled(head)({"params": params}, x, t, -z)
             eps = uncond + scale * (eps - uncond)
         x = diffusion.reverse_step(schedule, jnp.int32(i), x, eps, v, noise(i), 0.7)
     np.testing.assert_allclose(got, x, rtol=1e-4, atol=1e-4)

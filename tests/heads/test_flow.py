@@ -6,15 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 from flax import linen as nn
+from tiny import normal
 
 from driftar_jax.heads import flow
 
 NET = flow.VelocityNet(token_dim=3, num_tokens=5, width=8, depth=2, num_heads=2)
-
-
-def normal(seed, *shape):
-    return jax.random.normal(jax.random.key(seed), shape)
 
 
 X, T, C = normal(0, 2, 5, 3), jnp.array([0, 700]), normal(1, 2, 4, 6)
@@ -29,11 +27,7 @@ def call(net=NET, method=None):
 @pytest.fixture(scope="module")
 def params():
     """Drawn, not fresh: a fresh output layer is zero."""
-    fresh = nn.unbox(jax.jit(NET.init)(jax.random.key(0), X, T, C)["params"])
-    leaves, tree = jax.tree.flatten(fresh)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    drawn = [p + 0.3 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
-    return jax.tree.unflatten(tree, drawn)
+    return tiny.params(NET.init, X, T, C, scale=0.4)["params"]
 
 
 def test_a_fresh_network_predicts_zero():

@@ -1,10 +1,13 @@
 """The MAR backbone: masking, dropping, unconditional rows, entropy; its schedules and patches."""
 
+import functools
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny
 
 from driftar_jax.hosts import mar, schedules
 
@@ -21,15 +24,23 @@ def _host(**kwargs):
 @pytest.fixture(scope="module")
 def made():
     host = _host()
-    tokens = jax.random.normal(jax.random.key(0), (B, N, C))
-    variables = nn.unbox(jax.jit(host.init)(jax.random.key(1), tokens, KNOWN, LABEL))
-    # Larger tables than a fresh model's, so that every road shows in the output.
-    return host, jax.tree.map(lambda a: 2 * a, variables), tokens
+    tokens = tiny.normal(0, B, N, C)
+    return host, tiny.params(host.init, tokens, KNOWN, LABEL), tokens
+
+
+@functools.cache
+def _compiled(host, **options):
+    return jax.jit(functools.partial(host.apply, **options))
+
+
+def _run(made, tokens=None, known=KNOWN, label=LABEL, **options):
+    """The host's encoding; everything but `options` is an argument of the compiled program."""
+    host, variables, own = made
+    return _compiled(host, **options)(variables, own if tokens is None else tokens, known, label)
 
 
 def test_shapes_and_types(made):
-    host, variables, tokens = made
-    out = host.apply(variables, tokens, KNOWN, LABEL)
+    out = _run(made)
     assert out.z.shape == (B, N, WIDTH) and out.entropy.shape == (B, N)
     assert out.entropy.dtype == jnp.float32
     assert (out.entropy > 0).all() and (out.entropy <= 1).all()
@@ -37,37 +48,31 @@ def test_shapes_and_types(made):
 
 @pytest.mark.parametrize("keep", [3, 4, N])
 def test_dropping_equals_masking(made, keep):
-    host, variables, tokens = made
-    masked = host.apply(variables, tokens, KNOWN, LABEL)
-    dropped = host.apply(variables, tokens, KNOWN, LABEL, keep=keep)
+    masked, dropped = _run(made), _run(made, keep=keep)
     np.testing.assert_allclose(dropped.z, masked.z, atol=3e-5)
     np.testing.assert_allclose(dropped.entropy, masked.entropy, atol=1e-5)
-    rows = host.apply(variables, tokens, KNOWN, LABEL, keep=keep, method="encode_known")
+    rows = _run(made, keep=keep, method="encode_known")
     assert rows.shape == (B, F + keep, WIDTH)
 
 
 def test_nothing_known(made):
-    host, variables, tokens = made
     nothing = jnp.zeros_like(KNOWN)
-    masked = host.apply(variables, tokens, nothing, LABEL)
-    dropped = host.apply(variables, tokens, nothing, LABEL, keep=0)
+    masked, dropped = _run(made, known=nothing), _run(made, known=nothing, keep=0)
     np.testing.assert_allclose(dropped.z, masked.z, atol=3e-5)
 
 
 @pytest.mark.parametrize("keep", [None, 4])
 def test_unknown_tokens_are_never_read(made, keep):
-    host, variables, tokens = made
-    spoilt = jnp.where(KNOWN[..., None], tokens, jnp.nan)
-    want = host.apply(variables, tokens, KNOWN, LABEL, keep=keep)
-    np.testing.assert_array_equal(host.apply(variables, spoilt, KNOWN, LABEL, keep=keep).z, want.z)
+    spoilt = jnp.where(KNOWN[..., None], made[2], jnp.nan)
+    want = _run(made, keep=keep)
+    np.testing.assert_array_equal(_run(made, spoilt, keep=keep).z, want.z)
 
 
 def test_known_tokens_and_label_are_read(made):
-    host, variables, tokens = made
-    base = host.apply(variables, tokens, KNOWN, LABEL).z
-    moved = host.apply(variables, tokens + KNOWN[..., None], KNOWN, LABEL).z
+    base = _run(made).z
+    moved = _run(made, made[2] + KNOWN[..., None]).z
     assert jnp.abs(moved - base)[:2].max() > 1e-3
-    relabelled = host.apply(variables, tokens, KNOWN, jnp.array([3, -1, 0])).z
+    relabelled = _run(made, label=jnp.array([3, -1, 0])).z
     assert jnp.abs(relabelled - base)[0].max() > 1e-4
     np.testing.assert_array_equal(relabelled[1:], base[1:])
 
@@ -77,30 +82,22 @@ def test_label_minus_one_is_the_unconditional_embedding(made):
     as_class = jax.tree.map(lambda a: a, variables)
     fake = variables["params"]["fake_latent"]
     as_class["params"]["class_emb"] = variables["params"]["class_emb"].at[4].set(fake[0])
-    want = host.apply(as_class, tokens, KNOWN, jnp.full(B, 4))
-    got = host.apply(variables, tokens, KNOWN, jnp.full(B, -1))
+    want = _run((host, as_class, tokens), label=jnp.full(B, 4))
+    got = _run(made, label=jnp.full(B, -1))
     np.testing.assert_allclose(got.z, want.z, atol=1e-6)
 
 
 def test_rows_of_a_batch_do_not_meet(made):
-    host, variables, tokens = made
-    whole = host.apply(variables, tokens, KNOWN, LABEL)
-    alone = host.apply(variables, tokens[1:2], KNOWN[1:2], LABEL[1:2])
+    alone, whole = _run(made, made[2][1:2], KNOWN[1:2], LABEL[1:2]), _run(made)
     np.testing.assert_allclose(alone.z[0], whole.z[1], atol=3e-5)
 
 
 def test_entropy_is_the_penultimate_decoder_block_over_content_keys():
     host = _host(decoder_depth=3)
-    tokens = jax.random.normal(jax.random.key(0), (B, N, C))
-    variables = nn.unbox(jax.jit(host.init)(jax.random.key(1), tokens, KNOWN, LABEL))
-    variables = jax.tree.map(lambda a: 3 * a, variables)
-    out, state = host.apply(
-        variables,
-        tokens,
-        KNOWN,
-        LABEL,
-        capture_intermediates=lambda m, name: m.name == "qkv",
-    )
+    tokens = tiny.normal(0, B, N, C)
+    variables = tiny.params(host.init, tokens, KNOWN, LABEL, scale=0.3)
+    run = functools.partial(host.apply, capture_intermediates=lambda m, name: m.name == "qkv")
+    out, state = jax.jit(run)(variables, tokens, KNOWN, LABEL)
     block = state["intermediates"]["decoder_blocks_1"]["qkv"]["__call__"][0]
     q, k = (np.asarray(a, np.float64) for a in block[:2])
     logits = np.einsum("bqhk,bnhk->bhqn", q, k)[:, :, F:, F:] / np.sqrt(q.shape[-1])
@@ -121,10 +118,11 @@ def test_dropout_only_in_training(made):
 
 
 def test_bfloat16_is_close():
-    tokens = jax.random.normal(jax.random.key(0), (B, N, C))
-    variables = jax.jit(_host().init)(jax.random.key(1), tokens, KNOWN, LABEL)
-    want = _host().apply(variables, tokens, KNOWN, LABEL)
-    got = _host(dtype=jnp.bfloat16).apply(variables, tokens, KNOWN, LABEL)
+    tokens = tiny.normal(0, B, N, C)
+    variables = tiny.params(_host().init, tokens, KNOWN, LABEL)
+    want, got = (
+        _run((_host(dtype=kind), variables, tokens)) for kind in (jnp.float32, jnp.bfloat16)
+    )
     assert got.z.dtype == jnp.float32 and got.entropy.dtype == jnp.float32
     np.testing.assert_allclose(got.z, want.z, atol=0.1)
     np.testing.assert_allclose(got.entropy, want.entropy, atol=0.01)

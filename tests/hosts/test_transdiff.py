@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
+import tiny
 
 from driftar_jax.hosts.transdiff import PRESETS, TransDiff, class_table
 
@@ -18,11 +18,7 @@ LABEL = jnp.array([1, -1])
 def made(**fields):
     """A module and random parameters; every table, shift and bias is drawn as well."""
     host = TransDiff(buffer_size=2, **fields)
-    params = nn.unbox(host.init(jax.random.key(0), LABEL)["params"])
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    drawn = [p + 0.3 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys, strict=True)]
-    return host, jax.tree.unflatten(tree, drawn)
+    return host, tiny.params(host.init, LABEL, scale=0.4)["params"]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +32,7 @@ def many():
 
 
 def images(batch=2, steps=3):
-    return jax.random.normal(jax.random.key(2), (batch, steps, 3, 5))
+    return tiny.normal(2, batch, steps, 3, 5)
 
 
 def run(made, *args, **kwargs):

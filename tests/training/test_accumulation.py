@@ -92,7 +92,7 @@ def _agree(found, want):
 
 def test_a_step_in_parts_is_the_step_of_the_whole():
     task, settings = Weighted(), tiny.config("drift")
-    params = nn.unbox(task.init(jax.random.key(0)))
+    params = tiny.params(task.init)
     want = _state_after(task, settings, 1, params)
     for parts in (2, 8):
         _agree(_state_after(task, settings, parts, params), want)
