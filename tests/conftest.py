@@ -37,6 +37,15 @@ def pytest_configure():
         raise pytest.UsageError(f"tests: got two files called {twice}, allowed names of their own")
 
 
+def pytest_collection_modifyitems(items):
+    """A worker takes a whole file; all of end_to_end, whose runs are made once for the folder."""
+    for item in items:
+        folder = item.path.parent.name
+        item.add_marker(
+            pytest.mark.xdist_group(folder if folder == "end_to_end" else item.path.stem)
+        )
+
+
 @pytest.fixture(scope="session", autouse=True)
 def data_dir(tmp_path_factory):
     """The data folder of the session: the embedded sets are prepared into it once."""
