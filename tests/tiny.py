@@ -54,8 +54,15 @@ def parts(task, **changes):
 
 
 def normal(seed, *shape):
-    """Standard normal float32, from numpy: nothing is compiled for it."""
-    return jnp.asarray(np.random.default_rng(seed).normal(size=shape), jnp.float32)
+    """Standard normal float32 of numpy: nothing is compiled for it, or for what is made of it."""
+    return np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def changed(array, at, *, to=None, by=0):
+    """A numpy copy in which `array[at]` is `to`, or moved `by` that much."""
+    copy = np.array(array)
+    copy[at] = copy[at] + by if to is None else to
+    return copy
 
 
 def params(init, *args, scale=0.2, seed=0, **kwargs):

@@ -41,9 +41,9 @@ def test_the_field_matches_a_float64_loop():
 
 def test_swapping_data_and_samples_flips_every_bit_of_the_sign():
     x, p, q = tiny.normal(3, 2, 4, 3), tiny.normal(4, 2, 5, 3), tiny.normal(5, 2, 7, 3)
-    forth, back = fields.energy(x, p, q), fields.energy(x, q, p)
+    forth, back = (np.asarray(fields.energy(x, *both)) for both in ((p, q), (q, p)))
     np.testing.assert_array_equal(forth, -back)
-    assert jnp.abs(forth).min() > 0
+    assert np.abs(forth).min() > 0
     # A compiler may round once where two operations round twice.
     np.testing.assert_allclose(jax.jit(fields.energy)(x, q, p), -forth, atol=2e-7)
 
@@ -63,28 +63,29 @@ def test_the_field_vanishes_only_where_the_distributions_agree(change, vanishes)
     field = jax.jit(fields.energy)(tiny.normal(8, 9, 3), p, q)
     # Each component is a difference of two means of values in [-1, 1].
     error = 4 * np.sqrt(2 / count / 3)
-    assert (jnp.abs(field).max() < error) == vanishes
+    assert (np.abs(field).max() < error) == vanishes
     if not vanishes:
-        assert jnp.abs(field).max() > 5 * error
+        assert np.abs(field).max() > 5 * error
 
 
 def test_one_positive_is_unbiased():
     x, positives, negatives = tiny.normal(9, 4, 3), tiny.normal(10, 50, 3), tiny.normal(11, 6, 3)
     one_each = jax.jit(jax.vmap(lambda y: fields.energy(x, y[None], negatives)))(positives)
-    many = fields.energy(x, positives, negatives)
+    many = jax.jit(fields.energy)(x, positives, negatives)
+    one_each, many = np.asarray(one_each), np.asarray(many)
     np.testing.assert_allclose(one_each.mean(axis=0), many, atol=1e-6)
-    assert jnp.abs(one_each[0] - many).max() > 0.1
+    assert np.abs(one_each[0] - many).max() > 0.1
 
 
 def test_a_draw_does_not_repel_itself():
     """The mean over the other draws is unbiased for the field of their distribution."""
     draws = tiny.normal(12, 5000, 4, 2)
-    positives = jnp.zeros((5000, 1, 2))
+    positives = np.zeros((5000, 1, 2))
     energy = jax.jit(fields.energy)
-    own = energy(draws, positives)[:, 0]
-    outside = energy(draws[:, :1], positives, tiny.normal(13, 5000, 3, 2))[:, 0]
+    own = np.asarray(energy(draws, positives))[:, 0]
+    outside = np.asarray(energy(draws[:, :1], positives, tiny.normal(13, 5000, 3, 2)))[:, 0]
     np.testing.assert_allclose((own - outside).mean(axis=0), 0.0, atol=0.05)
-    towards = -draws[:, 0] / jnp.linalg.norm(draws[:, 0], axis=-1, keepdims=True)
+    towards = -draws[:, 0] / np.linalg.norm(draws[:, 0], axis=-1, keepdims=True)
     push = ((towards - own) * towards).sum(axis=-1).mean()
     want = ((towards - outside) * towards).sum(axis=-1).mean()
     np.testing.assert_allclose(push, want, atol=0.03)
@@ -101,7 +102,7 @@ def _score(x, y):
 def test_the_energy_score_matches_a_float64_loop():
     x, y = tiny.normal(14, 2, 4, 3), tiny.normal(15, 2, 3)
     want = [_score(np.asarray(x[b], np.float64), np.asarray(y[b], np.float64)) for b in range(2)]
-    np.testing.assert_allclose(fields.energy_score(x, y), want, rtol=1e-5)
+    np.testing.assert_allclose(jax.jit(fields.energy_score)(x, y), want, rtol=1e-5)
 
 
 def test_the_drift_loss_descends_the_energy_score():
@@ -119,7 +120,7 @@ def test_the_drift_loss_descends_the_energy_score():
         step[place] = 1e-5
         want[place] = (_score(base + step, target) - _score(base - step, target)) / 2e-5
     np.testing.assert_allclose(found, 2 * want, atol=1e-5)
-    field = fields.energy(x, y[None])
+    field = np.asarray(jax.jit(fields.energy)(x, y[None]))
     np.testing.assert_allclose(found, -2 * field / 4, atol=1e-6)
     np.testing.assert_allclose(
         fields.drift_loss(x, field), (np.asarray(field) ** 2).sum(-1), rtol=1e-4
@@ -134,11 +135,11 @@ def test_coincident_points_have_finite_gradients():
         return fields.energy_score(x, x[0]) + field.sum() + fields.drift_loss(x, field).sum()
 
     value, grad = jax.jit(jax.value_and_grad(both))(x)
-    assert value == 0.0 and jnp.isfinite(grad).all()
+    assert value == 0.0 and np.isfinite(grad).all()
 
 
 def test_one_draw_is_refused():
     with pytest.raises(ValueError, match="drift.draws: got 1, allowed 2 or more"):
         fields.energy(jnp.ones((1, 3)), jnp.zeros((1, 3)))
     one = fields.energy(jnp.ones((1, 3)), jnp.zeros((1, 3)), jnp.zeros((2, 3)))
-    np.testing.assert_array_equal(one, jnp.zeros((1, 3)))
+    np.testing.assert_array_equal(one, np.zeros((1, 3)))

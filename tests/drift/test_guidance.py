@@ -20,7 +20,7 @@ def test_the_guided_field_is_its_definition():
     """`s E u(y - x) - (s - 1) E u(x_u - x) - E u(x' - x)`, in float64, one context at a time."""
     x, y, free = tiny.normal(0, 3, 4, 2), tiny.normal(1, 3, 1, 2), tiny.normal(2, 3, 5, 2)
     scale = jnp.array([1.0, 1.5, 3.0])
-    got = fields.guided_energy(x, y, free, scale)
+    got = jax.jit(fields.guided_energy)(x, y, free, scale)
     for b, s in enumerate(np.asarray(scale)):
         for g in range(4):
             here = np.asarray(x[b, g], np.float64)
@@ -33,17 +33,16 @@ def test_the_guided_field_is_its_definition():
 
 def test_without_guidance_it_is_the_energy_field():
     x, y, free = tiny.normal(0, 2, 3, 2), tiny.normal(1, 2, 1, 2), tiny.normal(2, 2, 3, 2)
-    got = fields.guided_energy(x, y, free, jnp.ones(2))
-    np.testing.assert_array_equal(got, fields.energy(x, y))
+    got = jax.jit(fields.guided_energy)(x, y, free, np.ones(2))
+    np.testing.assert_array_equal(got, jax.jit(fields.energy)(x, y))
 
 
 def test_guidance_moves_the_equilibrium_away_from_the_unconditional_law():
     """p = N(1, 1), u = N(0, 2): the field at p vanishes for s = 1, points on for 2."""
-    keys = jax.random.split(jax.random.key(0), 4)
-    x, y = (jax.random.normal(k, (1, 4000, 1)) + 1 for k in keys[:2])
-    free = 2 * jax.random.normal(keys[2], (1, 4000, 1))
-    still = float(fields.guided_energy(x, y, free, jnp.ones(1)).mean())
-    moved = float(fields.guided_energy(x, y, free, jnp.full(1, 2.0)).mean())
+    x, y = (tiny.normal(seed, 1, 4000, 1) + 1 for seed in (0, 1))
+    free = 2 * tiny.normal(2, 1, 4000, 1)
+    mean = jax.jit(lambda *a: fields.guided_energy(*a).mean())
+    still, moved = (mean(x, y, free, np.full(1, s)) for s in (1.0, 2.0))
     assert abs(still) < 0.05 and moved > 0.2
 
 
@@ -74,8 +73,8 @@ def test_the_unconditional_draws_teach_nothing():
 
 def test_scales_stay_in_range_and_spare_dropped_labels():
     task = tasks.build(tiny.config("drift", drift__guidance_max=3.0), tiny.IMAGES)
-    label = jnp.where(jnp.arange(2000) % 4 == 0, -1, 1)
-    scale = np.asarray(task._scales(jax.random.key(0), label))
+    label = np.where(np.arange(2000) % 4 == 0, -1, 1)
+    scale = np.asarray(jax.jit(task._scales)(jax.random.key(0), label))
     assert scale.min() == 1.0 and 2.9 < scale.max() <= 3.0
     assert (scale[::4] == 1).all()
     assert 0.27 < (scale[np.asarray(label) >= 0] == 1).mean() < 0.33

@@ -71,9 +71,9 @@ def test_unknown_tokens_are_never_read(made, keep):
 def test_known_tokens_and_label_are_read(made):
     base = _run(made).z
     moved = _run(made, made[2] + KNOWN[..., None]).z
-    assert jnp.abs(moved - base)[:2].max() > 1e-3
+    assert np.abs(moved - base)[:2].max() > 1e-3
     relabelled = _run(made, label=jnp.array([3, -1, 0])).z
-    assert jnp.abs(relabelled - base)[0].max() > 1e-4
+    assert np.abs(relabelled - base)[0].max() > 1e-4
     np.testing.assert_array_equal(relabelled[1:], base[1:])
 
 
@@ -81,7 +81,7 @@ def test_label_minus_one_is_the_unconditional_embedding(made):
     host, variables, tokens = made
     as_class = jax.tree.map(lambda a: a, variables)
     fake = variables["params"]["fake_latent"]
-    as_class["params"]["class_emb"] = variables["params"]["class_emb"].at[4].set(fake[0])
+    as_class["params"]["class_emb"] = tiny.changed(variables["params"]["class_emb"], 4, to=fake[0])
     want = _run((host, as_class, tokens), label=jnp.full(B, 4))
     got = _run(made, label=jnp.full(B, -1))
     np.testing.assert_allclose(got.z, want.z, atol=1e-6)
@@ -114,7 +114,7 @@ def test_dropout_only_in_training(made):
         rngs = {"dropout": key}
         return host.apply(variables, tokens, KNOWN, LABEL, keep=3, deterministic=False, rngs=rngs)
 
-    assert jnp.abs(run(jax.random.key(0)).z - run(jax.random.key(1)).z).max() > 1e-3
+    assert np.abs(run(jax.random.key(0)).z - run(jax.random.key(1)).z).max() > 1e-3
 
 
 def test_bfloat16_is_close():

@@ -92,14 +92,14 @@ def test_verifying_gamma_drafts_is_stepwise_decoding(made, whole):
     params, tokens = made
     _, cache = _start(params)
     # Token 0 is pending; of the drafts of tokens 1..3 row 0 gets one right, row 1 all.
-    drafts = tokens[:, : GAMMA + 1].at[0, 2:].add(1.0)
+    drafts = tiny.changed(tokens[:, : GAMMA + 1], np.s_[0, 2:], by=1.0)
     encoding, cache = _advance(params["host"], drafts, cache)
     # Encodings of tokens 1.. up to the one behind the last right draft.
     for row, right in ((0, 2), (1, 4)):
         at = slice(P, P + right)
         np.testing.assert_allclose(encoding.z[row, :right], whole.z[row, at], atol=3e-6)
         np.testing.assert_allclose(encoding.entropy[row, :right], whole.entropy[row, at], atol=3e-6)
-    assert jnp.abs(encoding.z[0, 2] - whole.z[0, P + 2]).max() > 1e-3
+    assert np.abs(encoding.z[0, 2] - whole.z[0, P + 2]).max() > 1e-3
     cache = cache.rolled_back(P + jnp.array([2, 3]))
     pending = jnp.stack([tokens[0, 2:3], tokens[1, 3:4]])
     encoding, cache = _advance(params["host"], pending, cache)
@@ -178,7 +178,7 @@ def test_guidance_schedules():
 def test_normalised_tokens_lie_on_the_sphere():
     x = nextstep.normalise(3.0 + 2.0 * tiny.normal(0, B, N, C))
     np.testing.assert_allclose(x.mean(-1), 0, atol=1e-6)
-    np.testing.assert_allclose(jnp.linalg.norm(x, axis=-1), np.sqrt(C), rtol=1e-4)
+    np.testing.assert_allclose(np.linalg.norm(x, axis=-1), np.sqrt(C), rtol=1e-4)
 
 
 def test_bfloat16_is_close(made, whole):

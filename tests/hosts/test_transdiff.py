@@ -78,7 +78,7 @@ def test_a_prefix_equals_the_full_run(many):
 
 
 def test_later_groups_read_the_images_of_their_past(many):
-    changed = images().at[:, 1].add(1.0)
+    changed = tiny.changed(images(), np.s_[:, 1], by=1.0)
     difference = np.abs(run(many, LABEL, images()).z - run(many, LABEL, changed).z)
     assert difference[:, :6].max() < 1e-6 and difference[:, 6:].min(axis=(0, 2)).max() > 1e-4
 
@@ -140,7 +140,9 @@ def test_entropy_takes_content_keys_of_the_past_alone(many):
     host, params = many
     params = dict(params)
     block = dict(params["encoder_blocks_1"])
-    block["qkv"] = jax.tree.map(lambda p: p.at[..., 0, :, :].set(0.0), block["qkv"])
+    block["qkv"] = jax.tree.map(
+        lambda p: tiny.changed(p, np.s_[..., 0, :, :], to=0.0), block["qkv"]
+    )
     params["encoder_blocks_1"] = block
     full = run((host, params), LABEL, images())
     np.testing.assert_allclose(full.entropy, 1.0, atol=1e-6)
@@ -154,7 +156,7 @@ def test_gradients_reach_every_parameter(many):
         return jnp.sum(encoding.z**2) + jnp.sum(encoding.entropy)
 
     for path, grad in jax.tree_util.tree_leaves_with_path(jax.jit(jax.grad(loss))(params)):
-        assert jnp.isfinite(grad).all() and jnp.abs(grad).max() > 0, path
+        assert np.isfinite(grad).all() and np.abs(grad).max() > 0, path
 
 
 def test_dropout_acts_in_training_alone(one):

@@ -33,6 +33,14 @@ def manifest(name: str) -> dict:
     return json.loads(path.read_text())
 
 
+def sizes(family, presets, quick):
+    """All of them, those that are not `quick` among the slow tests."""
+    return [
+        pytest.param(name, id=f"{family}-{name}", marks=() if name in quick else pytest.mark.slow)
+        for name in sorted(presets)
+    ]
+
+
 def official_shapes(abstract, rule_list) -> dict[str, tuple[int, ...]]:
     """Official name -> shape of abstract parameters; arrays of one number, seen many times."""
     empty = jax.tree.map(lambda a: np.broadcast_to(np.float32(0), a.shape), abstract)
@@ -48,7 +56,7 @@ def agree(got: dict[str, tuple[int, ...]], recorded: dict) -> None:
     assert sum(math.prod(shape) for shape in got.values()) == recorded["parameters"]
 
 
-@pytest.mark.parametrize("size", sorted(PRESETS), ids=[f"mar-{s}" for s in sorted(PRESETS)])
+@pytest.mark.parametrize("size", sizes("mar", PRESETS, ("huge",)))
 def test_mar_sizes(size):
     recorded = manifest(f"mar_{size}")
     made = recorded["constructor"]
@@ -69,9 +77,7 @@ def test_mar_sizes(size):
 
 
 @pytest.mark.parametrize("phi", [False, True], ids=["as_recorded", "with_phi"])
-@pytest.mark.parametrize(
-    "size", sorted(PUBLISHED), ids=[f"drift_ar-{s}" for s in sorted(PUBLISHED)]
-)
+@pytest.mark.parametrize("size", sizes("drift_ar", PUBLISHED, ("huge",)))
 def test_drift_ar_sizes(size, phi):
     """Before phi is attached, and after: then a copy of the last encoder block but one is more."""
     recorded = manifest(f"drift_ar_{size}")
@@ -98,9 +104,7 @@ def test_drift_ar_sizes(size, phi):
     assert drift_ar_conversion.sizes(got) == {**fields, "mlp_ratio": 4.0}
 
 
-@pytest.mark.parametrize(
-    "size", sorted(TRANSDIFF), ids=[f"transdiff-{s}" for s in sorted(TRANSDIFF)]
-)
+@pytest.mark.parametrize("size", sizes("transdiff", TRANSDIFF, ("huge", "base_mrar", "large_512")))
 def test_transdiff_sizes(size):
     recorded = manifest(f"transdiff_{size}")
     made, fields = recorded["constructor"], TRANSDIFF[size]

@@ -60,15 +60,15 @@ def converted():
 
 
 @functools.cache
-def backbone():
+def backbone(**keep):
     """`(params, tokens, known, label) -> encoder rows, encoding`, jitted once per batch size."""
     host, _, _ = converted()
 
     @jax.jit
     def run(params, tokens, known, label):
         variables = {"params": params}
-        rows = host.apply(variables, tokens, known, label, method="encode_known")
-        return rows, host.apply(variables, rows, known, method="decode")
+        rows = host.apply(variables, tokens, known, label, **keep, method="encode_known")
+        return rows, host.apply(variables, rows, known, **keep, method="decode")
 
     return run
 
@@ -148,10 +148,8 @@ def test_encoder_and_decoder(k):
     CASE.close(encoding.z, f"out.encdec.{k}.decoder")
 
     keep = int(known[0].sum())
-    variables = {"params": params["host"]}
-    rows = host.apply(variables, tokens, known, label, keep=keep, method="encode_known")
+    rows, dropped = backbone(keep=keep)(params["host"], tokens, known, label)
     CASE.close(rows, f"out.encdec.{k}.encoder")
-    dropped = host.apply(variables, rows, known, keep=keep, method="decode")
     CASE.close(dropped.z, f"out.encdec.{k}.decoder")
     np.testing.assert_allclose(dropped.entropy, encoding.entropy, atol=2e-6)
 

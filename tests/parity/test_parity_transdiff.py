@@ -61,6 +61,7 @@ def grid_of(case: str) -> tuple[int, int]:
     return load(case)[first].shape[2:]
 
 
+@functools.cache
 def encode(case: str, **kwargs):
     host, _, params = converted(case)
     call = jax.jit(functools.partial(host.apply, **kwargs))
@@ -138,7 +139,7 @@ def test_velocity_network(case):
     recorded.close(jax.jit(net.apply)(variables, x, t, c), "out.net.v")
     rounded = net.clone(rounded_time=True)
     recorded.close(jax.jit(rounded.apply)(variables, x, t, c), "out.net.v.bf16_cast")
-    time = net.apply(variables, t, method="embed_time")
+    time = jax.jit(functools.partial(net.apply, method="embed_time"))(variables, t)
     recorded.close(time.embedding, "out.net.temb")
     recorded.close(time.modulation.reshape(len(t), -1), "out.net.timestep_proj")
 

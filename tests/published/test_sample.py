@@ -47,7 +47,7 @@ def test_it_samples_as_published(loaded):
     assert loaded.settings().guidance == stored.GUIDANCE and loaded.settings().ar_steps == 1
 
 
-@pytest.mark.parametrize("guidance", [1.0, 1.3])
+@pytest.mark.parametrize("guidance", [pytest.param(1.0, marks=pytest.mark.slow), 1.3])
 def test_same_images_as_its_own_functions(loaded, guidance):
     made = loaded.sample(LABEL, SEED, guidance=guidance)
     keys = draws.image_keys(np.uint32(SEED), np.arange(len(LABEL)))

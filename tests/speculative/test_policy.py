@@ -55,7 +55,7 @@ def test_stop_needs_both_thresholds():
 
 
 def test_a_tracker_that_saw_nothing_stops_nothing():
-    assert not policy.stop(jnp.zeros((2, 3)), policy.start()).any()
+    assert not policy.stop(np.zeros((2, 3)), policy.start()).any()
 
 
 def test_statistics_of_training_are_a_tracker():
@@ -71,11 +71,11 @@ def test_a_number_stands_for_statistics():
     tracker = policy.of_threshold(0.27, gamma=0.9)
     np.testing.assert_allclose(policy.global_threshold(tracker), 0.27, rtol=1e-6)
     np.testing.assert_allclose(policy.context_threshold(tracker, gamma=0.9), 0.27, rtol=1e-6)
-    assert not policy.stop(jnp.zeros((2, 3)), policy.of_threshold(0.0)).any()
+    assert not policy.stop(np.zeros((2, 3)), policy.of_threshold(0.0)).any()
 
 
 def test_every_image_is_held_against_its_own_average():
     tracker = policy.of_threshold(0.5).replace(ema=jnp.array([0.9, 0.5]))
     rows = jnp.full((2, 3), 0.45)  # below tau_g; below 0.72 and not below 0.4
     np.testing.assert_array_equal(policy.stop(rows, tracker), [True, False])
-    np.testing.assert_allclose(policy.follow(tracker.ema, jnp.zeros(2)), [0.81, 0.45], rtol=1e-6)
+    np.testing.assert_allclose(policy.follow(tracker.ema, np.zeros(2)), [0.81, 0.45], rtol=1e-6)
