@@ -40,10 +40,10 @@ def pytest_configure():
 def pytest_collection_modifyitems(items):
     """A worker takes a whole file; all of end_to_end, whose runs are made once for the folder."""
     for item in items:
-        folder = item.path.parent.name
-        item.add_marker(
-            pytest.mark.xdist_group(folder if folder == "end_to_end" else item.path.stem)
-        )
+        together = item.path.parent.name == "end_to_end"
+        item.add_marker(pytest.mark.xdist_group("end_to_end" if together else item.path.stem))
+        if together:
+            item.add_marker(pytest.mark.timeout(500))  # the first one waits for the runs
 
 
 @pytest.fixture(scope="session", autouse=True)

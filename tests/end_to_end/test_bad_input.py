@@ -11,7 +11,6 @@ from driftar_jax.evaluation import networks, session
 DRIFT = "--config=configs/drift_mar_small.py:tiny"
 OWN = "--config=configs/mar_small.py:tiny"
 JUDGE = "--config=configs/classifier.py:tiny"
-pytestmark = pytest.mark.timeout(500)  # the first test waits for the training runs
 LINE = re.compile(r"driftar_jax: [^:\n]+: got [^\n]+, allowed [^\n]+\n")
 
 

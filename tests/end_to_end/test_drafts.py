@@ -11,7 +11,6 @@ from PIL import Image
 import driftar_jax
 from driftar_jax.speculative import policy
 
-pytestmark = pytest.mark.timeout(500)  # the first test waits for the training runs
 DRAFT = "--config=configs/draft_mar_small.py:tiny"
 
 

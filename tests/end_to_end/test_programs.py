@@ -17,7 +17,6 @@ from driftar_jax.data import pipeline
 from driftar_jax.evaluation import moments
 from driftar_jax.training import loop
 
-pytestmark = pytest.mark.timeout(500)  # the first test waits for the training runs
 DRIFT = "--config=configs/drift_mar_small.py:tiny"
 TIMINGS = {"data_wait", "images_per_s", "seconds_left"}
 

@@ -11,7 +11,6 @@ from PIL import Image
 
 import driftar_jax
 
-pytestmark = pytest.mark.timeout(500)  # two programs are compiled
 DRIFT = "--config=configs/drift_nextstep.py:tiny"
 SHORT = ("--config.train.steps=2", "--config.train.checkpoint_every=1")
 
