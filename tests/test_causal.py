@@ -133,9 +133,8 @@ def test_going_back_leaves_no_trace(made, whole):
     """Rows go back to different lengths and then see what a straight run sees."""
     variables, x = made
     _, _, cache = _advance(variables, x[:, :4], _cache())
-    wrong = tiny.changed(
-        tiny.changed(x[:, 4:8], np.s_[0, 1:], by=1.0), np.s_[1, 3:], by=-2.0
-    )  # drafts: one right, three right
+    # Drafts: one right, three right.
+    wrong = tiny.changed(tiny.changed(x[:, 4:8], np.s_[0, 1:], by=1.0), np.s_[1, 3:], by=-2.0)
     _, _, cache = _advance(variables, wrong, cache)
     cache = cache.rolled_back(jnp.array([5, 7]))
     np.testing.assert_array_equal(cache.length, [5, 7])

@@ -103,9 +103,8 @@ def test_few_steps_stay_finite(steps):
 def test_loss_matches_a_float64_loop():
     schedule = diffusion.training_schedule()
     x0, t, _, noise = _inputs()
-    x0 = tiny.changed(
-        x0, 0, to=np.array([1.5, -1.5, 0.2])
-    )  # both tails of the discretised likelihood
+    # Both tails of the discretised likelihood.
+    x0 = tiny.changed(x0, 0, to=np.array([1.5, -1.5, 0.2]))
     eps, v = 0.9 * noise + 0.1, 0.3 * x0
     terms = jax.jit(
         lambda: diffusion.head_loss_terms(lambda x, s: (eps, v), schedule, x0, t, noise)

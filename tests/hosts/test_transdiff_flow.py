@@ -83,11 +83,8 @@ def test_losses_name_wrong_shapes():
 
 def test_generation_against_whole_prefixes():
     """Every step encodes all images so far anew, as the official program does."""
-    params, start, noises = (
-        params_of(ROW),
-        tiny.normal(2, 2, 8, 3),
-        jnp.asarray(tiny.normal(3, 3, 2, 2, 8, 3)),
-    )
+    params, start = params_of(ROW), tiny.normal(2, 2, 8, 3)
+    noises = jnp.asarray(tiny.normal(3, 3, 2, 2, 8, 3))
     guidance = (1.0, 1.5, 2.0)  # the unguided first image is encoded without class all the same
 
     @jax.jit

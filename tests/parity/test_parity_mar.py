@@ -60,15 +60,15 @@ def converted():
 
 
 @functools.cache
-def backbone(**keep):
+def backbone(keep=None):
     """`(params, tokens, known, label) -> encoder rows, encoding`, jitted once per batch size."""
     host, _, _ = converted()
 
     @jax.jit
     def run(params, tokens, known, label):
         variables = {"params": params}
-        rows = host.apply(variables, tokens, known, label, **keep, method="encode_known")
-        return rows, host.apply(variables, rows, known, **keep, method="decode")
+        rows = host.apply(variables, tokens, known, label, keep=keep, method="encode_known")
+        return rows, host.apply(variables, rows, known, keep=keep, method="decode")
 
     return run
 

@@ -259,10 +259,11 @@ def test_no_drafts_are_plain_decoding(built, guidance):
     assert not spec.draft_calls.any() and spec.batch_draft_calls == 0
 
 
-def test_a_bound_of_nothing_is_plain_decoding(built):
+@pytest.mark.parametrize("guidance", GUIDANCE)
+def test_a_bound_of_nothing_is_plain_decoding(built, guidance):
     rule = engine.Rule(gamma=2, name="coupled", delta=0.0)
-    found, spec = _spec(built, rule, guidance=2.5)
-    np.testing.assert_allclose(found, _plain(built, guidance=2.5), atol=2e-4)
+    found, spec = _spec(built, rule, guidance=guidance)
+    np.testing.assert_allclose(found, _plain(built, guidance=guidance), atol=2e-4)
     np.testing.assert_array_equal(spec.lengths[:, 1:], 0)
     np.testing.assert_array_equal(spec.backbone_calls, T)
 
@@ -284,15 +285,15 @@ def test_the_bound_holds_for_every_token(built, delta):
     assert spec.lengths[:, 1:].any() and worst > 0.05 * delta
 
 
-def test_an_image_depends_on_its_seed_and_number_alone(built):
-    """Not on its row or on the images beside it; the plain loop makes one image at a time."""
+@pytest.mark.parametrize("index", [(3, 0, 7, 9, 8), pytest.param((3, 0), marks=pytest.mark.slow)])
+def test_an_image_depends_on_its_seed_and_number_alone(built, index):
+    """Not on its row, the images beside it or, where two are made, on how many there are."""
     whole, spec = _spec(built, RULES["gaussian"], guidance=2.5)
-    index = np.array([3, 0, 7, 9, 8], np.int32)
+    index = np.array(index, np.int32)
     labels = np.where(index < len(LABELS), LABELS[index % len(LABELS)], 2)
     others, again = _spec(built, RULES["gaussian"], labels, index, guidance=2.5)
     np.testing.assert_allclose(others[:2], whole[index[:2]], atol=3e-4)
     np.testing.assert_array_equal(again.lengths[:2], spec.lengths[index[:2]])
-    assert np.abs(others[2:] - whole[2:]).max() > 0.1
 
 
 @pytest.mark.parametrize("guidance", GUIDANCE)
