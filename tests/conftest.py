@@ -37,6 +37,7 @@ def pytest_configure():
         raise pytest.UsageError(f"tests: got two files called {twice}, allowed names of their own")
 
 
+@pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook, and would be first
 def pytest_collection_modifyitems(items):
     """A worker takes a whole file; all of end_to_end, whose runs are made once for the folder."""
     for item in items:
