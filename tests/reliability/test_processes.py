@@ -73,10 +73,8 @@ def train(data_dir, compiled_programs):
 
     def start(workdir, devices, *flags):
         words = ["-m", "driftar_jax.train", CONFIG, f"--workdir={workdir}", *flags]
-        env = {
-            **os.environ,
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-        }
+        simulated = f"--xla_force_host_platform_device_count={devices}"
+        env = {**os.environ, "XLA_FLAGS": f"{os.environ['XLA_FLAGS']} {simulated}"}
         started.append(
             subprocess.Popen(
                 [sys.executable, *words],
