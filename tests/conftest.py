@@ -31,8 +31,6 @@ REPOSITORY = TESTS.parent
 sys.path.insert(0, str(REPOSITORY))  # for `pytest` as well as for `python -m pytest`
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Tracing makes many objects and few cycles: looking for them every 700 takes a twelfth of the time.
-gc.set_threshold(100_000)
 
 
 def pytest_configure():
