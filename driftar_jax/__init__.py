@@ -1,9 +1,20 @@
 """Drift-AR in JAX/Flax: single-step visual autoregressive generation."""
 
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from driftar_jax import generator
+
+__all__ = ["__version__", "load"]
 __version__ = "0.1.0"
 
 
-def load(workdir, step=None, vae=None):
+def load(
+    workdir: str | os.PathLike, step: int | None = None, vae: str | os.PathLike | None = None
+) -> generator.Loaded:
     """Read a checkpoint, ready to sample; see `driftar_jax.generator.load`."""
     from driftar_jax import generator
 

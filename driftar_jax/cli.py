@@ -1,7 +1,6 @@
 """What every command line shares: one line and exit status 2 for a user's mistake."""
 
 import contextlib
-import pathlib
 import re
 import sys
 import threading
@@ -9,7 +8,7 @@ import traceback
 
 from absl import app, flags, logging
 
-from driftar_jax import config
+from driftar_jax import config, config_files
 
 USER_ERROR = 2
 
@@ -79,10 +78,8 @@ def _unraisable(args) -> None:
 
 
 def _parse(argv):
-    for value in _values("config", argv):
-        path = pathlib.Path(value.partition(":")[0])
-        if not path.is_file():
-            fail(f"config: got {value!r}, allowed FILE.py[:SIZE] with an existing file")
+    with user_errors():
+        argv = _with_files(argv)
     try:
         rest = flags.FLAGS(argv, known_only=False)
     except Exception as error:  # a config file is a program, and may raise anything
@@ -90,6 +87,18 @@ def _parse(argv):
     if len(rest) > 1:
         fail(f"argument: got {rest[1]!r}, allowed only --flags")
     return rest
+
+
+def _with_files(argv: list[str]) -> list[str]:
+    """`argv` in which `--config` names an existing file; raises ValueError where there is none."""
+    words = list(argv)
+    for i, word in enumerate(argv[1:], 1):
+        dashes, value = word[: -len(word.lstrip("-"))], word.partition("=")[2]
+        if dashes and word.lstrip("-").startswith("config="):
+            words[i] = f"{dashes}config={config_files.find(value)}"
+        elif dashes and word.lstrip("-") == "config" and i + 1 < len(argv):
+            words[i + 1] = config_files.find(argv[i + 1])
+    return words
 
 
 def _values(flag: str, argv: list[str]) -> list[str]:

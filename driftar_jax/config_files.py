@@ -1,14 +1,73 @@
-"""Config files as `train --config` reads them, for programs that read several."""
+"""Config files as `train --config` reads them: where they are, and what they say.
+
+The files of the folder `configs` come with the package: beside it in a checkout, inside it where it
+is installed. Every program takes them by name from any folder, `mar_small:digits8`, and by the path
+that they have in a checkout, `configs/mar_small.py:digits8`; a file of that path comes first.
+"""
 
 import pathlib
 import runpy
+import sys
+import types
 from collections.abc import Sequence
 from typing import Any
 
 import ml_collections
 
+import driftar_jax
 from driftar_jax import config
 from driftar_jax.config import wrong
+
+_PACKAGE = pathlib.Path(driftar_jax.__file__).parent
+
+
+def home() -> pathlib.Path:
+    """Folder of the config files that come with the package."""
+    inside = _PACKAGE / "configs"
+    return inside if inside.is_dir() else _PACKAGE.parent / "configs"
+
+
+def names(room: str = "") -> list[str]:
+    """Names of the configs that come with the package, those of `room` (`sweeps`) if it is given.
+
+    What only others import (`small`, `mar_full`) is not among them.
+    """
+    function = "def get_sweep(" if room else "def get_config("
+    files = sorted((home() / room).glob("*.py"))
+    return [file.stem for file in files if function in file.read_text(encoding="utf-8")]
+
+
+def find(source: str, field: str = "config", room: str = "") -> str:
+    """`FILE.py[:SIZE]` with an existing file for what a user wrote.
+
+    It also lets the file say `from configs import small`, wherever it is run from.
+
+    Args:
+      source: a path or the name of a config of the package, then perhaps `:SIZE`.
+      field: what a message calls it.
+      room: folder below `configs`, for names.
+
+    Raises:
+      ValueError: there is no such file; the nearest name is offered.
+    """
+    written, colon, size = source.partition(":")
+    file = pathlib.Path(written)
+    if not file.is_file():
+        bare = written.removeprefix("configs/").removeprefix(f"{room}/").removesuffix(".py")
+        file = home() / room / f"{bare}.py"
+        if not bare or not file.is_file():
+            near = config.nearest(bare, names(room))
+            here = f"a NAME of the package's {f'configs/{room}' if room else 'configs'}"
+            raise wrong(field, source, f"FILE.py[:SIZE] with an existing file, or {here}{near}")
+    _let_import(file.resolve())
+    return f"{file}{colon}{size}"
+
+
+def _let_import(file: pathlib.Path) -> None:
+    """`import configs` finds the folder `configs` that holds `file` first, then the package's."""
+    folders = [str(folder) for folder in file.parents if folder.name == "configs"][:1]
+    package = sys.modules.setdefault("configs", types.ModuleType("configs"))
+    package.__path__ = list(dict.fromkeys([*folders, str(home())]))
 
 
 def load(source: str, field: str = "config") -> ml_collections.ConfigDict:
@@ -22,9 +81,7 @@ def result(source: str, function: str, field: str) -> Any:
     Raises:
       ValueError: there is no such file, or it does not load; the message names `field`.
     """
-    path, _, size = source.partition(":")
-    if not pathlib.Path(path).is_file():
-        raise wrong(field, source, "FILE.py[:SIZE] with an existing file")
+    path, _, size = find(source, field, "sweeps" if function == "get_sweep" else "").partition(":")
     try:
         return runpy.run_path(path)[function](*([size] if size else []))
     except Exception as error:  # the file is a program, and may raise anything

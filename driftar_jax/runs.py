@@ -1,5 +1,6 @@
 """A training run: workdir, data, task and loop put together from a checked config."""
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -245,13 +246,12 @@ def environment() -> dict[str, Any]:
     from importlib import metadata
 
     root = pathlib.Path(driftar_jax.__file__).parent.parent
-    try:
-        asked = subprocess.run(
-            ["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True
-        )
-        commit = asked.stdout.strip()
-    except OSError:
-        commit = ""
+    commit = ""
+    # An installed package may lie in somebody else's repository.
+    if (root / "pyproject.toml").exists():
+        with contextlib.suppress(OSError):
+            command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+            commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
     return {
         "driftar_jax": driftar_jax.__version__,
         "git": commit,
