@@ -79,7 +79,8 @@ def _given(loaded: Loaded, image: np.ndarray, mask: np.ndarray) -> Given:
     if mask.shape != wanted[:2]:
         raise wrong("mask", "x".join(map(str, mask.shape)), f"{height}x{width}, as the image")
     if not mask.any():
-        raise wrong("mask", "no pixel", "one with a white part, which is generated")
+        allowed = "one with a white part, which is generated (black or transparent stands)"
+        raise wrong("mask", "no pixel", allowed)
     grid = to_unit_range(jnp.asarray(np.where(mask[:, :, None], _GREY, image).astype(np.uint8)))
     if _decodes(loaded):
         moments = kl.encode(loaded.to_pixels.vae, loaded.to_pixels.params, grid[None], tile=1)
@@ -106,15 +107,19 @@ def pixel_shape(loaded: Loaded) -> tuple[int, int, int]:
 
 
 def read(image: str, mask: str, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """`image [H, W, channels]` uint8 and `mask [H, W]` bool of two files; white is generated.
+    """`image [H, W, channels]` uint8 and `mask [H, W]` bool of two files.
+
+    White is generated; black and what is transparent in the mask stands.
 
     Raises:
       ValueError: a file is missing or no picture.
     """
     made = []
-    for name, path, count in (("image", image, channels), ("mask", mask, 1)):
+    # What is transparent in a mask is not drawn on, so it stands.
+    for name, path, count, behind in (("image", image, channels, 255), ("mask", mask, 1, 0)):
+        kept = dict(size=None, center_crop=False, background=behind)
         try:
-            made.append(images.decode(path, channels=count, size=None, center_crop=False))
+            made.append(images.decode(path, channels=count, **kept))
         except images.BadImage as error:
             raise wrong(name, path, f"a picture ({error})") from None
     return made[0], made[1][..., 0] >= _GREY

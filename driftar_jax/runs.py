@@ -5,6 +5,7 @@ import dataclasses
 import os
 import pathlib
 import subprocess
+import sys
 from typing import Any
 
 import jax
@@ -201,13 +202,21 @@ def _autoencoder(source) -> dict[str, str]:
 
 def open_data(settings: Any, split: str):
     """The image set of a config: `train` or `test` split."""
-    return pipeline.load_source(
+    source = pipeline.load_source(
         settings.data.name,
         split,
         data_dir=settings.data.data_dir or None,
         image_size=settings.data.image_size,
         center_crop=settings.data.center_crop,
     )
+    tell_left_out(source)
+    return source
+
+
+def tell_left_out(source) -> None:
+    """Say in one line what a set's folder holds that is not read."""
+    if source.left_out and processes.leads():
+        print(f"{source.name}: left out of {source.split}: {source.left_out}", file=sys.stderr)
 
 
 def claim_workdir(workdir: str, settings: Any) -> locks.WorkdirLock:

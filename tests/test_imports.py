@@ -9,6 +9,8 @@ PACKAGE = pathlib.Path(__file__).parent.parent / "driftar_jax"
 
 # Storey of each file, or of a whole folder. A number between two storeys joins what stands there.
 STOREYS = {
+    "jsons": -1,
+    "paths": -1,
     "types": 0,
     "config": 0,
     "sharding": 0,

@@ -98,3 +98,15 @@ def test_files(tmp_path, picture, mask):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match="^mask: got .*bad.png.*allowed a picture"):
         inpaint.read(tmp_path / "image.png", tmp_path / "bad.png", 1)
+
+
+def test_what_is_transparent_in_a_mask_stands(tmp_path, picture, mask):
+    """White strokes on transparent, as drawing programs write them."""
+    Image.fromarray(picture[..., 0]).save(tmp_path / "image.png")
+    strokes = np.full((*mask.shape, 4), 255, np.uint8)
+    strokes[..., 3] = np.where(mask, 255, 0)
+    black = np.where(mask[..., None], strokes, 0).astype(np.uint8)
+    for number, drawn in enumerate((strokes, black, strokes[..., [0, 3]])):
+        Image.fromarray(drawn).save(tmp_path / f"{number}.png")
+        _, hole = inpaint.read(tmp_path / "image.png", tmp_path / f"{number}.png", 1)
+        np.testing.assert_array_equal(hole, mask)

@@ -6,13 +6,13 @@ the format of the library `tokenizers`; this file reads it without that library.
 
 import collections
 import dataclasses
-import json
 import pathlib
 import re
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from driftar_jax import jsons
 from driftar_jax.config import wrong
 from driftar_jax.data import prompts
 
@@ -112,6 +112,9 @@ class WordTokenizer:
         if model["type"] != "WordLevel":
             raise ValueError(f"model: got {model['type']!r}, allowed 'WordLevel'")
         self.vocabulary: dict[str, int] = model["vocab"]
+        ids = list(self.vocabulary.values())
+        if not all(type(i) is int for i in ids) or sorted(ids) != list(range(len(ids))):
+            raise ValueError("the words are not numbered from 0 on")
         self._unknown = self.vocabulary[UNKNOWN]
         self._special = re.compile("(" + "|".join(map(re.escape, _SPECIAL)) + ")")
 
@@ -138,8 +141,8 @@ def read_tokenizer(folder: str | pathlib.Path, spec: TextSpec) -> WordTokenizer:
     if not path.is_file():
         raise wrong(prompts.FILE, None, f"the run's own {prompts.FILE} in {folder}")
     try:
-        made = WordTokenizer(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        made = WordTokenizer(jsons.parse(path.read_bytes()))
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise wrong(prompts.FILE, str(path), f"the file that the run wrote ({reason})") from None
     if len(made.vocabulary) != spec.vocab_size:
@@ -257,11 +260,18 @@ def read_book(folder: str | pathlib.Path, spec: TextSpec, grid: tuple[int, int])
     """
     tokenizer, path = read_tokenizer(folder, spec), pathlib.Path(folder) / FILE
     try:
-        texts = json.loads(path.read_text(encoding="utf-8"))
-        return Book(tokenizer, spec, grid, tuple(tuple(map(str, group)) for group in texts))
-    except (OSError, ValueError, TypeError) as error:
+        texts = jsons.parse(path.read_bytes())
+        if not isinstance(texts, list) or not all(map(_captions, texts)):
+            raise ValueError("no list of captions for each class")
+        return Book(tokenizer, spec, grid, tuple(map(tuple, texts)))
+    except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise wrong(FILE, str(path), f"the file that the run wrote ({reason})") from None
+
+
+def _captions(group) -> bool:
+    """Whether these are captions of a class, at least one."""
+    return isinstance(group, list) and bool(group) and all(isinstance(t, str) for t in group)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -283,10 +293,13 @@ def fit(name: str, captions: Sequence[str] | None, grid: tuple[int, int], length
       length: most words of a caption.
 
     Raises:
-      ValueError: the set has no captions, or one that is too long.
+      ValueError: the set has no captions, or one that is empty or too long.
     """
     if captions is None:
         raise wrong("data.name", name, "a set with captions, such as emoji32")
+    if empty := [i for i, caption in enumerate(captions) if not caption.strip()]:
+        more = f" and {len(empty) - 1} others" if len(empty) > 1 else ""
+        raise wrong("data.name", name, f"a caption for every image (image {empty[0]}{more}: none)")
     file = vocabulary_of(captions)
     tokenizer = WordTokenizer(file)
     longest = max(len(tokenizer.encode(caption)) for caption in captions)

@@ -4,14 +4,16 @@ import concurrent.futures
 import hashlib
 import os
 
-from driftar_jax.data import images
+from driftar_jax import paths
+from driftar_jax.data import images, listing
 from driftar_jax.data.source import READ_THREADS, ImageSource
 
 PREFIX = "folder:"
 SPLITS = ("train", "test")
 HELD_OUT = 0.1  # share of each class that becomes `test` where the folder has no split of its own
 _HELD_OUT_SEED = 0
-_ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
+_ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+_ENDINGS += (".pgm", ".jpe")
 
 
 def open_folder(name: str, split: str, *, image_size: int | None, center_crop: bool) -> ImageSource:
@@ -20,37 +22,32 @@ def open_folder(name: str, split: str, *, image_size: int | None, center_crop: b
     `PATH/train/class/...` with `PATH/test/class/...` if both exist; otherwise `PATH/class/...`, of
     which a fixed tenth of each class is held out. That choice depends on file names alone, so it
     stays when pictures are added. Headers of all pictures are read; colour is kept unless every
-    picture is grey. Files with other endings and hidden ones are ignored.
+    picture is grey. Files with other endings, hidden ones and folders without a picture are counted
+    in `left_out`.
 
     Raises:
-      ValueError: no such folder or split, a class without pictures, pictures that cannot be read
-        (named), or sizes that differ while `image_size` is None. One line each.
+      ValueError: no such folder or split, folders that are parts of a set where classes belong,
+        pictures that cannot be read (named), or sizes that differ while `image_size` is None. One
+        line each.
     """
-    root = os.path.expanduser(name.removeprefix(PREFIX))
+    root = paths.local("data.name", name.removeprefix(PREFIX))
     if split not in SPLITS:
         raise ValueError(f"data.split: got {split!r} for {name!r}, allowed {list(SPLITS)}")
     if not os.path.isdir(root):
         raise ValueError(f"data.name: got {name!r}, allowed folder:PATH with PATH a folder")
     if all(os.path.isdir(os.path.join(root, s)) for s in SPLITS):
-        class_names = _classes(name, os.path.join(root, "train"))
+        beside = _beside(root)
+        listed = listing.of("data.name", name, os.path.join(root, "train"), _ENDINGS)
+        class_names = listed.classes
         root = os.path.join(root, split)
-        extra = sorted(set(_classes(name, root)) - set(class_names))
-        if extra:
-            raise ValueError(
-                f"data.name: got {name!r} with classes {extra} in test alone, allowed "
-                "those of train"
-            )
-        rows = _listing(name, root, class_names, every_class=split == "train")
+        if split == "test":
+            listed = listing.of("data.name", name, root, _ENDINGS, known=class_names)
+        rows, left_out = list(listed.files), ", ".join(filter(None, (listed.left_out, beside)))
     else:
-        class_names = _classes(name, root)
-        if class_names in (["train"], ["test"]):
-            raise ValueError(
-                f"data.name: got {name!r} with {class_names[0]}/ alone, allowed both "
-                "train/ and test/, or class folders"
-            )
-        rows = _share(_listing(name, root, class_names, every_class=True), split)
-    paths = [path for path, _ in rows]
-    shape = _common_shape(name, paths, image_size)
+        listed = listing.of("data.name", name, root, _ENDINGS)
+        class_names, left_out = listed.classes, listed.left_out
+        rows = _share(list(listed.files), split)
+    shape = _common_shape(name, [path for path, _ in rows], image_size)
 
     def read(indices: list[int]):
         return [(decode(rows[i][0]), rows[i][1]) for i in indices]
@@ -61,8 +58,8 @@ def open_folder(name: str, split: str, *, image_size: int | None, center_crop: b
         except images.BadImage as error:
             raise _bad(name, [(path, error)]) from None
 
-    listing = "\n".join(f"{os.path.relpath(path, root)}\t{label}" for path, label in rows)
-    digest = hashlib.sha256(listing.encode()).hexdigest()[:16]
+    lines = "\n".join(f"{os.path.relpath(path, root)}\t{label}" for path, label in rows)
+    digest = hashlib.sha256(os.fsencode(lines)).hexdigest()[:16]
     return ImageSource(
         read,
         len(rows),
@@ -71,41 +68,15 @@ def open_folder(name: str, split: str, *, image_size: int | None, center_crop: b
         image_shape=shape,
         class_names=class_names,
         fingerprint=f"folder|{split}|{len(rows)}|{digest}|{shape}|{center_crop}",
+        left_out=left_out,
     )
 
 
-def _classes(name: str, root: str) -> list[str]:
-    entries = sorted(e for e in os.listdir(root) if not e.startswith("."))
-    found = [e for e in entries if os.path.isdir(os.path.join(root, e))]
-    if not found:
-        raise ValueError(
-            f"data.name: got {name!r} with {len(entries)} files and no class folders in {root}, "
-            "allowed class/picture.png"
-        )
-    return found
-
-
-def _listing(
-    name: str, root: str, class_names: list[str], *, every_class: bool
-) -> list[tuple[str, int]]:
-    """Sorted (path, label) of every picture below the class folders of `root`."""
-    rows = []
-    for label, class_name in enumerate(class_names):
-        pictures = []
-        for place, folders, files in os.walk(os.path.join(root, class_name), followlinks=True):
-            folders[:] = sorted(f for f in folders if not f.startswith("."))
-            pictures += [
-                os.path.join(place, f)
-                for f in sorted(files)
-                if f.lower().endswith(_ENDINGS) and not f.startswith(".")
-            ]
-        if every_class and not pictures:
-            raise ValueError(
-                f"data.name: got {name!r} whose class {class_name!r} holds no pictures, allowed "
-                f"at least one of {' '.join(_ENDINGS)}"
-            )
-        rows += [(path, label) for path in pictures]
-    return rows
+def _beside(root: str) -> str:
+    """What lies beside `train/` and `test/`, in words."""
+    beside = [e for e in os.listdir(root) if e not in SPLITS and not listing.is_system(e)]
+    shown = ", ".join(sorted(map(listing.text_of, beside))[:3])
+    return f"{len(beside)} beside train/ and test/ ({shown})" if beside else ""
 
 
 def _share(rows: list[tuple[str, int]], split: str) -> list[tuple[str, int]]:
@@ -123,10 +94,10 @@ def _share(rows: list[tuple[str, int]], split: str) -> list[tuple[str, int]]:
 def _draw(row: tuple[str, int]) -> bytes:
     # Names, not labels: a class that is added later leaves the choice in the others alone.
     names = row[0].split(os.sep)[-2:]
-    return hashlib.sha256("/".join([str(_HELD_OUT_SEED), *names]).encode()).digest()
+    return hashlib.sha256(os.fsencode("/".join([str(_HELD_OUT_SEED), *names]))).digest()
 
 
-def _common_shape(name: str, paths: list[str], image_size: int | None) -> tuple[int, int, int]:
+def _common_shape(name: str, pictures: list[str], image_size: int | None) -> tuple[int, int, int]:
     def look(path):
         try:
             return images.header(path)
@@ -134,8 +105,8 @@ def _common_shape(name: str, paths: list[str], image_size: int | None) -> tuple[
             return error
 
     with concurrent.futures.ThreadPoolExecutor(READ_THREADS) as pool:
-        seen = list(pool.map(look, paths))
-    bad = [(p, s) for p, s in zip(paths, seen, strict=True) if isinstance(s, Exception)]
+        seen = list(pool.map(look, pictures))
+    bad = [(p, s) for p, s in zip(pictures, seen, strict=True) if isinstance(s, Exception)]
     if bad:
         raise _bad(name, bad)
     if not seen:
@@ -153,6 +124,6 @@ def _common_shape(name: str, paths: list[str], image_size: int | None) -> tuple[
 
 
 def _bad(name: str, bad: list) -> ValueError:
-    shown = "; ".join(f"{path} ({error})" for path, error in bad[:3])
+    shown = "; ".join(f"{listing.text_of(path)} ({error})" for path, error in bad[:3])
     more = f"; and {len(bad) - 3} more" if len(bad) > 3 else ""
     return ValueError(f"data.name: got {name!r} with bad pictures, mend or remove: {shown}{more}")

@@ -1,23 +1,30 @@
 """From an encoded picture to a uint8 array of the wanted size and channels."""
 
 import io
+import os
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
 _ORIENTATION = 0x0112
+# EXIF orientation -> what sets the picture upright; 1 is upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_SIDEWAYS = (5, 6, 7, 8)
+# Others run programs of their own (EPS, WMF) or hold no pixels.
+_FORMATS = ("PNG", "JPEG", "MPO", "GIF", "BMP", "DIB", "WEBP", "TIFF", "PPM")
+# A picture may declare so many pixels; more need a file that can hold them, up to the most.
+_ALWAYS, _PER_BYTE, _MOST = 2**24, 256, 2**27
+_LONG = 8  # times the short side, up to which a picture is scaled whole
 _GREY_MODES = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B", "I;16N")
 _COLOUR_MODES = ("P", "PA", "RGB", "RGBA", "RGBa", "RGBX", "CMYK", "YCbCr")
-# What Pillow raises on damaged or hostile files, and nothing wider.
-_DAMAGE = (
-    UnidentifiedImageError,
-    Image.DecompressionBombError,
-    OSError,
-    SyntaxError,
-    EOFError,
-    ValueError,
-)
 
 
 class BadImage(Exception):
@@ -29,60 +36,166 @@ def header(file) -> tuple[int, int, bool]:
 
     `file` is a path or a binary stream. Raises `BadImage`.
     """
-    try:
-        with Image.open(file) as picture:
-            _check_mode(picture)
-            width, height = picture.size
-            # Pillow decodes a whole PNG to look for EXIF behind the pixels; nobody puts it there.
-            has_exif = picture.format != "PNG" or "exif" in picture.info
-            if has_exif and picture.getexif().get(_ORIENTATION) in _SIDEWAYS:
-                width, height = height, width
-            return height, width, picture.mode in _GREY_MODES
-    except _DAMAGE as error:
-        raise BadImage(_line(error)) from None
+    return _read(file, _look)
 
 
-def decode(file, *, channels: int, size: int | None, center_crop: bool) -> np.ndarray:
+def _look(picture: Image.Image) -> tuple[int, int, bool]:
+    width, height = picture.size
+    if _orientation(picture) in _SIDEWAYS:
+        width, height = height, width
+    return height, width, picture.mode in _GREY_MODES
+
+
+def decode(
+    file, *, channels: int, size: int | None, center_crop: bool, background: int = 255
+) -> np.ndarray:
     """One picture as uint8 `[H, W, channels]`.
 
     Args:
-      file: path, bytes or binary stream of any format that Pillow reads.
+      file: path, bytes or binary stream of a PNG, JPEG, GIF, BMP, WebP, TIFF or PPM.
       channels: 1 (grey) or 3 (RGB). 16-bit grey keeps its high byte, transparency is put on
-        white, CMYK becomes RGB, the EXIF orientation is applied.
+        `background`, CMYK becomes RGB, the EXIF orientation is applied.
       size: side of the result; None keeps the picture's own size.
       center_crop: crop the middle square (`crop_to`); otherwise the whole picture is squeezed
         to `size` x `size`.
+      background: grey level behind what is transparent.
 
     Raises:
-      BadImage: damaged, or of a kind that has no faithful 8-bit form (float, 32-bit).
+      BadImage: damaged, of a kind that has no faithful 8-bit form (float, 32-bit), or of more
+        pixels than its bytes can hold.
     """
-    if isinstance(file, bytes):
-        file = io.BytesIO(file)
-    try:
-        with Image.open(file) as picture:
-            _check_mode(picture)
-            picture.load()
-            ImageOps.exif_transpose(picture, in_place=True)
-            picture = _to_channels(picture, channels)
-    except _DAMAGE as error:
-        raise BadImage(_line(error)) from None
+
+    def make(picture: Image.Image) -> Image.Image:
+        turn = _UPRIGHT.get(_orientation(picture))
+        picture.load()
+        made = _to_channels(picture, channels, background)
+        return made if turn is None else made.transpose(turn)
+
+    picture = _read(io.BytesIO(file) if isinstance(file, bytes) else file, make)
     if size is not None and picture.size != (size, size):
         picture = crop_to(picture, size) if center_crop else _squeeze_to(picture, size)
     return np.asarray(picture, np.uint8).reshape(picture.height, picture.width, channels)
+
+
+def _read(file, use):
+    """What `use` makes of the picture; once more without metadata where these are in the way.
+
+    Damaged files have Pillow raise nearly anything, and each means the same to a user.
+    """
+    try:
+        return _open(file, use)
+    except BadImage:
+        raise
+    except Exception as error:
+        try:
+            if (bare := _without_metadata(file)) is not None:
+                return _open(bare, use)
+        except Exception as second:
+            if isinstance(second, BadImage):
+                raise
+        raise BadImage(_line(error)) from None
+
+
+def _open(file, use):
+    Image.init()
+    formats = [name for name in _FORMATS if name in Image.OPEN]
+    with Image.open(file, formats=formats) as picture:
+        _check_mode(picture)
+        _check_pixels(picture, file)
+        return use(picture)
+
+
+def _orientation(picture: Image.Image) -> int:
+    """The EXIF orientation; 1 where there is none that can be understood."""
+    # Pillow decodes a whole PNG to look for EXIF behind the pixels; nobody puts it there.
+    if picture.format == "PNG" and "exif" not in picture.info:
+        return 1
+    try:
+        value = picture.getexif().get(_ORIENTATION, 1)
+        return int(value[0] if isinstance(value, tuple) else value)
+    except Exception:  # odd metadata, of a picture whose pixels are fine
+        return 1
+
+
+def _check_pixels(picture: Image.Image, file) -> None:
+    """Refuse what declares more pixels than memory, or than its bytes can hold."""
+    pixels = picture.width * picture.height
+    if pixels <= _ALWAYS:
+        return
+    most = min(_MOST, max(_ALWAYS, _PER_BYTE * _length(file)))
+    if pixels > most:
+        raise BadImage(
+            f"{picture.height}x{picture.width} pixels, allowed {most} in a file of its length"
+        )
+
+
+def _length(file) -> int:
+    if isinstance(file, (str, os.PathLike)):
+        return os.path.getsize(file)
+    place = file.tell()
+    end = file.seek(0, io.SEEK_END)
+    file.seek(place)
+    return end
+
+
+def _without_metadata(file) -> io.BytesIO | None:
+    """The picture without what is no pixels: text, profiles, cameras' notes; None: not such a file.
+
+    Of a PNG its critical chunks and its transparency stay, of a JPEG all but its application
+    segments, save those that say how its colours are coded.
+    """
+    if isinstance(file, (str, os.PathLike)):
+        with open(file, "rb") as stream:
+            data = stream.read()
+    else:
+        file.seek(0)
+        data = file.read()
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return io.BytesIO(data[:8] + b"".join(_chunks(data)))
+    if data.startswith(b"\xff\xd8"):
+        return io.BytesIO(b"\xff\xd8" + b"".join(_segments(data)))
+    return None
+
+
+def _chunks(data: bytes):
+    at = 8
+    while at + 12 <= len(data):
+        length = int.from_bytes(data[at : at + 4], "big")
+        kind = data[at + 4 : at + 8]
+        if kind in (b"IHDR", b"PLTE", b"IDAT", b"tRNS", b"IEND"):
+            yield data[at : at + 12 + length]
+        at += 12 + length
+
+
+def _segments(data: bytes):
+    at = 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] != 0xDA:
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        mark = data[at + 1]
+        if not (0xE1 <= mark <= 0xED or mark in (0xEF, 0xFE)):
+            yield data[at:end]
+        at = end
+    yield data[at:]
 
 
 def crop_to(picture: Image.Image, size: int) -> Image.Image:
     """The middle `size` x `size` square, scaled as ADM does (guided-diffusion, `image_datasets`).
 
     The box filter halves while the short side is at least twice `size`; bicubic does the rest, so
-    that it never shrinks by more than two and does not alias.
+    that it never shrinks by more than two and does not alias. Of a strip that would become very
+    long only the square is scaled.
     """
     picture = _halve(picture, size)
     scale = size / min(picture.size)
     width, height = (round(side * scale) for side in picture.size)
-    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
     left, top = (width - size) // 2, (height - size) // 2
-    return picture.crop((left, top, left + size, top + size))
+    if max(width, height) <= _LONG * size:
+        picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+        return picture.crop((left, top, left + size, top + size))
+    # The same square before it is scaled. Pillow rounds it another way, so others stay as they are.
+    wide, high = picture.width / width, picture.height / height
+    box = (left * wide, top * high, (left + size) * wide, (top + size) * high)
+    return picture.resize((size, size), Image.Resampling.BICUBIC, box=box)
 
 
 def _squeeze_to(picture: Image.Image, size: int) -> Image.Image:
@@ -101,14 +214,14 @@ def _check_mode(picture: Image.Image) -> None:
         raise BadImage(f"pixel format {picture.mode!r}, allowed 8-bit, or 16-bit grey")
 
 
-def _to_channels(picture: Image.Image, channels: int) -> Image.Image:
+def _to_channels(picture: Image.Image, channels: int, background: int) -> Image.Image:
     if picture.mode.startswith("I;16"):
         # Pillow's own conversion clips at 255 instead of scaling.
         picture = Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
     elif picture.has_transparency_data:
         picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, (255, 255, 255, 255))
-        picture = Image.alpha_composite(white, picture)
+        behind = Image.new("RGBA", picture.size, (background, background, background, 255))
+        picture = Image.alpha_composite(behind, picture)
     mode = "L" if channels == 1 else "RGB"
     return picture if picture.mode == mode else picture.convert(mode)
 

@@ -5,6 +5,7 @@ more, `latents.json`, which says what was encoded with which autoencoder. MAR's 
 `class/picture.npz` per image, is read as it lies.
 """
 
+import hashlib
 import json
 import os
 import pathlib
@@ -12,8 +13,11 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
+from driftar_jax import paths
 from driftar_jax.checkpoints import write_json
 from driftar_jax.config import wrong
+from driftar_jax.data import listing, npz, tfds_files
+from driftar_jax.jsons import read_json
 
 PREFIX = "latents:"
 # What a converted checkpoint says of its data: latents, but no set of them.
@@ -33,7 +37,7 @@ class LatentSource:
     Attributes:
       name, split: as they were asked for.
       image_shape: `(h, w, c)` of the latents.
-      class_names, num_classes, fingerprint: as of `ImageSource`.
+      class_names, num_classes, fingerprint, left_out: as of `ImageSource`.
       vae, vae_fingerprint: folder of the autoencoder, and text that tells it from others; None in
         MAR's cache.
     """
@@ -49,7 +53,17 @@ class LatentSource:
         self.num_classes = len(self.class_names)
         self.vae: str | None = attributes.get("vae")
         self.vae_fingerprint: str | None = attributes.get("vae_fingerprint")
-        self.fingerprint = f"{self.name}|{self.split}|{length}|{self.vae_fingerprint}"
+        self.left_out: str = attributes.get("left_out", "")
+        # Not of the folder's name: a set that was moved is the same set.
+        self._facts = f"|{self.split}|{length}|{self.vae_fingerprint}"
+        self.fingerprint = f"latents{self._facts}|{attributes['digest']}"
+
+    def is_of(self, fingerprint: str) -> bool:
+        """Whether a stored fingerprint is of this set; older runs kept the folder's name in it."""
+        if fingerprint in (self.fingerprint, self.name + self._facts):
+            return True
+        before = isinstance(fingerprint, str) and fingerprint.startswith(PREFIX)
+        return before and self.vae is not None and fingerprint.endswith(self._facts)
 
     def __len__(self) -> int:
         return self._length
@@ -68,7 +82,7 @@ def open_latents(name: str, split: str, *, image_size: int | None) -> LatentSour
     """
     if name == CONVERTED:
         raise wrong("data.name", name, f"{PREFIX}PATH with PATH written by encode")
-    folder = pathlib.Path(name.removeprefix(PREFIX)).expanduser()
+    folder = pathlib.Path(paths.local("data.name", name.removeprefix(PREFIX)))
     if not folder.is_dir():
         raise wrong("data.name", name, f"{PREFIX}PATH with PATH a folder written by encode")
     source = _shards(name, folder, split) if (folder / FACTS).is_file() else _npz(name, folder)
@@ -87,10 +101,15 @@ def _shards(name: str, folder: pathlib.Path, split: str) -> LatentSource:
     import tensorflow_datasets as tfds
 
     try:
+        tfds_files.check(folder)
         records = tfds.builder_from_directory(str(folder)).as_data_source(split)
+        count = len(records)
     except Exception as error:  # whatever TFDS says of damaged files
-        line = " ".join(str(error).split())
+        line = " ".join(str(error).split())[:200] or type(error).__name__
         raise wrong("data.name", name, f"a set whose files are whole ({line})") from error
+    if count != facts["splits"][split]:
+        allowed = f"{facts['splits'][split]} images of {split} as its {FACTS} says, not {count}"
+        raise wrong("data.name", name, allowed)
 
     def read(i: int) -> dict:
         try:
@@ -99,37 +118,34 @@ def _shards(name: str, folder: pathlib.Path, split: str) -> LatentSource:
             return {"moments": moments, "label": int(record["label"])}
         # ArrayRecord keeps hashes; whatever it or the decoder says, the file is not as written.
         except Exception as error:
-            ranges = _ranges(facts, split)
-            number = next(k for k, numbers in enumerate(ranges) if i in numbers)
-            shard = folder / shard_name(split, number, len(ranges))
+            size = facts["per_shard"]
+            shard = folder / shard_name(split, i // size, -(-count // size))
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise wrong("data.name", str(shard), f"a shard as it was written ({line})") from error
 
     height, width, channels = facts["shape"]
     return LatentSource(
         read,
-        len(records),
+        count,
         name=name,
         split=split,
         image_shape=(height, width, channels // 2),
         class_names=facts["class_names"],
         vae=facts["vae"],
         vae_fingerprint=facts["vae_fingerprint"],
+        digest=_digest(json.dumps(facts.get("source"), sort_keys=True)),
     )
 
 
 def _npz(name: str, folder: pathlib.Path) -> LatentSource:
     """MAR's cache: `moments` and `moments_flip`, channels first, unscaled and unclamped."""
-    classes = sorted(p.name for p in folder.iterdir() if p.is_dir())
-    files = [(p, k) for k, c in enumerate(classes) for p in sorted((folder / c).glob("*.npz"))]
-    if not files:
-        raise wrong("data.name", name, f"a folder with {FACTS}, or with class/picture.npz in it")
+    listed = listing.of("data.name", name, str(folder), (".npz",))
+    files = listed.files
 
     def read(i: int) -> dict:
         path, label = files[i]
         try:
-            with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-                pair = np.stack([arrays["moments"], arrays["moments_flip"]])
+            pair = np.stack(npz.read(path, ("moments", "moments_flip")))
             if pair.ndim != 4 or pair.dtype.kind != "f":
                 raise ValueError(f"moments are {pair.dtype} {pair.shape[1:]}")
         # A damaged zip can raise nearly anything, and each means the same to a user.
@@ -146,13 +162,46 @@ def _npz(name: str, folder: pathlib.Path) -> LatentSource:
         name=name,
         split="train",
         image_shape=(height, width, channels // 2),
-        class_names=classes,
+        class_names=listed.classes,
+        left_out=listed.left_out,
+        digest=_digest("\n".join(f"{os.path.relpath(p, folder)}\t{k}" for p, k in files)),
     )
 
 
+def _digest(text: str) -> str:
+    return hashlib.sha256(os.fsencode(text)).hexdigest()[:16]
+
+
 def read_facts(folder: pathlib.Path) -> dict:
-    """`latents.json` of a folder that `encode` began."""
-    return json.loads((folder / FACTS).read_text())
+    """`latents.json` of a folder that `encode` began.
+
+    Raises:
+      ValueError: it is damaged, or no set can have such facts; one line.
+    """
+    path = folder / FACTS
+    facts = read_json("data.name", path, "the facts that encode wrote")
+    for field, fits in (
+        ("shape", _numbers(facts.get("shape")) and len(facts["shape"]) == 3),
+        ("shape", _numbers(facts.get("shape")) and facts["shape"][-1] % 2 == 0),
+        ("class_names", _texts(facts.get("class_names"))),
+        ("splits", isinstance(facts.get("splits"), dict) and _numbers([*facts["splits"].values()])),
+        ("per_shard", _numbers([facts.get("per_shard")])),
+        ("vae", isinstance(facts.get("vae"), str)),
+        ("vae_fingerprint", isinstance(facts.get("vae_fingerprint"), str)),
+    ):
+        if not fits:
+            shown = repr(facts.get(field))[:80]
+            raise wrong("data.name", str(path), f"the {field} that encode wrote (it has {shown})")
+    return facts
+
+
+def _numbers(given) -> bool:
+    """Whether these are whole numbers of at least 1, none beyond what a set can have."""
+    return isinstance(given, list) and all(type(n) is int and 0 < n <= 2**40 for n in given)
+
+
+def _texts(given) -> bool:
+    return isinstance(given, list) and bool(given) and all(isinstance(n, str) for n in given)
 
 
 def begin(out: str, facts: dict) -> pathlib.Path:
@@ -166,7 +215,7 @@ def begin(out: str, facts: dict) -> pathlib.Path:
     Raises:
       ValueError: it holds something else; OSError: it cannot be written.
     """
-    folder = pathlib.Path(out).absolute()
+    folder = pathlib.Path(paths.local("out", out)).absolute()
     if (folder / FACTS).is_file():
         if (then := read_facts(folder)) != (now := json.loads(json.dumps(facts))):
             field = next(k for k in {**then, **now} if then.get(k) != now.get(k))

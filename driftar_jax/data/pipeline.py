@@ -7,6 +7,7 @@ import weakref
 
 import numpy as np
 
+from driftar_jax import paths
 from driftar_jax.data import folder, latents, prepared
 from driftar_jax.data.source import READ_THREADS, ImageSource
 
@@ -46,6 +47,8 @@ def load_source(
     _check_bool("data.center_crop", center_crop)
     if data_dir is not None and not isinstance(data_dir, (str, os.PathLike)):
         raise ValueError(f"data.data_dir: got {data_dir!r}, allowed a folder or None")
+    if paths.is_address(name):
+        paths.local("data.name", name)
     if latents.is_latents(name):
         return latents.open_latents(name, split, image_size=image_size)
     if name.startswith(folder.PREFIX):
@@ -100,7 +103,7 @@ class Batches:
         Raises:
           ValueError: one line that names the field, the value and what is allowed.
         """
-        _check_int("data.batch_size", batch_size, 1, len(source))
+        _check_int("train.batch_size", batch_size, 1, len(source))
         _check_int("seed", seed, 0, _SEEDS - 1)
         _check_int("process_count", process_count, 1, _SEEDS)
         _check_int("process_index", process_index, 0, process_count - 1)
@@ -109,7 +112,7 @@ class Batches:
         _check_bool("data.shuffle", shuffle)
         if batch_size % process_count:
             raise ValueError(
-                f"data.batch_size: got {batch_size}, allowed multiples of process_count "
+                f"train.batch_size: got {batch_size}, allowed multiples of process_count "
                 f"{process_count}"
             )
         self.source, self.batch_size, self.seed = source, int(batch_size), int(seed)
@@ -150,6 +153,8 @@ class Batches:
         if missing:
             raise ValueError(f"data state: got no {missing}, allowed what Batches.state() returned")
         for field, want in expected.items():
+            if field == "source" and self.source.is_of(state[field]):
+                continue
             if state[field] != want:
                 raise ValueError(f"data state: got {field} {state[field]!r}, allowed {want!r}")
         _check_int("data state batch", state["batch"], 0, _END // self.batch_size)

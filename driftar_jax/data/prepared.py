@@ -13,7 +13,8 @@ import re
 import shutil
 import tempfile
 
-from driftar_jax.data import embedded, images
+from driftar_jax import paths
+from driftar_jax.data import embedded, images, tfds_files
 from driftar_jax.data.source import ImageSource
 
 _NAME = re.compile(r"(?P<set>\w+)(/(?P<config>[\w.-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
@@ -21,9 +22,14 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 def data_folder(data_dir: str | None) -> str:
-    """`data_dir`, else `TFDS_DATA_DIR`, else `~/tensorflow_datasets`."""
-    chosen = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return os.path.expanduser(os.fspath(chosen))
+    """`data_dir`, else `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+
+    Raises:
+      ValueError: an address, or no home folder is known; one line.
+    """
+    if data_dir or not os.environ.get("TFDS_DATA_DIR"):
+        return paths.local("data.data_dir", data_dir or "~/tensorflow_datasets")
+    return paths.local("TFDS_DATA_DIR", os.environ["TFDS_DATA_DIR"])
 
 
 def open_prepared(
@@ -46,7 +52,11 @@ def open_prepared(
 
     import tensorflow_datasets as tfds
 
-    info = tfds.builder(full_name, data_dir=folder).info
+    try:
+        info = tfds.builder(full_name, data_dir=folder).info
+        splits = sorted(info.splits)
+    except Exception as error:  # whatever TFDS says of damaged files
+        raise _damaged(name, folder, error) from None
     channels = _channels(name, info.features)
     shape = _image_shape(name, info.features, image_size, channels)
     try:
@@ -59,15 +69,17 @@ def open_prepared(
             decoders={"image": tfds.decode.SkipDecoding()},
         )
     except ValueError:
-        allowed = sorted(info.splits)
-        raise ValueError(f"data.split: got {split!r} for {name!r}, allowed {allowed}") from None
+        raise ValueError(f"data.split: got {split!r} for {name!r}, allowed {splits}") from None
+    except Exception as error:
+        raise _damaged(name, folder, error) from None
 
     def fetch(indices: list[int]):
         try:
             # Reading in bulk starts threads: worth it for many records, ten times slower for one.
             many = len(indices) > 1
             return records.__getitems__(indices) if many else [records[indices[0]]]
-        except RuntimeError as error:
+        # ArrayRecord keeps hashes; whatever it or the decoder says, the files are not as written.
+        except Exception as error:
             raise _damaged(name, folder, error) from None
 
     def read(indices: list[int]):
@@ -75,7 +87,9 @@ def open_prepared(
         return [(decode(i, item), int(item["label"])) for i, item in items]
 
     def read_captions() -> list[str]:
-        return [item["caption"].decode() for item in fetch(list(range(len(records))))]
+        return [
+            item["caption"].decode("utf-8", "replace") for item in fetch(list(range(len(records))))
+        ]
 
     def decode(i: int, item: dict):
         encoded = bytes(item["image"])
@@ -121,6 +135,7 @@ def _find(name: str, found: re.Match, folder: str) -> tuple[str, dict]:
     version = found["version"] or versions[-1]
     if version not in versions:
         raise ValueError(f"data.name: got {name!r}, allowed the versions {versions} in {home}")
+    tfds_files.check(home / version)
     try:
         info = json.loads((home / version / "dataset_info.json").read_text())
     except ValueError as error:
@@ -223,9 +238,10 @@ def _missing(name: str, set_name: str, folder: str) -> ValueError:
 
 
 def _damaged(name: str, folder: str, error: Exception) -> ValueError:
+    line = " ".join(str(error).split())[:200] or type(error).__name__
     return ValueError(
         f"data.name: got {name!r} whose files under {folder} are damaged or missing, allowed a "
-        f"complete set: {' '.join(str(error).split())}"
+        f"complete set: {line}"
     )
 
 

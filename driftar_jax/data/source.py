@@ -22,6 +22,7 @@ class ImageSource:
       fingerprint: text that differs whenever the images, their order or preparation may differ.
       in_memory: every image is decoded already.
       captions: one text per image, in the set's order; None where the set has none.
+      left_out: one line that counts what lies in its folder and is no picture of a class, or "".
     """
 
     def __init__(
@@ -35,6 +36,7 @@ class ImageSource:
         class_names: Sequence[str],
         fingerprint: str,
         captions: Callable[[], list[str]] | None = None,
+        left_out: str = "",
     ):
         """`read([i, ...])` gives the decoded images with their labels, `captions()` all texts.
 
@@ -51,7 +53,7 @@ class ImageSource:
         self.image_shape = tuple(image_shape)
         self.class_names = tuple(class_names)
         self.num_classes = len(self.class_names)
-        self.fingerprint = fingerprint
+        self.fingerprint, self.left_out = fingerprint, left_out
         self._read, self._length, self._captions = read, length, captions
         self._arrays = None
         if length * int(np.prod(image_shape)) < MEMORY_LIMIT:
@@ -78,6 +80,10 @@ class ImageSource:
                 f"data.name: got {self.name!r} without an image of class "
                 f"{self.class_names[label]!r}, allowed at least one of every class"
             )
+
+    def is_of(self, fingerprint: str) -> bool:
+        """Whether a stored fingerprint is of these images in this order."""
+        return fingerprint == self.fingerprint
 
     def __len__(self) -> int:
         return self._length

@@ -1,5 +1,7 @@
 """Plain folders of pictures: labels, splits, and what is said about bad ones."""
 
+import os
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -103,15 +105,117 @@ def _raises_line(match, root, split="train"):
 def test_bad_folders_are_refused(pets, tmp_path):
     _raises_line("allowed folder:PATH", tmp_path / "missing")
     _raises_line(r"data.split: got 'validation' .* allowed \['train', 'test'\]", pets, "validation")
-    (pets / "bird").mkdir()
-    _raises_line("class 'bird' holds no pictures", pets)
     flat = tmp_path / "dog"
-    _raises_line("with 20 files and no class folders", flat)
+    _raises_line("no class folders in .*20 outside of the class folders", flat)
+    (tmp_path / "none").mkdir()
+    _raises_line("no class folders in .*nothing in it", tmp_path / "none")
+
+
+def test_what_is_no_picture_of_a_class_is_counted_and_never_a_class(pets):
+    for name in ("bird", "__MACOSX", "@eaDir", "cat/.hidden", "dog/@eaDir"):
+        (pets / name).mkdir()
+    _write(pets / "dog" / "@eaDir" / "thumb.jpg", (1, 1, 1))
+    _write(pets / "__MACOSX" / "cat" / "0.png", (1, 1, 1))
+    for name in ("Thumbs.db", "cat/desktop.ini", "list.txt", "dog/clip.mp4", "dog/raw"):
+        (pets / name).write_bytes(b"x")
+    part = pipeline.load_source(f"folder:{pets}", "train")
+    assert part.class_names == ("cat", "dog") and len(part) == 24
+    assert part.left_out == (
+        "1 files with .mp4, 1 files with .txt, 1 files with no ending, "
+        "7 hidden or of the system, 1 outside of the class folders, 1 folders without any (bird)"
+    )
+
+
+PARTS = [
+    ("train", "val"),
+    ("Train", "Valid"),
+    ("TRAIN", "validation"),
+    ("training", "testing"),
+    ("train2017", "val2017"),
+    ("train_images", "val_images"),
+    ("ILSVRC2012_img_train", "ILSVRC2012_img_val"),
+    ("train", "dev", "holdout"),
+    ("trainset", "testset"),
+    ("val",),
+]
+
+
+@pytest.mark.parametrize("parts", PARTS, ids=",".join)
+@pytest.mark.parametrize("layered", [True, False])
+def test_parts_of_a_set_are_no_classes(tmp_path, parts, layered):
+    for part in parts:
+        _write(tmp_path / part / "cat" / "0.png" if layered else tmp_path / part / "0.png", 1)
+    (tmp_path / "annotations").mkdir()
+    _raises_line(f"{parts[0]}/.* parts of a set, not classes, allowed train/ and test/", tmp_path)
+
+
+def test_a_set_inside_of_a_folder_is_named(tmp_path):
+    for part in ("train", "val"):
+        _write(tmp_path / "imagenet" / part / "cat" / "0.png", 1)
+    _raises_line("with train/ inside of its folder imagenet/", tmp_path)
+
+
+def test_classes_that_sound_like_parts_stay_classes(tmp_path):
+    """Some sets have a class of trains; one of test tubes is no part either."""
+    for name in ("train", "bus", "test_tube", "dev kit", "set of images"):
+        _write(tmp_path / name / "0.png", 1)
+    names = pipeline.load_source(f"folder:{tmp_path}", "train").class_names
+    assert names == ("bus", "dev kit", "set of images", "test_tube", "train")
+
+
+def test_train_beside_val_uses_train_and_test_and_says_so(tmp_path):
+    for part in ("train", "test", "val"):
+        _write(tmp_path / part / "cat" / "0.png", 1)
+    part = pipeline.load_source(f"folder:{tmp_path}", "train")
+    assert len(part) == 1 and part.left_out == "1 beside train/ and test/ (val)"
+
+
+def test_names_that_are_not_utf8_become_text(tmp_path):
+    home = os.fsencode(tmp_path)
+    for name in (b"caf\xe9", "caf\xe9".encode()):
+        os.mkdir(os.path.join(home, name))
+        Image.new("RGB", (4, 4)).save(os.fsdecode(os.path.join(home, name, b"\xff.png")))
+    part = pipeline.load_source(f"folder:{tmp_path}", "train")
+    assert part.class_names == ("caf\xe9", "caf\\xe9") and len(part.fingerprint) < 100
+    "".join(part.class_names).encode()
+    with open(os.path.join(home, b"caf\xe9", b"\xfe.png"), "wb"):
+        pass
+    with pytest.raises(ValueError, match=r"bad pictures.*caf\\xe9.*xfe.png") as error:
+        pipeline.load_source(f"folder:{tmp_path}", "train")
+    str(error.value).encode()
+
+
+def test_a_link_that_goes_round_is_walked_once(tmp_path):
+    _write(tmp_path / "cat" / "0.png", 1)
+    (tmp_path / "cat" / "again").symlink_to(tmp_path / "cat")
+    (tmp_path / "cat" / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    with pytest.raises(ValueError, match="bad pictures.*gone.png"):
+        pipeline.load_source(f"folder:{tmp_path}", "train")
+    (tmp_path / "cat" / "gone.png").unlink()
+    assert len(pipeline.load_source(f"folder:{tmp_path}", "train")) == 1
+
+
+@pytest.mark.parametrize(
+    "place", ["folder:s3://bucket/a", "latents:gs://bucket/a", "gs://bucket/a", "folder:gs:/b/a"]
+)
+def test_addresses_are_refused_with_the_way(place):
+    with pytest.raises(ValueError, match="^data.name: got '.*', allowed .* mount the bucket"):
+        pipeline.load_source(place, "train")
+    with pytest.raises(ValueError, match="^data.data_dir: got 'gs://.*mount the bucket"):
+        pipeline.load_source("digits8", "train", data_dir="gs://bucket/tfds")
+
+
+def test_tilde_is_the_home(tmp_path, monkeypatch):
+    _write(tmp_path / "pets" / "cat" / "0.png", 1)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert len(pipeline.load_source("folder:~/pets", "train")) == 1
+    with pytest.raises(ValueError, match="^data.name: .* home folder is not known here"):
+        pipeline.load_source("folder:~nobody-at-all/pets", "train")
 
 
 def test_half_a_split_and_classes_of_test_alone_are_refused(tmp_path):
     _write(tmp_path / "train" / "a" / "1.png", (1, 0, 0))
-    _raises_line("train/ alone", tmp_path)
+    _raises_line("train/ are parts of a set", tmp_path)
     _write(tmp_path / "test" / "z" / "1.png", (1, 0, 0))
     _raises_line(r"classes \['z'\] in test alone", tmp_path, "test")
 

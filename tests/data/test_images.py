@@ -1,6 +1,9 @@
 """Single pictures: modes, orientation, crop."""
 
 import io
+import resource
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -116,3 +119,111 @@ def test_squeezing_keeps_both_edges_and_cropping_does_not():
     squeezed, cropped = (_decode(encoded, size=8, center_crop=c) for c in (False, True))
     assert squeezed[:, 0].max() < 10 and squeezed[:, -1].min() > 245
     assert (cropped == 128).all()
+
+
+def _tiff(*entries, behind=b""):
+    """An EXIF block of (tag, type, count, value)."""
+    body = struct.pack("<H", len(entries))
+    for tag, kind, count, value in entries:
+        body += struct.pack("<HHI", tag, kind, count) + value.ljust(4, b"\0")
+    return b"II*\0" + struct.pack("<I", 8) + body + struct.pack("<I", 0) + behind
+
+
+TURN = (0x0112, 3, 1, struct.pack("<H", 6))
+AFTER_TWO = struct.pack("<I", 8 + 2 + 24 + 4)
+# What cameras and programs write beside the orientation; the pixels are fine.
+ODD = {
+    "denominator of zero": _tiff(TURN, (0x011A, 5, 1, AFTER_TWO), behind=struct.pack("<II", 72, 0)),
+    "header twice": b"Exif\0\0" + _tiff(TURN),
+    "signed rational": _tiff(
+        TURN, (0x8769, 4, 1, AFTER_TWO), behind=struct.pack("<HHHIi", 1, 0x9204, 10, 1, -5)
+    ),
+    "two resolutions": _tiff(
+        TURN, (0x011A, 5, 2, AFTER_TWO), behind=struct.pack("<4I", 7, 1, 7, 1)
+    ),
+    "pointer beyond": _tiff(TURN, (0x8769, 4, 1, struct.pack("<I", 9999))),
+    "pointer to itself": _tiff(TURN, (0x8769, 4, 1, struct.pack("<I", 8))),
+    "unknown type": _tiff(TURN, (0x927C, 77, 4, b"abcd")),
+    "text for a number": _tiff(TURN, (0x8825, 2, 4, b"abc\0")),
+    "negative in unsigned": _tiff(TURN, (0x0103, 8, 1, struct.pack("<h", -1))),
+    "float for an offset": _tiff(TURN, (0x8769, 11, 1, struct.pack("<f", 26.0))),
+    "orientation as long": _tiff((0x0112, 4, 1, struct.pack("<I", 6))),
+    "orientation as text": _tiff((0x0112, 2, 2, b"6\0")),
+    "orientation twice over": _tiff((0x0112, 3, 2, struct.pack("<HH", 6, 1))),
+    "orientation of 99": _tiff((0x0112, 3, 1, struct.pack("<H", 99))),
+    "orientation as rational": _tiff((0x0112, 5, 1, AFTER_TWO), behind=b"\0" * 30),
+    "cut": _tiff(TURN)[:14],
+    "empty": b"",
+    "zeros": bytes(40),
+}
+
+
+def _jpeg_with(block):
+    whole = _encoded(Image.fromarray(RNG.integers(0, 256, (16, 24, 3), np.uint8)), "JPEG")
+    block = b"Exif\0\0" + block
+    return whole[:2] + b"\xff\xe1" + struct.pack(">H", len(block) + 2) + block + whole[2:]
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("block", ODD.values(), ids=ODD)
+def test_odd_metadata_does_not_keep_a_picture_from_being_read(block):
+    encoded = _jpeg_with(block)
+    height, width, _ = images.header(io.BytesIO(encoded))
+    assert _decode(encoded).shape == (height, width, 3) and {height, width} == {16, 24}
+
+
+def _chunk(kind, body, crc=None):
+    sum_ = zlib.crc32(kind + body) if crc is None else crc
+    return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", sum_)
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        _chunk(b"zTXt", b"a\0\0" + zlib.compress(bytes(2**22))),
+        _chunk(b"iTXt", b"a\0\1\0\0\0" + b"no zlib"),
+        _chunk(b"iCCP", b"a\0\7???"),
+        _chunk(b"pHYs", b"\0"),
+        _chunk(b"tEXt", b"a\0b", crc=7),
+        _chunk(b"eXIf", b"??"),
+        _chunk(b"gAMA", b""),
+    ],
+    ids=["long text", "bad text", "profile", "short", "sum", "exif", "gamma"],
+)
+def test_odd_chunks_do_not_keep_a_png_from_being_read(chunk):
+    pixels = RNG.integers(0, 256, (5, 4, 3), np.uint8)
+    whole = _encoded(Image.fromarray(pixels))
+    encoded = whole[:33] + chunk + whole[33:]
+    assert images.header(io.BytesIO(encoded)) == (5, 4, False)
+    np.testing.assert_array_equal(_decode(encoded), pixels)
+
+
+def test_a_thin_strip_is_cut_before_it_is_scaled():
+    encoded = _encoded(Image.new("RGB", (4000, 1), (9, 8, 7)))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    made = _decode(encoded, size=512)
+    assert made.shape == (512, 512, 3) and (made == (9, 8, 7)).all()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**16  # KiB
+
+
+def test_the_square_of_a_strip_is_that_of_the_scaled_strip():
+    strip = np.repeat(np.linspace(0, 255, 200).astype(np.uint8)[None], 10, axis=0)
+    made = np.asarray(images.crop_to(Image.fromarray(strip), 10), float)
+    np.testing.assert_allclose(made[5], strip[5, 95:105], atol=1)
+
+
+@pytest.mark.parametrize("sides", [(30000, 30000), (65535, 65535), (5000, 4000), (2**31 - 1, 1)])
+def test_more_pixels_than_a_file_can_hold_are_refused(sides):
+    head = struct.pack(">IIBBBBB", *sides, 8, 2, 0, 0, 0)
+    body = _chunk(b"IHDR", head) + _chunk(b"IDAT", zlib.compress(b"")) + _chunk(b"IEND", b"")
+    encoded = b"\x89PNG\r\n\x1a\n" + body
+    for read in (lambda: images.header(io.BytesIO(encoded)), lambda: _decode(encoded)):
+        with pytest.raises(images.BadImage) as error:
+            read()
+        assert "\n" not in str(error.value)
+
+
+def test_formats_that_run_programs_are_no_pictures(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EOF\n")
+    with pytest.raises(images.BadImage, match="not an image that can be read"):
+        images.header(tmp_path / "a.png")

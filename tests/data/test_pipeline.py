@@ -186,10 +186,10 @@ def test_labels_outside_the_classes_are_refused():
 
 
 BAD_BATCHES = [
-    (dict(batch_size=0), "data.batch_size: got 0, allowed an int from 1 to 299"),
-    (dict(batch_size=300), "data.batch_size: got 300, allowed an int from 1 to 299"),
-    (dict(batch_size=2.0), "data.batch_size: got 2.0, allowed an int from 1 to 299"),
-    (dict(batch_size=9, process_count=2), "data.batch_size: got 9, allowed multiples of"),
+    (dict(batch_size=0), "train.batch_size: got 0, allowed an int from 1 to 299"),
+    (dict(batch_size=300), "train.batch_size: got 300, allowed an int from 1 to 299"),
+    (dict(batch_size=2.0), "train.batch_size: got 2.0, allowed an int from 1 to 299"),
+    (dict(batch_size=9, process_count=2), "train.batch_size: got 9, allowed multiples of"),
     (dict(process_index=2, process_count=2), "process_index: got 2, allowed an int from 0 to 1"),
     (dict(process_count=0), "process_count: got 0, allowed"),
     (dict(seed=-1), "seed: got -1, allowed an int from 0 to 4294967295"),

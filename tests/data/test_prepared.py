@@ -3,6 +3,7 @@
 import json
 import pathlib
 import shutil
+import sys
 
 import pytest
 
@@ -106,7 +107,16 @@ def test_damaged_sets_are_named(other):
     records.unlink()
     assert "damaged or missing" in _refusal("imagenet2012", data_dir=folder)
     (other / "dataset_info.json").write_text("{")
-    assert "damaged or missing" in _refusal("imagenet2012", data_dir=folder)
+    assert f"{other / 'dataset_info.json'}', allowed the facts of" in _refusal(
+        "imagenet2012", data_dir=folder
+    )
+
+
+def test_a_set_that_names_a_module_of_its_own_is_refused_before_it_is_imported(other):
+    path = other / "features.json"
+    path.write_text(path.read_text().replace("tensorflow_datasets.core.features.image", "this"))
+    said = _refusal("imagenet2012", data_dir=str(other.parents[1]))
+    assert "features.json' which names 'this" in said and "this" not in sys.modules
 
 
 def test_folder_that_cannot_be_written_is_named(tmp_path):

@@ -65,7 +65,7 @@ def train(call, tmp_path):
         (DRIFT, "mesh.fsdp=3", "mesh", "the device count 1"),
         (DRIFT, "data.name=digit8", "data.name", "nearest: digits8"),
         (DRIFT, "data.name=folder:/nowhere", "data.name", "folder:PATH"),
-        (DRIFT, "train.batch_size=5000", "data.batch_size", "1 to 1498"),
+        (DRIFT, "train.batch_size=5000", "train.batch_size", "1 to 1498"),
         (DRIFT, "init_from=/nowhere", "init_from", "a checkpoint of a host"),
         (OWN, "sample.nfe=1001", "sample.nfe", "1 to 1000"),
         (OWN, "sample.nfe=952", "nfe", "1 to 951 (spacing trimmed)"),

@@ -1,0 +1,188 @@
+"""What lies in a folder of classes: class folders, their files, and what is neither."""
+
+import collections
+import dataclasses
+import os
+import re
+import unicodedata
+from collections.abc import Sequence
+
+# Parts of a set. A class of such a name alone is one too many: these are its splits.
+_PARTS = (
+    "train training trainset trainval valset testset val valid validation validate minival dev "
+    "test testing eval evaluation holdout heldout unlabeled unlabelled"
+).split()
+_FILLERS = "a b c data dataset folder image images img imgs imagenet ilsvrc pictures set split"
+_FILLERS = (*_FILLERS.split(), "new", "final", "clean", "full", "of", "out", "held", "hold")
+# What operating systems, file servers and editors leave beside the files of their users.
+_SYSTEM = {
+    "__macosx",
+    "@eadir",
+    "$recycle.bin",
+    "recycler",
+    "system volume information",
+    "lost+found",
+    "__pycache__",
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "icon\r",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Listing:
+    """Classes and files of a folder, in order.
+
+    Attributes:
+      classes: names as text; labels follow them.
+      files: path and label of every file that belongs to a class.
+      left_out: one line that counts what is neither; "" where there is nothing.
+    """
+
+    classes: tuple[str, ...]
+    files: tuple[tuple[str, int], ...]
+    left_out: str
+
+
+def text_of(name: str) -> str:
+    r"""A file name that any terminal and any JSON file can hold; `\xff` for what is not UTF-8."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
+def is_part(name: str) -> bool:
+    """Whether a folder of this name is a part of a set, `train` or `val2017`, and not a class."""
+    words = re.findall(r"[a-z]+", unicodedata.normalize("NFKC", name).lower())
+    known = all(word in _PARTS or word in _FILLERS for word in words)
+    return known and any(word in _PARTS for word in words)
+
+
+def is_system(name: str) -> bool:
+    """Whether a file or folder is hidden, or no user's own."""
+    return name.startswith(".") or name.lower() in _SYSTEM
+
+
+def of(
+    field: str,
+    given: str,
+    root: str,
+    endings: Sequence[str],
+    *,
+    known: Sequence[str] | None = None,
+) -> Listing:
+    """The classes below `root`, each a folder with files of these endings at any depth.
+
+    A folder without such a file is no class, nor is one that is hidden or the system's.
+
+    Args:
+      field: for the message.
+      given: what the user named, for the message.
+      root: an existing folder.
+      endings: of the files, lower case, such as `.png`.
+      known: names that labels follow, where they are another folder's; others are refused.
+
+    Raises:
+      ValueError: no class in it, one that is not `known`, or parts of a set in their place; one
+        line.
+    """
+    counts: collections.Counter[str] = collections.Counter()
+    found: dict[str, list[str]] = {}
+    empty: list[str] = []
+    for entry in _entries(field, given, root):
+        if is_system(entry.name):
+            counts["hidden or of the system"] += 1
+        elif not entry.is_dir():
+            counts["outside of the class folders"] += 1
+        elif files := _files(field, given, entry.path, endings, counts):
+            found[entry.name] = files
+        else:
+            empty.append(entry.name)
+    _check_parts(field, given, root, found)
+    if not found:
+        here = _line(counts, empty) or "nothing in it"
+        raise ValueError(
+            f"{field}: got {given!r} with no class folders in {text_of(root)} ({here}), allowed "
+            f"class/picture{endings[0]}"
+        )
+    names = [text_of(entry) for entry in found]
+    if known is not None and (extra := sorted(set(names) - set(known))):
+        raise ValueError(
+            f"{field}: got {given!r} with classes {extra} in {os.path.basename(root)} alone, "
+            "allowed those of train"
+        )
+    labels = {name: i for i, name in enumerate(names if known is None else known)}
+    rows = [(p, labels[text_of(entry)]) for entry, files in found.items() for p in files]
+    return Listing(tuple(labels), tuple(rows), _line(counts, empty))
+
+
+def _entries(field: str, given: str, folder: str) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as entries:
+            return sorted(entries, key=lambda entry: entry.name)
+    except OSError as error:
+        raise ValueError(
+            f"{field}: got {given!r}, allowed folders that can be read "
+            f"({text_of(folder)}: {error.strerror})"
+        ) from None
+
+
+def _files(
+    field: str, given: str, top: str, endings: Sequence[str], counts: collections.Counter
+) -> list[str]:
+    """Sorted files of a class folder; what else lies there is counted."""
+    found, seen = [], {os.path.realpath(top)}
+    waiting = [top]
+    while waiting:
+        place = waiting.pop(0)
+        folders = []
+        for entry in _entries(field, given, place):
+            if is_system(entry.name):
+                counts["hidden or of the system"] += 1
+            elif entry.is_dir():
+                folders.append(entry.path)
+            elif not entry.name.lower().endswith(tuple(endings)):
+                ending = os.path.splitext(text_of(entry.name))[1].lower()[:12] or "no ending"
+                counts[f"files with {ending}"] += 1
+            else:
+                found.append(entry.path)
+        # A link to a folder above would be walked without end.
+        new = [path for path in folders if os.path.realpath(path) not in seen]
+        seen.update(map(os.path.realpath, new))
+        waiting[:0] = new
+    return found
+
+
+def _check_parts(field: str, given: str, root: str, found: dict[str, list[str]]) -> None:
+    """Refuse parts of a set where classes belong: they would be trained as classes."""
+    parts = [name for name in found if is_part(text_of(name))]
+    layered = [name for name in parts if _layered(os.path.join(root, name), found[name])]
+    wrong = parts if len(parts) == len(found) else layered if len(layered) > 1 else []
+    if wrong:
+        shown = ", ".join(f"{text_of(name)}/" for name in wrong[:4])
+        raise ValueError(
+            f"{field}: got {given!r} whose folders {shown} are parts of a set, not classes, "
+            "allowed train/ and test/ with class folders in each, or class folders alone (rename "
+            "the held-out part to test)"
+        )
+    for name, files in found.items():
+        place = os.path.join(root, name)
+        below = {os.path.relpath(path, place).split(os.sep)[0] for path in files}
+        inside = [part for part in sorted(below) if is_part(text_of(part))]
+        if inside and len(inside) == len(below) and os.path.isdir(os.path.join(place, inside[0])):
+            raise ValueError(
+                f"{field}: got {given!r} with {text_of(inside[0])}/ inside of its folder "
+                f"{text_of(name)}/, allowed a folder of classes, or one with train/ and test/ in it"
+            )
+
+
+def _layered(place: str, files: Sequence[str]) -> bool:
+    """Whether the files of a folder lie in folders of their own."""
+    return all(os.path.dirname(path) != place for path in files)
+
+
+def _line(counts: collections.Counter, empty: Sequence[str]) -> str:
+    words = [f"{count} {what}" for what, count in sorted(counts.items())]
+    if empty:
+        shown = ", ".join(map(text_of, empty[:3])) + (", ..." if len(empty) > 3 else "")
+        words.append(f"{len(empty)} folders without any ({shown})")
+    return ", ".join(words)

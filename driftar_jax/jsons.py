@@ -1,0 +1,62 @@
+"""JSON files that somebody else may have written: an object, or one line that says why not."""
+
+import json
+import os
+import pathlib
+from typing import Any
+
+# Python's objects take up to thirty times the room of their text.
+_LARGEST = 2**24
+_CONTAINERS, _ITEMS = 2**20, 2**21
+
+
+def parse(text: bytes):
+    """What JSON text holds.
+
+    Raises:
+      ValueError: it is no JSON, nested without end, names a key twice, or would become out of
+        proportion to its length.
+    """
+    if text.count(b"[") + text.count(b"{") > _CONTAINERS or text.count(b",") > _ITEMS:
+        raise ValueError("more parts than such a file can have")
+    try:
+        return json.loads(text, object_pairs_hook=_once)
+    except RecursionError:
+        raise ValueError("nested without end") from None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    made = dict(pairs)
+    if len(made) != len(pairs):
+        raise ValueError("a name that stands there twice")
+    return made
+
+
+def read_json(field: str, path: str | os.PathLike, allowed: str, most: int = _LARGEST) -> dict:
+    """The JSON object of a file.
+
+    Args:
+      field: for the message.
+      path: of the file.
+      allowed: what belongs there, for the message.
+      most: bytes of the largest file that is read.
+
+    Raises:
+      ValueError: it is absent, damaged, nested without end, too large or no object; one line that
+        names the file.
+    """
+    path = pathlib.Path(path)
+    try:
+        size = path.stat().st_size
+        if size > most:
+            raise ValueError(f"{size} bytes, more than the {most} that such a file can have")
+        found = parse(path.read_bytes())
+        if not isinstance(found, dict):
+            raise ValueError("no JSON object")
+    except OSError as error:
+        reason = error.strerror
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:200]
+    else:
+        return found
+    raise ValueError(f"{field}: got {str(path)!r}, allowed {allowed} ({reason})")
