@@ -92,16 +92,16 @@ def of(
         if is_system(entry.name):
             counts["hidden or of the system"] += 1
         elif not entry.is_dir():
-            counts["outside of the class folders"] += 1
+            counts["files outside of class folders"] += 1
         elif files := _files(field, given, entry.path, endings, counts):
             found[entry.name] = files
         else:
             empty.append(entry.name)
     _check_parts(field, given, root, found)
     if not found:
-        here = _line(counts, empty) or "nothing in it"
+        here = _line(counts, empty) or "nothing"
         raise ValueError(
-            f"{field}: got {given!r} with no class folders in {text_of(root)} ({here}), allowed "
+            f"{field}: got {given!r} with {here} and no class folders in {text_of(root)}, allowed "
             f"class/picture{endings[0]}"
         )
     names = [text_of(entry) for entry in found]

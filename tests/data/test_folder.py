@@ -106,9 +106,9 @@ def test_bad_folders_are_refused(pets, tmp_path):
     _raises_line("allowed folder:PATH", tmp_path / "missing")
     _raises_line(r"data.split: got 'validation' .* allowed \['train', 'test'\]", pets, "validation")
     flat = tmp_path / "dog"
-    _raises_line("no class folders in .*20 outside of the class folders", flat)
+    _raises_line("with 20 files outside of class folders and no class folders in ", flat)
     (tmp_path / "none").mkdir()
-    _raises_line("no class folders in .*nothing in it", tmp_path / "none")
+    _raises_line("with nothing and no class folders in ", tmp_path / "none")
 
 
 def test_what_is_no_picture_of_a_class_is_counted_and_never_a_class(pets):
@@ -121,8 +121,8 @@ def test_what_is_no_picture_of_a_class_is_counted_and_never_a_class(pets):
     part = pipeline.load_source(f"folder:{pets}", "train")
     assert part.class_names == ("cat", "dog") and len(part) == 24
     assert part.left_out == (
-        "1 files with .mp4, 1 files with .txt, 1 files with no ending, "
-        "7 hidden or of the system, 1 outside of the class folders, 1 folders without any (bird)"
+        "1 files outside of class folders, 1 files with .mp4, 1 files with .txt, "
+        "1 files with no ending, 7 hidden or of the system, 1 folders without any (bird)"
     )
 
 
