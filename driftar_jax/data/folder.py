@@ -5,7 +5,7 @@ import hashlib
 import os
 
 from driftar_jax import paths
-from driftar_jax.data import images, listing
+from driftar_jax.data import captioned, images, listing
 from driftar_jax.data.source import READ_THREADS, ImageSource
 
 PREFIX = "folder:"
@@ -21,16 +21,17 @@ def open_folder(name: str, split: str, *, image_size: int | None, center_crop: b
 
     `PATH/train/class/...` with `PATH/test/class/...` if both exist; otherwise `PATH/class/...`, of
     which a fixed tenth of each class is held out. That choice depends on file names alone, so it
-    stays when pictures are added. Headers of all pictures are read; colour is kept unless every
-    picture is grey. Files with other endings, hidden ones and folders without a picture are counted
-    in `left_out`.
+    stays when pictures are added. Pictures in no class folder are one class where there is no
+    other. Captions are those that `captioned` finds. Headers of all pictures are read; colour is
+    kept unless every picture is grey. Files with other endings, hidden ones and folders without a
+    picture are counted in `left_out`.
 
     Raises:
       ValueError: no such folder or split, folders that are parts of a set where classes belong,
         pictures that cannot be read (named), or sizes that differ while `image_size` is None. One
         line each.
     """
-    root = paths.local("data.name", name.removeprefix(PREFIX))
+    root = top = paths.local("data.name", name.removeprefix(PREFIX))
     if split not in SPLITS:
         raise ValueError(f"data.split: got {split!r} for {name!r}, allowed {list(SPLITS)}")
     if not os.path.isdir(root):
@@ -46,7 +47,7 @@ def open_folder(name: str, split: str, *, image_size: int | None, center_crop: b
     else:
         listed = listing.of("data.name", name, root, _ENDINGS)
         class_names, left_out = listed.classes, listed.left_out
-        rows = _share(list(listed.files), split)
+        rows = _share(list(listed.files), split, root)
     shape = _common_shape(name, [path for path, _ in rows], image_size)
 
     def read(indices: list[int]):
@@ -68,6 +69,7 @@ def open_folder(name: str, split: str, *, image_size: int | None, center_crop: b
         image_shape=shape,
         class_names=class_names,
         fingerprint=f"folder|{split}|{len(rows)}|{digest}|{shape}|{center_crop}",
+        captions=lambda: captioned.read(name, top, [path for path, _ in rows]),
         left_out=left_out,
     )
 
@@ -79,7 +81,7 @@ def _beside(root: str) -> str:
     return f"{len(beside)} beside train/ and test/ ({shown})" if beside else ""
 
 
-def _share(rows: list[tuple[str, int]], split: str) -> list[tuple[str, int]]:
+def _share(rows: list[tuple[str, int]], split: str, root: str) -> list[tuple[str, int]]:
     """The rows of one split: of each class, the tenth whose names hash lowest is held out."""
     by_class: dict[int, list] = {}
     for row in rows:
@@ -87,13 +89,13 @@ def _share(rows: list[tuple[str, int]], split: str) -> list[tuple[str, int]]:
     held_out = set()
     for members in by_class.values():
         count = max(1, round(HELD_OUT * len(members))) if len(members) > 1 else 0
-        held_out.update(sorted(members, key=_draw)[:count])
+        held_out.update(sorted(members, key=lambda row: _draw(row, root))[:count])
     return [row for row in rows if (row in held_out) == (split == "test")]
 
 
-def _draw(row: tuple[str, int]) -> bytes:
+def _draw(row: tuple[str, int], root: str) -> bytes:
     # Names, not labels: a class that is added later leaves the choice in the others alone.
-    names = row[0].split(os.sep)[-2:]
+    names = os.path.relpath(row[0], root).split(os.sep)[-2:]
     return hashlib.sha256(os.fsencode("/".join([str(_HELD_OUT_SEED), *names]))).digest()
 
 

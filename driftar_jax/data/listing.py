@@ -30,6 +30,10 @@ _SYSTEM = {
 }
 
 
+# Name of the class of pictures that lie in no class folder.
+ONE_CLASS = "picture"
+
+
 @dataclasses.dataclass(frozen=True)
 class Listing:
     """Classes and files of a folder, in order.
@@ -72,7 +76,8 @@ def of(
 ) -> Listing:
     """The classes below `root`, each a folder with files of these endings at any depth.
 
-    A folder without such a file is no class, nor is one that is hidden or the system's.
+    A folder without such a file is no class, nor is one that is hidden or the system's. Where there
+    is no class, the files of `root` itself are one, called `ONE_CLASS`.
 
     Args:
       field: for the message.
@@ -88,16 +93,23 @@ def of(
     counts: collections.Counter[str] = collections.Counter()
     found: dict[str, list[str]] = {}
     empty: list[str] = []
+    loose: list[str] = []
     for entry in _entries(field, given, root):
         if is_system(entry.name):
             counts["hidden or of the system"] += 1
         elif not entry.is_dir():
-            counts["files outside of class folders"] += 1
+            loose.append(entry.path)
         elif files := _files(field, given, entry.path, endings, counts):
             found[entry.name] = files
         else:
             empty.append(entry.name)
     _check_parts(field, given, root, found)
+    pictures = [path for path in loose if path.lower().endswith(tuple(endings))]
+    if not found and pictures:
+        found[ONE_CLASS] = pictures
+        loose = [path for path in loose if path not in set(pictures)]
+    if loose:
+        counts["files outside of class folders"] = len(loose)
     if not found:
         here = _line(counts, empty) or "nothing"
         raise ValueError(

@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 
 from driftar_jax import paths
-from driftar_jax.data import folder, latents, prepared
+from driftar_jax.data import folder, latents, parquet, prepared, webdataset
 from driftar_jax.data.source import READ_THREADS, ImageSource
 
 _END = 2**62  # positions are endless for every practical purpose
@@ -27,8 +27,9 @@ def load_source(
 
     Args:
       name: `digits8`, `fashion28`, `emoji32` (embedded), any TFDS set `name[/config][:version]`
-        that lies prepared in array_record format, `folder:PATH` with `class/picture.png`, or
-        `latents:PATH` written by `encode` (then a `LatentSource` comes back).
+        that lies prepared, `folder:PATH` with `class/picture.png`, `webdataset:PATH` with tar
+        files, `parquet:PATH` with tables of Hugging Face, or `latents:PATH` written by `encode`
+        (then a `LatentSource` comes back).
       split: `train`, `test`, or what else the set has (`validation`, `train[:10%]` with TFDS).
       data_dir: where TFDS sets lie; None for `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
       image_size: side of the square images; None keeps the set's own size.
@@ -53,6 +54,12 @@ def load_source(
         return latents.open_latents(name, split, image_size=image_size)
     if name.startswith(folder.PREFIX):
         return folder.open_folder(name, split, image_size=image_size, center_crop=center_crop)
+    for kind, open_set in (
+        (webdataset.PREFIX, webdataset.open_webdataset),
+        (parquet.PREFIX, parquet.open_parquet),
+    ):
+        if name.startswith(kind):
+            return open_set(name, split, image_size=image_size, center_crop=center_crop)
     return prepared.open_prepared(
         name, split, data_dir=data_dir, image_size=image_size, center_crop=center_crop
     )

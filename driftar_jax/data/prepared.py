@@ -14,7 +14,7 @@ import shutil
 import tempfile
 
 from driftar_jax import paths
-from driftar_jax.data import embedded, images, tfds_files
+from driftar_jax.data import embedded, images, tfds_files, tfrecords
 from driftar_jax.data.source import ImageSource
 
 _NAME = re.compile(r"(?P<set>\w+)(/(?P<config>[\w.-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
@@ -48,7 +48,7 @@ def open_prepared(
     if found["set"] in embedded.NAMES and not found["config"]:
         _prepare_embedded(found["set"], folder)
     full_name, summary = _find(name, found, folder)
-    _check_format(name, summary, folder)
+    file_format = _format(name, summary, folder)
 
     import tensorflow_datasets as tfds
 
@@ -59,15 +59,15 @@ def open_prepared(
         raise _damaged(name, folder, error) from None
     channels = _channels(name, info.features)
     shape = _image_shape(name, info.features, image_size, channels)
+    # Decoded by `images.decode`: TFDS hands out grey or CMYK files of an RGB set as they are.
+    as_stored = {"image": tfds.decode.SkipDecoding()}
     try:
-        # Decoded by `images.decode`: TFDS hands out grey or CMYK files of an RGB set as they are.
-        records = tfds.data_source(
-            full_name,
-            split=split,
-            data_dir=folder,
-            download=False,
-            decoders={"image": tfds.decode.SkipDecoding()},
-        )
+        if file_format == tfrecords.FORMAT:
+            records = tfrecords.Records(info, split, as_stored)
+        else:
+            records = tfds.data_source(
+                full_name, split=split, data_dir=folder, download=False, decoders=as_stored
+            )
     except ValueError:
         raise ValueError(f"data.split: got {split!r} for {name!r}, allowed {splits}") from None
     except Exception as error:
@@ -150,13 +150,15 @@ def _versions(path) -> list[str]:
     return sorted(names, key=lambda n: tuple(map(int, n.split("."))))
 
 
-def _check_format(name: str, summary: dict, folder: str) -> None:
-    got = summary.get("fileFormat", "tfrecord")
-    if got != "array_record":
+def _format(name: str, summary: dict, folder: str) -> str:
+    """Format of the files; raises ValueError where it is none that can be read."""
+    got = summary.get("fileFormat", tfrecords.FORMAT)
+    if got not in ("array_record", tfrecords.FORMAT):
         raise ValueError(
-            f"data.name: got {name!r} in file format {got!r}, allowed 'array_record'; prepare it "
-            f"with (needs tensorflow): {_build(name, folder)}"
+            f"data.name: got {name!r} in file format {got!r}, allowed 'array_record' or "
+            f"'{tfrecords.FORMAT}'; prepare it with (needs tensorflow): {_build(name, folder)}"
         )
+    return got
 
 
 def _channels(name: str, features) -> int:

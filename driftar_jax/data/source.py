@@ -35,7 +35,7 @@ class ImageSource:
         image_shape: tuple[int, int, int],
         class_names: Sequence[str],
         fingerprint: str,
-        captions: Callable[[], list[str]] | None = None,
+        captions: Callable[[], list[str] | None] | None = None,
         left_out: str = "",
     ):
         """`read([i, ...])` gives the decoded images with their labels, `captions()` all texts.

@@ -105,8 +105,10 @@ def _raises_line(match, root, split="train"):
 def test_bad_folders_are_refused(pets, tmp_path):
     _raises_line("allowed folder:PATH", tmp_path / "missing")
     _raises_line(r"data.split: got 'validation' .* allowed \['train', 'test'\]", pets, "validation")
-    flat = tmp_path / "dog"
-    _raises_line("with 20 files outside of class folders and no class folders in ", flat)
+    (tmp_path / "texts").mkdir()
+    (tmp_path / "texts" / "a.txt").write_text("no picture")
+    texts = tmp_path / "texts"
+    _raises_line("with 1 files outside of class folders and no class folders in ", texts)
     (tmp_path / "none").mkdir()
     _raises_line("with nothing and no class folders in ", tmp_path / "none")
 
@@ -225,3 +227,30 @@ def test_one_picture_trains_and_leaves_nothing_held_out(tmp_path):
     assert len(pipeline.load_source(f"folder:{tmp_path}", "train")) == 1
     _raises_line("split 'test' is empty", tmp_path, "test")
     assert folder.HELD_OUT == 0.1
+
+
+def test_pictures_without_class_folders_are_one_class_with_their_captions(tmp_path):
+    flat = tmp_path / "flat"
+    for i in range(20):
+        _write(flat / f"{i}.png", (i, 0, 0))
+        (flat / f"{i}.txt").write_text(f"red {i}")
+    train, test = (pipeline.load_source(f"folder:{flat}", s) for s in ("train", "test"))
+    assert train.class_names == ("picture",) and (len(train), len(test)) == (18, 2)
+    assert train.captions == [f"red {item['image'][0, 0, 0]}" for item in train]
+    held_out = _values(test)
+    flat.rename(tmp_path / "elsewhere")
+    assert _values(pipeline.load_source(f"folder:{tmp_path}/elsewhere", "test")) == held_out
+
+
+def test_a_table_of_captions_for_both_parts(tmp_path):
+    rows = ""
+    for i, place in enumerate(("train/a/1.png", "train/b/2.png", "test/b/3.png")):
+        _write(tmp_path / place, (i, 0, 0))
+        rows += f'{{"file_name": "{place}", "text": "number {i}"}}\n'
+    (tmp_path / "metadata.jsonl").write_text(rows)
+    train, test = (pipeline.load_source(f"folder:{tmp_path}", s) for s in ("train", "test"))
+    assert train.captions == ["number 0", "number 1"] and test.captions == ["number 2"]
+
+
+def test_a_folder_without_texts_has_no_captions(pets):
+    assert pipeline.load_source(f"folder:{pets}", "train").captions is None

@@ -76,10 +76,10 @@ def test_hopeless_names_are_refused(name, tmp_path):
     assert "of a TFDS set" in _refusal(name, data_dir=str(tmp_path))
 
 
-def test_tfrecord_folder_is_named_as_such(other):
-    _edit(other, fileFormat="tfrecord")
+def test_a_format_that_is_not_read_is_named(other):
+    _edit(other, fileFormat="riegeli")
     said = _refusal("imagenet2012", data_dir=str(other.parents[1]))
-    assert "in file format 'tfrecord', allowed 'array_record'; prepare it with" in said
+    assert "in file format 'riegeli', allowed 'array_record' or 'tfrecord'; prepare it with" in said
 
 
 def test_version_and_config_must_be_there(other):

@@ -1,0 +1,109 @@
+"""Captions beside the pictures of a folder, as image folders have them.
+
+`metadata.jsonl` or `metadata.csv` with `file_name` and `text` (or `caption`), in the folder of a
+part or in a folder below it, and names relative to where it lies; else `picture.txt` beside
+`picture.png`.
+"""
+
+import csv
+import os
+from collections.abc import Sequence
+
+from driftar_jax import jsons
+from driftar_jax.config import wrong
+
+TABLES = ("metadata.jsonl", "metadata.csv")
+_TEXTS = ("text", "caption")
+_LARGEST = 2**16
+
+
+def read(name: str, root: str, pictures: Sequence[str]) -> list[str] | None:
+    """A text for each picture; None: the folder has none.
+
+    Args:
+      name: of the set, for messages.
+      root: folder of the part.
+      pictures: paths of its pictures, below `root`.
+
+    Raises:
+      ValueError: a table that cannot be read, names what is not there or names it twice, or
+        pictures without a text beside others with one. One line each.
+    """
+    found: dict[str, str] = {}
+    tables = _tables(root, pictures)
+    for table in tables:
+        _read_table(name, table, found)
+    if not tables:
+        for picture in pictures:
+            beside = os.path.splitext(picture)[0] + ".txt"
+            if os.path.isfile(beside):
+                found[os.path.normpath(picture)] = _text_of(name, beside)
+    if not found:
+        return None
+    texts = [found.get(os.path.normpath(picture)) for picture in pictures]
+    lacking = [p for p, text in zip(pictures, texts, strict=True) if not text]
+    if lacking:
+        shown = f"{len(lacking)} of {len(pictures)} have none: {lacking[0]}"
+        raise wrong("data.name", name, f"a text for every picture or for none ({shown})")
+    return texts
+
+
+def _tables(root: str, pictures: Sequence[str]) -> list[str]:
+    """Tables in the folders of the pictures and above them, down from `root`."""
+    folders = {os.path.normpath(root)}
+    for picture in pictures:
+        folder = os.path.dirname(os.path.normpath(picture))
+        while folder not in folders and folder.startswith(os.path.normpath(root)):
+            folders.add(folder)
+            folder = os.path.dirname(folder)
+    places = [os.path.join(folder, table) for folder in sorted(folders) for table in TABLES]
+    return [place for place in places if os.path.isfile(place)]
+
+
+def _read_table(name: str, path: str, found: dict[str, str]) -> None:
+    folder = os.path.dirname(path)
+    rows = _json_rows if path.endswith(".jsonl") else _csv_rows
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            for number, row in rows(file):
+                file_name = row.get("file_name")
+                text = next((row[field] for field in _TEXTS if row.get(field)), None)
+                if not isinstance(file_name, str) or not isinstance(text, str):
+                    raise ValueError(f"line {number} has no file_name or no text")
+                picture = os.path.normpath(os.path.join(folder, file_name))
+                if picture in found:
+                    raise ValueError(f"line {number} names {file_name} a second time")
+                if not os.path.isfile(picture):
+                    raise ValueError(f"line {number} names {file_name}, which is not there")
+                found[picture] = text.strip()
+    except (OSError, ValueError, csv.Error) as error:
+        reason = " ".join(str(error).split())[:200]
+        allowed = f"lines with file_name and text (or caption) in {path} ({reason})"
+        raise wrong("data.name", name, allowed) from None
+
+
+def _json_rows(file):
+    for number, line in enumerate(file, 1):
+        if line.strip():
+            row = jsons.parse(line.encode())
+            if not isinstance(row, dict):
+                raise ValueError(f"line {number} is no JSON object")
+            yield number, row
+
+
+def _csv_rows(file):
+    reader = csv.DictReader(file, strict=True)
+    for row in reader:
+        yield reader.line_num, row
+
+
+def _text_of(name: str, path: str) -> str:
+    try:
+        with open(path, "rb") as file:
+            data = file.read(_LARGEST + 1)
+        if len(data) > _LARGEST:
+            raise ValueError(f"more than {_LARGEST} bytes")
+        return " ".join(data.decode("utf-8-sig").split())
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise wrong("data.name", name, f"texts in UTF-8 ({path}: {reason})") from None

@@ -1,0 +1,238 @@
+"""Pictures of one's own in archives and tables: what the readers of both share."""
+
+import concurrent.futures
+import dataclasses
+import glob
+import hashlib
+import io
+import itertools
+import os
+import re
+from collections.abc import Callable, Sequence
+
+from driftar_jax import paths
+from driftar_jax.config import wrong
+from driftar_jax.data import images, listing
+from driftar_jax.data.source import READ_THREADS, ImageSource
+
+SPLITS = ("train", "test")
+HELD_OUT = 0.1  # share of each class that becomes `test` where the set has no part of its own
+# Whole sets up to this many pictures are looked at before the first is decoded.
+LOOKED_AT = 4096
+# In the order in which they stand for `test`.
+_PARTS = {"test": ("test", "testing"), "val": ("validation", "valid", "val", "dev", "eval")}
+_TRAIN = ("train", "training")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pictures:
+    """Every picture of a set, in a fixed order, none of them decoded.
+
+    Attributes:
+      keys: a name for each; decides what is held out, and stays when others are added.
+      parts: the part each belongs to: `train`, `test`, `val`, or "" where the set has no parts.
+      labels: class numbers or names of classes; None: the set has no classes.
+      class_names: of class numbers, where the set says them.
+      captions: a text for each; None: the set has none.
+      encoded: `encoded([i, ...])` gives their files' bytes.
+      left_out: one line that counts what is no picture, or "".
+    """
+
+    keys: Sequence[str]
+    parts: Sequence[str]
+    labels: Sequence[int] | Sequence[str] | None
+    class_names: Sequence[str] | None
+    captions: Sequence[str] | None
+    encoded: Callable[[list[int]], list[bytes]]
+    left_out: str = ""
+
+
+def files(name: str, given: str, ending: str) -> list[tuple[str, str]]:
+    """Files of `given` with the part that each belongs to, sorted by path.
+
+    Args:
+      name: of the set, for messages.
+      given: a folder, a file, or a pattern with `*` and `{000..012}`.
+      ending: of the files, such as `.tar`.
+
+    Returns:
+      `(path, part)`: the part is read from words of the path below the folder, `train-0001.tar` or
+      `data/test/7.tar`; "" where no file has such a word.
+
+    Raises:
+      ValueError: there is no such file, or some have a part and others none.
+    """
+    path = paths.local("data.name", given)
+    if os.path.isdir(path):
+        below = os.path.join(glob.escape(path), "**", f"*{ending}")
+        found, root = sorted(glob.glob(below, recursive=True)), path
+    else:
+        found = sorted({p for one in _braces(path) for p in glob.glob(one) if os.path.isfile(p)})
+        root = os.path.dirname(os.path.commonprefix(found))
+    if not found:
+        raise wrong("data.name", name, f"a folder, file or pattern with files *{ending}")
+    made = [(p, _part(os.path.relpath(p, root or "."))) for p in found]
+    named = {part for _, part in made}
+    if "" in named and len(named) > 1:
+        odd = next(p for p, part in made if not part)
+        raise wrong("data.name", name, f"files of train and test alone (which is {odd}?)")
+    return made
+
+
+def _braces(pattern: str) -> list[str]:
+    """`a-{00..02}.tar` as the names that it stands for."""
+    pieces = re.split(r"\{(\d+)\.\.(\d+)\}", pattern)
+    choices: list[list[str]] = []
+    for i, piece in enumerate(pieces):
+        if i % 3 == 0:
+            choices.append([piece])
+        elif i % 3 == 1:
+            first, last = piece, pieces[i + 1]
+            numbers = range(int(first), min(int(last), int(first) + 10**6) + 1)
+            choices.append([str(n).zfill(len(first)) for n in numbers])
+    return ["".join(words) for words in itertools.product(*choices)]
+
+
+def _part(relative: str) -> str:
+    for word in re.findall(r"[a-z]+", relative.lower()):
+        if word in _TRAIN:
+            return "train"
+        for part, words in _PARTS.items():
+            if word in words:
+                return part
+    return ""
+
+
+def source_of(
+    name: str, split: str, pictures: Pictures, *, image_size: int | None, center_crop: bool
+) -> ImageSource:
+    """One split of the pictures as an `ImageSource`.
+
+    `test` is the set's own test part, else its validation part, else a fixed tenth of each class
+    that depends on keys alone. Sets of up to `LOOKED_AT` pictures are grey if all of them are;
+    larger ones are read in colour.
+
+    Raises:
+      ValueError: the set has no such split, pictures of several sizes while `image_size` is None,
+        or a bad picture (named).
+    """
+    if split not in SPLITS:
+        raise wrong("data.split", split, f"{' | '.join(SPLITS)} of {name}")
+    labels, class_names = _classes(name, pictures)
+    rows = _rows(name, split, pictures, labels)
+    shape = _shape(name, pictures, rows, image_size)
+
+    def read(indices: list[int]):
+        chosen = [rows[i] for i in indices]
+        data = pictures.encoded(chosen)
+        return [(decode(i, one), labels[i]) for i, one in zip(chosen, data, strict=True)]
+
+    def decode(i: int, data: bytes):
+        try:
+            return images.decode(data, channels=shape[-1], size=image_size, center_crop=center_crop)
+        except images.BadImage as error:
+            raise _bad(name, pictures.keys[i], error) from None
+
+    lines = "\n".join(f"{pictures.keys[i]}\t{labels[i]}" for i in rows)
+    digest = hashlib.sha256(os.fsencode(lines)).hexdigest()[:16]
+    kind = name.partition(":")[0]
+    texts = pictures.captions
+    return ImageSource(
+        read,
+        len(rows),
+        name=name,
+        split=split,
+        image_shape=shape,
+        class_names=class_names,
+        fingerprint=f"{kind}|{split}|{len(rows)}|{digest}|{shape}|{center_crop}",
+        captions=None if texts is None else lambda: [texts[i] for i in rows],
+        left_out=pictures.left_out,
+    )
+
+
+def _classes(name: str, pictures: Pictures) -> tuple[list[int], tuple[str, ...]]:
+    """A number for each picture, and what the numbers are called."""
+    given = pictures.labels
+    if given is None:
+        return [0] * len(pictures.keys), (listing.ONE_CLASS,)
+    if all(isinstance(label, str) for label in given):
+        names = tuple(sorted(set(given)))
+        numbers = {label: i for i, label in enumerate(names)}
+        return [numbers[label] for label in given], names
+    top = max(given, default=0)
+    names = pictures.class_names or [str(i) for i in range(top + 1)]
+    if min(given, default=0) < 0 or top >= len(names):
+        odd = next(i for i, label in enumerate(given) if not 0 <= label < len(names))
+        allowed = f"labels 0..{len(names) - 1} ({pictures.keys[odd]} has {given[odd]})"
+        raise wrong("data.name", name, allowed)
+    return list(given), tuple(names)
+
+
+def _rows(name: str, split: str, pictures: Pictures, labels: Sequence[int]) -> list[int]:
+    every = range(len(pictures.keys))
+    parts = set(pictures.parts)
+    own_test = next((part for part in _PARTS if part in parts), "")
+    if own_test and "train" not in parts:
+        raise wrong("data.name", name, f"a set with a part train, not {own_test} alone")
+    if own_test:
+        wanted = own_test if split == "test" else "train"
+        return [i for i in every if pictures.parts[i] == wanted]
+    by_class: dict[int, list[int]] = {}
+    for i in every:
+        by_class.setdefault(labels[i], []).append(i)
+    held_out: set[int] = set()
+    for members in by_class.values():
+        count = max(1, round(HELD_OUT * len(members))) if len(members) > 1 else 0
+        held_out.update(sorted(members, key=lambda i: _draw(pictures.keys[i]))[:count])
+    return [i for i in every if (i in held_out) == (split == "test")]
+
+
+def _draw(key: str) -> bytes:
+    return hashlib.sha256(os.fsencode(f"0/{key}")).digest()
+
+
+def _shape(
+    name: str, pictures: Pictures, rows: list[int], image_size: int | None
+) -> tuple[int, int, int]:
+    if image_size is not None and len(rows) > LOOKED_AT:
+        return image_size, image_size, 3
+    seen = [look for _, look in headers(name, pictures, rows[:LOOKED_AT])]
+    few = len(rows) <= LOOKED_AT
+    channels = 1 if few and seen and all(grey for _, _, grey in seen) else 3
+    if image_size is not None:
+        return image_size, image_size, channels
+    sizes = sorted({(height, width) for height, width, _ in seen}) or [(1, 1)]
+    if len(sizes) > 1:
+        differ = f"{sizes[0][0]}x{sizes[0][1]} to {sizes[-1][0]}x{sizes[-1][1]}"
+        raise ValueError(
+            f"data.image_size: got None, allowed an int >= 1: pictures of {name!r} differ in size, "
+            f"{differ}"
+        )
+    return *sizes[0], channels
+
+
+def headers(
+    name: str, pictures: Pictures, rows: Sequence[int]
+) -> list[tuple[int, tuple[int, int, bool]]]:
+    """`(i, (height, width, is grey))` of these pictures.
+
+    Raises:
+      ValueError: one of them is bad; it is named.
+    """
+
+    def look(part: list[int]):
+        found = []
+        for i, data in zip(part, pictures.encoded(part), strict=True):
+            try:
+                found.append((i, images.header(io.BytesIO(data))))
+            except images.BadImage as error:
+                raise _bad(name, pictures.keys[i], error) from None
+        return found
+
+    parts = [list(rows[k : k + 64]) for k in range(0, len(rows), 64)]
+    with concurrent.futures.ThreadPoolExecutor(READ_THREADS) as pool:
+        return [item for found in pool.map(look, parts) for item in found]
+
+
+def _bad(name: str, key: str, error: Exception) -> ValueError:
+    return ValueError(f"data.name: got {name!r} with bad pictures, mend or remove: {key} ({error})")

@@ -1,0 +1,284 @@
+"""WebDataset archives and parquet tables: what comes out, in which split, and what is refused."""
+
+import builtins
+import io
+import json
+import tarfile
+
+import numpy as np
+import pyarrow
+import pyarrow.parquet
+import pytest
+from PIL import Image
+
+from driftar_jax.data import own, parquet, pipeline
+
+
+def picture(value, size=(6, 5), mode="RGB", form="PNG"):
+    out = io.BytesIO()
+    Image.new(mode, size, value).save(out, form)
+    return out.getvalue()
+
+
+def archive(path, samples):
+    """A tar file of `[(member name, bytes)]`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as out:
+        for name, data in samples:
+            facts = tarfile.TarInfo(name)
+            facts.size = len(data)
+            out.addfile(facts, io.BytesIO(data))
+    return path
+
+
+def numbered(first, count, **more):
+    """Samples whose red value is their number and whose class is its last bit."""
+    made = []
+    for i in range(first, first + count):
+        made += [(f"{i:05d}.png", picture((i, 0, 0))), (f"{i:05d}.cls", str(i % 2).encode())]
+        made += [(f"{i:05d}.{ending}", write(i)) for ending, write in more.items()]
+    return made
+
+
+def table(path, values, names=("even", "odd"), told=True, group=4, **more):
+    """A parquet file as Hugging Face writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = {
+        "image": [{"bytes": picture((i, 0, 0)), "path": None} for i in values],
+        "label": pyarrow.array([i % 2 for i in values], pyarrow.int64()),
+        **more,
+    }
+    features = {"image": {"_type": "Image"}, "label": {"_type": "ClassLabel", "names": list(names)}}
+    made = pyarrow.table(columns)
+    if told:
+        facts = {"info": {"features": features}}
+        made = made.replace_schema_metadata({"huggingface": json.dumps(facts)})
+    pyarrow.parquet.write_table(made, path, row_group_size=group)
+    return path
+
+
+def values_of(source):
+    images, labels = pipeline.all_images(source)
+    reds = images[:, 0, 0, 0]
+    np.testing.assert_array_equal(labels, reds % 2)
+    return reds.tolist()
+
+
+def test_archives_become_pictures_classes_and_captions(tmp_path):
+    say = lambda i: f"picture {i}".encode()  # noqa: E731
+    archive(tmp_path / "a-000.tar", numbered(0, 12, txt=say))
+    archive(tmp_path / "a-001.tar", numbered(12, 8, txt=say))
+    (tmp_path / "classnames.txt").write_text("even\nodd\n")
+    train = pipeline.load_source(f"webdataset:{tmp_path}", "train")
+    test = pipeline.load_source(f"webdataset:{tmp_path}", "test")
+    assert train.class_names == test.class_names == ("even", "odd")
+    assert train.image_shape == (5, 6, 3)
+    assert (len(train), len(test)) == (18, 2)
+    assert sorted(values_of(train) + values_of(test)) == list(range(20))
+    assert train.captions == [f"picture {i}" for i in values_of(train)]
+
+
+def test_what_is_held_out_stays_when_archives_are_added(tmp_path):
+    archive(tmp_path / "a.tar", numbered(0, 20))
+    before = values_of(pipeline.load_source(f"webdataset:{tmp_path}", "test"))
+    archive(tmp_path / "b.tar", numbered(20, 20))
+    after = values_of(pipeline.load_source(f"webdataset:{tmp_path}", "test"))
+    assert len(after) == 4 and len(before) == 2
+    train = values_of(pipeline.load_source(f"webdataset:{tmp_path}", "train"))
+    assert not set(train) & set(after)
+
+
+@pytest.mark.parametrize("held", ["test", "validation"])
+def test_parts_are_read_from_names(tmp_path, held):
+    archive(tmp_path / "train-000.tar", numbered(0, 6))
+    archive(tmp_path / f"{held}-000.tar", numbered(6, 2))
+    name = f"webdataset:{tmp_path}"
+    assert values_of(pipeline.load_source(name, "train")) == list(range(6))
+    assert values_of(pipeline.load_source(name, "test")) == [6, 7]
+
+
+def test_patterns_with_numbers_in_braces(tmp_path):
+    for i in range(3):
+        archive(tmp_path / f"x-{i:02d}.tar", numbered(10 * i, 4))
+    part = pipeline.load_source(f"webdataset:{tmp_path}/x-{{00..01}}.tar", "train")
+    held = pipeline.load_source(f"webdataset:{tmp_path}/x-{{00..01}}.tar", "test")
+    assert sorted(values_of(part) + values_of(held)) == [0, 1, 2, 3, 10, 11, 12, 13]
+
+
+def test_json_members_say_class_and_caption(tmp_path):
+    tell = lambda i: json.dumps({"label": "ab"[i % 2], "text": f"t{i}"}).encode()  # noqa: E731
+    samples = [(n, d) for n, d in numbered(0, 4, json=tell) if not n.endswith(".cls")]
+    archive(tmp_path / "a.tar", samples)
+    part = pipeline.load_source(f"webdataset:{tmp_path}", "train")
+    assert part.class_names == ("a", "b") and part.captions[0].startswith("t")
+
+
+def test_pictures_without_classes_are_one_class(tmp_path):
+    archive(tmp_path / "a.tar", [(n, d) for n, d in numbered(0, 4) if n.endswith(".png")])
+    part = pipeline.load_source(f"webdataset:{tmp_path}", "train")
+    assert part.num_classes == 1 and part.captions is None
+
+
+def test_batches_of_archives_are_seeded_and_go_on(tmp_path):
+    archive(tmp_path / "a.tar", numbered(0, 30))
+    part = pipeline.load_source(f"webdataset:{tmp_path}", "train")
+    asked = dict(batch_size=4, seed=3, prefetch=0)
+    whole = pipeline.Batches(part, **asked)
+    firsts = [next(whole)["image"] for _ in range(4)]
+    state = whole.state()
+    third = [next(whole)["image"] for _ in range(3)]
+    again = pipeline.Batches(pipeline.load_source(f"webdataset:{tmp_path}", "train"), **asked)
+    np.testing.assert_array_equal(next(again)["image"], firsts[0])
+    again.restore(state)
+    for image in third:
+        np.testing.assert_array_equal(next(again)["image"], image)
+
+
+def test_sets_beyond_memory_are_read_at_random(tmp_path, monkeypatch):
+    monkeypatch.setattr("driftar_jax.data.source.MEMORY_LIMIT", 0)
+    archive(tmp_path / "a.tar", numbered(0, 20))
+    table(tmp_path / "t" / "a.parquet", range(20))
+    for name in (f"webdataset:{tmp_path}", f"parquet:{tmp_path}/t"):
+        part = pipeline.load_source(name, "train")
+        assert not part.in_memory
+        seen = {int(part[i]["image"][0, 0, 0]) for i in reversed(range(len(part)))}
+        assert len(seen) == 18
+
+
+def _cut(path):
+    data = path.read_bytes()
+    path.write_bytes(data[: len(data) // 2 + 100])
+
+
+def _compress(path):
+    import gzip
+
+    path.write_bytes(gzip.compress(path.read_bytes()))
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (_cut, "whole uncompressed archives"),
+        (_compress, "whole uncompressed archives"),
+        (lambda p: archive(p, [("a.txt", b"x")]), "they hold none"),
+        (lambda p: archive(p, numbered(0, 2) + [("7.png", picture(1, mode="L"))]), "a class"),
+        (lambda p: archive(p, [("a.png", b"no picture"), ("a.cls", b"0")]), "bad pictures"),
+        (lambda p: archive(p, [("a.png", picture(1, mode="L")), ("a.jpg", b"")]), "two pictures"),
+        (lambda p: archive(p, numbered(0, 1, json=lambda i: b"[" * 10**5)), "nested without end"),
+        (lambda p: archive(p, numbered(0, 1, txt=lambda i: b"x" * 70000)), "at most 65536"),
+        (
+            lambda p: archive(
+                p, numbered(0, 2) + [("x.png", picture(2, mode="L")), ("x.cls", b"q")]
+            ),
+            "not both",
+        ),
+    ],
+)
+def test_a_bad_archive_is_one_line(tmp_path, change, said):
+    change(archive(tmp_path / "a.tar", numbered(0, 20)))
+    with pytest.raises(ValueError, match=said) as caught:
+        pipeline.load_source(f"webdataset:{tmp_path}", "train")
+    assert "\n" not in str(caught.value) and "data.name: got" in str(caught.value)
+
+
+def test_nothing_there_and_parts_for_some_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="with files"):
+        pipeline.load_source(f"webdataset:{tmp_path}", "train")
+    archive(tmp_path / "train-0.tar", numbered(0, 2))
+    archive(tmp_path / "more.tar", numbered(2, 2))
+    with pytest.raises(ValueError, match="train and test alone"):
+        pipeline.load_source(f"webdataset:{tmp_path}", "train")
+    (tmp_path / "more.tar").unlink()
+    (tmp_path / "train-0.tar").rename(tmp_path / "test-0.tar")
+    with pytest.raises(ValueError, match="not test alone"):
+        pipeline.load_source(f"webdataset:{tmp_path}", "test")
+    with pytest.raises(ValueError, match="data.split"):
+        pipeline.load_source(f"webdataset:{tmp_path}", "dev")
+
+
+def test_tables_become_pictures_classes_and_captions(tmp_path):
+    data = tmp_path / "data"
+    table(data / "train-00000-of-00002.parquet", range(9), text=[f"t{i}" for i in range(9)])
+    table(data / "train-00001-of-00002.parquet", range(9, 14), text=[f"t{i}" for i in range(9, 14)])
+    table(data / "test-00000-of-00001.parquet", range(14, 16), text=["t14", "t15"])
+    train = pipeline.load_source(f"parquet:{tmp_path}", "train")
+    test = pipeline.load_source(f"parquet:{tmp_path}", "test")
+    assert train.class_names == ("even", "odd")
+    assert values_of(train) == list(range(14)) and values_of(test) == [14, 15]
+    assert train.captions == [f"t{i}" for i in range(14)] and test.captions == ["t14", "t15"]
+
+
+def test_tables_without_facts_go_by_the_names_of_columns(tmp_path):
+    table(tmp_path / "a.parquet", range(10), told=False)
+    part = pipeline.load_source(f"parquet:{tmp_path}", "train")
+    assert part.class_names == ("0", "1") and len(part) == 8
+    assert values_of(part) == sorted(values_of(part))
+
+
+def test_columns_can_be_named(tmp_path):
+    fine = pyarrow.array([i % 2 for i in range(8)], pyarrow.int64())
+    path = table(tmp_path / "a.parquet", range(8), told=False, fine=fine, title=["x"] * 8)
+    made = pyarrow.parquet.read_table(path).drop_columns(["label"])
+    pyarrow.parquet.write_table(made, path)
+    part = pipeline.load_source(f"parquet:{tmp_path}@label=fine,text=title", "train")
+    assert part.num_classes == 2 and set(part.captions) == {"x"}
+    for wrong, said in (("label=fne", "not fne"), ("colour=fine", "not colour")):
+        with pytest.raises(ValueError, match=said):
+            pipeline.load_source(f"parquet:{tmp_path}@{wrong}", "train")
+
+
+def test_two_class_columns_are_asked_about(tmp_path):
+    path = table(tmp_path / "a.parquet", range(4))
+    made = pyarrow.parquet.read_table(path)
+    label = {"_type": "ClassLabel", "names": ["a", "b"]}
+    features = {"image": {"_type": "Image"}, "fine": label, "coarse": label}
+    made = made.append_column("fine", made["label"]).rename_columns(["image", "coarse", "fine"])
+    facts = {"huggingface": json.dumps({"info": {"features": features}})}
+    pyarrow.parquet.write_table(made.replace_schema_metadata(facts), path)
+    with pytest.raises(ValueError, match="one of coarse | fine"):
+        pipeline.load_source(f"parquet:{tmp_path}", "train")
+
+
+def _outside(path):
+    made = pyarrow.table({"image": [{"bytes": None, "path": "a.png"}], "label": [0]})
+    pyarrow.parquet.write_table(made, path)
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (_cut, "whole tables"),
+        (_outside, "hold the pictures themselves"),
+        (lambda p: table(p, range(4), names=("one",)), "labels 0..0"),
+        (lambda p: table(p, range(4), text=["a", None, "b", "c"]), "a text in every row"),
+        (lambda p: pyarrow.parquet.write_table(pyarrow.table({"x": [1]}), p), "column of pictures"),
+    ],
+)
+def test_a_bad_table_is_one_line(tmp_path, change, said):
+    change(table(tmp_path / "a.parquet", range(8)))
+    with pytest.raises(ValueError, match=said) as caught:
+        pipeline.load_source(f"parquet:{tmp_path}", "train")
+    assert "\n" not in str(caught.value)
+
+
+def test_without_pyarrow_one_line_says_so(tmp_path, monkeypatch):
+    table(tmp_path / "a.parquet", range(4))
+    real = builtins.__import__
+
+    def without(name, *rest, **more):
+        if name.startswith("pyarrow"):
+            raise ImportError(name)
+        return real(name, *rest, **more)
+
+    monkeypatch.setattr(builtins, "__import__", without)
+    with pytest.raises(ValueError, match="pip install pyarrow"):
+        parquet.open_parquet(f"parquet:{tmp_path}", "train", image_size=None, center_crop=True)
+
+
+def test_a_random_picture_costs_one_group(tmp_path):
+    table(tmp_path / "a.parquet", range(40), group=4)
+    made = parquet._Tables("parquet:x", [str(tmp_path / "a.parquet")], {})
+    made.encoded(list(range(40)))
+    assert made._group.cache_info().misses == 10
+    assert own.LOOKED_AT >= 1000
