@@ -11,7 +11,8 @@ import os
 import jax
 from absl import flags
 
-from driftar_jax import cli, config, stopping
+from driftar_jax import config, stopping
+from driftar_jax.cli.program import program as cli
 
 _SWEEP = flags.DEFINE_string("sweep", None, "Sweep file, FILE.py[:SIZE].")
 _OUT = flags.DEFINE_string("out", None, "Folder of results and runs; made, or gone on with.")

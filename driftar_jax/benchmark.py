@@ -12,7 +12,8 @@ import os
 from absl import flags
 from ml_collections import config_flags
 
-from driftar_jax import cli, config
+from driftar_jax import config
+from driftar_jax.cli.program import program as cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, FILE.py[:SIZE].")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder written by train or convert.")

@@ -13,8 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from driftar_jax import draws
-from driftar_jax.heads import flow_token
+from driftar_jax.heads import flow_token, randomness
 from driftar_jax.hosts import nextstep
 from driftar_jax.types import Counts, Encoding
 
@@ -99,8 +98,8 @@ def own_noise(index: jax.Array, seed: jax.Array, num_tokens: int, channels: int)
     Returns:
       `(token, draw) -> [n, C]` standard normal, both int32 scalars.
     """
-    keys = draws.token_keys(draws.image_keys(seed, index), num_tokens)
-    return lambda token, draw: draws.normal(keys[:, token], draw, channels)
+    keys = randomness.token_keys(randomness.image_keys(seed, index), num_tokens)
+    return lambda token, draw: randomness.normal(keys[:, token], draw, channels)
 
 
 def generate(

@@ -13,7 +13,8 @@ import sys
 import numpy as np
 from absl import flags
 
-from driftar_jax import cli, config
+from driftar_jax import config
+from driftar_jax.cli.program import program as cli
 
 _WORKDIR = flags.DEFINE_list("workdir", None, "Drift-AR runs, one per training seed.")
 _BASELINE = flags.DEFINE_list("baseline", None, "Runs of the own head, paired with --workdir.")

@@ -9,7 +9,8 @@ Started again, it goes on with the shards that are missing.
 from absl import flags
 from ml_collections import config_flags
 
-from driftar_jax import cli, config, runs
+from driftar_jax import config, runs
+from driftar_jax.cli import program as cli
 from driftar_jax.data import pipeline
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file with a data section.")

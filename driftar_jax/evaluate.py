@@ -9,7 +9,7 @@ moments of the real images are left in `reference.npz` of the report.
 
 from absl import flags
 
-from driftar_jax import cli
+from driftar_jax.cli.program import program as cli
 from driftar_jax.evaluation import quality, session
 
 _WORKDIR = flags.DEFINE_list("workdir", None, "Drift-AR runs, one per training seed.")

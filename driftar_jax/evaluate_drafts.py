@@ -17,7 +17,8 @@ import sys
 import jax
 from absl import flags
 
-from driftar_jax import cli, config, gamma, generator
+from driftar_jax import config, gamma, generator
+from driftar_jax.cli.program import program as cli
 from driftar_jax.evaluation import judges, quality, speculation, speculation_report
 from driftar_jax.speculative import policy
 

@@ -10,7 +10,8 @@ import shutil
 import jax
 from absl import flags
 
-from driftar_jax import checkpoints, cli, generator
+from driftar_jax import checkpoints, generator
+from driftar_jax.cli.program import program as cli
 from driftar_jax.config import wrong
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder written by train.")

@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from driftar_jax import sampler, speculate
-from driftar_jax.assembly import Parts
+from driftar_jax.model import Parts
 from driftar_jax.speculative import choice, policy
 
 CANDIDATES = (1, 2, 4)

@@ -11,7 +11,7 @@ import ml_collections
 import numpy as np
 from flax import linen as nn
 
-from driftar_jax import assembly, gamma, sampler, speculate
+from driftar_jax import gamma, model, sampler, speculate
 from driftar_jax.checkpoints import Checkpoints, abstract_like, read_config
 from driftar_jax.config import check_stored, wrong
 from driftar_jax.data import captions, latents
@@ -52,7 +52,7 @@ class Loaded:
     """
 
     config: Any
-    parts: assembly.Parts
+    parts: model.Parts
     params: dict[str, Any]
     step: int
     manifest: dict
@@ -212,7 +212,7 @@ def _loaded(workdir, config, params, manifest, step, vae) -> Loaded:
         seen = tracked["entropy_mean"], tracked["entropy_square"]
         params = params | {"tracker": policy.of_training(*seen)}
     images = image_spec(manifest)
-    parts, book = assembly.build(config, images), book_of(workdir, images)
+    parts, book = model.build(config, images), book_of(workdir, images)
     to_pixels = pixels_of(config, manifest, vae)
     return Loaded(config, parts, params, step, manifest, to_pixels, book)
 
@@ -248,7 +248,7 @@ def _written_by_a_run(workdir: str | pathlib.Path):
         ) from error
 
 
-def book_of(workdir: str | pathlib.Path, images: assembly.ImageSpec) -> captions.Book | None:
+def book_of(workdir: str | pathlib.Path, images: model.ImageSpec) -> captions.Book | None:
     """The captions of a run, where its host reads text; ValueError where they are not there."""
     if images.text is None:
         return None
@@ -271,16 +271,16 @@ def pixels_of(config: Any, manifest: dict, vae: str | pathlib.Path | None = None
     return pixels.load(vae or known, manifest["image_shape"][-1], manifest.get("vae_fingerprint"))
 
 
-def random(config: Any, images: assembly.ImageSpec, seed: int = 0) -> Loaded:
+def random(config: Any, images: model.ImageSpec, seed: int = 0) -> Loaded:
     """A checkpoint that nobody trained: small normal arrays, good for timing alone."""
     rng = np.random.default_rng(seed)
     abstract = jax.eval_shape(tasks.build(config, images).init, jax.random.key(0))
     draw = lambda a: jax.device_put(0.02 * rng.standard_normal(a.shape, np.float32))  # noqa: E731
     params = jax.tree.map(draw, nn.meta.unbox(abstract))
-    return Loaded(config, assembly.build(config, images), params, step=0, manifest={})
+    return Loaded(config, model.build(config, images), params, step=0, manifest={})
 
 
-def image_spec(manifest: dict) -> assembly.ImageSpec:
+def image_spec(manifest: dict) -> model.ImageSpec:
     """What the run's data decided, from its manifest.
 
     Raises:
@@ -298,7 +298,7 @@ def image_spec(manifest: dict) -> assembly.ImageSpec:
     text = manifest.get("text")
     if text and not _is_text(text):
         raise wrong("manifest text", text, "numbers of a prompt, as train writes them")
-    return assembly.ImageSpec(
+    return model.ImageSpec(
         text=captions.TextSpec.from_json(text) if text else None,
         image_shape=tuple(manifest["image_shape"]),
         class_names=tuple(manifest["class_names"]),

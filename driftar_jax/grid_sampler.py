@@ -10,11 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from driftar_jax import draws
-from driftar_jax.assembly import Parts
 from driftar_jax.drift.head import DriftHead
+from driftar_jax.heads import randomness
 from driftar_jax.hosts.transdiff import TransDiff, class_table
 from driftar_jax.hosts.transdiff_flow import generate
+from driftar_jax.model import Parts
 
 
 def guidance_at(scale: float, groups: int, schedule: str) -> tuple[float, ...]:
@@ -62,11 +62,11 @@ def own(
       drift_scale: factor of the sampler's drift.
       noise_scale: factor of the sampler's noise.
     """
-    token_keys = draws.token_keys(keys, parts.images.num_tokens)
+    token_keys = randomness.token_keys(keys, parts.images.num_tokens)
     most = max(steps)
 
     def noise(draw):
-        return draws.normal(token_keys, draw, parts.images.token_dim)
+        return randomness.normal(token_keys, draw, parts.images.token_dim)
 
     grids = generate(
         parts.host,
@@ -108,7 +108,7 @@ def drift(
         encoding = jax.tree.map(lambda a: a[rows], params["table"])
     else:
         encoding = parts.host.apply({"params": params["host"]}, rows)
-    mu, std = head.starts(encoding, draws.prior_keys(keys))
-    noise_keys = draws.token_keys(keys, parts.images.num_tokens)
-    eps = draws.normal(noise_keys, 0, parts.images.token_dim)
+    mu, std = head.starts(encoding, randomness.prior_keys(keys))
+    noise_keys = randomness.token_keys(keys, parts.images.num_tokens)
+    eps = randomness.normal(noise_keys, 0, parts.images.token_dim)
     return head.tokens(encoding, mu, std, eps, jnp.float32(scale))

@@ -8,10 +8,10 @@ import numpy as np
 from driftar_jax import sampler
 from driftar_jax.config import wrong
 from driftar_jax.data import images
-from driftar_jax.features import to_unit_range
+from driftar_jax.data.patches import patchify
+from driftar_jax.data.pixels import to_unit_range
 from driftar_jax.generator import Loaded, Samples
 from driftar_jax.hosts.mar import MAR
-from driftar_jax.hosts.schedules import patchify
 from driftar_jax.types import Given
 from driftar_jax.vae import kl, pixels
 

@@ -14,15 +14,16 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from driftar_jax import causal_sampler, draws
+from driftar_jax import causal_sampler
 from driftar_jax.checkpoints import Checkpoints, abstract_like, read_config
 from driftar_jax.config import wrong
 from driftar_jax.conversion import nextstep as conversion
 from driftar_jax.data import images, prompts
-from driftar_jax.features import to_uint8, to_unit_range
+from driftar_jax.data.patches import patchify, unpatchify
+from driftar_jax.data.pixels import to_uint8, to_unit_range
+from driftar_jax.heads import randomness
 from driftar_jax.heads.flow_token import FlowTokenHead
 from driftar_jax.hosts.nextstep import NextStep
-from driftar_jax.hosts.schedules import patchify, unpatchify
 from driftar_jax.sharding import make_mesh, replicated, state_shardings
 from driftar_jax.types import Counts
 from driftar_jax.vae import kl, stored
@@ -197,7 +198,7 @@ class Prompted:
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _source_tokens(vae: F8VAE, patch: int, params, pixels, index, seed):
     moments = vae.apply({"params": params}, to_unit_range(pixels), method="encode")
-    keys = draws.image_keys(seed, index)
+    keys = randomness.image_keys(seed, index)
     shape = moments.shape[1:3] + (vae.latent_channels,)
     noise = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, _SOURCE), shape))(keys)
     return patchify(vae.latents(moments, noise), patch)

@@ -8,7 +8,7 @@ of `ablate`, and `page.md`: the prose, with a line `{{KIND NAME}}` wherever a re
 
 from absl import flags
 
-from driftar_jax import cli
+from driftar_jax.cli.program import program as cli
 
 _RESULTS = flags.DEFINE_list("results", None, "Folders of result files.")
 _OUT = flags.DEFINE_string("out", None, "Markdown file to write; its pictures go to figures/.")

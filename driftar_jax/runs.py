@@ -12,19 +12,9 @@ import jax
 import numpy as np
 
 import driftar_jax
-from driftar_jax import (
-    assembly,
-    checkpoints,
-    config,
-    generator,
-    journal,
-    locks,
-    phi,
-    pictures,
-    processes,
-)
-from driftar_jax.data import captions, latents, pipeline, prompts
-from driftar_jax.training import loop, tasks
+from driftar_jax import checkpoints, config, generator, journal, locks, model, processes
+from driftar_jax.data import captions, latents, pictures, pipeline, prompts
+from driftar_jax.training import loop, phi, tasks
 
 GRID_IMAGES = 64
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -36,7 +26,7 @@ class Run:
 
     settings: Any
     workdir: pathlib.Path
-    images: assembly.ImageSpec
+    images: model.ImageSpec
     batches: pipeline.Batches
     loop: loop.Loop
     weights: dict[str, Any] | None = None
@@ -85,7 +75,7 @@ class Run:
             self.close()
 
     def _pictures(self, step: int, state) -> None:
-        parts = assembly.build(self.settings, self.images)
+        parts = model.build(self.settings, self.images)
         manifest = self.loop.manifest
         to_pixels = generator.pixels_of(self.settings, manifest)
         if to_pixels is None:
@@ -140,7 +130,7 @@ def open_run(settings: Any, workdir: str) -> Run:
     training = loop.Loop(task, settings, folder, manifest)
     if settings.task in ("host", "drift", "draft"):
         # Now, and not when the first pictures are made, at the end of a long run.
-        parts = assembly.build(settings, images)
+        parts = model.build(settings, images)
         generator.Loaded(settings, parts, {}, 0, manifest).settings().check(parts)
     resumed = (folder / "config.json").exists()
     # Before the workdir is claimed: a mistake must not leave a workdir that belongs to it.
@@ -166,9 +156,9 @@ def fit_text(settings: Any, source) -> captions.Fitted | None:
     return captions.fit(settings.data.name, texts, grid, settings.text.length)
 
 
-def image_spec(settings: Any, source, fitted: captions.Fitted | None) -> assembly.ImageSpec:
+def image_spec(settings: Any, source, fitted: captions.Fitted | None) -> model.ImageSpec:
     """What the data decides."""
-    return assembly.ImageSpec(
+    return model.ImageSpec(
         image_shape=tuple(source.image_shape),
         class_names=tuple(source.class_names),
         patch_size=settings.data.patch_size,

@@ -13,8 +13,10 @@ import numpy as np
 from absl import flags
 
 import driftar_jax
-from driftar_jax import cli, gamma, inpaint, pictures, prompted, sample_prompts
+from driftar_jax import gamma, inpaint, prompted, sample_prompts
 from driftar_jax.checkpoints import write_json
+from driftar_jax.cli.program import program as cli
+from driftar_jax.data import pictures
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder written by train or convert.")
 _OUT = flags.DEFINE_string("out", None, "New folder for grid.png, single files and counts.json.")

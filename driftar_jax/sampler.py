@@ -14,14 +14,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from driftar_jax import draws, grid_sampler, plan, speculate, text_sampler
-from driftar_jax.assembly import Parts
+from driftar_jax import grid_sampler, speculate, text_sampler
+from driftar_jax.data.patches import unpatchify
+from driftar_jax.data.pixels import to_uint8
 from driftar_jax.drift.head import DriftHead
-from driftar_jax.features import to_uint8
-from driftar_jax.heads import diffusion
+from driftar_jax.heads import diffusion, randomness
+from driftar_jax.hosts import mar_plan
 from driftar_jax.hosts.nextstep import NextStep
-from driftar_jax.hosts.schedules import unpatchify
 from driftar_jax.hosts.transdiff import TransDiff
+from driftar_jax.model import Parts
 from driftar_jax.sampler_settings import TRIMMED_LAST, Settings
 from driftar_jax.types import Counts, Encoding, Given, Speculation
 
@@ -55,7 +56,7 @@ def generate(
       float32 grid `[B, H, W, C]` of `parts.images.image_shape`, and `Counts` per image.
     """
     images = parts.images
-    keys = draws.image_keys(seed, index)
+    keys = randomness.image_keys(seed, index)
     counts = Counts(
         backbone_calls=jnp.int32(settings.ar_steps),
         head_evaluations=jnp.int32(sum(settings.head_steps)),
@@ -69,9 +70,9 @@ def generate(
         tokens = text_sampler.tokens(parts, settings, params, label, keys)
         return unpatchify(tokens, *images.image_shape[:2], images.patch_size), counts
     shape = (label.shape[0], images.num_tokens, images.token_dim)
-    order, tokens = draws.orders(keys, images.num_tokens), jnp.zeros(shape, jnp.float32)
+    order, tokens = randomness.orders(keys, images.num_tokens), jnp.zeros(shape, jnp.float32)
     if given is not None:
-        order = draws.unknown_first(order, given.known)
+        order = randomness.unknown_first(order, given.known)
         tokens = jnp.where(given.known[None, :, None], given.tokens[None], tokens)
     rank = jnp.argsort(order, axis=-1)
 
@@ -105,9 +106,11 @@ def _whole_grids(parts, settings, params, label, keys) -> jax.Array:
     )
 
 
-def plans_of(parts: Parts, settings: Settings, unknown: int | None = None) -> tuple[plan.Plan, ...]:
+def plans_of(
+    parts: Parts, settings: Settings, unknown: int | None = None
+) -> tuple[mar_plan.Plan, ...]:
     """The AR steps of checked settings, in order; each plan is a program of its own."""
-    steps = plan.make(
+    steps = mar_plan.make(
         parts.images.num_tokens,
         settings.ar_steps,
         guidance=settings.guidance,
@@ -121,7 +124,7 @@ def plans_of(parts: Parts, settings: Settings, unknown: int | None = None) -> tu
 def backbone(
     parts: Parts,
     settings: Settings,
-    steps: plan.Plan,
+    steps: mar_plan.Plan,
     params: dict[str, Any],
     tokens: jax.Array,
     known: jax.Array,
@@ -158,7 +161,7 @@ def backbone(
 def reveal(
     parts: Parts,
     settings: Settings,
-    steps: plan.Plan,
+    steps: mar_plan.Plan,
     params: dict[str, Any],
     tokens: jax.Array,
     seen: Encoding,
@@ -179,8 +182,8 @@ def reveal(
     head, shown = None, ()
     if settings.method != "own":
         head = drift_head(parts, settings, params)
-        shown = head.shown(seen.entropy, draws.prior_keys(keys))
-    token_keys = draws.token_keys(keys, num_tokens)
+        shown = head.shown(seen.entropy, randomness.prior_keys(keys))
+    token_keys = randomness.token_keys(keys, num_tokens)
 
     def fill(size):
         # The slots from `next` on are revealed; padding past `now` writes nowhere.
@@ -219,7 +222,7 @@ def _predict(parts, settings, steps, params, encoding, prior, token_keys, step) 
     batch, count = token_keys.shape
     channels = parts.images.token_dim
     if settings.method != "own":
-        eps = draws.normal(token_keys, 0, channels)
+        eps = randomness.normal(token_keys, 0, channels)
         return drift_head(parts, settings, params).tokens(encoding, *prior, eps, scale)
     z = encoding.z.reshape(-1, encoding.z.shape[-1])
     rows = batch * count
@@ -231,7 +234,7 @@ def _predict(parts, settings, steps, params, encoding, prior, token_keys, step) 
         parts.head,
         params["head"],
         z[:rows],
-        lambda draw: draws.normal(token_keys.reshape(-1), draw, channels),
+        lambda draw: randomness.normal(token_keys.reshape(-1), draw, channels),
         schedule=schedule,
         num_steps=num_steps,
         guidance=scale if guided else None,

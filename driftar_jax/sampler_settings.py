@@ -4,11 +4,11 @@ import dataclasses
 import math
 
 from driftar_jax import text_sampler
-from driftar_jax.assembly import Parts
 from driftar_jax.heads import diffusion
 from driftar_jax.hosts.nextstep import NextStep
 from driftar_jax.hosts.schedules import NFE_SCHEDULES, head_steps
 from driftar_jax.hosts.transdiff import TransDiff
+from driftar_jax.model import Parts
 from driftar_jax.speculative import engine, policy, verify
 
 METHODS = ("own", "drift", "mean")

@@ -18,10 +18,12 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from driftar_jax import assembly, cli, config, config_files, phi, runs
+from driftar_jax import config, model, runs
+from driftar_jax.cli.program import files
+from driftar_jax.cli.program import program as cli
 from driftar_jax.data import captions, latents
-from driftar_jax.drift import features
-from driftar_jax.training import loop, masked, tasks
+from driftar_jax.features import maps
+from driftar_jax.training import loop, masked, phi, tasks
 
 GIB = 2**30
 # What a class-conditional set of latents is taken for where it does not lie on this machine.
@@ -82,7 +84,7 @@ class Needs:
         return max(arithmetic, (self.moved or 0.0) / (1e9 * peak_gb_s))
 
 
-def image_spec(settings: Any) -> assembly.ImageSpec:
+def image_spec(settings: Any) -> model.ImageSpec:
     """What the data decides, without the data where that is a set of latents."""
     if not latents.is_latents(settings.data.name):
         source = runs.open_data(settings, "train")
@@ -91,7 +93,7 @@ def image_spec(settings: Any) -> assembly.ImageSpec:
     shape = (side, side, LATENT_CHANNELS)
     names = tuple(str(k) for k in range(LATENT_CLASSES))
     text = _text(settings.text.length) if "text" in settings else None
-    return assembly.ImageSpec(shape, names, settings.data.patch_size, text=text)
+    return model.ImageSpec(shape, names, settings.data.patch_size, text=text)
 
 
 def _text(length: int) -> captions.TextSpec:
@@ -173,17 +175,17 @@ def _kept(made: loop.Loop, batch: dict[str, jax.ShapeDtypeStruct], frozen: bool)
     return size // (made.mesh.shape["data"] * made.mesh.shape["fsdp"])
 
 
-def _space(network: Any | None, images: assembly.ImageSpec):
+def _space(network: Any | None, images: model.ImageSpec):
     """Phi of a network that need not have been trained."""
     if network is None:
-        return features.Identity(), None
+        return maps.Identity(), None
     shapes = nn.unbox(jax.eval_shape(masked.build(network, images).init, jax.random.key(0)))
     # One zero that looks like an array of any size.
     none = jax.tree.map(lambda a: np.broadcast_to(np.zeros((), a.dtype), a.shape), shapes["mae"])
     return phi.maps(network, images, none)
 
 
-def _batch(settings: Any, images: assembly.ImageSpec) -> dict[str, jax.ShapeDtypeStruct]:
+def _batch(settings: Any, images: model.ImageSpec) -> dict[str, jax.ShapeDtypeStruct]:
     size, (h, w, c) = settings.train.batch_size, images.image_shape
     batch = {"label": jax.ShapeDtypeStruct((size,), jnp.int32)}
     if latents.is_latents(settings.data.name):
@@ -195,7 +197,7 @@ def _batch(settings: Any, images: assembly.ImageSpec) -> dict[str, jax.ShapeDtyp
     return batch
 
 
-def _loop(settings: Any, images: assembly.ImageSpec, space, *, unroll: bool = False) -> loop.Loop:
+def _loop(settings: Any, images: model.ImageSpec, space, *, unroll: bool = False) -> loop.Loop:
     task = tasks.build(settings, images, space)
     if unroll and _has_layer_loop(task):
         parts = dataclasses.replace(task.parts, host=task.parts.host.clone(unroll=True))
@@ -342,7 +344,7 @@ def main(_) -> None:
     simulate(_DEVICES.value)
     with cli.user_errors():
         asked = [_asked(name) for name in _CONFIGS.value]
-        network = config_files.load(_FEATURES.value, "features") if _FEATURES.value else None
+        network = files.load(_FEATURES.value, "features") if _FEATURES.value else None
     print(HEADER)
     for name, settings in zip(_CONFIGS.value, asked, strict=True):
         with cli.user_errors():
@@ -351,8 +353,8 @@ def main(_) -> None:
 
 
 def _asked(name: str) -> Any:
-    settings = config_files.load(name, "configs")
-    config_files.change(settings, _SET.value)
+    settings = files.load(name, "configs")
+    files.change(settings, _SET.value)
     config.check(settings)
     return settings
 

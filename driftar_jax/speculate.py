@@ -8,12 +8,15 @@ from typing import Any
 import jax
 import numpy as np
 
-from driftar_jax import draws, plan, text_sampler
-from driftar_jax.assembly import Parts
+from driftar_jax import text_sampler
+from driftar_jax.data.patches import unpatchify
 from driftar_jax.drift.head import DriftHead
+from driftar_jax.heads import randomness
+from driftar_jax.hosts import mar_plan
 from driftar_jax.hosts.mar_groups import MARGroups, draft_rows
 from driftar_jax.hosts.nextstep import NextStep
-from driftar_jax.hosts.schedules import cosine_counts, unpatchify
+from driftar_jax.hosts.schedules import cosine_counts
+from driftar_jax.model import Parts
 from driftar_jax.speculative import engine
 from driftar_jax.types import Counts, Speculation
 
@@ -47,10 +50,10 @@ def generate(
 
 def bound(parts, rule, settings, params, label, index, seed) -> engine.Engine:
     """The engine of a batch; arguments as for `generate`."""
-    images, keys = parts.images, draws.image_keys(seed, index)
+    images, keys = parts.images, randomness.image_keys(seed, index)
     if isinstance(parts.host, NextStep):
         return text_sampler.drafted(parts, rule, settings, params, label, keys)
-    steps = plan.make(
+    steps = mar_plan.make(
         images.num_tokens,
         settings.ar_steps,
         guidance=settings.guidance,
@@ -61,7 +64,7 @@ def bound(parts, rule, settings, params, label, index, seed) -> engine.Engine:
         module=parts.host,
         params=params["host"],
         label=label,
-        order=draws.orders(keys, images.num_tokens),
+        order=randomness.orders(keys, images.num_tokens),
         counts=cosine_counts(images.num_tokens, settings.ar_steps),
         branches=2 if settings.guided else 1,
     )
@@ -70,7 +73,10 @@ def bound(parts, rule, settings, params, label, index, seed) -> engine.Engine:
         parts.prior, parts.decoder, params, settings.guided, settings.temperature, trained
     )
     draft = draft_rows(host, parts.draft, params["draft"]) if rule.gamma else None
-    token_keys, prior_keys = draws.token_keys(keys, images.num_tokens), draws.prior_keys(keys)
+    token_keys, prior_keys = (
+        randomness.token_keys(keys, images.num_tokens),
+        randomness.prior_keys(keys),
+    )
     tracker = params.get("tracker")
     return engine.Engine(host, draft, head, token_keys, prior_keys, steps.scale, rule, tracker)
 

@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from driftar_jax import causal_sampler, draws
-from driftar_jax.assembly import Parts
+from driftar_jax import causal_sampler
 from driftar_jax.config import wrong
 from driftar_jax.data import captions
 from driftar_jax.drift.head import DriftHead
+from driftar_jax.heads import randomness, window
 from driftar_jax.hosts import nextstep
 from driftar_jax.hosts.nextstep_groups import NextStepGroups
-from driftar_jax.speculative import engine, window
+from driftar_jax.model import Parts
+from driftar_jax.speculative import engine
 from driftar_jax.types import Encoding
 
 
@@ -131,11 +132,11 @@ def tokens(
       keys: `[B]`, of `draws.image_keys`.
     """
     images = parts.images
-    token_keys = draws.token_keys(keys, images.num_tokens)
+    token_keys = randomness.token_keys(keys, images.num_tokens)
     ids, padding = prompts(parts, settings, rows)
 
     def noise(token, draw):
-        made = draws.normal(token_keys[:, token], draw, images.token_dim)
+        made = randomness.normal(token_keys[:, token], draw, images.token_dim)
         # The start of the own head is no step of it.
         return made * jnp.where(draw > 0, settings.temperature, 1.0)
 
@@ -151,8 +152,8 @@ def tokens(
     head, scale = projected_head(parts, settings, params), scales(parts, settings)
 
     def make(encoding, k):
-        mu, std = head.starts(encoding, draws.prior_keys(keys))
-        eps = draws.normal(token_keys[:, k], 0, images.token_dim)
+        mu, std = head.starts(encoding, randomness.prior_keys(keys))
+        eps = randomness.normal(token_keys[:, k], 0, images.token_dim)
         return head.tokens(encoding, mu, std, eps[:, None], scale[k])[:, 0]
 
     branches = 2 if settings.guided else 1
@@ -191,8 +192,8 @@ def drafted(
         host,
         draft if rule.gamma else None,
         projected_head(parts, settings, params),
-        draws.token_keys(keys, images.num_tokens),
-        draws.prior_keys(keys),
+        randomness.token_keys(keys, images.num_tokens),
+        randomness.prior_keys(keys),
         scales(parts, settings),
         rule,
         params.get("tracker"),

@@ -13,7 +13,8 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from driftar_jax import cli, config, processes, runs, scale, stopping, tracing
+from driftar_jax import config, processes, runs, scale, stopping, tracing
+from driftar_jax.cli.program import program as cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, FILE.py[:SIZE].")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made, or resumed.")

@@ -14,9 +14,9 @@ import jax
 import numpy as np
 import tiny
 
-from driftar_jax import assembly, sampler
+from driftar_jax import model, sampler
 from driftar_jax.data import captions
-from driftar_jax.drift import features
+from driftar_jax.features import maps
 from driftar_jax.training import loop, optim, step, tasks
 
 STEPS, BATCH = 20, 8
@@ -67,7 +67,7 @@ def _images(name):
         return tiny.IMAGES
     # A table of words whose size divides.
     text = _FITTED.spec
-    return assembly.ImageSpec((4, 6, 1), tuple("abc"), patch_size=2, text=text)
+    return model.ImageSpec((4, 6, 1), tuple("abc"), patch_size=2, text=text)
 
 
 def _batch(name, number):
@@ -78,7 +78,7 @@ def _batch(name, number):
 def run(name, mesh, file):
     """Losses of every step; pictures of the trained weights go to `file`."""
     config, images = _config(name, mesh), _images(name)
-    task = tasks.build(config, images, (features.Identity(), None))
+    task = tasks.build(config, images, (maps.Identity(), None))
     made = loop.Loop(task, config, pathlib.Path("nowhere"), {})
     extra = made.fresh_state().extra if isinstance(task, step.OwnsExtra) else None
     state = optim.init_state(tiny.params(task.init), made.optimizer, task.tracked, extra)
@@ -94,7 +94,7 @@ def run(name, mesh, file):
 
 
 def _pictures(name, config, images, params):
-    parts = assembly.build(config, images)
+    parts = model.build(config, images)
     method = "own" if config.task == "host" else "drift"
     steps = 3 if config.host.name == "mar" else config.sample.ar_steps
     settings = sampler.Settings(method=method, ar_steps=steps, nfe=4)

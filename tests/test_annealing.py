@@ -9,8 +9,9 @@ import pytest
 import tiny
 
 from configs import mar_small
-from driftar_jax import assembly, generator, plan, sampler
+from driftar_jax import generator, model, sampler
 from driftar_jax.heads import diffusion
+from driftar_jax.hosts import mar_plan
 from driftar_jax.training import tasks
 
 pytestmark = pytest.mark.timeout(300)
@@ -23,7 +24,7 @@ INDEX = jnp.arange(2, dtype=jnp.int32)
 def made():
     """A small host with random arrays (a fresh head would return its noise)."""
     config = mar_small.get_config("tiny")
-    parts = assembly.build(config, assembly.ImageSpec((5, 5, 2), ("a", "b", "c", "d"), 1))
+    parts = model.build(config, model.ImageSpec((5, 5, 2), ("a", "b", "c", "d"), 1))
     return config, parts, tiny.params(tasks.HostTask(parts, None, 1).init)
 
 
@@ -46,7 +47,7 @@ def test_the_first_stage_is_that_of_the_constant_schedule(made):
     assert int(counts.head_evaluations) == 7 * 6
     annealed, counts = _generate(parts, params, nfe_schedule="two_stage", nfe_last=2)
     assert int(counts.head_evaluations) == 4 * 6 + 3 * 2 and int(counts.backbone_calls) == 7
-    steps = plan.make(25, 7, guidance=1.0, guidance_schedule="linear", head_steps=(1,) * 7)
+    steps = mar_plan.make(25, 7, guidance=1.0, guidance_schedule="linear", head_steps=(1,) * 7)
     early = 25 - int(steps.next[3])
     same = np.isclose(constant, annealed, atol=1e-4).all(axis=-1).reshape(2, -1).sum(axis=1)
     np.testing.assert_array_equal(same, early)
@@ -70,9 +71,9 @@ def _tables(chosen):
 def test_the_encoder_on_known_tokens_alone_changes_nothing(made, monkeypatch):
     _, parts, params = made
     all_tokens, _ = _generate(parts, params)
-    monkeypatch.setattr(plan, "MANY_TOKENS", 25)
-    monkeypatch.setattr(plan, "MOST_KEEPS", 2)
-    monkeypatch.setattr(plan, "MOST_SIZES", 2)
+    monkeypatch.setattr(mar_plan, "MANY_TOKENS", 25)
+    monkeypatch.setattr(mar_plan, "MOST_KEEPS", 2)
+    monkeypatch.setattr(mar_plan, "MOST_SIZES", 2)
     sampler.generate.clear_cache()
     settings = sampler.Settings("own", 7, nfe=6, guidance=2.0, spacing="trimmed")
     assert sampler.plans_of(parts, settings)[-1].keeps[-1] < 25

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import tiny
 
-from driftar_jax import causal
+from driftar_jax.layers import causal
 
 B, T, D, L, H, KV, K, M = 2, 9, 12, 3, 6, 3, 4, 14
 START = 4  # first content slot

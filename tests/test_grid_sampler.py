@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import tiny
 
-from driftar_jax import assembly, grid_sampler, sampler
+from driftar_jax import grid_sampler, model, sampler
 from driftar_jax.training import tasks
 
 
 def made(size):
     config = importlib.import_module("configs.transdiff_small").get_config(size)
     config.host.update(width=8, num_heads=2, buffer_size=3, row_patch=1)
-    parts = assembly.build(config, tiny.IMAGES)
+    parts = model.build(config, tiny.IMAGES)
     return parts, tiny.params(tasks.build(config, tiny.IMAGES).init)
 
 

@@ -8,7 +8,7 @@ import pytest
 import tiny
 from PIL import Image
 
-from driftar_jax import assembly, generator, inpaint
+from driftar_jax import generator, inpaint, model
 from driftar_jax.training import tasks
 
 LABELS = [0, 1, -1]
@@ -16,7 +16,7 @@ LABELS = [0, 1, -1]
 
 def loaded(task):
     config = tiny.config(task)
-    parts = assembly.build(config, tiny.IMAGES)
+    parts = model.build(config, tiny.IMAGES)
     return generator.Loaded(
         config, parts, tiny.params(tasks.build(config, tiny.IMAGES).init), 0, {}
     )

@@ -10,11 +10,14 @@ import tiny
 from scipy import special
 
 from driftar_jax import layers
+from driftar_jax.layers import attention as attention_lib
+from driftar_jax.layers.attention import attention_with_entropy
+from driftar_jax.layers.blocks import TransformerBlock
 
 B, N, H, K, START = 2, 7, 3, 4, 2
 WIDTH = H * K
 
-attention = jax.jit(layers.attention_with_entropy, static_argnames=("content_start", "chunk"))
+attention = jax.jit(attention_with_entropy, static_argnames=("content_start", "chunk"))
 
 
 def _qkv(seed=0):
@@ -120,7 +123,7 @@ def test_bad_arguments_name_the_field(field, kwargs):
 
 
 def _block(**kwargs):
-    block = layers.TransformerBlock(WIDTH, H, **kwargs)
+    block = TransformerBlock(WIDTH, H, **kwargs)
     x = tiny.normal(5, B, N, WIDTH)
     return block, tiny.params(block.init, x, scale=0.4), x
 
@@ -181,7 +184,7 @@ def test_bfloat16_keeps_float32_entropy():
 
 
 def test_every_matrix_has_logical_names():
-    block = layers.TransformerBlock(WIDTH, H)
+    block = TransformerBlock(WIDTH, H)
     tree = jax.eval_shape(block.init, jax.random.key(0), jnp.zeros((B, N, WIDTH)))["params"]
     names = {
         "qkv": ("embed", None, "heads", None),
@@ -195,7 +198,7 @@ def test_every_matrix_has_logical_names():
 
 def test_heads_must_divide_width():
     with pytest.raises(ValueError, match="^num_heads: got 5"):
-        layers.TransformerBlock(WIDTH, 5).init(jax.random.key(0), jnp.zeros((1, 2, WIDTH)))
+        TransformerBlock(WIDTH, 5).init(jax.random.key(0), jnp.zeros((1, 2, WIDTH)))
 
 
 def test_attention_image_by_image_is_the_same(monkeypatch):
@@ -203,10 +206,10 @@ def test_attention_image_by_image_is_the_same(monkeypatch):
     q, k, v = (jax.random.normal(jax.random.key(i), shape) for i in range(3))
     mask = jax.random.bernoulli(jax.random.key(3), 0.6, (3, 6, 6)) | jnp.eye(6, dtype=bool)[None]
     for seen in (None, mask[:, :1], mask):
-        at_once = layers.attention(q, k, v, seen)
+        at_once = attention_lib.attention(q, k, v, seen)
         with monkeypatch.context() as patch:
             patch.setattr(layers, "_CACHED", 0)
-            program = jax.make_jaxpr(layers.attention)(q, k, v, seen)
-            apart = layers.attention(q, k, v, seen)
+            program = jax.make_jaxpr(attention_lib.attention)(q, k, v, seen)
+            apart = attention_lib.attention(q, k, v, seen)
         assert "scan" in str(program)
         np.testing.assert_allclose(apart, at_once, rtol=1e-6, atol=1e-6)

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import tiny
 
-from driftar_jax.modulated import CHUNKS, ModulatedBlock, sinusoid_features
+from driftar_jax.layers.modulated import CHUNKS, ModulatedBlock, sinusoid_features
 
 B, G, N, M, D = 2, 3, 5, 4, 6
 

@@ -5,8 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from driftar_jax import plan
-from driftar_jax.hosts import schedules
+from driftar_jax.hosts import mar_plan, schedules
 
 
 def _waste(sizes, values):
@@ -17,7 +16,7 @@ def _waste(sizes, values):
 def test_padding_is_the_least_possible(seed):
     rng = np.random.default_rng(seed)
     values, most = rng.integers(0, 20, rng.integers(1, 12)), int(rng.integers(1, 6))
-    sizes = plan.padded(values, most)
+    sizes = mar_plan.padded(values, most)
     assert len(sizes) <= most and (np.diff(sizes) > 0).all()
     smaller = np.unique(values)[:-1]
     tried = [
@@ -30,10 +29,10 @@ def test_padding_is_the_least_possible(seed):
 
 @pytest.mark.parametrize("ar_steps", [1, 8, 64, 256])
 def test_every_step_finds_room(ar_steps):
-    made = plan.make(
+    made = mar_plan.make(
         256, ar_steps, guidance=2.0, guidance_schedule="linear", head_steps=(5,) * ar_steps
     )
-    assert len(made.keeps) <= plan.MOST_KEEPS and len(made.sizes) <= plan.MOST_SIZES
+    assert len(made.keeps) <= mar_plan.MOST_KEEPS and len(made.sizes) <= mar_plan.MOST_SIZES
     assert (np.array(made.keeps)[made.keep] >= 256 - made.now).all()
     assert (np.array(made.sizes)[made.size] >= made.now - made.next).all()
     assert made.lengths == (5,) and made.now[0] == 256 and made.next[-1] == 0
@@ -41,8 +40,8 @@ def test_every_step_finds_room(ar_steps):
 
 
 def test_few_tokens_are_compiled_at_few_sizes():
-    made = plan.make(64, 8, guidance=1.0, guidance_schedule="linear", head_steps=(1,) * 8)
-    assert made.keeps == (64,) and len(made.sizes) == plan.MOST_SIZES_OF_FEW
+    made = mar_plan.make(64, 8, guidance=1.0, guidance_schedule="linear", head_steps=(1,) * 8)
+    assert made.keeps == (64,) and len(made.sizes) == mar_plan.MOST_SIZES_OF_FEW
 
 
 @pytest.mark.parametrize(

@@ -11,12 +11,14 @@ import pytest
 import tiny
 from flax import linen as nn
 
-from driftar_jax import assembly, plan, sampler
+from driftar_jax import model, sampler
+from driftar_jax.data.patches import unpatchify
+from driftar_jax.hosts import mar_plan
 from driftar_jax.hosts.mar import MAR
-from driftar_jax.hosts.schedules import cosine_counts, guidance_at, unpatchify
+from driftar_jax.hosts.schedules import cosine_counts, guidance_at
 
 # N = 10 tokens of C = 3 channels in a grid of 2x5, in T = 4 AR steps of 1, 2, 4 and 3 tokens.
-IMAGES = assembly.ImageSpec((2, 5, 3), tuple("abcde"), patch_size=1)
+IMAGES = model.ImageSpec((2, 5, 3), tuple("abcde"), patch_size=1)
 N, C, T = 10, 3, 4
 LABELS = np.array([3, -1, 0, 4, 1], np.int32)
 CALLS = collections.Counter()
@@ -29,8 +31,8 @@ pytestmark = pytest.mark.timeout(300)
 def few_sizes():
     """Two compiled sizes for four AR steps: most of them run padded."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "MOST_SIZES", 2)
-        patch.setattr(plan, "MOST_KEEPS", 2)
+        patch.setattr(mar_plan, "MOST_SIZES", 2)
+        patch.setattr(mar_plan, "MOST_KEEPS", 2)
         yield
 
 
@@ -47,7 +49,7 @@ class CountingMAR(MAR):
 
 
 def _build(task):
-    parts = assembly.build(tiny.config(task), IMAGES)
+    parts = model.build(tiny.config(task), IMAGES)
     x, z, e = jnp.zeros((1, N, C)), jnp.zeros((1, N, parts.host.width)), jnp.zeros((1, N))
     inputs = {
         "host": (x, e.astype(bool), jnp.zeros(1, int)),

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from driftar_jax import assembly
+from driftar_jax import model
 
 # Images of 4x6 with patches of 2: N = 6 tokens of C = 4 channels in a grid of 2x3.
-IMAGES = assembly.ImageSpec((4, 6, 1), tuple("abc"), patch_size=2)
+IMAGES = model.ImageSpec((4, 6, 1), tuple("abc"), patch_size=2)
 FILES = {
     "host": "mar_small",
     "drift": "drift_mar_small",
@@ -50,7 +50,7 @@ def config(task, **changes):
 
 def parts(task, **changes):
     """Modules of `config` for IMAGES."""
-    return assembly.build(config(task, **changes), IMAGES)
+    return model.build(config(task, **changes), IMAGES)
 
 
 def normal(seed, *shape):

@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 
-from driftar_jax import inception as network
 from driftar_jax.conversion import (
     drift_ar,
     inception,
@@ -16,6 +15,7 @@ from driftar_jax.conversion import (
     transdiff,
     vae,
 )
+from driftar_jax.features import inception as network
 from driftar_jax.published import stored as published
 from driftar_jax.vae import stored
 

@@ -6,8 +6,8 @@ Files: `weights-inception-2015-12-05-6726825d.pth` (torch-fidelity) and
 
 from collections.abc import Mapping
 
-from driftar_jax import inception
 from driftar_jax.conversion import rules as r
+from driftar_jax.features import inception
 
 
 def _unit(name: str) -> list[r.Rule]:

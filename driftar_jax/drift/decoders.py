@@ -4,8 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from driftar_jax.layers import dense, layer_norm
-from driftar_jax.modulated import sinusoid_features
+from driftar_jax.layers.dense import dense, layer_norm
+from driftar_jax.layers.modulated import sinusoid_features
 
 # Below this the standardised start would be a ratio of rounding errors.
 SIGMA_MIN = 1e-3

@@ -5,8 +5,8 @@ import jax
 import jax.numpy as jnp
 
 from driftar_jax.drift.decoders import SIGMA_MIN
-from driftar_jax.layers import dense, layer_norm
-from driftar_jax.modulated import CHUNKS, ModulatedBlock, sinusoid_features
+from driftar_jax.layers.dense import dense, layer_norm
+from driftar_jax.layers.modulated import CHUNKS, ModulatedBlock, sinusoid_features
 
 
 class GridDecoder(nn.Module):

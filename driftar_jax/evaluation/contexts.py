@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from driftar_jax import draws, sampler
+from driftar_jax import sampler
+from driftar_jax.data.patches import patchify
+from driftar_jax.data.pixels import to_unit_range
 from driftar_jax.drift import fields
-from driftar_jax.features import to_unit_range
 from driftar_jax.generator import Loaded
-from driftar_jax.heads import diffusion
+from driftar_jax.heads import diffusion, randomness
 from driftar_jax.hosts.mar import MAR
-from driftar_jax.hosts.schedules import patchify
 from driftar_jax.types import Encoding
 
 # Draws of a call; its arrays are this many tokens long.
@@ -110,10 +110,10 @@ def draw(loaded: Loaded, contexts: Contexts, count: int, seed: int, **changes: A
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _draw(parts, settings, count, params, tokens, known, label, positions, index, seed):
     encoding = parts.host.apply({"params": params["host"]}, tokens, known, label)
-    keys = draws.image_keys(seed, index)
+    keys = randomness.image_keys(seed, index)
     take = jax.vmap(lambda values, at: values[at])
     z, entropy = take(encoding.z, positions), take(encoding.entropy, positions)
-    token_keys = take(draws.token_keys(keys, tokens.shape[1]), positions)
+    token_keys = take(randomness.token_keys(keys, tokens.shape[1]), positions)
     each = jax.vmap(jax.random.fold_in, (None, 0))
     drawn = jax.vmap(jax.vmap(each, (0, None)), (0, None))(token_keys, jnp.arange(count))
     channels = tokens.shape[2]
@@ -123,14 +123,14 @@ def _draw(parts, settings, count, params, tokens, known, label, positions, index
             parts.head,
             params["head"],
             jnp.broadcast_to(z[:, :, None], shape).reshape(-1, shape[-1]),
-            lambda step: draws.normal(drawn.reshape(-1), step, channels),
+            lambda step: randomness.normal(drawn.reshape(-1), step, channels),
             schedule=sampler.head_schedule(settings, settings.nfe),
             temperature=settings.temperature,
         )
         return x.reshape(*drawn.shape, channels), entropy
     head = sampler.drift_head(parts, settings, params)
-    prior = (take(a, positions) for a in head.starts(encoding, draws.prior_keys(keys)))
-    seen, eps = Encoding(z=z, entropy=entropy), draws.normal(drawn, 0, channels)
+    prior = (take(a, positions) for a in head.starts(encoding, randomness.prior_keys(keys)))
+    seen, eps = Encoding(z=z, entropy=entropy), randomness.normal(drawn, 0, channels)
     one = functools.partial(head.tokens, seen, *prior, scale=jnp.float32(1))
     return jax.vmap(lambda e: one(eps=e), in_axes=2, out_axes=2)(eps), entropy
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from driftar_jax import pictures
+from driftar_jax.data import pictures
 from driftar_jax.evaluation import contexts
 from driftar_jax.generator import Loaded
 

@@ -12,7 +12,7 @@ from driftar_jax.checkpoints import read_config
 from driftar_jax.config import wrong
 from driftar_jax.data import pipeline
 from driftar_jax.evaluation import networks, quality
-from driftar_jax.features import SmallClassifier
+from driftar_jax.features.classifier import SmallClassifier
 
 
 @dataclasses.dataclass(frozen=True)

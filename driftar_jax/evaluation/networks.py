@@ -8,8 +8,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from driftar_jax import inception as incept
-from driftar_jax.features import SmallClassifier, to_unit_range
+from driftar_jax.data.pixels import to_unit_range
+from driftar_jax.features import inception as incept
+from driftar_jax.features.classifier import SmallClassifier
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from driftar_jax import pictures
 from driftar_jax.config import nearest, wrong
+from driftar_jax.data import pictures
 from driftar_jax.evaluation import ablation_table, deviation, deviation_table, speculation_report
 from driftar_jax.evaluation.ablation_table import CONFIDENCE
 

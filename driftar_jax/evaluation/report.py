@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from driftar_jax import pictures
 from driftar_jax.checkpoints import write_json
+from driftar_jax.data import pictures
 from driftar_jax.evaluation.compare import Row
 from driftar_jax.evaluation.premise import Premise
 

@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from driftar_jax import sampler, speculate
-from driftar_jax.assembly import Parts
 from driftar_jax.evaluation import benchmark
 from driftar_jax.generator import Loaded
+from driftar_jax.model import Parts
 from driftar_jax.speculative.engine import Engine
 
 PIECES = ("drafts", "backbone", "rest")

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from driftar_jax import config, generator, inception, journal, pictures
+from driftar_jax import config, generator, journal
+from driftar_jax.data import pictures
 from driftar_jax.evaluation import compare, judges, moments, networks, premise, quality, report
 from driftar_jax.evaluation.ledger import Ledger
+from driftar_jax.features import inception
 
 SHOWN = 64
 # What a Drift-AR run may log and a reader wants to see.

@@ -10,7 +10,8 @@ from typing import Any
 
 import ml_collections
 
-from driftar_jax import config, config_files
+from driftar_jax import config
+from driftar_jax.cli.program import files
 from driftar_jax.config import wrong
 
 
@@ -90,7 +91,7 @@ def read(source: str) -> Sweep:
     Raises:
       ValueError: there is no such sweep, or a part of it cannot be; one line.
     """
-    found = config_files.result(source, "get_sweep", "sweep")
+    found = files.result(source, "get_sweep", "sweep")
     try:
         arms = {name: Arm(name, **fields) for name, fields in found.pop("arms").items()}
         judge = Arm("judge", once=True, **found.pop("judge"))
@@ -156,14 +157,14 @@ def settings(
     Raises:
       ValueError: the config cannot run.
     """
-    made = config_files.load(arm.config)
-    config_files.change(made, arm.set)
+    made = files.load(arm.config)
+    files.change(made, arm.set)
     made.seed = 0 if arm.once else seed
     for field, name in arm.needs.items():
-        config_files.assign(made, field, workdirs[name])
+        files.assign(made, field, workdirs[name])
     for field in arm.measured:
         if numbers is not None:
-            config_files.assign(made, field, float(numbers[field]))
+            files.assign(made, field, float(numbers[field]))
     config.check(made)
     return made
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from driftar_jax import assembly, config, generator, runs
+from driftar_jax import config, generator, model, runs
 from driftar_jax.checkpoints import write_json
 from driftar_jax.data import latents
 from driftar_jax.evaluation import benchmark
@@ -45,14 +45,14 @@ def open_subject(settings: Any, workdir: str | None) -> tuple[generator.Loaded, 
     return loaded, "random: speed only, the images mean nothing"
 
 
-def _images(settings: Any) -> assembly.ImageSpec:
+def _images(settings: Any) -> model.ImageSpec:
     if not latents.is_latents(settings.data.name):
         source = runs.open_data(settings, "train")
         return runs.image_spec(settings, source, runs.fit_text(settings, source))
     side = settings.data.image_size
     names = tuple(str(i) for i in range(LATENT_CLASSES))
     shape = (side, side, LATENT_CHANNELS)
-    return assembly.ImageSpec(shape, names, settings.data.patch_size)
+    return model.ImageSpec(shape, names, settings.data.patch_size)
 
 
 def write(out: str, rows: Sequence[benchmark.Row], weights: str, load: tuple) -> None:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from driftar_jax.heads.token_mlp import TokenMLP, lift
+from driftar_jax.layers.token_mlp import TokenMLP, lift
 
 TRAIN_STEPS = 1000
 

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from driftar_jax import layers
-from driftar_jax.modulated import CHUNKS, ModulatedBlock, sinusoid_features
+from driftar_jax.layers.dense import dense, layer_norm
+from driftar_jax.layers.modulated import CHUNKS, ModulatedBlock, sinusoid_features
+from driftar_jax.layers.remat import recomputed
 
 TRAIN_STEPS = 1000
 # Where the stochastic steps end; the rest is one deterministic step.
@@ -73,11 +74,11 @@ class VelocityNet(nn.Module):
 
         zeros = nn.initializers.zeros_init()
         self.position = table("position", 0.02, self.num_tokens, "position")
-        self.input_proj = layers.dense(self.width, (None, "embed"), self.dtype)
-        self.cond_embed = layers.dense(self.width, ("embed", "mlp"), self.dtype)
-        self.time_1 = layers.dense(self.width, (None, "mlp"), jnp.float32)
-        self.time_2 = layers.dense(self.width, ("mlp", "embed"), jnp.float32)
-        self.time_proj = layers.dense(CHUNKS * self.width, ("embed", "mlp"), jnp.float32)
+        self.input_proj = dense(self.width, (None, "embed"), self.dtype)
+        self.cond_embed = dense(self.width, ("embed", "mlp"), self.dtype)
+        self.time_1 = dense(self.width, (None, "mlp"), jnp.float32)
+        self.time_2 = dense(self.width, ("mlp", "embed"), jnp.float32)
+        self.time_proj = dense(CHUNKS * self.width, ("embed", "mlp"), jnp.float32)
         self.blocks = [
             ModulatedBlock(
                 self.width,
@@ -90,8 +91,8 @@ class VelocityNet(nn.Module):
             for _ in range(self.depth)
         ]
         self.final_table = table("final_table", self.width**-0.5, 2, None)
-        self.final_norm = layers.layer_norm(affine=False)
-        self.final_linear = layers.dense(self.token_dim, ("embed", None), self.dtype, zeros)
+        self.final_norm = layer_norm(affine=False)
+        self.final_linear = dense(self.token_dim, ("embed", None), self.dtype, zeros)
 
     def __call__(
         self, x: jax.Array, t: jax.Array, c: jax.Array, *, deterministic: bool = True
@@ -141,7 +142,7 @@ class VelocityNet(nn.Module):
 
         for block, keys_and_values in zip(self.blocks, condition, strict=True):
             arrays = h, keys_and_values, time.modulation
-            h = layers.recomputed(self.remat, call, block, *arrays)
+            h = recomputed(self.remat, call, block, *arrays)
         shift, scale = (time.embedding[:, None] + self.final_table[i][None, None] for i in (0, 1))
         h = self.final_norm(h) * (1 + scale) + shift
         return self.final_linear(h.astype(self.dtype)).astype(jnp.float32)

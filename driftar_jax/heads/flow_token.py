@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from driftar_jax.heads.token_mlp import TokenMLP
+from driftar_jax.layers.token_mlp import TokenMLP
 
 # Length of the last, noiseless step of the official sampler.
 LAST_STEP = 0.04

@@ -9,7 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from driftar_jax import layers
+from driftar_jax.layers.blocks import TransformerBlock
+from driftar_jax.layers.dense import dense, layer_norm
+from driftar_jax.layers.remat import recomputed
 from driftar_jax.types import Encoding
 
 # Released sizes. The head is not fixed by the size: these are the heads of the released weights.
@@ -72,7 +74,7 @@ class MAR(nn.Module):
 
         def blocks(depth):
             return [
-                layers.TransformerBlock(
+                TransformerBlock(
                     self.width,
                     self.num_heads,
                     self.mlp_ratio,
@@ -89,13 +91,13 @@ class MAR(nn.Module):
         self.encoder_pos_embed = table("encoder_pos_embed", rows, "position")
         self.decoder_pos_embed = table("decoder_pos_embed", rows, "position")
         self.diffusion_pos_embed = table("diffusion_pos_embed", self.num_tokens, "position")
-        self.z_proj = layers.dense(self.width, (None, "embed"), self.dtype)
-        self.z_proj_ln = layers.layer_norm()
+        self.z_proj = dense(self.width, (None, "embed"), self.dtype)
+        self.z_proj_ln = layer_norm()
         self.encoder_blocks = blocks(self.encoder_depth)
-        self.encoder_norm = layers.layer_norm()
-        self.decoder_embed = layers.dense(self.width, ("mlp", "embed"), self.dtype)
+        self.encoder_norm = layer_norm()
+        self.decoder_embed = dense(self.width, ("mlp", "embed"), self.dtype)
         self.decoder_blocks = blocks(self.decoder_depth)
-        self.decoder_norm = layers.layer_norm()
+        self.decoder_norm = layer_norm()
 
     def __call__(
         self,
@@ -224,7 +226,7 @@ class MAR(nn.Module):
         h, entropy = canvas, None
         for i, block in enumerate(self.decoder_blocks[: max(self.decoder_depth - 1, 1)]):
             if i == max(self.decoder_depth - 2, 0):
-                h, entropy = layers.recomputed(
+                h, entropy = recomputed(
                     self.remat,
                     lambda block, h: block.with_entropy(
                         h, content_start=self.buffer_size, deterministic=deterministic
@@ -271,7 +273,7 @@ class MAR(nn.Module):
         def call(block, h, key_mask):
             return block(h, key_mask, deterministic=deterministic)
 
-        return layers.recomputed(self.remat, call, block, h, key_mask)
+        return recomputed(self.remat, call, block, h, key_mask)
 
     def _check(self, tokens, known, label, keep):
         batch = label.shape[0]

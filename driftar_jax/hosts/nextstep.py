@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from driftar_jax import causal, layers
-from driftar_jax.causal import Cache, CausalStack
 from driftar_jax.heads import flow_token
+from driftar_jax.layers import causal
+from driftar_jax.layers.causal import Cache, CausalStack
+from driftar_jax.layers.dense import dense, of_batch
 from driftar_jax.types import Encoding
 
 # The released size; the vocabulary and the norm's eps are read from a checkpoint's own files.
@@ -95,9 +96,9 @@ class NextStep(nn.Module):
         small = nn.initializers.normal(0.02)
         table = nn.with_logical_partitioning(small, (None, "table"))
         self.embed_tokens = self.param("embed_tokens", table, (self.vocab_size, self.width))
-        self.image_in_projector = layers.dense(self.width, (None, "embed"), self.dtype, small)
-        self.image_out_projector = layers.dense(self.width, ("mlp", "embed"), self.dtype, small)
-        self.lm_head = layers.dense(self.vocab_size, ("table", None), self.dtype, small, bias=False)
+        self.image_in_projector = dense(self.width, (None, "embed"), self.dtype, small)
+        self.image_out_projector = dense(self.width, ("mlp", "embed"), self.dtype, small)
+        self.lm_head = dense(self.vocab_size, ("table", None), self.dtype, small, bias=False)
         self.stack = CausalStack(
             depth=self.depth,
             width=self.width,
@@ -353,7 +354,7 @@ def training_losses(
 
     target = jnp.take_along_axis(tokens, chosen[..., None], axis=1)[None]
     u = u.reshape(copies, batch, count)
-    u, noise = (layers.of_batch(a, 1) for a in (u, noise.reshape(*u.shape, channels)))
+    u, noise = (of_batch(a, 1) for a in (u, noise.reshape(*u.shape, channels)))
     look = lambda x, t: head.apply({"params": params["head"]}, x, t, c[None])  # noqa: E731
     rows = flow_token.flow_loss(look, target, noise, u)
     image = flow_token.masked_mean(rows, jnp.broadcast_to(weight[None], rows.shape), floor)

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from driftar_jax.causal import Cache
 from driftar_jax.hosts.nextstep import NextStep
+from driftar_jax.layers.causal import Cache
 from driftar_jax.types import Encoding
 
 

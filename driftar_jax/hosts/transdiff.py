@@ -12,7 +12,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from driftar_jax import layers
+from driftar_jax.layers.blocks import TransformerBlock
+from driftar_jax.layers.dense import dense, layer_norm
+from driftar_jax.layers.remat import recomputed
 from driftar_jax.types import Encoding
 
 # Released models on KL-16 latents: 16 channels, encoder rows 64 + 256. `num_tokens` is the grid of
@@ -110,10 +112,10 @@ class TransDiff(nn.Module):
         rows = self.buffer_size + self.num_rows
         self.encoder_pos_embed = table("encoder_pos_embed", rows, "position")
         self.diffusion_pos_embed = table("diffusion_pos_embed", self.num_rows, "position")
-        self.z_proj = layers.dense(self.width, (None, "embed"), self.dtype)
-        self.z_proj_ln = layers.layer_norm()
+        self.z_proj = dense(self.width, (None, "embed"), self.dtype)
+        self.z_proj_ln = layer_norm()
         self.encoder_blocks = [
-            layers.TransformerBlock(
+            TransformerBlock(
                 self.width,
                 self.num_heads,
                 self.mlp_ratio,
@@ -124,7 +126,7 @@ class TransDiff(nn.Module):
             )
             for _ in range(self.depth)
         ]
-        self.encoder_norm = layers.layer_norm()
+        self.encoder_norm = layer_norm()
 
     def __call__(
         self,
@@ -183,7 +185,7 @@ class TransDiff(nn.Module):
         entropy = None
         for i, block in enumerate(self.encoder_blocks):
             if i == self.depth - 2:
-                h, entropy = layers.recomputed(
+                h, entropy = recomputed(
                     self.remat,
                     lambda block, h, mask: block.with_entropy(
                         h,
@@ -196,7 +198,7 @@ class TransDiff(nn.Module):
                     last_but_one,
                 )
             else:
-                h = layers.recomputed(
+                h = recomputed(
                     self.remat,
                     lambda block, h, mask: block(h, mask=mask, deterministic=deterministic),
                     block,

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
+from driftar_jax.data.patches import patchify
 from driftar_jax.heads import flow
 from driftar_jax.heads.flow import VelocityNet
-from driftar_jax.hosts import schedules
 from driftar_jax.hosts.transdiff import TransDiff
 from driftar_jax.types import Encoding
 
@@ -35,7 +35,7 @@ def reference_rows(grids: jax.Array, shape: tuple[int, int], rows: int) -> jax.A
     patch = math.isqrt(tokens // max(rows, 1))
     if shape[0] * shape[1] != tokens or rows * patch**2 != tokens:
         raise ValueError(f"rows: got {rows}, allowed {tokens} over a square, grid {shape}")
-    out = schedules.patchify(grids.reshape(-1, *shape, channels), patch)
+    out = patchify(grids.reshape(-1, *shape, channels), patch)
     return out.reshape(*leading, *out.shape[1:])
 
 

@@ -10,11 +10,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from driftar_jax import layers
 from driftar_jax.drift.grid import GridDecoder
 from driftar_jax.drift.prior import Prior
 from driftar_jax.entropy import prior_draw
 from driftar_jax.hosts.transdiff import TransDiff
+from driftar_jax.layers.blocks import TransformerBlock
+from driftar_jax.layers.dense import dense, layer_norm
 from driftar_jax.types import Encoding
 
 # Floor of head sums and of averaged weights in Eq. 4.
@@ -77,7 +78,7 @@ class CausalDraft(nn.Module):
         mask = jnp.tril(jnp.ones((z.shape[1], z.shape[1]), bool))
         h, entropy = z.astype(self.dtype), None
         for i in range(self.depth):
-            block = layers.TransformerBlock(
+            block = TransformerBlock(
                 self.width,
                 self.num_heads,
                 self.mlp_ratio,
@@ -91,8 +92,8 @@ class CausalDraft(nn.Module):
                 h, entropy = block.with_entropy(h, mask=mask, deterministic=deterministic)
             else:
                 h = block(h, mask=mask, deterministic=deterministic)
-        h = layers.layer_norm(name="norm")(h)
-        out = layers.dense(self.width, ("mlp", "embed"), self.dtype, name="output")(h)
+        h = layer_norm(name="norm")(h)
+        out = dense(self.width, ("mlp", "embed"), self.dtype, name="output")(h)
         return Encoding(out.astype(jnp.float32), entropy)
 
 
@@ -137,8 +138,8 @@ class DriftAR(nn.Module):
         self.host, self.prior, self.decoder = sampled_parts(self)
         block = _block_fields(self)
         self.draft = CausalDraft(self.width, self.draft_depth, self.num_heads, **block)
-        self.to_features = layers.dense(self.width, (None, "embed"), self.dtype)
-        self.feature_block = layers.TransformerBlock(self.width, self.num_heads, **block)
+        self.to_features = dense(self.width, (None, "embed"), self.dtype)
+        self.feature_block = TransformerBlock(self.width, self.num_heads, **block)
 
     def encode(self, label: jax.Array, *, deterministic: bool = True) -> Encoding:
         """`label [B]`, -1 unconditional -> encoding; the same for every image of a class."""

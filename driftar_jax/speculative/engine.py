@@ -15,7 +15,7 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-from driftar_jax import draws
+from driftar_jax.heads import randomness
 from driftar_jax.hosts.base import Host
 from driftar_jax.speculative import policy, verify
 from driftar_jax.types import Encoding, Speculation
@@ -207,7 +207,7 @@ class Engine:
 
     def _noise(self, step: jax.Array) -> jax.Array:
         """`[B, K, C]`: the one noise of each token, whoever asks for it."""
-        return draws.normal(self._token_keys(step), 0, self.host.token_dim)
+        return randomness.normal(self._token_keys(step), 0, self.host.token_dim)
 
     def _scale(self, step: jax.Array) -> jax.Array:
         return jnp.asarray(self.scales)[jnp.minimum(step, self.host.num_steps - 1)]
@@ -345,7 +345,7 @@ class Engine:
         if self.rule.name == "gaussian":
             q, p = self._prior(draft), self._prior(target)
             x0 = q.mean + q.std[..., None] * self._noise(step)
-            return verify.accepts(x0, q, p, draws.verdict_keys(self._token_keys(step)))
+            return verify.accepts(x0, q, p, randomness.verdict_keys(self._token_keys(step)))
         if self.rule.name == "coupled":
             again = self._made(target, self._noise(step), step)
             return verify.coupled(x, again, self._prior(target).std, self.rule.delta)
@@ -367,7 +367,7 @@ class Engine:
             jnp.where(failed[..., None], q.mean, p.mean), jnp.where(failed, q.std, p.std)
         )
         x0 = q.mean + q.std[..., None] * eps
-        verdict = verify.gaussian(x0, q, p, draws.verdict_keys(self._token_keys(step)))
+        verdict = verify.gaussian(x0, q, p, randomness.verdict_keys(self._token_keys(step)))
         again = (verdict.x0 - p.mean) / p.floored().std[..., None]
         return jnp.where(failed[..., None], again, eps)
 

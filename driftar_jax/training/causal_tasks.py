@@ -11,10 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from driftar_jax import assembly, entropy, layers, text_sampler
+from driftar_jax import entropy, model, text_sampler
 from driftar_jax.drift import fields
+from driftar_jax.heads import window
 from driftar_jax.hosts import nextstep
-from driftar_jax.speculative import window
+from driftar_jax.layers.dense import of_batch
 from driftar_jax.training import losses
 from driftar_jax.training.tokens import tokenise
 from driftar_jax.types import Encoding
@@ -79,7 +80,7 @@ def _take(values: jax.Array, positions: jax.Array) -> jax.Array:
     return jnp.take_along_axis(values, index, axis=1)
 
 
-def _init_host(parts: assembly.Parts, key: jax.Array):
+def _init_host(parts: model.Parts, key: jax.Array):
     ids = jnp.zeros((1, 2), jnp.int32)
     tokens = jnp.zeros((1, 1, parts.images.token_dim))
     return parts.host.init(key, ids, tokens, method="everything")["params"]
@@ -89,7 +90,7 @@ def _init_host(parts: assembly.Parts, key: jax.Array):
 class CausalTask:
     """NextStep-1 with its own flow head, as published: flow matching and a little text loss."""
 
-    parts: assembly.Parts
+    parts: model.Parts
     prompts: Prompts
     copies: int
     text_loss: float
@@ -136,7 +137,7 @@ class CausalDriftTask:
     one real continuation. E of the first two tokens is 0, so they are their prior's mean, decoded.
     """
 
-    parts: assembly.Parts
+    parts: model.Parts
     prompts: Prompts
     draws: int
     entropy_loss: str
@@ -226,7 +227,7 @@ class CausalDriftTask:
         """G decoded draws `[B, K, G, C]` of every chosen token (Eq. 7, then the decoder)."""
         mu, std = _take(mu, chosen), _take(std, chosen)
         shape = (*mu.shape[:2], self.draws, mu.shape[2])
-        eps = layers.of_batch(jax.random.normal(key, shape))
+        eps = of_batch(jax.random.normal(key, shape))
         x0 = entropy.prior_draw(mu[:, :, None], std[:, :, None], eps)
         z, e = _take(encoding.z, chosen), _take(encoding.entropy, chosen)
         return self.parts.decoder.apply({"params": params["decoder"]}, x0, mu, std, z, e, scale)
@@ -249,7 +250,7 @@ class CausalDriftTask:
         }
 
 
-def build(config: Any, parts: assembly.Parts):
+def build(config: Any, parts: model.Parts):
     """The task of a checked config whose host is NextStep-1."""
     prompts = Prompts(
         text=parts.images.text,

@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from driftar_jax import layers
+from driftar_jax.layers.dense import of_batch
 
 Rows = dict[str, Any]
 
@@ -62,4 +62,4 @@ class Drawn(abc.ABC):
 
 def spread(rows: Rows) -> Rows:
     """Rows of `draw`, each on the device of its image: nothing says where numbers are drawn."""
-    return jax.tree.map(layers.of_batch, rows)
+    return jax.tree.map(of_batch, rows)

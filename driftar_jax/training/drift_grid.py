@@ -10,10 +10,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from driftar_jax import assembly, entropy
+from driftar_jax import entropy, model
 from driftar_jax.drift import bank as bank_lib
-from driftar_jax.drift import features, laplace
+from driftar_jax.drift import feature_loss, laplace
 from driftar_jax.drift.fields import Weights
+from driftar_jax.features import maps
 from driftar_jax.training import losses
 from driftar_jax.training.tokens import tokenise
 
@@ -96,9 +97,9 @@ class DriftGridTask:
       block_bytes: as for `laplace.force`.
     """
 
-    parts: assembly.Parts
+    parts: model.Parts
     field: str
-    phi: features.Features | None
+    phi: maps.Features | None
     phi_params: Any
     samples: Samples
     guidance: GuidanceLaw
@@ -179,7 +180,7 @@ class DriftGridTask:
         any_class = None
         if negatives is not None:
             any_class = compare(negatives)
-        summed, info = features.loss(
+        summed, info = feature_loss.loss(
             self.field, made, real, any_class, weights, block_bytes=self.block_bytes
         )
         l_drift = summed / len(made)
@@ -290,7 +291,7 @@ def _spread(grids: jax.Array, present: jax.Array | None) -> jax.Array:
 
 
 def build(
-    config: Any, parts: assembly.Parts, space: tuple[features.Features, Any] | None
+    config: Any, parts: model.Parts, space: tuple[maps.Features, Any] | None
 ) -> DriftGridTask:
     """The task of a checked config.
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from driftar_jax import assembly
+from driftar_jax import model
 from driftar_jax.drift import bank as bank_lib
 from driftar_jax.heads import flow
 from driftar_jax.hosts.transdiff_flow import flow_terms
@@ -33,7 +33,7 @@ class GridHostTask(Drawn):
       mirror: of latents; pixels were mirrored when they were read.
     """
 
-    parts: assembly.Parts
+    parts: model.Parts
     copies: int
     label_drop: float
     mirror: bool = False
@@ -145,7 +145,7 @@ class RowHostTask(GridHostTask):
         return loss, metrics | {"bank_present": rows["weight"].mean()}
 
 
-def build(config: Any, parts: assembly.Parts) -> GridHostTask:
+def build(config: Any, parts: model.Parts) -> GridHostTask:
     """The task of a checked config of task `host` with host.name `transdiff`.
 
     Raises:

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from driftar_jax import assembly
-from driftar_jax.drift import mae
-from driftar_jax.hosts.schedules import unpatchify
+from driftar_jax import model
+from driftar_jax.data.patches import unpatchify
+from driftar_jax.features import mae
 from driftar_jax.training.tokens import tokenise
 
 
@@ -32,7 +32,7 @@ class MaskedTask:
     """
 
     module: mae.MAE
-    images: assembly.ImageSpec
+    images: model.ImageSpec
     steps: int
     mask_share: float = 0.5
     label_weight: float = 0.1
@@ -65,7 +65,7 @@ class MaskedTask:
         return (1.0 - a) * recon + a * label, metrics | {"label_weight": a}
 
 
-def module(config: Any, images: assembly.ImageSpec) -> mae.MAE:
+def module(config: Any, images: model.ImageSpec) -> mae.MAE:
     """The autoencoder of a checked config of task `mae`."""
     return mae.MAE(
         channels=images.image_shape[2],
@@ -77,7 +77,7 @@ def module(config: Any, images: assembly.ImageSpec) -> mae.MAE:
     )
 
 
-def build(config: Any, images: assembly.ImageSpec) -> MaskedTask:
+def build(config: Any, images: model.ImageSpec) -> MaskedTask:
     """The task of a checked config."""
     return MaskedTask(
         module(config, images),

@@ -10,11 +10,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from driftar_jax import assembly, entropy, layers
-from driftar_jax.drift import features, fields
-from driftar_jax.features import SmallClassifier, to_unit_range
+from driftar_jax import entropy, model
+from driftar_jax.data.pixels import to_unit_range
+from driftar_jax.drift import fields
+from driftar_jax.features import maps
+from driftar_jax.features.classifier import SmallClassifier
 from driftar_jax.heads import diffusion
 from driftar_jax.hosts import masks as mask_laws
+from driftar_jax.layers.dense import of_batch
 from driftar_jax.training import causal_tasks, drafts, drift_grid, grid_tasks, losses, masked
 from driftar_jax.training.drawn import Drawn
 from driftar_jax.training.tokens import tokenise
@@ -107,7 +110,7 @@ def _encode(task, params: Params, tokens, masks, label, key_dropout) -> Encoding
 class HostTask(Drawn):
     """A host trained with its own many-step head, as it was published (mar.md section 4.3)."""
 
-    parts: assembly.Parts
+    parts: model.Parts
     contexts: Contexts
     copies: int
     mirror: bool = False
@@ -153,7 +156,7 @@ class HostTask(Drawn):
         t, noise = jnp.moveaxis(rows["t"], 1, 0), jnp.moveaxis(rows["noise"], 1, 0)
 
         def denoise(x_t, t):
-            x_t, t = layers.of_batch(x_t, 1), layers.of_batch(t, 1)
+            x_t, t = of_batch(x_t, 1), of_batch(t, 1)
             return head.apply({"params": params["head"]}, x_t, t, c[None], method="denoise")
 
         schedule = diffusion.training_schedule()
@@ -169,7 +172,7 @@ class HostTask(Drawn):
 class DriftTask(Drawn):
     """Drift-AR on a host: prior, one-step decoder, draft head, two phases (Eq. 3-10)."""
 
-    parts: assembly.Parts
+    parts: model.Parts
     contexts: Contexts
     draws: int
     entropy_loss: str
@@ -328,7 +331,7 @@ class ClassifierTask:
     """The small feature network, trained on the images themselves."""
 
     module: SmallClassifier
-    images: assembly.ImageSpec
+    images: model.ImageSpec
     freeze_step: None = None
     tracked: tuple[str, ...] = ()
 
@@ -351,8 +354,8 @@ class ClassifierTask:
 
 def build(
     config: Any,
-    images: assembly.ImageSpec,
-    space: tuple[features.Features, Any] | None = None,
+    images: model.ImageSpec,
+    space: tuple[maps.Features, Any] | None = None,
 ) -> Task:
     """The task of a checked config; `space` is phi and its parameters, to train whole grids."""
     if config.task == "classifier":
@@ -360,7 +363,7 @@ def build(
         return ClassifierTask(module, images)
     if config.task == "mae":
         return masked.build(config, images)
-    parts = assembly.build(config, images)
+    parts = model.build(config, images)
     if config.host.name == "transdiff" and config.task == "drift":
         return drift_grid.build(config, parts, space)
     if config.host.name == "transdiff":
@@ -393,37 +396,37 @@ def build(
     return drift
 
 
-def _init_host(parts: assembly.Parts, key: jax.Array):
+def _init_host(parts: model.Parts, key: jax.Array):
     n, c = parts.images.num_tokens, parts.images.token_dim
     tokens, known = jnp.zeros((1, n, c)), jnp.zeros((1, n), bool)
     return parts.host.init(key, tokens, known, jnp.zeros((1,), jnp.int32))["params"]
 
 
-def _shapes(parts: assembly.Parts):
+def _shapes(parts: model.Parts):
     """One token's arrays: z, a token, an entropy."""
     n, c = parts.images.num_tokens, parts.images.token_dim
     return jnp.zeros((1, n, parts.host.width)), jnp.zeros((1, n, c)), jnp.zeros((1, n))
 
 
-def _init_head(parts: assembly.Parts, key: jax.Array):
+def _init_head(parts: model.Parts, key: jax.Array):
     z, x, _ = _shapes(parts)
     return parts.head.init(jax.random.fold_in(key, 1), x, jnp.zeros((1, 1), jnp.int32), z)["params"]
 
 
-def _init_prior(parts: assembly.Parts, key: jax.Array):
+def _init_prior(parts: model.Parts, key: jax.Array):
     z, _, e = _shapes(parts)
     keys = jax.random.split(key, 1)
     return parts.prior.init(jax.random.fold_in(key, 2), z, e, keys)["params"]
 
 
-def _init_decoder(parts: assembly.Parts, key: jax.Array):
+def _init_decoder(parts: model.Parts, key: jax.Array):
     z, x, e = _shapes(parts)
     scale = jnp.ones_like(e) if parts.decoder.guidance else None
     keys = jax.random.fold_in(key, 3)
     return parts.decoder.init(keys, x[:, :, None], x, e, z, e, scale)["params"]
 
 
-def _init_draft(parts: assembly.Parts, key: jax.Array):
+def _init_draft(parts: model.Parts, key: jax.Array):
     z, x, e = _shapes(parts)
     last = Encoding(z=z, entropy=e)
     return parts.draft.init(jax.random.fold_in(key, 4), last, x, e.astype(bool))["params"]

@@ -3,8 +3,8 @@
 import jax
 import jax.numpy as jnp
 
-from driftar_jax.features import to_unit_range
-from driftar_jax.hosts.schedules import patchify
+from driftar_jax.data.patches import patchify
+from driftar_jax.data.pixels import to_unit_range
 from driftar_jax.vae import kl
 
 

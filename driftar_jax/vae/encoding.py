@@ -9,8 +9,8 @@ import numpy as np
 
 from driftar_jax.config import wrong
 from driftar_jax.data import latents
+from driftar_jax.data.pixels import to_unit_range
 from driftar_jax.data.source import ImageSource
-from driftar_jax.features import to_unit_range
 from driftar_jax.vae import kl, stored
 
 

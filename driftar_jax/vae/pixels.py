@@ -8,7 +8,7 @@ import jax
 
 from driftar_jax.checkpoints import read_config
 from driftar_jax.config import wrong
-from driftar_jax.features import to_uint8
+from driftar_jax.data.pixels import to_uint8
 from driftar_jax.vae import kl, stored
 
 # Latents decoded at once: at 256x256 each takes about 150 MB of activations.

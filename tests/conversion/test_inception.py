@@ -7,9 +7,9 @@ import pytest
 from safetensors.numpy import load_file
 from torch_files import tensor, write_zip
 
-from driftar_jax import inception
 from driftar_jax.conversion import checkpoint, rules
 from driftar_jax.conversion import inception as conversion
+from driftar_jax.features import inception
 
 CLASSES = 5
 pytestmark = pytest.mark.timeout(500)  # the network has one size, of 87 MiB

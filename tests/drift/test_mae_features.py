@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import tiny
 
-from driftar_jax.drift import features, laplace, mae
+from driftar_jax.drift import feature_loss, laplace
 from driftar_jax.drift.fields import Weights
+from driftar_jax.features import mae
+from driftar_jax.features import maps as features
 
 
 def _shapes(side, channels, blocks):
@@ -79,7 +81,7 @@ def test_rows_are_classes_and_vectors_and_samples_are_draws():
     y = {"a": tiny.normal(3, classes, positives, vectors, size)}
     y["b"] = tiny.normal(4, classes, positives, 1, 2)
     there = np.asarray([[True] * 4, [True, True, False, False]])
-    loss = jax.jit(features.loss, static_argnums=0)
+    loss = jax.jit(feature_loss.loss, static_argnums=0)
     total, info = loss("laplace", x, y, None, Weights(positives_present=there))
     want, strengths = 0.0, []
     for key in x:
@@ -93,7 +95,7 @@ def test_rows_are_classes_and_vectors_and_samples_are_draws():
     np.testing.assert_allclose(total, want, rtol=1e-5)
     np.testing.assert_allclose(info["strength"], np.mean(strengths, axis=0), rtol=1e-4)
     with pytest.raises(ValueError, match="drift.field: got 'mmd', allowed laplace | energy"):
-        features.loss("mmd", x, y, None, Weights())
+        feature_loss.loss("mmd", x, y, None, Weights())
 
 
 def test_penultimate_features_keep_distances_until_the_block():

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from configs import mar_base
-from driftar_jax import assembly, generator, sampler
+from driftar_jax import generator, model, sampler
 from driftar_jax.evaluation import benchmark
 
 pytestmark = pytest.mark.timeout(300)
@@ -23,7 +23,7 @@ def test_the_controls_of_the_own_head():
 
 def test_a_row_adds_up():
     config = mar_base.get_config("tiny")
-    loaded = generator.random(config, assembly.ImageSpec((4, 4, 2), ("a", "b"), 2))
+    loaded = generator.random(config, model.ImageSpec((4, 4, 2), ("a", "b"), 2))
     lines = []
     table = [("own", loaded.settings(guidance=1.0))]
     (row,) = benchmark.measure(loaded, table, batch_sizes=(3,), rounds=2, tell=lines.append)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tiny
 
-from driftar_jax import inception
 from driftar_jax.evaluation import networks
-from driftar_jax.features import SmallClassifier
+from driftar_jax.features import inception
+from driftar_jax.features.classifier import SmallClassifier
 
 
 @pytest.fixture(scope="module")

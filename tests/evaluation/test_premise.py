@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from configs import drift_transdiff
-from driftar_jax import assembly
+from driftar_jax import model
 from driftar_jax.evaluation import premise
 from driftar_jax.training import tasks
 from driftar_jax.types import Encoding
@@ -40,7 +40,7 @@ COUNT = 60
 
 
 def _measure(relation, prior):
-    parts = assembly.Parts(tiny.IMAGES, PlantedHost(relation), prior=prior)
+    parts = model.Parts(tiny.IMAGES, PlantedHost(relation), prior=prior)
     draw = np.random.default_rng(0)
     noise = jnp.asarray(draw.random((COUNT, 6)), jnp.float32)
     batch = tiny.batch(COUNT)
@@ -84,7 +84,7 @@ def test_a_host_of_whole_grids_is_asked_about_its_classes_alone():
     """One mask rate, and entropies that depend on the class."""
     settings = ml_collections.ConfigDict(drift_transdiff.get_config("tiny"))
     settings.data.update(image_size=12, patch_size=2)
-    parts = assembly.build(settings, tiny.IMAGES)
+    parts = model.build(settings, tiny.IMAGES)
     task = tasks.build(settings, tiny.IMAGES)
     params = tiny.params(task.init, scale=0.8)  # far enough apart for float32
     images = tiny.batch(20)["image"]

@@ -7,7 +7,7 @@ import tiny
 
 from driftar_jax.evaluation import manifold, networks, quality, score
 from driftar_jax.evaluation.moments import Moments, frechet_distance
-from driftar_jax.features import SmallClassifier
+from driftar_jax.features.classifier import SmallClassifier
 
 TRAINING = 40
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
+from driftar_jax.data.patches import patchify, unpatchify
 from driftar_jax.hosts import mar, schedules
 
 B, N, C, F, CLASSES, WIDTH = 3, 6, 2, 4, 5, 8
@@ -189,11 +190,11 @@ def test_linear_guidance_never_reaches_the_nominal_scale():
 
 def test_patches_have_channels_slowest():
     image = jnp.arange(2 * 4 * 6 * 3).reshape(2, 4, 6, 3)
-    tokens = schedules.patchify(image, 2)
+    tokens = patchify(image, 2)
     assert tokens.shape == (2, 6, 12)
     want = [int(image[1, 2 + a, 4 + b, c]) for c in range(3) for a in range(2) for b in range(2)]
     np.testing.assert_array_equal(tokens[1, 5], want)
-    np.testing.assert_array_equal(schedules.unpatchify(tokens, 4, 6, 2), image)
+    np.testing.assert_array_equal(unpatchify(tokens, 4, 6, 2), image)
 
 
 @pytest.mark.parametrize(
@@ -202,9 +203,9 @@ def test_patches_have_channels_slowest():
         ("ar_steps", lambda: schedules.cosine_counts(4, 5)),
         ("ar_steps", lambda: schedules.guidance_at(2.0, 4, 0)),
         ("schedule", lambda: schedules.guidance_at(2.0, 4, 2, "cosine")),
-        ("patch", lambda: schedules.patchify(jnp.zeros((1, 4, 6, 3)), 4)),
-        ("tokens", lambda: schedules.unpatchify(jnp.zeros((1, 5, 12)), 4, 6, 2)),
-        ("patch", lambda: schedules.unpatchify(jnp.zeros((1, 6, 12)), 4, 6, 0)),
+        ("patch", lambda: patchify(jnp.zeros((1, 4, 6, 3)), 4)),
+        ("tokens", lambda: unpatchify(jnp.zeros((1, 5, 12)), 4, 6, 2)),
+        ("patch", lambda: unpatchify(jnp.zeros((1, 6, 12)), 4, 6, 0)),
     ],
 )
 def test_bad_schedules_and_patches_name_the_field(field, call):

@@ -9,10 +9,10 @@ import pytest
 import tiny
 from flax import linen as nn
 
-from driftar_jax import layers
 from driftar_jax.heads.flow import VelocityNet
 from driftar_jax.hosts.mar import MAR
 from driftar_jax.hosts.transdiff import TransDiff
+from driftar_jax.layers.remat import REMAT
 
 B, N, C = 2, 6, 3
 LABEL = jnp.array([1, -1])
@@ -44,7 +44,7 @@ def _gradient(name, remat):
 def test_gradients_are_those_of_kept_activations(name):
     module, plain = _gradient(name, "none")
     params = tiny.params(lambda key: module.init(key, *GIVEN[name])["params"])
-    again = {remat: _gradient(name, remat)[1] for remat in layers.REMAT}
+    again = {remat: _gradient(name, remat)[1] for remat in REMAT}
     made = jax.jit(lambda p: (plain(p), [f(p) for f in again.values()]))(params)
     for found in made[1]:
         jax.tree.map(

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import tiny
 
-from driftar_jax import draws
 from driftar_jax.drift.grid import GridDecoder
 from driftar_jax.drift.head import DriftHead
 from driftar_jax.drift.prior import Prior
+from driftar_jax.heads import randomness
 from driftar_jax.hosts.transdiff import TransDiff
 from driftar_jax.hosts.transdiff_groups import TransDiffGroups
 from driftar_jax.speculative import engine, verify
@@ -105,8 +105,8 @@ def _head(parts):
 @pytest.fixture(scope="module")
 def made(groups):
     """Draft head, decoding, and the engine as `rule -> tokens, found`."""
-    head, keys = _head(groups), draws.image_keys(np.uint32(4), jnp.arange(B))
-    token_keys, scales = draws.token_keys(keys, T * N), np.linspace(1.0, GUIDANCE, T)
+    head, keys = _head(groups), randomness.image_keys(np.uint32(4), jnp.arange(B))
+    token_keys, scales = randomness.token_keys(keys, T * N), np.linspace(1.0, GUIDANCE, T)
 
     def draft(last, tokens, step):
         """Nearly the last image's encoding: right for some images and wrong for others."""
@@ -114,14 +114,14 @@ def made(groups):
         return last.replace(z=last.z + 0.05 * seen)
 
     def run(rule):
-        given = groups, draft, head, token_keys, draws.prior_keys(keys), scales, rule
+        given = groups, draft, head, token_keys, randomness.prior_keys(keys), scales, rule
         return jax.tree.map(np.asarray, jax.jit(lambda: engine.Engine(*given).run())())
 
     @functools.partial(jax.jit, static_argnums=1)
     def decode(encoding, step):
         """Tokens and standard deviations of one step of all images, of encodings `[2B, N, ...]`."""
-        eps = draws.normal(token_keys.reshape(B, T, N)[:, step], 0, C)
-        mu, std = head.starts(encoding, draws.prior_keys(keys))
+        eps = randomness.normal(token_keys.reshape(B, T, N)[:, step], 0, C)
+        mu, std = head.starts(encoding, randomness.prior_keys(keys))
         return head.tokens(encoding, mu, std, eps, jnp.float32(scales[step])), 0.9 * std[:B]
 
     return jax.jit(draft), decode, run

@@ -11,9 +11,10 @@ from cases import channels_first, claims, load, uncovered
 
 from driftar_jax.conversion import mar as conversion
 from driftar_jax.conversion import rules
+from driftar_jax.data.patches import unpatchify
 from driftar_jax.heads import diffusion
 from driftar_jax.hosts import schedules
-from driftar_jax.speculative import cspd
+from driftar_jax.published import cspd
 
 CASE = load("cspd")
 MADE_WITH = CASE.config["constructor"]
@@ -182,7 +183,7 @@ def test_complete_run(run):
     CASE.close(np.stack(masks), f"out.{run}.masks")
     CASE.close(np.stack(grids), f"out.{run}.grids")
     side = int(num_tokens**0.5)
-    latents = schedules.unpatchify(jnp.asarray(tokens), side, side, MADE_WITH["patch_size"])
+    latents = unpatchify(jnp.asarray(tokens), side, side, MADE_WITH["patch_size"])
     CASE.close(channels_first(latents), f"out.{run}.latents")
 
 

@@ -10,10 +10,12 @@ import pytest
 from cases import channels_first, channels_last, claims, load, uncovered
 from flax import linen as nn
 
-from driftar_jax import entropy, layers
+from driftar_jax import entropy
 from driftar_jax.conversion import drift_ar as conversion
 from driftar_jax.conversion import rules
-from driftar_jax.hosts import schedules
+from driftar_jax.data.patches import patchify, unpatchify
+from driftar_jax.layers.attention import attention_with_entropy
+from driftar_jax.layers.blocks import TransformerBlock
 from driftar_jax.published import losses, model, sampling, stored
 from driftar_jax.speculative import policy
 
@@ -77,7 +79,7 @@ def encoded():
 
 def latents(tokens) -> np.ndarray:
     """Tokens as the official program returns them, `[B, C, h, w]`."""
-    images = schedules.unpatchify(jnp.asarray(tokens), SIDE, SIDE, MADE_WITH["patch_size"])
+    images = unpatchify(jnp.asarray(tokens), SIDE, SIDE, MADE_WITH["patch_size"])
     return channels_first(images)
 
 
@@ -110,7 +112,7 @@ def test_entropy_of_given_logits(case):
     q, unit = rows**0.5 * jnp.moveaxis(logits, 1, 2), units(batch, rows, heads)
     mask = jnp.tril(jnp.ones((rows, rows), bool))[None]
     floor = model.ENTROPY_FLOOR
-    attention, found = layers.attention_with_entropy(q, unit, unit, mask, floor=floor)
+    attention, found = attention_with_entropy(q, unit, unit, mask, floor=floor)
     CASE.close(jnp.moveaxis(attention, 2, 1), "out.entropy.attn")
     CASE.close(found, "out.entropy.E")
     averaged = jnp.asarray(CASE["out.entropy.attn"]).mean(axis=1)
@@ -167,12 +169,12 @@ def test_penultimate_block(case):
     made, params = converted()
     rows = jax.jit(entering)(params, CASE["in.labels"])
     CASE.close(rows, "out.encoder.penultimate_input")
-    block = layers.TransformerBlock(made.width, made.num_heads, made.mlp_ratio)
+    block = TransformerBlock(made.width, made.num_heads, made.mlp_ratio)
     variables = {"params": params["host"][f"encoder_blocks_{made.depth - 2}"]}
     images = len(CASE["out.encoder.penultimate_attn"])
     q, k, _ = block.apply(variables, rows[:images], method="heads")
     mask = model.block_mask(made.buffer_size, made.num_tokens)[None]
-    attention, _ = layers.attention_with_entropy(q, k, units(*q.shape[:3]), mask)
+    attention, _ = attention_with_entropy(q, k, units(*q.shape[:3]), mask)
     CASE.close(jnp.moveaxis(attention, 2, 1), "out.encoder.penultimate_attn")
 
 
@@ -215,7 +217,7 @@ def test_draft_model(case):
 def test_features(case):
     _, params = converted()
     images = jnp.asarray(channels_last(CASE["in.phi.latents"]))
-    tokens = schedules.patchify(images, MADE_WITH["patch_size"])
+    tokens = patchify(images, MADE_WITH["patch_size"])
     CASE.close(tokens, "out.phi.tokens")
     np.testing.assert_array_equal(latents(tokens), CASE["in.phi.latents"])
     found = apply("features")(model.with_features(params), tokens)

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from cases import channels_first, channels_last, claims, load, uncovered
 
-from driftar_jax import inception
 from driftar_jax.conversion import inception as conversion
 from driftar_jax.conversion import rules
 from driftar_jax.evaluation import manifold, moments, score
+from driftar_jax.features import inception
 
 CASE = load("inception")
 MADE_WITH = CASE.config["constructor"]

@@ -11,6 +11,7 @@ from cases import channels_first, channels_last, claims, load, uncovered
 
 from driftar_jax.conversion import mar as conversion
 from driftar_jax.conversion import rules
+from driftar_jax.data.patches import patchify, unpatchify
 from driftar_jax.heads import diffusion
 from driftar_jax.hosts import schedules
 
@@ -107,9 +108,9 @@ def test_weights_come_back_bit_by_bit(case):
 @claims("mar", "in.patchify.*", "out.patchify.*", "out.unpatchify.*")
 def test_patchify(case):
     latents = CASE["in.patchify.latents"]
-    tokens = schedules.patchify(jnp.asarray(channels_last(latents)), MADE_WITH["patch_size"])
+    tokens = patchify(jnp.asarray(channels_last(latents)), MADE_WITH["patch_size"])
     CASE.close(tokens, "out.patchify.tokens")
-    back = schedules.unpatchify(jnp.asarray(CASE["out.patchify.tokens"]), *grid_of(latents))
+    back = unpatchify(jnp.asarray(CASE["out.patchify.tokens"]), *grid_of(latents))
     CASE.close(channels_first(back), "out.unpatchify.latents")
 
 
@@ -360,5 +361,5 @@ def test_masked_generation(run):
         grids.append(tokens.copy())
     CASE.close(np.stack(masks), f"out.{run}.masks")
     CASE.close(np.stack(grids), f"out.{run}.grids")
-    latents = schedules.unpatchify(jnp.asarray(tokens), *grid_of(CASE[f"out.{run}.latents"]))
+    latents = unpatchify(jnp.asarray(tokens), *grid_of(CASE[f"out.{run}.latents"]))
     CASE.close(channels_first(latents), f"out.{run}.latents")

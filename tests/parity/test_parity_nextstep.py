@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from cases import channels_first, channels_last, claims, load, uncovered
 
-from driftar_jax import causal, causal_sampler
+from driftar_jax import causal_sampler
 from driftar_jax.conversion import nextstep as conversion
 from driftar_jax.conversion import rules
+from driftar_jax.data.patches import patchify, unpatchify
 from driftar_jax.heads import flow_token
-from driftar_jax.hosts import nextstep, schedules
+from driftar_jax.hosts import nextstep
+from driftar_jax.layers import causal
 
 CASE = load("nextstep")
 MADE_WITH = CASE.config["constructor"]["config"]
@@ -84,7 +86,7 @@ def ask(method, *args, positions=MADE_WITH["use_gen_pos_embed"], **kwargs):
 
 
 def patches(latents):
-    return schedules.patchify(jnp.asarray(channels_last(latents)), PATCH)
+    return patchify(jnp.asarray(channels_last(latents)), PATCH)
 
 
 @functools.cache
@@ -382,7 +384,7 @@ GRIDS = CASE.parts("out.", ".unpatchified")
 @claims("nextstep", "out.{run}.tokens", "out.{run}.unpatchified")
 def test_unpatchify(run):
     want = CASE[f"out.{run}.unpatchified"]
-    got = schedules.unpatchify(jnp.asarray(CASE[f"out.{run}.tokens"]), *want.shape[2:], PATCH)
+    got = unpatchify(jnp.asarray(CASE[f"out.{run}.tokens"]), *want.shape[2:], PATCH)
     CASE.close(channels_first(got), f"out.{run}.unpatchified")
 
 

@@ -11,7 +11,8 @@ from cases import channels_first, channels_last, claims, load, uncovered
 
 from driftar_jax.conversion import rules
 from driftar_jax.conversion import transdiff as conversion
-from driftar_jax.hosts import schedules, transdiff_flow
+from driftar_jax.data.patches import patchify, unpatchify
+from driftar_jax.hosts import transdiff_flow
 
 ONE_STEP = ["transdiff", "transdiff_512"]
 MRAR = ["transdiff_mrar"]
@@ -49,11 +50,11 @@ def converted(case: str):
 
 def tokens_of(latents: np.ndarray) -> jax.Array:
     """`[B, C, h, w]` -> `[B, h w, C]`."""
-    return schedules.patchify(jnp.asarray(channels_last(latents)), 1)
+    return patchify(jnp.asarray(channels_last(latents)), 1)
 
 
 def latents_of(tokens: jax.Array, like: np.ndarray) -> np.ndarray:
-    return channels_first(schedules.unpatchify(tokens, *like.shape[2:], 1))
+    return channels_first(unpatchify(tokens, *like.shape[2:], 1))
 
 
 def grid_of(case: str) -> tuple[int, int]:

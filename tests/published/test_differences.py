@@ -10,9 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import tiny
 
-from driftar_jax.drift.features import Penultimate
 from driftar_jax.drift.grid import GridDecoder
 from driftar_jax.drift.laplace import laplace_loss
+from driftar_jax.features.maps import Penultimate
 from driftar_jax.hosts.transdiff import TransDiff
 from driftar_jax.published import losses as published
 from driftar_jax.published import model, sampling

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import driftar_jax
-from driftar_jax import draws
 from driftar_jax.checkpoints import Checkpoints, write_json
+from driftar_jax.heads import randomness
 from driftar_jax.published import model, sampling, stored
 
 MODEL = model.DriftAR(
@@ -50,8 +50,8 @@ def test_it_samples_as_published(loaded):
 @pytest.mark.parametrize("guidance", [pytest.param(1.0, marks=pytest.mark.slow), 1.3])
 def test_same_images_as_its_own_functions(loaded, guidance):
     made = loaded.sample(LABEL, SEED, guidance=guidance)
-    keys = draws.image_keys(np.uint32(SEED), np.arange(len(LABEL)))
-    eps = draws.normal(draws.token_keys(keys, MODEL.num_tokens), 0, MODEL.token_dim)
+    keys = randomness.image_keys(np.uint32(SEED), np.arange(len(LABEL)))
+    eps = randomness.normal(randomness.token_keys(keys, MODEL.num_tokens), 0, MODEL.token_dim)
     want = jax.jit(lambda p: sampling.samples(MODEL, p, LABEL, eps, guidance=guidance))(
         loaded.params
     )

@@ -7,7 +7,7 @@ import pytest
 import tiny
 from flax import linen as nn
 
-from driftar_jax.speculative.draft import DraftHead
+from driftar_jax.heads.draft import DraftHead
 from driftar_jax.types import Encoding
 
 B, N, C, D = 2, 6, 3, 5

@@ -11,15 +11,17 @@ import pytest
 import tiny
 from scipy import stats
 
-from driftar_jax import assembly, draws, sampler, speculate
+from driftar_jax import model, sampler, speculate
+from driftar_jax.data.patches import patchify
 from driftar_jax.evaluation import rounds
+from driftar_jax.heads import randomness
 from driftar_jax.hosts.mar import MAR
-from driftar_jax.hosts.schedules import cosine_counts, guidance_at, patchify
+from driftar_jax.hosts.schedules import cosine_counts, guidance_at
 from driftar_jax.speculative import engine, policy, verify
 from driftar_jax.types import Encoding
 
 # N = 10 tokens of C = 3 channels in a grid of 2x5, in T = 6 AR steps.
-IMAGES = assembly.ImageSpec((2, 5, 3), tuple("abcde"), patch_size=1)
+IMAGES = model.ImageSpec((2, 5, 3), tuple("abcde"), patch_size=1)
 N, C, T, SEED = 10, 3, 6, 9
 LABELS = np.array([3, -1, 0, 4, 1], np.int32)
 COUNTS = cosine_counts(N, T)
@@ -40,7 +42,7 @@ class CountingMAR(MAR):
 @pytest.fixture(scope="module")
 def built():
     """Drift-AR with a draft head that is right as often as not."""
-    parts = assembly.build(tiny.config("drift"), IMAGES)
+    parts = model.build(tiny.config("drift"), IMAGES)
     x, z, e = jnp.zeros((1, N, C)), jnp.zeros((1, N, parts.host.width)), jnp.zeros((1, N))
     inputs = {
         "host": (x, e.astype(bool), jnp.zeros(1, int)),
@@ -88,8 +90,8 @@ class Loop:
         self.labels = [int(label), -1] if guidance != 1.0 else [int(label)]
         key = jax.random.fold_in(jax.random.key(SEED), index)
         self.order = np.asarray(jax.random.permutation(jax.random.fold_in(key, 0), N))
-        self.token_keys = draws.token_keys(key[None], N)[0]
-        self.eps = np.asarray(draws.normal(self.token_keys, 0, C))
+        self.token_keys = randomness.token_keys(key[None], N)[0]
+        self.eps = np.asarray(randomness.normal(self.token_keys, 0, C))
         self.scales = guidance_at(guidance, N, T, "linear")
         self.left = N - np.cumsum((0, *COUNTS))
 
@@ -138,7 +140,7 @@ class Loop:
             q = verify.Normal(mu_q[places], self.temperature * std_q[places])
             p = verify.Normal(mu_p[places], self.temperature * std_p[places])
             x0 = q.mean + q.std[:, None] * self.eps[places]
-            keys = draws.verdict_keys(self.token_keys[places])
+            keys = randomness.verdict_keys(self.token_keys[places])
             verdict = jax.jit(verify.gaussian)(x0, q, p, keys)
             eps[places] = (verdict.x0 - p.mean) / p.std[:, None]
             return np.asarray(verdict.accepted), eps
@@ -410,9 +412,9 @@ def test_generated_starts_are_the_targets(std):
 
     @jax.jit
     def run(seed):
-        keys = draws.image_keys(seed, jnp.arange(batch))
+        keys = randomness.image_keys(seed, jnp.arange(batch))
         rule, scales = engine.Rule(gamma=3), np.ones(5, np.float32)
-        tokens, priors = draws.token_keys(keys, 5), draws.prior_keys(keys)
+        tokens, priors = randomness.token_keys(keys, 5), randomness.prior_keys(keys)
         made = engine.Engine(target, lambda *_: wrong, FixedHead(), tokens, priors, scales, rule)
         return made.run()
 
@@ -436,8 +438,8 @@ def test_drafting_ends_by_the_statistics_of_training():
 
     @jax.jit
     def run(tracker):
-        keys, scales = draws.image_keys(np.uint32(0), jnp.arange(3)), np.ones(9, np.float32)
-        given = draws.token_keys(keys, 9), draws.prior_keys(keys), scales, rule, tracker
+        keys, scales = randomness.image_keys(np.uint32(0), jnp.arange(3)), np.ones(9, np.float32)
+        given = randomness.token_keys(keys, 9), randomness.prior_keys(keys), scales, rule, tracker
         return engine.Engine(host, lambda *_: drafted, FixedHead(), *given).run()[1]
 
     # tau_g is 0.6: the average decides, 0.5 + 0.1 * 0.9^calls, and is under 0.5625 after 5 calls.
@@ -462,8 +464,8 @@ def test_a_group_stands_while_all_before_it_and_both_branches_do():
         return encoding.replace(z=encoding.z + wrong[:, None, None])
 
     def bind(seed):
-        keys = draws.image_keys(seed, jnp.arange(3))
-        given = draws.token_keys(keys, 10), draws.prior_keys(keys), scales, rule
+        keys = randomness.image_keys(seed, jnp.arange(3))
+        given = randomness.token_keys(keys, 10), randomness.prior_keys(keys), scales, rule
         return engine.Engine(host, draft, FixedHead(), *given)
 
     _, spec = jax.jit(lambda seed: bind(seed).run())(np.uint32(0))

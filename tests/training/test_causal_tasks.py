@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import tiny
 
-from driftar_jax import assembly, generator, sampler, text_sampler
+from driftar_jax import generator, model, sampler, text_sampler
 from driftar_jax.data import captions
-from driftar_jax.speculative import window
+from driftar_jax.heads import window
 from driftar_jax.training import tasks
 
 pytestmark = pytest.mark.timeout(300)
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(300)
 TEXTS = ["red fox", "blue fox sits", "a red bird here", "bird"]
 GRID, C, N = (3, 2), 4, 6
 FITTED = captions.fit("set", TEXTS, GRID, 4)
-IMAGES = assembly.ImageSpec((6, 4, 1), tuple("ab"), patch_size=2, text=FITTED.spec)
+IMAGES = model.ImageSpec((6, 4, 1), tuple("ab"), patch_size=2, text=FITTED.spec)
 BOOK = captions.Book(
     captions.WordTokenizer(FITTED.tokenizer), FITTED.spec, GRID, (("red fox",), ("bird", "fox"))
 )

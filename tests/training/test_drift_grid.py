@@ -15,7 +15,8 @@ from configs import drift_transdiff
 from driftar_jax import config as config_lib
 from driftar_jax.data.source import ImageSource
 from driftar_jax.drift import bank as bank_lib
-from driftar_jax.drift import features, fields
+from driftar_jax.drift import fields
+from driftar_jax.features import maps
 from driftar_jax.training import drift_grid, loop, optim, tasks
 
 LABELS = np.array([0, 2, 1, 0, 0, 0, 0, 0], np.int32)
@@ -245,5 +246,5 @@ def test_a_class_without_images_is_refused():
 
 def test_identity_features_are_the_sample():
     tokens = tiny.normal(2, 3, 6, 4)
-    found = features.Identity()(None, tokens)
+    found = maps.Identity()(None, tokens)
     np.testing.assert_array_equal(found["sample"], tokens.reshape(3, 1, 24))

@@ -13,7 +13,7 @@ import driftar_jax
 from configs import mar_base
 from driftar_jax import checkpoints, config, runs
 from driftar_jax.data import latents, pipeline
-from driftar_jax.features import to_unit_range
+from driftar_jax.data.pixels import to_unit_range
 from driftar_jax.training.tokens import tokenise
 from driftar_jax.vae import encoding, kl, stored
 

@@ -7,18 +7,19 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from driftar_jax import generator, layers
+from driftar_jax import generator
 from driftar_jax.checkpoints import read_config
 from driftar_jax.config import wrong
-from driftar_jax.drift import features
-from driftar_jax.hosts.schedules import unpatchify
+from driftar_jax.data.patches import unpatchify
+from driftar_jax.features import maps
+from driftar_jax.layers.blocks import TransformerBlock
 from driftar_jax.training import masked
 
 # What must agree, so that both networks see the same numbers.
 _SAME = ("image_shape", "vae_fingerprint")
 
 
-def load(settings: Any, manifest: dict) -> tuple[features.Features, Any]:
+def load(settings: Any, manifest: dict) -> tuple[maps.Features, Any]:
     """Phi and its frozen parameters for a checked config of whole grids.
 
     Args:
@@ -34,7 +35,7 @@ def load(settings: Any, manifest: dict) -> tuple[features.Features, Any]:
     """
     kind, source = settings.drift.features, settings.drift.features_from
     if kind == "identity":
-        return features.Identity(), None
+        return maps.Identity(), None
     task = "mae" if kind == "mae" else "host or drift"
     try:
         params, found, _ = generator.read_weights(source)
@@ -69,7 +70,7 @@ def maps(config, images, params):
         patch=images.patch_size,
     )
     module = masked.module(config, images)
-    return features.Maps(module, to_grid), {"encoder": params["encoder"]}
+    return maps.Maps(module, to_grid), {"encoder": params["encoder"]}
 
 
 def _penultimate(settings, config, source, found, manifest, params):
@@ -80,12 +81,12 @@ def _penultimate(settings, config, source, found, manifest, params):
         allowed = f"one with patch_size {manifest['patch_size']}, not {found['patch_size']}"
         raise wrong("drift.features_from", source, allowed)
     width, images = config.host.width, generator.image_spec(manifest)
-    module = layers.TransformerBlock(width, config.host.num_heads)
+    module = TransformerBlock(width, config.host.num_heads)
 
     def block(params, h):
         return module.apply({"params": params}, h)
 
-    space = features.Penultimate(block, images.grid, width)
+    space = maps.Penultimate(block, images.grid, width)
     key = jax.random.key(settings.seed)
     projection = jax.jit(space.projection, static_argnums=1)(key, images.token_dim)
     name = f"encoder_blocks_{config.host.depth - 2}"

@@ -13,7 +13,9 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from driftar_jax import layers
+from driftar_jax.layers.attention import attention_with_entropy
+from driftar_jax.layers.dense import of_batch
+from driftar_jax.layers.remat import remat_policy
 
 
 @flax.struct.dataclass
@@ -144,11 +146,11 @@ class CausalLayer(nn.Module):
     def __call__(self, carry, index: jax.Array, context: _Context):
         """`carry` is `(x [B, Q, D], entropy [B, Q], keys, values)`; the last two None uncached."""
         x, entropy, keys, values = carry
-        x, width = layers.of_batch(x), x.shape[-1]
+        x, width = of_batch(x), x.shape[-1]
         small = nn.initializers.normal(0.02)
 
         def dense(features, axes, name, bias=False):
-            return layers.dense(features, axes, self.dtype, small, name, bias=bias)
+            return dense.dense(features, axes, self.dtype, small, name, bias=bias)
 
         def heads(h, count, name):
             out = dense(count * self.head_dim, ("embed", "heads"), name, self.attention_bias)(h)
@@ -167,7 +169,7 @@ class CausalLayer(nn.Module):
             v = jax.lax.dynamic_index_in_dim(values, index, keepdims=False).astype(self.dtype)
 
         def with_entropy(q, k, v):
-            return layers.attention_with_entropy(
+            return attention_with_entropy(
                 q, k, v, context.mask, content=context.content, chunk=self.entropy_chunk
             )
 
@@ -230,7 +232,7 @@ class CausalStack(nn.Module):
             raise ValueError(f"head_dim: got {self.head_dim}, allowed even numbers")
         layer = CausalLayer
         if self.remat != "none":
-            layer = nn.remat(layer, prevent_cse=False, policy=layers.remat_policy(self.remat))
+            layer = nn.remat(layer, prevent_cse=False, policy=remat_policy(self.remat))
         scanned = nn.scan(
             layer,
             variable_axes={"params": 0, "intermediates": 0},

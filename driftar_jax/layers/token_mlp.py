@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from driftar_jax import layers
-from driftar_jax.modulated import sinusoid_features
+from driftar_jax.layers.dense import dense, layer_norm
+from driftar_jax.layers.modulated import sinusoid_features
 
 
 def lift(x: jax.Array, ndim: int) -> jax.Array:
@@ -29,11 +29,11 @@ class ResBlock(nn.Module):
     def __call__(self, x: jax.Array, y: jax.Array) -> jax.Array:
         """`x [..., width]`, SiLU of the condition `y [..., width]` (may broadcast) -> like `x`."""
         zeros = nn.initializers.zeros_init()
-        ada = layers.dense(3 * self.width, ("embed", "mlp"), self.dtype, zeros, "adaLN_modulation")
+        ada = dense(3 * self.width, ("embed", "mlp"), self.dtype, zeros, "adaLN_modulation")
         shift, scale, gate = jnp.split(ada(y), 3, axis=-1)
-        h = layers.layer_norm(name="in_ln")(x) * (1 + scale) + shift
-        h = layers.dense(self.width, ("embed", "mlp"), self.dtype, name="mlp_0")(h)
-        h = layers.dense(self.width, ("mlp", "embed"), self.dtype, name="mlp_2")(nn.silu(h))
+        h = layer_norm(name="in_ln")(x) * (1 + scale) + shift
+        h = dense(self.width, ("embed", "mlp"), self.dtype, name="mlp_0")(h)
+        h = dense(self.width, ("mlp", "embed"), self.dtype, name="mlp_2")(nn.silu(h))
         return x + gate * h
 
 
@@ -60,15 +60,15 @@ class TokenMLP(nn.Module):
     def setup(self):
         small = nn.initializers.normal(0.02)
         zeros = nn.initializers.zeros_init()
-        self.time_embed_0 = layers.dense(self.width, (None, "mlp"), self.dtype, small)
-        self.time_embed_2 = layers.dense(self.width, ("mlp", "embed"), self.dtype, small)
-        self.cond_embed = layers.dense(self.width, ("mlp", "embed"), self.dtype)
-        self.input_proj = layers.dense(self.width, (None, "embed"), self.dtype)
+        self.time_embed_0 = dense(self.width, (None, "mlp"), self.dtype, small)
+        self.time_embed_2 = dense(self.width, ("mlp", "embed"), self.dtype, small)
+        self.cond_embed = dense(self.width, ("mlp", "embed"), self.dtype)
+        self.input_proj = dense(self.width, (None, "embed"), self.dtype)
         self.res_blocks = [ResBlock(self.width, self.dtype) for _ in range(self.depth)]
-        self.final_modulation = layers.dense(2 * self.width, ("embed", "mlp"), self.dtype, zeros)
-        self.final_norm = layers.layer_norm(affine=False)
+        self.final_modulation = dense(2 * self.width, ("embed", "mlp"), self.dtype, zeros)
+        self.final_norm = layer_norm(affine=False)
         out = self.outputs * self.token_dim
-        self.final_linear = layers.dense(out, ("embed", None), self.dtype, zeros)
+        self.final_linear = dense(out, ("embed", None), self.dtype, zeros)
 
     def condition(self, z: jax.Array) -> jax.Array:
         """`z [..., D]` -> `c [..., W]`; once per token, the same at every step."""

@@ -11,6 +11,7 @@ from driftar_jax.drift.decoders import TokenDecoder
 from driftar_jax.drift.grid import GridDecoder
 from driftar_jax.drift.prior import Prior
 from driftar_jax.heads.diffusion import DiffusionHead
+from driftar_jax.heads.draft import DraftHead
 from driftar_jax.heads.flow import VelocityNet
 from driftar_jax.heads.flow_token import FlowTokenHead
 from driftar_jax.hosts.mar import MAR
@@ -18,7 +19,6 @@ from driftar_jax.hosts.nextstep import NextStep
 from driftar_jax.hosts.transdiff import TransDiff
 from driftar_jax.published import stored as published
 from driftar_jax.published.model import sampled_parts
-from driftar_jax.speculative.draft import DraftHead
 
 
 @dataclasses.dataclass(frozen=True)

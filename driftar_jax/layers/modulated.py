@@ -11,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from driftar_jax import layers
+from driftar_jax.layers.attention import attention_with_entropy
+from driftar_jax.layers.blocks import QKV
+from driftar_jax.layers.dense import dense, layer_norm, of_batch
 
 # Shift, scale and gate of self-attention, then of the MLP.
 CHUNKS = 6
@@ -64,17 +66,17 @@ class ModulatedBlock(nn.Module):
         self.table = self.param(
             "table", nn.with_logical_partitioning(init, (None, "embed")), (CHUNKS, self.width)
         )
-        self.norm1 = layers.layer_norm()
-        self.qkv = layers.QKV(self.num_heads, self.width // self.num_heads, self.dtype)
-        self.proj = layers.dense(self.width, ("heads", "embed"), self.dtype)
-        self.norm2 = layers.layer_norm()
-        self.cross_q = layers.dense(self.width, ("embed", "heads"), self.dtype)
-        self.cross_k = layers.dense(self.width, ("embed", "heads"), self.dtype)
-        self.cross_v = layers.dense(self.width, ("embed", "heads"), self.dtype)
-        self.cross_proj = layers.dense(self.width, ("heads", "embed"), self.dtype)
-        self.norm3 = layers.layer_norm()
-        self.fc1 = layers.dense(round(self.width * self.mlp_ratio), ("embed", "mlp"), self.dtype)
-        self.fc2 = layers.dense(self.width, ("mlp", "embed"), self.dtype)
+        self.norm1 = layer_norm()
+        self.qkv = QKV(self.num_heads, self.width // self.num_heads, self.dtype)
+        self.proj = dense(self.width, ("heads", "embed"), self.dtype)
+        self.norm2 = layer_norm()
+        self.cross_q = dense(self.width, ("embed", "heads"), self.dtype)
+        self.cross_k = dense(self.width, ("embed", "heads"), self.dtype)
+        self.cross_v = dense(self.width, ("embed", "heads"), self.dtype)
+        self.cross_proj = dense(self.width, ("heads", "embed"), self.dtype)
+        self.norm3 = layer_norm()
+        self.fc1 = dense(round(self.width * self.mlp_ratio), ("embed", "mlp"), self.dtype)
+        self.fc2 = dense(self.width, ("mlp", "embed"), self.dtype)
         self.dropout = nn.Dropout(self.projection_dropout)
 
     def read(self, condition: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -105,7 +107,7 @@ class ModulatedBlock(nn.Module):
         rows = jnp.repeat(self.table[None] + modulation, grids, axis=0)[:, :, None]
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (rows[:, i] for i in range(CHUNKS))
 
-        x = layers.of_batch(x)
+        x = of_batch(x)
         h = self.norm1(x) * (1 + scale_a) + shift_a
         h = self._attend(*self.qkv(h), deterministic)
         x = self._add(x, gate_a * self.dropout(self.proj(h), deterministic=deterministic))
@@ -133,5 +135,5 @@ class ModulatedBlock(nn.Module):
         else:
             key = self.make_rng("dropout")
             dropout = dict(dropout=self.attention_dropout, dropout_key=key)
-            out, _ = layers.attention_with_entropy(q, k, v, **dropout)
+            out, _ = attention_with_entropy(q, k, v, **dropout)
         return out.reshape(*out.shape[:2], self.width)

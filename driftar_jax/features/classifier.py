@@ -2,7 +2,6 @@
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 
 
 class SmallClassifier(nn.Module):
@@ -20,13 +19,3 @@ class SmallClassifier(nn.Module):
         h = h.reshape(h.shape[0], -1)
         features = nn.gelu(nn.Dense(self.width, name="features")(h))
         return features, nn.Dense(self.num_classes, name="logits")(features)
-
-
-def to_unit_range(images: jax.Array) -> jax.Array:
-    """uint8 `[...]` -> float32 in [-1, 1]."""
-    return images.astype(jnp.float32) / 127.5 - 1.0
-
-
-def to_uint8(images: jax.Array) -> jax.Array:
-    """Floating in [-1, 1] -> uint8, clipped and rounded."""
-    return jnp.clip(jnp.round((images + 1.0) * 127.5), 0, 255).astype(jnp.uint8)

@@ -4,7 +4,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from driftar_jax.layers import TransformerBlock, dense, layer_norm
+from driftar_jax.layers.blocks import TransformerBlock
+from driftar_jax.layers.dense import dense, layer_norm
 from driftar_jax.types import Encoding
 
 

@@ -1,0 +1,1 @@
+"""Frozen networks to look through: the classifier, Inception, the masked autoencoder."""

@@ -1,0 +1,1 @@
+"""Dense layers, attention with its entropy, blocks: what hosts and heads are built of."""
