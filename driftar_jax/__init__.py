@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from driftar_jax import generator
+    from driftar_jax.sampling import generator
 
 __all__ = ["__version__", "load"]
 __version__ = "0.1.0"
@@ -15,7 +15,16 @@ __version__ = "0.1.0"
 def load(
     workdir: str | os.PathLike, step: int | None = None, vae: str | os.PathLike | None = None
 ) -> generator.Loaded:
-    """Read a checkpoint, ready to sample; see `driftar_jax.generator.load`."""
-    from driftar_jax import generator
+    """Read a checkpoint, ready to sample; see `driftar_jax.sampling.generator.load`."""
+    from driftar_jax.sampling import generator
 
     return generator.load(workdir, step, vae)
+
+
+def __getattr__(name):
+    """`driftar_jax.inpaint`, imported when it is first read."""
+    if name == "inpaint":
+        from driftar_jax.sampling import inpaint
+
+        return inpaint
+    raise AttributeError(f"module 'driftar_jax' has no attribute {name!r}")

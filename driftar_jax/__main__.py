@@ -6,7 +6,8 @@ import runpy
 import sys
 
 import driftar_jax
-from driftar_jax import cli, config
+from driftar_jax import config
+from driftar_jax.cli import program as cli
 
 # In the order in which one meets them.
 PROGRAMS = ("train", "sample", "evaluate", "export", "convert", "encode", "benchmark")

@@ -11,8 +11,9 @@ import os
 import jax
 from absl import flags
 
-from driftar_jax import config, stopping
-from driftar_jax.cli.program import program as cli
+from driftar_jax import config
+from driftar_jax.cli import program as cli
+from driftar_jax.training import stopping
 
 _SWEEP = flags.DEFINE_string("sweep", None, "Sweep file, FILE.py[:SIZE].")
 _OUT = flags.DEFINE_string("out", None, "Folder of results and runs; made, or gone on with.")
@@ -23,11 +24,14 @@ flags.mark_flags_as_required(["sweep", "out"])
 
 
 def main(_) -> None:
-    from driftar_jax import ablation  # after the flags: loading takes seconds
-    from driftar_jax.evaluation import ablation_table, sweep
+    from driftar_jax.reports import ablation_table
+    from driftar_jax.sweeps import (
+        ablation,  # after the flags: loading takes seconds
+        arms,
+    )
 
     with cli.user_errors():
-        asked = sweep.read(_SWEEP.value)
+        asked = arms.read(_SWEEP.value)
         seeds = [_seed(word, asked.seeds) for word in _SEEDS.value] or list(asked.seeds)
         for name in _ONLY.value:
             if name not in asked.arms:

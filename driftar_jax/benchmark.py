@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from driftar_jax import config
-from driftar_jax.cli.program import program as cli
+from driftar_jax.cli import program as cli
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, FILE.py[:SIZE].")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder written by train or convert.")
@@ -36,8 +36,9 @@ _CONTROLS = flags.DEFINE_bool("controls", False, "Also fewer and falling head st
 
 def main(_) -> None:
     # After the flags: loading takes seconds.
-    from driftar_jax import gamma
-    from driftar_jax.evaluation import benchmark, rounds, timing
+    from driftar_jax.evaluation import benchmark, draft_timing
+    from driftar_jax.reports import timing
+    from driftar_jax.sampling import draft_count
 
     with cli.user_errors():
         if not all(b.isdigit() and int(b) > 0 for b in _BATCHES.value) or not _BATCHES.value:
@@ -54,10 +55,10 @@ def main(_) -> None:
             "nfe_schedule": _NFE_SCHEDULE.value,
             "nfe_last": _NFE_LAST.value,
             "guidance": _GUIDANCE.value,
-            "gamma": gamma.parse(_GAMMA.value),
+            "gamma": draft_count.parse(_GAMMA.value),
             "rule": _RULE.value,
             "delta": _DELTA.value,
-            "stop": gamma.parse_stop(_STOP.value),
+            "stop": draft_count.parse_stop(_STOP.value),
         }
         if changes["gamma"] and _CONFIG.value is not None:
             raise config.wrong("gamma", _GAMMA.value, "0: what random weights accept says nothing")
@@ -67,7 +68,7 @@ def main(_) -> None:
     before = os.getloadavg()[0]
     sizes = [int(b) for b in _BATCHES.value]
     rows = benchmark.measure(subject, table, batch_sizes=sizes, rounds=_ROUNDS.value)
-    rounds.tell(subject, rows, repetitions=_ROUNDS.value)
+    draft_timing.tell(subject, rows, repetitions=_ROUNDS.value)
     if _OUT.value:
         timing.write(_OUT.value, rows, weights, (before, os.getloadavg()[0]))
 

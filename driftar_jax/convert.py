@@ -6,7 +6,7 @@ python -m driftar_jax.convert --family=mar --back --source=runs/mar_base --out=m
 
 from absl import flags
 
-from driftar_jax.cli.program import program as cli
+from driftar_jax.cli import program as cli
 from driftar_jax.conversion import checkpoint
 
 _FAMILY = flags.DEFINE_string("family", None, f"{' | '.join(checkpoint.FAMILIES)}.")

@@ -14,7 +14,7 @@ import numpy as np
 from absl import flags
 
 from driftar_jax import config
-from driftar_jax.cli.program import program as cli
+from driftar_jax.cli import program as cli
 
 _WORKDIR = flags.DEFINE_list("workdir", None, "Drift-AR runs, one per training seed.")
 _BASELINE = flags.DEFINE_list("baseline", None, "Runs of the own head, paired with --workdir.")
@@ -26,10 +26,12 @@ flags.mark_flags_as_required(["workdir", "baseline", "out"])
 
 
 def main(_) -> None:
-    from driftar_jax import runs  # after the flags: loading takes seconds
     from driftar_jax.checkpoints import write_json
     from driftar_jax.data import pipeline
-    from driftar_jax.evaluation import contexts, deviation, deviation_table
+    from driftar_jax.data.pipeline import open_data
+    from driftar_jax.evaluation import contexts, deviation
+    from driftar_jax.reports import deviation_table
+    from driftar_jax.training import runs  # after the flags: loading takes seconds
 
     with cli.user_errors():
         out = pathlib.Path(_OUT.value)
@@ -48,7 +50,7 @@ def main(_) -> None:
                 raise config.wrong("workdir", _WORKDIR.value[0], "runs of MAR on the same tokens")
         if not 1 <= _TOKENS.value <= images.num_tokens:
             raise config.wrong("tokens", _TOKENS.value, f"1 to {images.num_tokens}")
-        held, labels = pipeline.all_images(runs.open_data(drifts[0].config, "test"))
+        held, labels = pipeline.all_images(open_data(drifts[0].config, "test"))
         if not 1 <= _CONTEXTS.value <= len(held):
             raise config.wrong("contexts", _CONTEXTS.value, f"1 to {len(held)} (the test split)")
         chosen = np.random.default_rng(0).permutation(len(held))[: _CONTEXTS.value]
@@ -77,7 +79,7 @@ def main(_) -> None:
 
 
 def _load(workdir: str, flag: str, task: str):
-    from driftar_jax import generator
+    from driftar_jax.sampling import generator
 
     loaded = generator.load(workdir)
     if loaded.config.task != task:

@@ -9,7 +9,7 @@ Started again, it goes on with the shards that are missing.
 from absl import flags
 from ml_collections import config_flags
 
-from driftar_jax import config, runs
+from driftar_jax import config
 from driftar_jax.cli import program as cli
 from driftar_jax.data import pipeline
 
@@ -41,7 +41,7 @@ def main(_) -> None:
             for split in _SPLITS.value
         ]
         for source in sources:
-            runs.tell_left_out(source)
+            pipeline.tell_left_out(source)
         asked = {"per_shard": _PER_SHARD.value, "batch_size": _BATCH.value}
         encoding.encode_set(sources, _VAE.value, _OUT.value, **asked)
     print(f"{_OUT.value}: {sum(map(len, sources))} images; train with data.name=latents:PATH")

@@ -9,8 +9,9 @@ moments of the real images are left in `reference.npz` of the report.
 
 from absl import flags
 
-from driftar_jax.cli.program import program as cli
-from driftar_jax.evaluation import quality, session
+from driftar_jax.cli import program as cli
+from driftar_jax.evaluation import quality
+from driftar_jax.reports import session
 
 _WORKDIR = flags.DEFINE_list("workdir", None, "Drift-AR runs, one per training seed.")
 _BASELINE = flags.DEFINE_list("baseline", None, "Runs of the own head, paired with --workdir.")

@@ -17,10 +17,12 @@ import sys
 import jax
 from absl import flags
 
-from driftar_jax import config, gamma, generator
-from driftar_jax.cli.program import program as cli
-from driftar_jax.evaluation import judges, quality, speculation, speculation_report
-from driftar_jax.speculative import policy
+from driftar_jax import config
+from driftar_jax.cli import program as cli
+from driftar_jax.evaluation import judges, quality, speculation
+from driftar_jax.heads import early_stop
+from driftar_jax.reports import speculation_report
+from driftar_jax.sampling import draft_count, generator
 
 _WORKDIR = flags.DEFINE_list("workdir", None, "Drift-AR or draft runs, one per training seed.")
 _JUDGE = flags.DEFINE_string("judge", None, "Run of the classifier whose features measure.")
@@ -57,7 +59,7 @@ def main(_) -> None:
             raise config.wrong("batch_sizes", ",".join(sizes), "whole numbers of at least 1")
         deltas = {"coupled": _bounds("coupled", _COUPLED), "feature": _bounds("feature", _FEATURE)}
         loaded = [generator.load(workdir) for workdir in _WORKDIR.value]
-        table = speculation.ways(loaded[0], deltas, gamma.parse_stop(_STOP.value))
+        table = speculation.ways(loaded[0], deltas, draft_count.parse_stop(_STOP.value))
         for run in loaded:
             for way in table:
                 run.check(way.settings)
@@ -76,9 +78,9 @@ def _bounds(name: str, flag) -> tuple[float, ...]:
 
 
 def _early_stop(loaded, stop: float) -> str:
-    if stop != policy.TRAINED:
+    if stop != early_stop.TRAINED:
         return f"tau_g {stop:g}" if stop else "off"
-    taus = [float(policy.global_threshold(run.params["tracker"])) for run in loaded]
+    taus = [float(early_stop.global_threshold(run.params["tracker"])) for run in loaded]
     return f"tau_g {', '.join(f'{tau:.3f}' for tau in taus)} of the checkpoints' entropies"
 
 

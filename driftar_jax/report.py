@@ -8,7 +8,7 @@ of `ablate`, and `page.md`: the prose, with a line `{{KIND NAME}}` wherever a re
 
 from absl import flags
 
-from driftar_jax.cli.program import program as cli
+from driftar_jax.cli import program as cli
 
 _RESULTS = flags.DEFINE_list("results", None, "Folders of result files.")
 _OUT = flags.DEFINE_string("out", None, "Markdown file to write; its pictures go to figures/.")
@@ -16,7 +16,7 @@ flags.mark_flags_as_required(["results", "out"])
 
 
 def main(_) -> None:
-    from driftar_jax.evaluation import page  # after the flags: loading takes seconds
+    from driftar_jax.reports import page  # after the flags: loading takes seconds
 
     with cli.user_errors():
         print(page.write(_RESULTS.value, _OUT.value))

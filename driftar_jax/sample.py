@@ -13,10 +13,11 @@ import numpy as np
 from absl import flags
 
 import driftar_jax
-from driftar_jax import gamma, inpaint, prompted, sample_prompts
+from driftar_jax import sample_prompts
 from driftar_jax.checkpoints import write_json
-from driftar_jax.cli.program import program as cli
+from driftar_jax.cli import program as cli
 from driftar_jax.data import pictures
+from driftar_jax.sampling import draft_count, inpaint, prompted
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder written by train or convert.")
 _OUT = flags.DEFINE_string("out", None, "New folder for grid.png, single files and counts.json.")
@@ -68,10 +69,10 @@ def main(_) -> None:
             "guidance": _GUIDANCE.value,
             "guidance_form": _GUIDANCE_FORM.value,
             "temperature": _TEMPERATURE.value,
-            "gamma": gamma.parse(_GAMMA.value),
+            "gamma": draft_count.parse(_GAMMA.value),
             "rule": _RULE.value,
             "delta": _DELTA.value,
-            "stop": gamma.parse_stop(_STOP.value),
+            "stop": draft_count.parse_stop(_STOP.value),
         }
         settings = loaded.checked(**changes)
         hole = _hole(loaded)

@@ -9,11 +9,11 @@ import pathlib
 
 from absl import flags
 
-from driftar_jax import prompted
 from driftar_jax.checkpoints import write_json
-from driftar_jax.cli.program import program as cli
+from driftar_jax.cli import program as cli
 from driftar_jax.config import wrong
 from driftar_jax.data import pictures
+from driftar_jax.sampling import prompted
 from driftar_jax.sharding import make_mesh
 
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "Text of an image; may be given several times.")

@@ -13,8 +13,10 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from driftar_jax import config, processes, runs, scale, stopping, tracing
-from driftar_jax.cli.program import program as cli
+from driftar_jax import config
+from driftar_jax.cli import program as cli
+from driftar_jax.training import processes, runs, stopping, tracing
+from driftar_jax.training.dry_run import measure, report, simulate
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, FILE.py[:SIZE].")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; made, or resumed.")
@@ -41,9 +43,9 @@ def main(_) -> None:
         settings = _CONFIG.value
         config.check(settings)
         if _DRY_RUN.value:
-            scale.simulate(_DEVICES.value)
-            needs = scale.measure(settings)
-            print("\n".join(scale.report(settings, needs, _TFLOPS.value, _GB_S.value)))
+            simulate(_DEVICES.value)
+            needs = measure(settings)
+            print("\n".join(report(settings, needs, _TFLOPS.value, _GB_S.value)))
             return
         if not _WORKDIR.value:
             raise ValueError("workdir: got nothing, allowed --workdir=VALUE")

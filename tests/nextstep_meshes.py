@@ -20,10 +20,11 @@ import numpy as np
 import tiny
 from jax.sharding import NamedSharding, PartitionSpec
 
-from driftar_jax import causal_sampler, checkpoints, prompted, sharding
+from driftar_jax import checkpoints, sharding
 from driftar_jax.conversion import nextstep as conversion
 from driftar_jax.hosts.nextstep import PRESETS
 from driftar_jax.layers import causal
+from driftar_jax.sampling import causal_sampler, prompted
 
 # What the released checkpoint's own files say otherwise; they do not change the sizes asked here.
 ASSUMED = dict(vocab_size=152_064, placeholder=151_669, token_dim=64, norm_eps=1e-5, rope_theta=1e6)

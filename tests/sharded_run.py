@@ -14,9 +14,10 @@ import jax
 import numpy as np
 import tiny
 
-from driftar_jax import model, sampler
+from driftar_jax import model
 from driftar_jax.data import captions
 from driftar_jax.features import maps
+from driftar_jax.sampling import sampler
 from driftar_jax.training import loop, optim, step, tasks
 
 STEPS, BATCH = 20, 8

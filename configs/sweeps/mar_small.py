@@ -14,7 +14,7 @@ STEPS = {"digits8": (1000, 300), "fashion28": (1000, 300), "emoji32": (1000, 300
 
 
 def get_sweep(size: str = "digits8") -> dict:
-    """What `driftar_jax.evaluation.sweep` reads; `size` is the word after the colon."""
+    """What `driftar_jax.sweeps.arms` reads; `size` is the word after the colon."""
     if size not in small.DATA:
         raise ValueError(f"sweep size: got {size!r}, allowed {' | '.join(small.DATA)}")
     own, steps = STEPS[size]

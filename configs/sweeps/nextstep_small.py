@@ -19,7 +19,7 @@ DRIFT = ("drift.guidance_max=1", "loss.freeze_at=0.5")
 
 
 def get_sweep(size: str = "emoji32") -> dict:
-    """What `driftar_jax.evaluation.sweep` reads; `size` is the word after the colon."""
+    """What `driftar_jax.sweeps.arms` reads; `size` is the word after the colon."""
     if size not in nextstep_small.SIZES:
         raise ValueError(f"sweep size: got {size!r}, allowed {' | '.join(nextstep_small.SIZES)}")
     own, steps = STEPS[size]

@@ -18,7 +18,7 @@ REFERENCE = "G 16, P 32"
 
 
 def get_sweep(size: str = "digits8") -> dict:
-    """What `driftar_jax.evaluation.sweep` reads; `size` is the word after the colon."""
+    """What `driftar_jax.sweeps.arms` reads; `size` is the word after the colon."""
     if size not in STEPS:
         raise ValueError(f"sweep size: got {size!r}, allowed {' | '.join(STEPS)}")
     steps, features, own = STEPS[size]

@@ -8,7 +8,8 @@ import traceback
 
 from absl import app, flags, logging
 
-from driftar_jax import config, config_files
+from driftar_jax import config
+from driftar_jax.cli import files
 
 USER_ERROR = 2
 
@@ -95,9 +96,9 @@ def _with_files(argv: list[str]) -> list[str]:
     for i, word in enumerate(argv[1:], 1):
         dashes, value = word[: -len(word.lstrip("-"))], word.partition("=")[2]
         if dashes and word.lstrip("-").startswith("config="):
-            words[i] = f"{dashes}config={config_files.find(value)}"
+            words[i] = f"{dashes}config={files.find(value)}"
         elif dashes and word.lstrip("-") == "config" and i + 1 < len(argv):
-            words[i + 1] = config_files.find(argv[i + 1])
+            words[i + 1] = files.find(argv[i + 1])
     return words
 
 

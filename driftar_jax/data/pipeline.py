@@ -2,9 +2,12 @@
 
 import hashlib
 import os
+import sys
 import threading
 import weakref
+from typing import Any
 
+import jax
 import numpy as np
 
 from driftar_jax import paths
@@ -278,3 +281,22 @@ def _check_int(field: str, value, low: int, high: int) -> None:
 def _check_bool(field: str, value) -> None:
     if not isinstance(value, (bool, np.bool_)):
         raise ValueError(f"{field}: got {value!r}, allowed True or False")
+
+
+def open_data(settings: Any, split: str):
+    """The image set of a config: `train` or `test` split."""
+    source = load_source(
+        settings.data.name,
+        split,
+        data_dir=settings.data.data_dir or None,
+        image_size=settings.data.image_size,
+        center_crop=settings.data.center_crop,
+    )
+    tell_left_out(source)
+    return source
+
+
+def tell_left_out(source) -> None:
+    """Say in one line what a set's folder holds that is not read."""
+    if source.left_out and jax.process_index() == 0:
+        print(f"{source.name}: left out of {source.split}: {source.left_out}", file=sys.stderr)

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from driftar_jax import gamma, sampler, speculate
-from driftar_jax.generator import Loaded
 from driftar_jax.hosts.nextstep import NextStep
+from driftar_jax.sampling import draft_count, sampler, speculate
+from driftar_jax.sampling.generator import Loaded
 from driftar_jax.types import Counts, Encoding
 
 
@@ -150,7 +150,7 @@ def _row(subject: Loaded, name: str, settings, batch_size: int, rounds: int) -> 
     label = subject.conditions(np.arange(batch_size) % parts.images.num_classes, 0)
     index = jnp.arange(batch_size, dtype=jnp.int32)
     if settings.drafts < 0:
-        settings = gamma.choose(parts, settings, params, batch_size, labels=label).settings
+        settings = draft_count.choose(parts, settings, params, batch_size, labels=label).settings
         name = name.replace("auto", f"auto = {settings.gamma}")
     label = jnp.asarray(label)
     whole = params, label, index, jnp.uint32(0)

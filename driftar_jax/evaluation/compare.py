@@ -5,10 +5,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from driftar_jax import sampler
 from driftar_jax.evaluation import quality, speed
-from driftar_jax.generator import Loaded
 from driftar_jax.hosts.schedules import NFE_SCHEDULES
+from driftar_jax.sampling import sampler
+from driftar_jax.sampling.generator import Loaded
 
 FEW_STEPS = (1, 2, 5, 10, 25)
 PART_BYTES = 2**28

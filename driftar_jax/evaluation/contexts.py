@@ -12,13 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from driftar_jax import sampler
 from driftar_jax.data.patches import patchify
 from driftar_jax.data.pixels import to_unit_range
 from driftar_jax.drift import fields
-from driftar_jax.generator import Loaded
 from driftar_jax.heads import diffusion, randomness
 from driftar_jax.hosts.mar import MAR
+from driftar_jax.sampling import sampler
+from driftar_jax.sampling.generator import Loaded
 from driftar_jax.types import Encoding
 
 # Draws of a call; its arrays are this many tokens long.

@@ -14,7 +14,7 @@ import numpy as np
 
 from driftar_jax.data import pictures
 from driftar_jax.evaluation import contexts
-from driftar_jax.generator import Loaded
+from driftar_jax.sampling.generator import Loaded
 
 FEW_STEPS = (10, 5, 2)
 BINS = 4

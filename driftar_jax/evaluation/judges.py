@@ -7,12 +7,13 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from driftar_jax import generator, runs
 from driftar_jax.checkpoints import read_config
 from driftar_jax.config import wrong
 from driftar_jax.data import pipeline
+from driftar_jax.data.pipeline import open_data
 from driftar_jax.evaluation import networks, quality
 from driftar_jax.features.classifier import SmallClassifier
+from driftar_jax.sampling import generator
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +40,7 @@ class Judge:
 
     def open_sources(self) -> list[Any]:
         """The set it was trained on: `train` and `test`."""
-        return [runs.open_data(self.settings, split) for split in ("train", "test")]
+        return [open_data(self.settings, split) for split in ("train", "test")]
 
 
 def open_judge(workdir: str) -> Judge:

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from driftar_jax import text_sampler
 from driftar_jax.data.patches import patchify
 from driftar_jax.data.pixels import to_unit_range
 from driftar_jax.hosts.nextstep import NextStep
 from driftar_jax.hosts.transdiff import TransDiff
 from driftar_jax.model import Parts
+from driftar_jax.sampling import text_sampler
 
 # A probe this stiff changes nothing visible, and keeps the normal equations solvable.
 RIDGE = 1e-3

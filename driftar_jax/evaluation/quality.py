@@ -9,10 +9,12 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from driftar_jax.evaluation import manifold, moments, score
-from driftar_jax.evaluation.ledger import Ledger
-from driftar_jax.evaluation.moments import Moments
+from driftar_jax.evaluation import frechet as moments
+from driftar_jax.evaluation import inception_score as score
+from driftar_jax.evaluation import manifold
+from driftar_jax.evaluation.frechet import Moments
 from driftar_jax.evaluation.networks import Network, checked
+from driftar_jax.evaluation.stopwatch import Ledger
 
 # Beside the distance and the class accuracy, which every table has.
 OPTIONAL = ("precision_recall", "inception_score", "nearest")

@@ -10,9 +10,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from driftar_jax import gamma, sampler, speculate
 from driftar_jax.evaluation import quality, speed
-from driftar_jax.generator import Loaded
+from driftar_jax.sampling import draft_count, sampler, speculate
+from driftar_jax.sampling.generator import Loaded
 
 GAMMAS = (1, 2, 4)
 # The seeds of a second plain set, which no row shares noise with.
@@ -209,7 +209,7 @@ class Bench:
             for size in self.batch_sizes:
                 asked = run.conditions(self._labels(0), 0)
                 given = run.parts, settings.changed(gamma=-1), run.params, size
-                made = gamma.choose(*given, labels=asked)
+                made = draft_count.choose(*given, labels=asked)
                 record = dataclasses.asdict(made) | {"settings": None}
                 record |= {"method": name, "batch_size": size, "gamma": made.settings.gamma}
                 chosen.append(record)

@@ -11,9 +11,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from driftar_jax.heads import early_stop
+from driftar_jax.published.merge import Merge, merge, start, update
 from driftar_jax.published.model import DriftAR
-from driftar_jax.speculative import policy
-from driftar_jax.speculative.verify import Merge, merge
 from driftar_jax.types import Counts, Encoding
 
 # Bound on the L2 distance of two feature rows.
@@ -34,7 +34,7 @@ class Speculated(NamedTuple):
     tokens: jax.Array
     merged: Merge
     draft_entropy: jax.Array
-    tracker: policy.EntropyTracker
+    tracker: early_stop.EntropyTracker
     stopped: jax.Array
 
 
@@ -68,11 +68,11 @@ def speculate(
     params: dict,
     label: jax.Array,
     eps: jax.Array,
-    tracker: policy.EntropyTracker,
+    tracker: early_stop.EntropyTracker,
     *,
     guidance: float = 1.0,
     threshold: float = THRESHOLD,
-    gamma: float = policy.GAMMA,
+    gamma: float = early_stop.GAMMA,
 ) -> Speculated:
     """`samples` with the draft's features wherever they lie close to the target's.
 
@@ -88,7 +88,7 @@ def speculate(
     """
     encoding = _encode(model, params, label, guidance)
     target = jax.tree.map(lambda x: x[: len(label)], encoding)
-    tracker = policy.update(tracker, target.entropy, gamma=gamma)
+    tracker = update(tracker, target.entropy, gamma=gamma)
     draft = model.apply({"params": params}, target.z, method="propose")
     merged = merge(draft.z, target.z, threshold)
     if guidance == 1.0:
@@ -100,7 +100,7 @@ def speculate(
     tokens = _generate(model, params, start, eps, guidance, condition)
     spread = jnp.mean(draft.entropy)
     return Speculated(
-        tokens, merged, spread, tracker, policy.stop(spread[None], tracker, gamma=gamma)
+        tokens, merged, spread, tracker, early_stop.stop(spread[None], tracker, gamma=gamma)
     )
 
 
@@ -116,7 +116,7 @@ def speculate_in_rounds(
     Returns:
       The last round, and the reported acceptance rate: accepted prefixes over all positions.
     """
-    tracker, accepted, rounds = policy.start(), 0, 0
+    tracker, accepted, rounds = start(), 0, 0
     for eps in noises:
         made = speculate(model, params, label, eps, tracker, **how)
         tracker, rounds = made.tracker, rounds + 1

@@ -11,11 +11,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from driftar_jax import entropy, model, text_sampler
+from driftar_jax import entropy, model
 from driftar_jax.drift import fields
 from driftar_jax.heads import window
 from driftar_jax.hosts import nextstep
 from driftar_jax.layers.dense import of_batch
+from driftar_jax.sampling import text_sampler
 from driftar_jax.training import losses
 from driftar_jax.training.tokens import tokenise
 from driftar_jax.types import Encoding

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import tiny
 
-from driftar_jax import sampler
 from driftar_jax.drift import fields
 from driftar_jax.drift.decoders import TokenDecoder
+from driftar_jax.sampling import sampler
 from driftar_jax.training import tasks
 
 

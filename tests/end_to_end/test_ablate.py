@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from driftar_jax import ablation
-from driftar_jax.evaluation import ablation_table, sweep
+from driftar_jax.reports import ablation_table
+from driftar_jax.sweeps import ablation, arms
 
 SWEEP = """
 def get_sweep():
@@ -33,7 +33,7 @@ def out(tmp_path, workdirs, monkeypatch):
 def _run(out, stop=lambda: ""):
     """Whether the sweep came to its end, and what it said."""
     said = []
-    asked = sweep.read(str(out.parent / "sweep.py"))
+    asked = arms.read(str(out.parent / "sweep.py"))
     with ablation.Ablation(asked, out, say=said.append, stop=stop) as sweeping:
         return sweeping.run(asked.seeds), said
 
@@ -74,7 +74,7 @@ def test_a_sweep_goes_on_where_it_was_cut(out):
 def test_a_host_that_reads_captions_is_measured(data_dir, compiled_programs, monkeypatch, tmp_path):
     monkeypatch.setattr(ablation.jax, "clear_caches", lambda: None)
     monkeypatch.setattr(ablation, "PREMISE", 32)
-    asked = sweep.read("configs/sweeps/nextstep_small.py:tiny")
+    asked = arms.read("configs/sweeps/nextstep_small.py:tiny")
     with ablation.Ablation(asked, tmp_path / "out", say=lambda line: None) as sweeping:
         assert sweeping.run((0,), ["own"])
     figures = json.loads((tmp_path / "out" / "results" / "own.seed0.json").read_text())["figures"]

@@ -6,7 +6,8 @@ import shutil
 
 import pytest
 
-from driftar_jax.evaluation import networks, session
+from driftar_jax.evaluation import networks
+from driftar_jax.reports import session
 
 DRIFT = "--config=configs/drift_mar_small.py:tiny"
 OWN = "--config=configs/mar_small.py:tiny"

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import driftar_jax
-from driftar_jax.speculative import policy
+from driftar_jax.heads import early_stop
 
 DRAFT = "--config=configs/draft_mar_small.py:tiny"
 
@@ -35,14 +35,14 @@ def test_all_but_the_draft_head_are_the_teachers(workdirs, trained):
 
 def test_the_early_stop_is_the_checkpoints_own(trained):
     loaded = driftar_jax.load(trained)
-    assert loaded.settings().stop == policy.TRAINED and loaded.settings(stop=0.1).stop == 0.1
+    assert loaded.settings().stop == early_stop.TRAINED and loaded.settings(stop=0.1).stop == 0.1
     tracker = loaded.params["tracker"]
-    assert 0 < tracker.ema < 1 and policy.global_threshold(tracker) < 0.3
+    assert 0 < tracker.ema < 1 and early_stop.global_threshold(tracker) < 0.3
     older = {name: tree for name, tree in loaded.params.items() if name != "tracker"}
     older = dataclasses.replace(loaded, params=older)
     assert older.settings().stop == 0
     with pytest.raises(ValueError, match="^stop: got 'auto', allowed 0 to 1 .no statistics"):
-        older.settings(stop=policy.TRAINED)
+        older.settings(stop=early_stop.TRAINED)
 
 
 def _leaves(tree):

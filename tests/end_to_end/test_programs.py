@@ -11,11 +11,10 @@ import pytest
 from PIL import Image
 
 import driftar_jax
-from driftar_jax import journal, runs
 from driftar_jax.checkpoints import read_config
 from driftar_jax.data import pipeline
-from driftar_jax.evaluation import moments
-from driftar_jax.training import loop
+from driftar_jax.evaluation import frechet
+from driftar_jax.training import journal, loop, runs
 
 DRIFT = "--config=configs/drift_mar_small.py:tiny"
 TIMINGS = {"data_wait", "images_per_s", "seconds_left"}
@@ -262,7 +261,7 @@ def test_evaluate_compares_the_methods(call, workdirs, tmp_path):
     measured = {"frechet", "accuracy", "precision", "recall", "inception_score", "nearest"}
     assert measured | {"copied"} <= report["real"].keys() & report["rows"][0].keys()
     width = read_config(workdirs.judge)["classifier"]["width"]
-    assert moments.read(out / "reference.npz", "classifier", width).count == 1797
+    assert frechet.read(out / "reference.npz", "classifier", width).count == 1797
     assert "| real images |" in done.stdout
     assert re.search(r"time: .*sampling [\d.]+ s.* MiB of memory", done.stdout)
     text = (out / "report.md").read_text()

@@ -5,8 +5,9 @@ import json
 import pytest
 
 from configs import mar_base
-from driftar_jax import generator, model, sampler
+from driftar_jax import model
 from driftar_jax.evaluation import benchmark
+from driftar_jax.sampling import generator, sampler
 
 pytestmark = pytest.mark.timeout(300)
 

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tiny
 
-from driftar_jax import generator
 from driftar_jax.evaluation import compare
+from driftar_jax.sampling import generator
 
 
 @pytest.mark.parametrize(

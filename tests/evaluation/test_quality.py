@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import tiny
 
-from driftar_jax.evaluation import manifold, networks, quality, score
-from driftar_jax.evaluation.moments import Moments, frechet_distance
+from driftar_jax.evaluation import inception_score, manifold, networks, quality
+from driftar_jax.evaluation.frechet import Moments, frechet_distance
 from driftar_jax.features.classifier import SmallClassifier
 
 TRAINING = 40
@@ -41,7 +41,7 @@ def test_parts_give_the_metrics_of_the_whole(network, real):
     chosen = np.random.default_rng(0).permutation(61)[:30]
     both = manifold.precision_recall(real_features[chosen], features)
     assert (found.precision, found.recall) == both
-    np.testing.assert_allclose(found.inception_score, score.inception_score(logits)[0])
+    np.testing.assert_allclose(found.inception_score, inception_score.inception_score(logits)[0])
     training, held_out = np.split(real.images, [TRAINING])
     distances = manifold.nearest(made["image"], training)[1]
     assert found.nearest == np.median(distances)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import tiny
 
-from driftar_jax import generator, sampler
-from driftar_jax.evaluation import speculation, speculation_report
+from driftar_jax.evaluation import speculation
+from driftar_jax.reports import speculation_report
+from driftar_jax.sampling import generator, sampler
 
 
 def test_the_energy_distance_is_the_mean_over_pairs_of_different_rows():

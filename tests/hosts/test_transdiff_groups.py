@@ -14,7 +14,7 @@ from driftar_jax.drift.prior import Prior
 from driftar_jax.heads import randomness
 from driftar_jax.hosts.transdiff import TransDiff
 from driftar_jax.hosts.transdiff_groups import TransDiffGroups
-from driftar_jax.speculative import engine, verify
+from driftar_jax.sampling import speculative, verify
 
 # Images of 2x3 tokens, four in a row, and two branches.
 B, T, N, C, S, GUIDANCE = 3, 4, 6, 5, 3, 1.5
@@ -115,7 +115,7 @@ def made(groups):
 
     def run(rule):
         given = groups, draft, head, token_keys, randomness.prior_keys(keys), scales, rule
-        return jax.tree.map(np.asarray, jax.jit(lambda: engine.Engine(*given).run())())
+        return jax.tree.map(np.asarray, jax.jit(lambda: speculative.Engine(*given).run())())
 
     @functools.partial(jax.jit, static_argnums=1)
     def decode(encoding, step):
@@ -129,7 +129,7 @@ def made(groups):
 
 def test_plain_decoding_is_one_whole_call_after_another(made, whole):
     _, decode, run = made
-    found, spec = run(engine.Rule(gamma=0))
+    found, spec = run(speculative.Rule(gamma=0))
     tokens = jnp.zeros((B, T * N, C))
     for step in range(T):
         encoding = jax.tree.map(lambda a, s=step: a[s], whole(tokens))
@@ -141,7 +141,7 @@ def test_plain_decoding_is_one_whole_call_after_another(made, whole):
 
 def test_a_plain_loop_drafts_the_same_images(made, whole):
     """Image by image in Python, with plain calls over everything in place of the cache."""
-    rule = engine.Rule(gamma=2, name="coupled", delta=2.5)
+    rule = speculative.Rule(gamma=2, name="coupled", delta=2.5)
     draft, decode, run = made
     found, spec = run(rule)
     kinds = set()

@@ -14,10 +14,11 @@ from driftar_jax import entropy
 from driftar_jax.conversion import drift_ar as conversion
 from driftar_jax.conversion import rules
 from driftar_jax.data.patches import patchify, unpatchify
+from driftar_jax.heads import early_stop
 from driftar_jax.layers.attention import attention_with_entropy
 from driftar_jax.layers.blocks import TransformerBlock
 from driftar_jax.published import losses, model, sampling, stored
-from driftar_jax.speculative import policy
+from driftar_jax.published.merge import start, update
 
 CASE = load("drift_ar")
 MADE_WITH = CASE.config["constructor"]
@@ -251,23 +252,23 @@ def test_speculative_merge(run):
         gamma=call["gamma"],
     )
     speculate = jax.jit(functools.partial(sampling.speculate, made, **settings))
-    found = speculate(params, CASE[call["labels"]], noise, policy.start())
+    found = speculate(params, CASE[call["labels"]], noise, start())
     CASE.close(found.merged.distance, "out.spec.distance")
     CASE.close(found.merged.accepted, "out.spec.accepted_mask")
     CASE.close(found.merged.prefix, f"out.{run}.accepted_lengths")
     CASE.close(latents(found.tokens), f"out.{run}.latents")
-    local = policy.context_threshold(found.tracker, gamma=call["gamma"])
-    stats = (found.draft_entropy, local, policy.global_threshold(found.tracker), found.stopped)
+    local = early_stop.context_threshold(found.tracker, gamma=call["gamma"])
+    stats = (found.draft_entropy, local, early_stop.global_threshold(found.tracker), found.stopped)
     CASE.close(np.float32(stats), f"out.{run}.stats")
 
 
 @named("drift_ar")
 @claims("drift_ar", "in.tracker.values", "out.tracker.state")
 def test_entropy_tracker(case):
-    tracker, states = policy.start(), []
+    tracker, states = start(), []
     for values in CASE["in.tracker.values"]:
-        tracker = policy.update(tracker, jnp.asarray(values))
-        thresholds = policy.global_threshold(tracker), policy.context_threshold(tracker)
+        tracker = update(tracker, jnp.asarray(values))
+        thresholds = early_stop.global_threshold(tracker), early_stop.context_threshold(tracker)
         states.append(np.float32([tracker.mean, tracker.variance, tracker.ema, *thresholds]))
     CASE.close(np.stack(states), "out.tracker.state")
 

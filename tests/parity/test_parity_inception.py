@@ -12,7 +12,7 @@ from cases import channels_first, channels_last, claims, load, uncovered
 
 from driftar_jax.conversion import inception as conversion
 from driftar_jax.conversion import rules
-from driftar_jax.evaluation import manifold, moments, score
+from driftar_jax.evaluation import frechet, inception_score, manifold
 from driftar_jax.features import inception
 
 CASE = load("inception")
@@ -99,7 +99,7 @@ def test_features(image):
 @claims("inception", "in.metric.features*", "out.metric.fid", "out.metric.precision_recall")
 def test_distance_precision_and_recall(case):
     made, real = CASE["in.metric.features1"], CASE["in.metric.features2"]
-    distance = moments.frechet_distance(moments.Moments.of(made), moments.Moments.of(real))
+    distance = frechet.frechet_distance(frechet.Moments.of(made), frechet.Moments.of(real))
     CASE.close(distance, "out.metric.fid")
     (neighbours,) = _numbers("out.metric.precision_recall", r"neighbourhood (\d+)")
     found = manifold.precision_recall(real, made, neighbours=neighbours)
@@ -110,7 +110,10 @@ def test_distance_precision_and_recall(case):
 @claims("inception", "in.metric.logits", "out.metric.isc")
 def test_inception_score(case):
     (splits,) = _numbers("out.metric.isc", r"over (\d+) consecutive splits")
-    CASE.close(np.array(score.inception_score(CASE["in.metric.logits"], splits)), "out.metric.isc")
+    CASE.close(
+        np.array(inception_score.inception_score(CASE["in.metric.logits"], splits)),
+        "out.metric.isc",
+    )
 
 
 def _numbers(name: str, pattern: str) -> list[int]:

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from cases import channels_first, channels_last, claims, load, uncovered
 
-from driftar_jax import causal_sampler
 from driftar_jax.conversion import nextstep as conversion
 from driftar_jax.conversion import rules
 from driftar_jax.data.patches import patchify, unpatchify
 from driftar_jax.heads import flow_token
 from driftar_jax.hosts import nextstep
 from driftar_jax.layers import causal
+from driftar_jax.sampling import causal_sampler
 
 CASE = load("nextstep")
 MADE_WITH = CASE.config["constructor"]["config"]

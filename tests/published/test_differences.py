@@ -13,10 +13,12 @@ import tiny
 from driftar_jax.drift.grid import GridDecoder
 from driftar_jax.drift.laplace import laplace_loss
 from driftar_jax.features.maps import Penultimate
+from driftar_jax.heads import early_stop
 from driftar_jax.hosts.transdiff import TransDiff
 from driftar_jax.published import losses as published
 from driftar_jax.published import model, sampling
-from driftar_jax.speculative import policy, verify
+from driftar_jax.published.merge import merge, start
+from driftar_jax.sampling import verify
 from driftar_jax.training import losses
 from driftar_jax.types import Encoding
 
@@ -116,7 +118,7 @@ def test_where_the_draft_is_compared():
     z = tiny.normal(6, B, N, D)
     ahead = np.roll(z, -1, axis=1)
     assert published.regression_loss(ahead, z) == 0
-    assert not verify.merge(ahead, z, 0.5).accepted.any()
+    assert not merge(ahead, z, 0.5).accepted.any()
     e = np.zeros((B, N))
     encoding = Encoding(ahead, e)
     assert jax.jit(losses.draft_regression)(encoding, encoding, np.ones(B)) == 0
@@ -126,7 +128,7 @@ def test_where_the_draft_is_compared():
 def test_unit_of_the_threshold():
     """The same relative error at two widths."""
     near = [(1.02 * z, z) for z in (jnp.ones((1, 1, 4)), jnp.ones((1, 1, 400)))]
-    assert [bool(verify.merge(*pair, 0.1).accepted) for pair in near] == [True, False]
+    assert [bool(merge(*pair, 0.1).accepted) for pair in near] == [True, False]
     assert [bool(verify.feature(*pair, 0.1)) for pair in near] == [True, True]
 
 
@@ -134,7 +136,7 @@ def test_what_is_merged():
     """Every close position, behind a rejected one too; the prefix is only counted."""
     z = jnp.zeros((1, N, D))
     draft = z.at[:, 2].set(1.0).at[:, 4].set(0.01)
-    merged = verify.merge(draft, z, 0.1)
+    merged = merge(draft, z, 0.1)
     assert merged.prefix == 2 and merged.accepted.sum() == N - 1
     np.testing.assert_array_equal(merged.features[0, 4], draft[0, 4])
     np.testing.assert_array_equal(merged.features[0, 2], z[0, 2])
@@ -146,8 +148,8 @@ def _speculated(guidance):
     run = functools.partial(sampling.speculate, MODEL, guidance=guidance, threshold=1e9)
     run = jax.jit(run)
     # Entropies never fall under the first tracker's thresholds, and never reach the second's.
-    calm = policy.EntropyTracker(*map(jnp.float32, (9, 0, 1e9, 9)))
-    return run(_params(), LABEL, EPS, policy.start()), run(_params(), LABEL, EPS, calm)
+    calm = early_stop.EntropyTracker(*map(jnp.float32, (9, 0, 1e9, 9)))
+    return run(_params(), LABEL, EPS, start()), run(_params(), LABEL, EPS, calm)
 
 
 def test_what_speculation_saves():
@@ -167,10 +169,10 @@ def test_early_stop():
     eager, calm = _speculated(1.0)
     assert not eager.stopped and calm.stopped
     np.testing.assert_array_equal(eager.tokens, calm.tokens)
-    fresh = policy.context_threshold(eager.tracker), policy.global_threshold(eager.tracker)
+    fresh = early_stop.context_threshold(eager.tracker), early_stop.global_threshold(eager.tracker)
     np.testing.assert_allclose(*fresh, rtol=1e-6)
     rows = jnp.stack([jnp.zeros(N), jnp.ones(N)])
-    np.testing.assert_array_equal(policy.stop(rows, eager.tracker), [True, False])
+    np.testing.assert_array_equal(early_stop.stop(rows, eager.tracker), [True, False])
 
 
 def test_start_and_output_of_the_decoder():

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from driftar_jax.published import sampling
-from driftar_jax.speculative import policy, verify
+from driftar_jax.published.merge import merge, start
 
 N = 4
 
@@ -21,7 +21,7 @@ def test_rounds(monkeypatch, stop_at, made):
     def speculate(model, params, label, eps, tracker, *, guidance):
         assert guidance == 1.5 and tracker.count == len(seen)
         seen.append(eps)
-        merged = verify.merge(jnp.zeros((2, N, 1)), jnp.asarray([[[0.0]] * N, [[9.0]] * N]), 0.1)
+        merged = merge(jnp.zeros((2, N, 1)), jnp.asarray([[[0.0]] * N, [[9.0]] * N]), 0.1)
         stopped = jnp.asarray(stop_at == len(seen) - 1)
         tracker = tracker.replace(count=tracker.count + 1)
         return sampling.Speculated(eps, merged, jnp.float32(0.5), tracker, stopped)
@@ -31,4 +31,4 @@ def test_rounds(monkeypatch, stop_at, made):
     assert last.tokens == "abc"[made - 1] and len(seen) == made
     # One image of the two is accepted whole, in every round.
     np.testing.assert_allclose(rate, 0.5)
-    assert last.tracker.count == made and policy.start().count == 0
+    assert last.tracker.count == made and start().count == 0

@@ -12,9 +12,12 @@ sys.path.insert(0, str(pathlib.Path(__file__).parents[1] / "training"))
 
 import toy  # noqa: E402
 
-from driftar_jax import locks, stopping  # noqa: E402
 from driftar_jax.data import pipeline  # noqa: E402
-from driftar_jax.training import loop  # noqa: E402
+from driftar_jax.training import (
+    locks,
+    loop,  # noqa: E402
+    stopping,  # noqa: E402
+)
 
 
 def open_loop(folder, steps):

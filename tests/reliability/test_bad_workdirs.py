@@ -8,7 +8,8 @@ from damage import CHANGES, refused_in_one_line, spoiled, watched
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from driftar_jax import checkpoints, config, generator
+from driftar_jax import checkpoints, config
+from driftar_jax.sampling import generator
 
 pytestmark = pytest.mark.timeout(120)
 MANIFEST = {

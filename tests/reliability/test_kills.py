@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 import runs_to_kill
 
-from driftar_jax import checkpoints, journal, locks
+from driftar_jax import checkpoints
+from driftar_jax.training import journal, locks
 
 pytestmark = pytest.mark.timeout(600)
 TIMINGS = {"data_wait", "images_per_s", "seconds_left"}

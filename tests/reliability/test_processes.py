@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from driftar_jax import generator, journal, processes
+from driftar_jax.sampling import generator
+from driftar_jax.training import journal, processes
 
 CONFIG = "--config=configs/classifier.py:tiny"
 Cluster = processes.Cluster

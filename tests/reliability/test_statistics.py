@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from driftar_jax.data import latents
-from driftar_jax.evaluation import moments
+from driftar_jax.evaluation import frechet
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -33,7 +33,7 @@ def test_spoiled_statistics(folder, save, changes):
     path = folder / "stats.npz"
     path.write_bytes(spoiled(whole, changes))
     with watched(folder), refused_in_one_line(also=("reference: got",)):
-        found = moments.read(path, "classifier", 3)
+        found = frechet.read(path, "classifier", 3)
         assert found.mean.shape == (3,) and np.isfinite(found.covariance).all()
 
 
@@ -54,7 +54,7 @@ def test_arrays_of_any_kind(folder, arrays):
     path = folder / "arrays.npz"
     np.savez(path, **arrays)
     with watched(folder), refused_in_one_line(also=("reference: got",)):
-        moments.read(path, "classifier", 3)
+        frechet.read(path, "classifier", 3)
 
 
 @given(changes=CHANGES)

@@ -13,8 +13,8 @@ import pytest
 import runs_to_kill
 import tiny
 
-from driftar_jax import checkpoints, locks, processes, runs
-from driftar_jax.training import loop
+from driftar_jax import checkpoints
+from driftar_jax.training import locks, loop, processes, runs
 
 STEPS = 6
 

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 import tiny
 
-from driftar_jax import generator, model, sampler, text_sampler
+from driftar_jax import model
 from driftar_jax.data import captions
 from driftar_jax.heads import window
+from driftar_jax.sampling import generator, sampler, text_sampler
 from driftar_jax.training import tasks
 
 pytestmark = pytest.mark.timeout(300)

@@ -9,9 +9,8 @@ import numpy as np
 import pytest
 import tiny
 
-from driftar_jax import runs
 from driftar_jax.hosts.schedules import cosine_counts
-from driftar_jax.training import losses, optim, step, tasks
+from driftar_jax.training import losses, optim, runs, step, tasks
 
 T, N = 3, 6
 

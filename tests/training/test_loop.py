@@ -6,9 +6,8 @@ import pytest
 import tiny
 import toy
 
-from driftar_jax import journal
 from driftar_jax.data import pipeline
-from driftar_jax.training import loop
+from driftar_jax.training import journal, loop
 
 TIMINGS = {"data_wait", "images_per_s", "seconds_left"}
 

@@ -9,8 +9,9 @@ import pytest
 from PIL import Image
 
 import driftar_jax
-from driftar_jax import checkpoints, generator, sampler
+from driftar_jax import checkpoints
 from driftar_jax.conversion import mar, rules
+from driftar_jax.sampling import generator, sampler
 from driftar_jax.vae import kl, pixels, stored
 
 pytestmark = pytest.mark.timeout(300)

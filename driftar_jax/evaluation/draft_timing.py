@@ -1,0 +1,165 @@
+"""Seconds of a round of drafts against the sum of its pieces, timed apart on the same batch.
+
+The whole is one compiled loop. The pieces (drafts with their decoder, the backbone call, judging
+with the target's own group) are programs of their own: each goes over the rounds of the batch, on
+what those rounds had before them. What the loop takes beyond their sum, it wastes: copies of its
+state, or work that nobody reads. On a CPU seconds are those of all threads, so that other programs
+of a busy machine do not count; elsewhere they are the clock's.
+"""
+
+import dataclasses
+import functools
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from driftar_jax.evaluation import benchmark
+from driftar_jax.model import Parts
+from driftar_jax.sampling import sampler, speculate
+from driftar_jax.sampling.generator import Loaded
+from driftar_jax.sampling.speculative import Engine
+
+PIECES = ("drafts", "backbone", "rest")
+
+
+@dataclasses.dataclass(frozen=True)
+class Rounds:
+    """Times of one batch.
+
+    Attributes:
+      count: rounds of the batch.
+      whole: `[repetitions]` seconds of the loop.
+      pieces: `[repetitions, 3]` seconds of `PIECES`, over all rounds.
+      unit: of a thousandth of them, in words.
+    """
+
+    count: int
+    whole: np.ndarray
+    pieces: np.ndarray
+    unit: str
+
+    @property
+    def ratios(self) -> np.ndarray:
+        """Whole over sum of pieces, by repetition: both saw the machine at about the same time."""
+        return self.whole / self.pieces.sum(axis=1)
+
+    def line(self) -> str:
+        """For a reader."""
+        each = 1000 * np.median(self.pieces, axis=0) / self.count
+        named = ", ".join(f"{n} {ms:.2f}" for n, ms in zip(PIECES, each, strict=True))
+        ratios = self.ratios
+        return (
+            f"{1000 * np.median(self.whole) / self.count:.2f} {self.unit} per round, {self.count} "
+            f"rounds; pieces timed apart: {named}, together {each.sum():.2f}; whole over sum "
+            f"{np.median(ratios):.2f} ({ratios.min():.2f} to {ratios.max():.2f})"
+        )
+
+
+def tell(
+    subject: Loaded,
+    rows: Sequence[benchmark.Row],
+    *,
+    repetitions: int,
+    say: Callable[[str], None] = print,
+) -> None:
+    """A line for each row that was made with drafts.
+
+    Args:
+      subject: what is timed.
+      rows: of `benchmark.measure`.
+      repetitions: as for `of_run`.
+      say: where the lines go.
+    """
+    for row in rows:
+        if row.settings.drafts:
+            classes = np.arange(row.batch_size) % subject.parts.images.num_classes
+            label = subject.conditions(classes, 0)
+            given = subject.parts, row.settings, subject.params, label
+            found = of_run(*given, repetitions=repetitions)
+            say(f"{row.method}, batch {row.batch_size}: {found.line()}")
+
+
+def of_run(
+    parts: Parts,
+    settings: sampler.Settings,
+    params: dict[str, Any],
+    label: np.ndarray,
+    *,
+    repetitions: int = 5,
+    seed: int = 0,
+) -> Rounds:
+    """`measure` of a batch of a Drift-AR run.
+
+    Args:
+      parts, params: of the run.
+      settings: checked, with a number of drafts.
+      label: `[B]`, or rows of captions.
+      repetitions: at least 1, after one that is not timed.
+      seed: of the images.
+    """
+    rule, plain = settings.draft_rule(settings.drafts), settings.changed(gamma=0)
+    given = params, label, np.arange(len(label), dtype=np.int32), np.uint32(seed)
+    bind = functools.partial(speculate.bound, parts, rule, plain)
+    return measure(bind, given, repetitions=repetitions)
+
+
+def measure(bind: Callable[..., Engine], given: tuple, *, repetitions: int = 5) -> Rounds:
+    """Time a batch, whole and in pieces by turns.
+
+    Args:
+      bind: `bind(*given)` is the engine of the batch; traced.
+      given: arrays.
+      repetitions: at least 1, after one that is not timed.
+    """
+    whole = jax.jit(lambda given: bind(*given).run())
+    count = int(whole(given)[1].batch_calls)
+
+    @jax.jit
+    def states(given):
+        """What every round began with, drafted and called, `[rounds, ...]`."""
+        engine = bind(*given)
+
+        def body(state, _):
+            drafted = engine.drafted(state)
+            called = engine.called(state, drafted)
+            return engine.settled(state, drafted, called), (state, drafted, called)
+
+        return jax.lax.scan(body, engine.start(), length=count)[1]
+
+    def piece(name):
+        @jax.jit
+        def run(given, seen):
+            engine = bind(*given)
+
+            def body(total, seen):
+                # All of it is read, in a way that nothing can be left out of.
+                made = jax.tree.leaves(getattr(engine, name)(*seen))
+                return total + sum(jnp.max(a.astype(jnp.float32)) for a in made), None
+
+            return jax.lax.scan(body, jnp.float32(0), seen)[0]
+
+        return run
+
+    before, drafted, called = states(given)
+    calls = [
+        functools.partial(whole, given),
+        functools.partial(piece("drafted"), given, (before,)),
+        functools.partial(piece("called"), given, (before, drafted)),
+        functools.partial(piece("settled"), given, (before, drafted, called)),
+    ]
+    for call in calls:
+        jax.block_until_ready(call())
+    on_cpu = jax.default_backend() == "cpu"
+    clock = time.process_time if on_cpu else time.perf_counter
+    taken = np.array([[_seconds(call, clock) for call in calls] for _ in range(repetitions)])
+    return Rounds(count, taken[:, 0], taken[:, 1:], "CPU ms" if on_cpu else "ms")
+
+
+def _seconds(call: Callable[[], Any], clock: Callable[[], float]) -> float:
+    begin = clock()
+    jax.block_until_ready(call())
+    return clock() - begin

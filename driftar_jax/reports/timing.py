@@ -1,0 +1,108 @@
+"""One benchmark: what it was given, checked, and the tables it writes."""
+
+import os
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+
+from driftar_jax import config, model
+from driftar_jax.checkpoints import write_json
+from driftar_jax.data import latents
+from driftar_jax.data.pipeline import open_data
+from driftar_jax.evaluation import benchmark
+from driftar_jax.sampling import generator
+from driftar_jax.training import runs
+
+# What only a set of latents could say: KL-16's channels and the classes of ImageNet.
+LATENT_CHANNELS, LATENT_CLASSES = 16, 1000
+
+PIECES = ("backbone_s", "head_s", "rest_s")
+
+
+def open_subject(settings: Any, workdir: str | None) -> tuple[generator.Loaded, str]:
+    """The checkpoint of a workdir, or random weights in the shapes of a config.
+
+    Args:
+      settings: config, or None where `workdir` is given.
+      workdir: folder written by `train` or `convert`, or None.
+
+    Returns:
+      The subject, and what its weights are, for a reader.
+
+    Raises:
+      ValueError: both or neither are given, or one of them cannot be used; one line.
+    """
+    if (settings is None) == (workdir is None):
+        given = "both" if workdir else "neither"
+        raise config.wrong("workdir, config", given, "--workdir=FOLDER or --config=FILE.py[:SIZE]")
+    if workdir is not None:
+        loaded = generator.load(workdir)
+        return loaded, f"step {loaded.step} of {workdir}"
+    config.check(settings)
+    if settings.task not in ("host", "drift"):
+        raise config.wrong("task", settings.task, "host | drift")
+    loaded = generator.random(settings, _images(settings))
+    return loaded, "random: speed only, the images mean nothing"
+
+
+def _images(settings: Any) -> model.ImageSpec:
+    if not latents.is_latents(settings.data.name):
+        source = open_data(settings, "train")
+        return runs.image_spec(settings, source, runs.fit_text(settings, source))
+    side = settings.data.image_size
+    names = tuple(str(i) for i in range(LATENT_CLASSES))
+    shape = (side, side, LATENT_CHANNELS)
+    return model.ImageSpec(shape, names, settings.data.patch_size)
+
+
+def write(out: str, rows: Sequence[benchmark.Row], weights: str, load: tuple) -> None:
+    """`benchmark.json` and `benchmark.md` in the folder `out`.
+
+    Args:
+      out: folder, made if it is not there.
+      rows: measured.
+      weights: of the subject.
+      load: the machine's load averages before the first and after the last call.
+    """
+    folder = pathlib.Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    device = jax.devices()[0]
+    facts = {
+        "command": "python -m driftar_jax.benchmark " + " ".join(sys.argv[1:]),
+        "weights": weights,
+        "device": f"{device.device_kind}, {os.cpu_count()} CPU cores",
+        "load average before and after": " and ".join(f"{x:.1f}" for x in load),
+        "jax": jax.__version__,
+    }
+    records = [row.as_json() for row in rows]
+    write_json(folder / "benchmark.json", {"facts": facts, "rows": records})
+    lines = ["# Seconds per image", "", *(f"- {name}: {value}" for name, value in facts.items())]
+    (folder / "benchmark.md").write_text("\n".join([*lines, "", *_table(records), ""]))
+
+
+def _table(records: Sequence[dict]) -> list[str]:
+    head = (
+        "method | batch | AR steps | backbone calls | head evaluations | "
+        "s per image (median, low to high) | "
+        "backbone | head | rest | compile s | peak GiB | temporary GiB"
+    )
+    lines = [f"| {head} |", "|" + "---|" * (head.count("|") + 1)]
+    for r in records:
+        low, high = r["seconds_per_image_low"], r["seconds_per_image_high"]
+        cells = [
+            r["method"],
+            f"{r['batch_size']}",
+            f"{r['ar_steps']}",
+            f"{r['backbone_calls']:.4g}",
+            f"{r['head_evaluations']:.4g}",
+            f"{r['seconds_per_image']:.4g} ({low:.4g} to {high:.4g})",
+            *("" if r["head_s"] is None else f"{r[n]:.3g}" for n in PIECES),
+            f"{r['compile_s']:.1f}",
+            f"{r['peak_bytes'] / 2**30:.2f}",
+            f"{r['temporary_bytes'] / 2**30:.2f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines

@@ -1,0 +1,1 @@
+"""From a checkpoint and a request to images: `generator.py` first."""

@@ -1,0 +1,125 @@
+"""Filling in: an image and a mask, of which all but the masked part stands."""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from driftar_jax.config import wrong
+from driftar_jax.data import images
+from driftar_jax.data.patches import patchify
+from driftar_jax.data.pixels import to_unit_range
+from driftar_jax.hosts.mar import MAR
+from driftar_jax.sampling import sampler
+from driftar_jax.sampling.generator import Loaded, Samples
+from driftar_jax.types import Given
+from driftar_jax.vae import kl, pixels
+
+_GREY = 128
+
+
+def fill(
+    loaded: Loaded,
+    image: np.ndarray,
+    mask: np.ndarray,
+    labels: Any,
+    seed: int = 0,
+    *,
+    batch_size: int = 256,
+    **changes,
+) -> Samples:
+    """One image per label, equal to `image` outside of `mask`.
+
+    A token of which the mask touches a pixel is generated, all others are known from the start.
+    With an autoencoder the hole is grey when the image is encoded, so that nothing of what it held
+    is seen; its latents at the border know of the grey.
+
+    Args:
+      loaded: a checkpoint of a host that reveals tokens in any order (MAR).
+      image: uint8 `[H, W, C]`, of the size that the checkpoint makes.
+      mask: bool `[H, W]`, True where the image is generated.
+      labels: `[n]` classes, -1 for none.
+      seed: as for `Loaded.sample`.
+      batch_size: images per call.
+      **changes: fields of `sampler.Settings`; AR steps beyond one per unknown token are left out.
+
+    Returns:
+      `Samples`.
+
+    Raises:
+      ValueError: another host, another size, an empty mask, drafts, or a bad setting.
+    """
+    if not isinstance(loaded.parts.host, MAR):
+        name = loaded.config.host.name
+        raise wrong("mask", "a mask", f"none: {name} does not reveal tokens in any order, mar does")
+    settings, labels = loaded.checked(**changes), loaded.conditions(labels, seed)
+    if settings.gamma:
+        raise wrong("gamma", settings.gamma, "0 together with a mask")
+    given = _given(loaded, image, mask)
+    settings = settings.changed(ar_steps=min(settings.ar_steps, given.unknown))
+    made, counts = sampler.sample_images(
+        loaded.parts,
+        settings,
+        loaded.params,
+        labels,
+        seed,
+        batch_size=batch_size,
+        to_pixels=loaded.to_pixels,
+        given=given,
+    )
+    return Samples(np.where(mask[None, :, :, None], made, image[None]), counts)
+
+
+def _given(loaded: Loaded, image: np.ndarray, mask: np.ndarray) -> Given:
+    """What is known of the tokens of `image`."""
+    wanted = pixel_shape(loaded)
+    height, width, _ = wanted
+    if image.shape != wanted:
+        raise wrong("image", "x".join(map(str, image.shape)), "x".join(map(str, wanted)))
+    if mask.shape != wanted[:2]:
+        raise wrong("mask", "x".join(map(str, mask.shape)), f"{height}x{width}, as the image")
+    if not mask.any():
+        allowed = "one with a white part, which is generated (black or transparent stands)"
+        raise wrong("mask", "no pixel", allowed)
+    grid = to_unit_range(jnp.asarray(np.where(mask[:, :, None], _GREY, image).astype(np.uint8)))
+    if _decodes(loaded):
+        moments = kl.encode(loaded.to_pixels.vae, loaded.to_pixels.params, grid[None], tile=1)
+        grid = kl.SCALE * kl.mode(moments)[0]
+    spec = loaded.parts.images
+    side = spec.patch_size * height // spec.image_shape[0]
+    tiles = mask.reshape(height // side, side, width // side, side)
+    known = ~tiles.any(axis=(1, 3)).reshape(-1)
+    tokens = patchify(grid[None], spec.patch_size)[0]
+    return Given(tokens, jnp.asarray(known), int((~known).sum()))
+
+
+def _decodes(loaded: Loaded) -> bool:
+    return isinstance(loaded.to_pixels, pixels.ToPixels)
+
+
+def pixel_shape(loaded: Loaded) -> tuple[int, int, int]:
+    """`(H, W, C)` of the images that a checkpoint makes."""
+    height, width, channels = loaded.parts.images.image_shape
+    if not _decodes(loaded):
+        return height, width, channels
+    factor = loaded.to_pixels.vae.factor
+    return height * factor, width * factor, 3
+
+
+def read(image: str, mask: str, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """`image [H, W, channels]` uint8 and `mask [H, W]` bool of two files.
+
+    White is generated; black and what is transparent in the mask stands.
+
+    Raises:
+      ValueError: a file is missing or no picture.
+    """
+    made = []
+    # What is transparent in a mask is not drawn on, so it stands.
+    for name, path, count, behind in (("image", image, channels, 255), ("mask", mask, 1, 0)):
+        kept = dict(size=None, center_crop=False, background=behind)
+        try:
+            made.append(images.decode(path, channels=count, **kept))
+        except images.BadImage as error:
+            raise wrong(name, path, f"a picture ({error})") from None
+    return made[0], made[1][..., 0] >= _GREY

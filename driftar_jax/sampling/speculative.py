@@ -1,0 +1,417 @@
+"""Speculative decoding over groups: drafts are cheap, one backbone call judges several of them.
+
+A round drafts up to `gamma` groups from the last encoding, then ONE backbone call encodes the
+contexts of the drafted groups and of the one after them. Groups are accepted in order; the first
+that fails, or the one after the last draft, is the target's own, so that every call yields the
+accepted groups and one more. Rows of a batch move at their own pace; all of it is one
+`lax.while_loop` with fixed shapes.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from driftar_jax.heads import early_stop, randomness
+from driftar_jax.hosts.base import Host
+from driftar_jax.sampling import verify
+from driftar_jax.types import Encoding, Speculation
+
+BINS = 20
+
+
+class Head(Protocol):
+    """The one-step head that makes tokens of encodings (`drift/head.py`)."""
+
+    temperature: float
+
+    def starts(self, encoding: Encoding, keys: jax.Array) -> tuple[jax.Array, jax.Array]: ...
+
+    def tokens(self, encoding: Encoding, mu, std, eps, scale) -> jax.Array: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How far to draft and what to accept. Static.
+
+    Attributes:
+      gamma: groups drafted at most per round; 0 is plain AR decoding.
+      name: one of `verify.RULES`.
+      delta: bound of `coupled` (standard deviations) and `feature` (root mean square); not read by
+        `gaussian`.
+      stop: tau_g of the early stop (`policy.stop`); 0 never stops, `policy.TRAINED` asks the
+        engine's tracker.
+      share: gamma of tau_c.
+    """
+
+    gamma: int
+    name: str = "gaussian"
+    delta: float = 0.0
+    stop: float = 0.0
+    share: float = early_stop.GAMMA
+
+
+@flax.struct.dataclass
+class _Rows:
+    """A group as one side sees it; arrays `[R, K, ...]`: encoding, prior."""
+
+    encoding: Encoding
+    mu: jax.Array
+    std: jax.Array
+
+
+@flax.struct.dataclass
+class _Drafts:
+    """Drafted groups: `rows` and `x` have a leading axis `gamma`, `count [B]` says how many."""
+
+    rows: _Rows
+    x: jax.Array
+    count: jax.Array
+
+
+@flax.struct.dataclass
+class Drafted:
+    """First piece of a round: `tokens` with the drafts in them, `found` with what they cost.
+
+    `count [B]` is the number of drafts; without any, `drafts` is None.
+    """
+
+    tokens: jax.Array
+    drafts: _Drafts | None
+    count: jax.Array
+    found: Speculation
+
+
+@flax.struct.dataclass
+class Called:
+    """Second piece: the encodings `[gamma + 1, R, ...]` of one backbone call on `contexts`."""
+
+    encodings: Encoding
+    memory: Any
+    contexts: jax.Array
+
+
+@flax.struct.dataclass
+class _Judged:
+    """`there [gamma, B]`: drafted; the rest `[gamma, B, K]`: verdict, no padding, target's `E`."""
+
+    there: jax.Array
+    accepted: jax.Array
+    real: jax.Array
+    entropy: jax.Array
+
+
+@flax.struct.dataclass
+class State:
+    """Between rounds.
+
+    Attributes:
+      step: `[B]` int32, groups that stand.
+      tokens: `[B, N, C]`.
+      last: encoding of the last context that the backbone saw and that stands.
+      memory: the host's.
+      tracker: of the target's entropy, with an average `[B]` over each image's backbone calls.
+      found: what is reported.
+    """
+
+    step: jax.Array
+    tokens: jax.Array
+    last: Encoding
+    memory: Any
+    tracker: early_stop.EntropyTracker
+    found: Speculation
+
+
+@dataclasses.dataclass(frozen=True)
+class Engine:
+    """Everything a batch needs; `run` generates it.
+
+    Attributes:
+      host: groups, contexts and the backbone.
+      draft: `(last encoding, tokens [B, N, C], step [B]) -> encoding` of the context of `step`; not
+        called with `gamma = 0`.
+      head: makes tokens.
+      keys: `[B, N]`, one per token (`draws.token_keys`).
+      prior_keys: `[B]`, one per image (`draws.prior_keys`).
+      scales: `[T]` float32 guidance.
+      rule: how far, and what.
+      tracker: statistics of training, for the early stop; None: the checkpoint has none.
+    """
+
+    host: Host
+    draft: Callable[[Encoding, jax.Array, jax.Array], Encoding] | None
+    head: Head
+    keys: jax.Array
+    prior_keys: jax.Array
+    scales: jax.Array
+    rule: Rule
+    tracker: early_stop.EntropyTracker | None = None
+
+    def run(self) -> tuple[jax.Array, Speculation]:
+        """Generate all groups of all images.
+
+        Returns:
+          tokens `[B, N, C]` float32 and `Speculation`.
+
+        Raises:
+          ValueError: the rule asks for statistics that are not there.
+        """
+        state = jax.lax.while_loop(self.goes_on, self._round, self.start())
+        return state.tokens, state.found
+
+    def goes_on(self, state: State) -> jax.Array:
+        """Whether an image of the batch is not finished; bool scalar."""
+        return (state.step < self.host.num_steps).any()
+
+    def start(self) -> State:
+        """Before the first round."""
+        host, batch = self.host, self.keys.shape[0]
+        tokens = jnp.zeros((batch, host.num_tokens, host.token_dim), jnp.float32)
+        step, memory = jnp.zeros(batch, jnp.int32), host.memory()
+        shapes, _ = jax.eval_shape(lambda: host.encode(memory, tokens, step, 1))
+        return State(
+            step=step,
+            tokens=tokens,
+            last=jax.tree.map(lambda s: jnp.zeros(s.shape[1:], s.dtype), shapes),
+            memory=memory,
+            tracker=self._tracker(),
+            found=_nothing(batch, self.rule.gamma),
+        )
+
+    def _tracker(self) -> early_stop.EntropyTracker:
+        """Statistics before the first call, each image with an average of its own."""
+        if self.rule.stop != early_stop.TRAINED:
+            tracker = early_stop.of_threshold(self.rule.stop, gamma=self.rule.share)
+        elif self.tracker is None:
+            raise ValueError(
+                "stop: got auto, allowed 0 to 1 (no statistics of the entropy in this checkpoint)"
+            )
+        else:
+            tracker = self.tracker
+        tracker = jax.tree.map(jnp.float32, tracker)
+        return tracker.replace(ema=jnp.full(self.keys.shape[0], tracker.ema))
+
+    # --- pieces of a group ---------------------------------------------------------------------
+
+    def _rows(self, encoding: Encoding, step: jax.Array) -> _Rows:
+        """The group of `step` in an encoding `[R, ...]`, with its prior."""
+        mu, std = self.head.starts(encoding, self.prior_keys)
+        return _Rows(*self.host.take((encoding, mu, std), step))
+
+    def _token_keys(self, step: jax.Array) -> jax.Array:
+        """Keys `[B, K]` of the group's tokens."""
+        return jax.vmap(lambda k, p: k[p])(self.keys, self.host.group(step)[0])
+
+    def _noise(self, step: jax.Array) -> jax.Array:
+        """`[B, K, C]`: the one noise of each token, whoever asks for it."""
+        return randomness.normal(self._token_keys(step), 0, self.host.token_dim)
+
+    def _scale(self, step: jax.Array) -> jax.Array:
+        return jnp.asarray(self.scales)[jnp.minimum(step, self.host.num_steps - 1)]
+
+    def _made(self, rows: _Rows, eps: jax.Array, step: jax.Array) -> jax.Array:
+        return self.head.tokens(rows.encoding, rows.mu, rows.std, eps, self._scale(step))
+
+    def _write(self, tokens, x, step, where) -> jax.Array:
+        """`tokens` with the group `x [B, K, C]` of `step` put in, for the images `where [B]`."""
+        positions, real = self.host.group(step)
+        target = jnp.where(real & where[:, None], positions, self.host.num_tokens)
+        return jax.vmap(lambda t, p, v: t.at[p].set(v, mode="drop"))(tokens, target, x)
+
+    def _entropy(self, encoding: Encoding) -> jax.Array:
+        """`[B, ...]`, of the conditional rows."""
+        return encoding.entropy[: self.keys.shape[0]]
+
+    def _prior(self, rows: _Rows) -> verify.Normal:
+        """Distribution of the conditional rows' start."""
+        batch = self.keys.shape[0]
+        return verify.Normal(rows.mu[:batch], self.head.temperature * rows.std[:batch])
+
+    # --- a round -------------------------------------------------------------------------------
+
+    def _round(self, state: State) -> State:
+        drafted = self.drafted(state)
+        return self.settled(state, drafted, self.called(state, drafted))
+
+    def settled(self, state: State, drafted: Drafted, called: Called) -> State:
+        """Third piece: what stands, and the target's own group after it."""
+        host, gamma = self.host, self.rule.gamma
+        drafts, encodings = drafted.drafts, called.encodings
+        steps = state.step[None] + jnp.arange(gamma + 1)[:, None]
+        rows = jax.vmap(self._rows)(encodings, steps)
+        judged = self._judged(drafts, rows, steps)
+        ok = (judged.accepted | ~judged.real).all(axis=-1) & judged.there
+        accepted = jnp.cumprod(ok.astype(jnp.int32), axis=0).sum(axis=0)
+        step = state.step + accepted
+        own = _chosen(rows, accepted, host.branches)
+        last = _chosen(encodings, accepted, host.branches)
+        eps = self._own_noise(drafts, own, accepted, step)
+        x = self._made(own, eps, step)
+        live = state.step < host.num_steps
+        mean_entropy = self._entropy(last).mean(axis=-1)
+        return State(
+            step=jnp.where(live, step + 1, state.step),
+            tokens=self._write(drafted.tokens, x, step, live),
+            last=last,
+            memory=host.keep(called.memory, step + 1),
+            tracker=state.tracker.replace(ema=early_stop.follow(state.tracker.ema, mean_entropy)),
+            found=self._counted(drafted, live, accepted, called.contexts, judged),
+        )
+
+    def drafted(self, state: State) -> Drafted:
+        """Up to gamma groups, each from the encoding drafted for the one before."""
+        host, gamma = self.host, self.rule.gamma
+        if not gamma:
+            return Drafted(state.tokens, None, jnp.zeros_like(state.step), state.found)
+        rows, x = jax.eval_shape(lambda: self._draft(state.last, state.tokens, state.step)[1:])
+        empty = lambda s: jnp.zeros((gamma, *s.shape), s.dtype)  # noqa: E731
+        drafts = _Drafts(
+            rows=jax.tree.map(empty, rows), x=empty(x), count=jnp.zeros_like(state.step)
+        )
+        # There is nothing to draft from before the first call, and the last group needs no draft:
+        # a call is due anyhow, and makes it.
+        may = (state.step > 0) & (state.step < host.num_steps - 1)
+
+        def going(carry):
+            return (carry[0] < gamma) & carry[1].any()
+
+        def body(carry):
+            turn, may, last, tokens, drafts, found = carry
+            step = state.step + turn
+            encoding, rows, x = self._draft(last, tokens, step)
+            ends = early_stop.stop(self._entropy(encoding), state.tracker, gamma=self.rule.share)
+            take = may & ~ends
+            put = lambda all_, one: all_.at[turn].set(one)  # noqa: E731
+            drafts = _Drafts(
+                rows=jax.tree.map(put, drafts.rows, rows),
+                x=put(drafts.x, x),
+                count=drafts.count + take,
+            )
+            found = found.replace(
+                draft_calls=found.draft_calls + may,
+                batch_draft_calls=found.batch_draft_calls + 1,
+            )
+            tokens = self._write(tokens, x, step, take)
+            return turn + 1, take & (step + 1 < host.num_steps - 1), encoding, tokens, drafts, found
+
+        start = jnp.int32(0), may, state.last, state.tokens, drafts, state.found
+        _, _, _, tokens, drafts, found = jax.lax.while_loop(going, body, start)
+        return Drafted(tokens, drafts, drafts.count, found)
+
+    def _draft(self, last, tokens, step):
+        encoding = self.draft(last, tokens, step)
+        rows = self._rows(encoding, step)
+        return encoding, rows, self._made(rows, self._noise(step), step)
+
+    def called(self, state: State, drafted: Drafted) -> Called:
+        """The round's one backbone call.
+
+        Where no image of the batch has a draft, the call holds one context instead of gamma + 1.
+        """
+        most = self.rule.gamma + 1
+
+        def call(contexts):
+            made, memory = self.host.encode(state.memory, drafted.tokens, state.step, contexts)
+            lengthen = lambda a: jnp.pad(a, [(0, most - contexts)] + [(0, 0)] * (a.ndim - 1))  # noqa: E731
+            return jax.tree.map(lengthen, made), memory
+
+        if most == 1:
+            return Called(*call(1), jnp.int32(1))
+        several = drafted.count.max() > 0
+        made, memory = jax.lax.cond(several, lambda: call(most), lambda: call(1))
+        return Called(made, memory, jnp.where(several, most, 1))
+
+    def _judged(self, drafts: _Drafts | None, rows: _Rows, steps: jax.Array) -> _Judged:
+        """Verdicts on the drafted groups of `steps [gamma + 1, B]`, and what they are about."""
+        gamma, batch = self.rule.gamma, self.keys.shape[0]
+        entropy = rows.encoding.entropy[:gamma, :batch]
+        if not gamma:
+            none = jnp.zeros(entropy.shape, bool)
+            return _Judged(there=none[..., 0], accepted=none, real=none, entropy=entropy)
+        target = jax.tree.map(lambda a: a[:gamma], rows)
+        accepted = jax.vmap(self._judge)(drafts.rows, drafts.x, target, steps[:gamma])
+        return _Judged(
+            there=jnp.arange(gamma)[:, None] < drafts.count[None],
+            accepted=accepted,
+            real=jax.vmap(lambda step: self.host.group(step)[1])(steps[:gamma]),
+            entropy=entropy,
+        )
+
+    def _judge(self, draft: _Rows, x, target: _Rows, step) -> jax.Array:
+        """`[B, K]` bool: which tokens of one group stand."""
+        if self.rule.name == "gaussian":
+            q, p = self._prior(draft), self._prior(target)
+            x0 = q.mean + q.std[..., None] * self._noise(step)
+            return verify.accepts(x0, q, p, randomness.verdict_keys(self._token_keys(step)))
+        if self.rule.name == "coupled":
+            again = self._made(target, self._noise(step), step)
+            return verify.coupled(x, again, self._prior(target).std, self.rule.delta)
+        near = verify.feature(draft.encoding.z, target.encoding.z, self.rule.delta)
+        # Guidance branches of one image are accepted together.
+        return near.reshape(self.host.branches, *x.shape[:2]).all(axis=0)
+
+    def _own_noise(self, drafts, own: _Rows, accepted, step) -> jax.Array:
+        """Noise `[B, K, C]` of the target's own group: the tokens', or what corrects a draft."""
+        eps = self._noise(step)
+        if self.rule.name != "gaussian" or drafts is None:
+            return eps
+        at = jnp.minimum(accepted, self.rule.gamma - 1)
+        draft = _chosen(drafts.rows, at, self.host.branches)
+        q, p = self._prior(draft), self._prior(own)
+        failed = (accepted < drafts.count)[:, None] & self.host.group(step)[1]
+        # Where nothing failed both are the same, so that nothing is left to correct.
+        q = verify.Normal(
+            jnp.where(failed[..., None], q.mean, p.mean), jnp.where(failed, q.std, p.std)
+        )
+        x0 = q.mean + q.std[..., None] * eps
+        verdict = verify.gaussian(x0, q, p, randomness.verdict_keys(self._token_keys(step)))
+        again = (verdict.x0 - p.mean) / p.floored().std[..., None]
+        return jnp.where(failed[..., None], again, eps)
+
+    def _counted(self, drafted: Drafted, live, accepted, contexts, judged: _Judged):
+        """What was found, with this round's numbers added for the images still `live`."""
+        gamma, one = self.rule.gamma, live.astype(jnp.int32)
+        found, count = drafted.found, drafted.count
+        lengths = jax.nn.one_hot(accepted, gamma + 1, dtype=jnp.int32) * one[:, None]
+        # Every draft's, the own group's, and what `coupled` makes to compare.
+        made = count + 1 + ((count > 0) if self.rule.name == "coupled" else 0)
+        # Groups after the first failure stood in a context that does not hold: they tell nothing.
+        valid = judged.there & (jnp.arange(gamma)[:, None] <= accepted[None]) & live[None]
+        valid = valid[..., None] & judged.real
+        bins = jnp.clip((judged.entropy * BINS).astype(jnp.int32), 0, BINS - 1)
+        hot = jax.nn.one_hot(bins, BINS, dtype=jnp.int32) * valid[..., None]
+        return found.replace(
+            backbone_calls=found.backbone_calls + one,
+            head_evaluations=found.head_evaluations + one * made,
+            batch_calls=found.batch_calls + 1,
+            batch_rows=found.batch_rows + contexts * self.host.branches,
+            lengths=found.lengths + lengths,
+            judged=found.judged + hot.sum(axis=(0, 2)),
+            accepted=found.accepted + (hot * judged.accepted[..., None]).sum(axis=(0, 2)),
+        )
+
+
+def _nothing(batch: int, gamma: int) -> Speculation:
+    """Counts before the first round."""
+    per_image, scalar = jnp.zeros(batch, jnp.int32), jnp.int32(0)
+    bins = jnp.zeros((batch, BINS), jnp.int32)
+    return Speculation(
+        backbone_calls=per_image,
+        draft_calls=per_image,
+        head_evaluations=per_image,
+        batch_calls=scalar,
+        batch_rows=scalar,
+        batch_draft_calls=scalar,
+        lengths=jnp.zeros((batch, gamma + 1), jnp.int32),
+        judged=bins,
+        accepted=bins,
+    )
+
+
+def _chosen(tree: Any, index: jax.Array, branches: int) -> Any:
+    """`[S, R, ...]` -> `[R, ...]`: for each image the entry `index [B]`."""
+    index = jnp.concatenate([index] * branches)
+    return jax.tree.map(lambda a: jax.vmap(lambda v, i: v[i], (1, 0))(a, index), tree)

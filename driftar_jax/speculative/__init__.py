@@ -1,1 +1,0 @@
-"""Speculative decoding: the draft head that predicts the next encoding."""

@@ -1,0 +1,1 @@
+"""Ablations: the arms of a sweep file, trained and measured."""

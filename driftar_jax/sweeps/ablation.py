@@ -1,0 +1,329 @@
+"""Runs a sweep: trains each arm as `train` does, measures it as `evaluate` does, once per seed.
+
+Layout of the folder of a sweep:
+
+  results/ARM.seedK.json   one finished measurement
+  runs/ARM_seedK           a run; gone once it is measured, unless other arms stand on it
+  compile_cache            compiled programs
+"""
+
+import json
+import os
+import pathlib
+import shutil
+import sys
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from driftar_jax import config
+from driftar_jax.checkpoints import read_config, write_json
+from driftar_jax.evaluation import compare, contexts, judges, premise, quality, speed
+from driftar_jax.sampling import generator, sampler, speculate
+from driftar_jax.sweeps.arms import Arm, Sweep, command, settings
+from driftar_jax.training import journal, locks, loop, runs
+
+METRICS = ("precision_recall",)
+BATCH = 128
+# Images of the premise, contexts and draws of the energy score, images of the acceptance.
+PREMISE, CONTEXTS, DRAWS, DRAFTED = 512, 512, 8, 256
+# What a training log says of the prior; the last value stands.
+LOGGED = ("energy_score", "sigma_mean", "entropy_mean", "entropy_square")
+
+# In a workdir: the seconds of its training.
+SPENT = "seconds.json"
+
+
+class Ablation:
+    """One sweep in one folder; use it in a `with`.
+
+    Args:
+      sweep: what is asked for.
+      out: folder, made or gone on with.
+      say: takes a line for each arm.
+      stop: asked after every step; what it returns says why to stop, "" to go on.
+
+    Raises:
+      ValueError: the folder belongs to another sweep, or another process works in it.
+    """
+
+    def __init__(
+        self,
+        sweep: Sweep,
+        out: str | os.PathLike,
+        *,
+        say: Callable[[str], None] = print,
+        stop: Callable[[], str] = lambda: "",
+    ):
+        self.sweep, self.out = sweep, pathlib.Path(out)
+        self._say, self._stop = say, stop
+        (self.out / "results").mkdir(parents=True, exist_ok=True)
+        self._lock = locks.WorkdirLock(self.out)
+        self._real: quality.RealSet | None = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self._lock.release()
+
+    def run(self, seeds: Sequence[int], only: Sequence[str] = ()) -> bool:
+        """Every arm of every seed that has no result yet; False where it was stopped.
+
+        Args:
+          seeds: of the sweep's.
+          only: names of arms; what they stand on is trained as well. Empty: all.
+        """
+        arms = [a for a in self.sweep.arms.values() if not a.once and (not only or a.name in only)]
+        for seed in seeds:
+            for arm in arms:
+                self._check_result(arm, seed)
+        for seed in seeds:
+            missing = [arm for arm in arms if not self._result_path(arm, seed).exists()]
+            if missing and not self._trained(self.sweep.judge, 0):
+                return False
+            for arm in missing:
+                if not self._measure(arm, seed):
+                    return False
+            self._tidy(seed)
+        return True
+
+    # --- results -------------------------------------------------------------------------------
+
+    def _result_path(self, arm: Arm, seed: int) -> pathlib.Path:
+        return self.out / "results" / f"{arm.slug}.seed{seed}.json"
+
+    def _check_result(self, arm: Arm, seed: int) -> None:
+        path = self._result_path(arm, seed)
+        if not path.exists():
+            return
+        then, now = json.loads(path.read_text())["asked"], self._asked(arm)
+        for name in sorted(then.keys() | now.keys()):
+            if then.get(name) != now.get(name):
+                allowed = f"{then.get(name)!r} as in {path}; use a new folder, or remove that file"
+                raise config.wrong(f"arm {arm.name}, {name}", now.get(name), allowed)
+
+    def _asked(self, arm: Arm) -> dict[str, Any]:
+        """All that decides a result but the seed, as plain data."""
+        asked = {
+            "config": arm.config,
+            "set": list(arm.set),
+            "needs": arm.needs,
+            "measured": {field: list(of) for field, of in arm.measured.items()},
+            "of": arm.of,
+            "sample": arm.sample,
+            "drafts": arm.drafts,
+            "timed": arm.timed,
+            "images": self.sweep.images,
+        }
+        return json.loads(json.dumps(asked))
+
+    # --- training ------------------------------------------------------------------------------
+
+    def _workdir(self, arm: Arm, seed: int) -> pathlib.Path:
+        name = arm.slug if arm.once else f"{arm.slug}_seed{seed}"
+        return self.out / "runs" / name
+
+    def _arm(self, name: str) -> Arm:
+        return self.sweep.arms[name]
+
+    def _settings(self, arm: Arm, seed: int):
+        workdirs = {n: str(self._workdir(self._arm(n), seed)) for n in arm.needs.values()}
+        numbers = {
+            field: last(self._workdir(self._arm(name), seed))[metric]
+            for field, (name, metric) in arm.measured.items()
+        }
+        return settings(arm, seed=seed, workdirs=workdirs, numbers=numbers)
+
+    def _trained(self, arm: Arm, seed: int) -> bool:
+        """Make sure that the arm's run is done; False where it was stopped."""
+        for name in arm.stands_on:
+            if not self._trained(self._arm(name), seed):
+                return False
+        if arm.of:
+            return True
+        made, workdir = self._settings(arm, seed), self._workdir(arm, seed)
+        if finished(workdir, made):
+            return True
+        began = time.monotonic()
+        with runs.open_run(made, str(workdir)) as run:
+            state = run.start(fall_back=True)
+            self._say(f"{arm.name}, seed {seed}: step {int(state.step)} of {made.train.steps}")
+            # Not `go_on`: its pictures would cost as much as the training.
+            state = run.loop.run(state, run.batches, say=lambda line: None, stop=self._stop)
+            done = int(state.step) == made.train.steps
+            write_json(workdir / SPENT, spent(workdir) + time.monotonic() - began)
+        del state, run
+        jax.clear_caches()  # the programs of every arm would stay in memory
+        return done
+
+    # --- measuring -----------------------------------------------------------------------------
+
+    def _measure(self, arm: Arm, seed: int) -> bool:
+        trained = self._arm(arm.of) if arm.of else arm
+        record = {
+            "arm": arm.name,
+            "question": arm.question,
+            "against": "" if arm.name == self.sweep.against(arm) else self.sweep.against(arm),
+            "order": list(self.sweep.arms).index(arm.name),
+            "seed": seed,
+            "asked": self._asked(arm),
+            "sweep": "python -m driftar_jax.ablate " + " ".join(sys.argv[1:]),
+            "machine": runs.environment() | {"load": round(os.getloadavg()[0], 1)},
+        }
+        try:
+            against = self._arm(self.sweep.against(arm))
+            first = against if arm.timed else trained
+            if not (self._trained(first, seed) and self._trained(trained, seed)):
+                return False
+        except loop.NonFiniteLoss as error:
+            self._say(f"{arm.name}, seed {seed}: {error}")
+            write_json(self._result_path(arm, seed), record | {"failed": str(error), "figures": {}})
+            return True
+        workdir = self._workdir(trained, seed)
+        made = self._settings(trained, seed)
+        start = time.monotonic()
+        figures = self._figures(arm, seed, workdir)
+        record |= {
+            "command": command(trained, made, str(workdir)),
+            "cost": {
+                "steps": made.train.steps,
+                "train_s": round(spent(workdir), 1),
+                "measure_s": round(time.monotonic() - start, 1),
+            },
+            "figures": figures,
+            "network": self._real.network.name,
+            "floor": self._floor,
+        }
+        write_json(self._result_path(arm, seed), record)
+        self._say(line(record))
+        jax.clear_caches()
+        return True
+
+    def _figures(self, arm: Arm, seed: int, workdir: pathlib.Path) -> dict[str, Any]:
+        real, loaded = self._judge(), generator.load(workdir)
+        asked = loaded.checked(**arm.sample)
+        labels = np.random.default_rng(seed).choice(real.labels, self.sweep.images)
+        judged = compare.judge(loaded, asked, real, labels, seed, BATCH)
+        figures = {k: v for k, v in vars(judged).items() if v is not None}
+        figures |= {k: v for k, v in last(workdir).items() if k in LOGGED}
+        figures["head_evaluations"] = sum(asked.head_steps)
+        if not arm.of and contexts.possible(loaded):
+            held = self._held_out(loaded)
+            drawn = contexts.draw(loaded, held, DRAWS, seed=0)
+            figures["held_out_energy_score"] = contexts.energy_score(drawn, held)
+        if not arm.of and premise.measurable(loaded.parts):
+            found = premise.measure(loaded.parts, loaded.params, *self._told(loaded))
+            figures["spearman"] = [
+                {"num_unknown": p.num_unknown, "spearman": p.correlation} for p in found
+            ]
+        drafted = loaded.checked(**arm.drafts) if arm.drafts else asked
+        if drafted.drafts:
+            figures["drafts"] = self._acceptance(loaded, drafted, labels[:DRAFTED], seed)
+        if arm.timed:
+            figures["speed"] = self._speed(arm, loaded, asked, seed)
+        return figures
+
+    def _judge(self) -> quality.RealSet:
+        if self._real is None:
+            workdir = str(self._workdir(self.sweep.judge, 0))
+            self._real = judges.open_real(workdir, self.sweep.images, METRICS)
+            self._floor = self._real.floor()
+        return self._real
+
+    def _held_out(self, loaded: generator.Loaded) -> contexts.Contexts:
+        """The same contexts for every arm, of images that nothing was trained on."""
+        real = self._real
+        images, labels = real.images[real.num_training :], real.labels[real.num_training :]
+        chosen = np.random.default_rng(0).permutation(len(images))[:CONTEXTS]
+        patch = loaded.parts.images.patch_size
+        few = min(4, loaded.parts.images.num_tokens)
+        return contexts.of_generation(images[chosen], labels[chosen], patch, per_image=few)
+
+    def _told(self, loaded: generator.Loaded) -> tuple[np.ndarray, np.ndarray]:
+        """Real images, and what a checkpoint is told of them: their class or their caption."""
+        chosen = np.random.default_rng(0).permutation(len(self._real.images))[:PREMISE]
+        told = self._real.labels[chosen]
+        if loaded.book is not None:
+            workdir = str(self._workdir(self.sweep.judge, 0))
+            captions = judges.all_captions(judges.open_judge(workdir).open_sources())
+            told = loaded.book.rows([captions[i] for i in chosen])
+        return self._real.images[chosen], told
+
+    def _acceptance(self, loaded, asked: sampler.Settings, labels, seed: int) -> dict[str, Any]:
+        given = loaded.parts, asked, loaded.params, loaded.conditions(labels, seed), seed
+        _, found = sampler.sample_drafted(*given, batch_size=BATCH, to_pixels=loaded.to_pixels)
+        counts = vars(speculate.counts(found))
+        return {"rule": asked.rule, "gamma": asked.gamma, **counts, **speculate.summary(found)}
+
+    def _speed(self, arm: Arm, loaded, asked: sampler.Settings, seed: int) -> dict[str, Any]:
+        """Images per second by turns with the arm it is held against."""
+        other = generator.load(self._workdir(self._arm(self.sweep.against(arm)), seed))
+        labels = np.resize(self._real.labels, BATCH)
+        calls = [
+            lambda of=of, s=s: compare.sample(of, s, labels, 0, BATCH)
+            for of, s in ((other, other.settings()), (loaded, asked))
+        ]
+        found = speed.alternate(calls, BATCH)[1]
+        return {
+            "batch_size": BATCH,
+            "images_per_s": found.median,
+            "images_per_s_low": found.low,
+            "images_per_s_high": found.high,
+            "ratio": found.ratio,
+            "ratio_low": min(found.ratios),
+            "ratio_high": max(found.ratios),
+        }
+
+    def _tidy(self, seed: int) -> None:
+        """Remove the runs of a seed that nothing stands on: all of it is in the results."""
+        for arm in self.sweep.arms.values():
+            done = arm.config and not arm.once and self._result_path(arm, seed).exists()
+            if done and not self._needed(arm):
+                shutil.rmtree(self._workdir(arm, seed), ignore_errors=True)
+
+    def _needed(self, arm: Arm) -> bool:
+        return any(
+            arm.name in (*other.stands_on, self.sweep.against(other))
+            for other in self.sweep.arms.values()
+        )
+
+
+def finished(workdir: pathlib.Path, made: Any) -> bool:
+    """Whether the run of a config is trained to its end.
+
+    Raises:
+      ValueError: the workdir belongs to another config.
+    """
+    if not (workdir / "config.json").exists():
+        return False
+    config.check_same_run(made, read_config(workdir))
+    return (workdir / "checkpoints" / str(made.train.steps)).is_dir()
+
+
+def spent(workdir: pathlib.Path) -> float:
+    """Seconds that training has taken, over all sittings that were not killed."""
+    path = workdir / SPENT
+    return json.loads(path.read_text()) if path.exists() else 0.0
+
+
+def last(workdir: pathlib.Path) -> dict[str, float]:
+    """The last value of everything in a training log."""
+    return {k: v for r in journal.read_metrics(workdir / "metrics.jsonl") for k, v in r.items()}
+
+
+def line(record: dict[str, Any]) -> str:
+    """One result for a reader."""
+    figures, cost = record["figures"], record["cost"]
+    words = [f"{record['arm']}, seed {record['seed']}: distance {figures['frechet']:.2f}"]
+    if "held_out_energy_score" in figures:
+        words.append(f"energy score {figures['held_out_energy_score']:.4f}")
+    if "drafts" in figures:
+        words.append(f"{figures['drafts']['accepted_groups']:.0%} of the drafts accepted")
+    if "speed" in figures:
+        words.append(f"{figures['speed']['images_per_s']:.0f} images/s")
+    words.append(f"trained in {cost['train_s']:.0f} s, measured in {cost['measure_s']:.0f} s")
+    return ", ".join(words)

@@ -1,0 +1,343 @@
+"""What a training step needs on a mesh: compiled, never run, no array of it ever made.
+
+Devices are simulated where there are none: sizes and operations do not depend on them.
+"""
+
+import dataclasses
+import math
+import re
+import time
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from driftar_jax import model
+from driftar_jax.data import captions, latents
+from driftar_jax.data.pipeline import open_data
+from driftar_jax.features import maps
+from driftar_jax.training import loop, masked, phi, runs, tasks
+
+GIB = 2**30
+
+
+# What a class-conditional set of latents is taken for where it does not lie on this machine.
+LATENT_CHANNELS, LATENT_CLASSES = 16, 1000
+
+
+# And the words of captions: NextStep-1's, with the seven ids of a size prompt such as `16*16`.
+_WORDS, _SIZE_PROMPT = 152064, 7
+
+
+_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+
+# Nothing is run here, and fast machine code is most of XLA's work on CPUs; memory, operations and
+# collectives are decided before it.
+_QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+
+
+_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """A compiled step of one phase; bytes are of one device, operations of the whole step.
+
+    Attributes:
+      mesh: sizes of data, fsdp and tensor.
+      parameters: numbers of all groups.
+      params, optimizer, average, own: bytes of the state: parameters, moments, moving average, and
+        what a task keeps beside them (the bank).
+      kept: bytes that a micro-batch's forward pass keeps for its gradient, before the compiler;
+        what `host.remat` lowers.
+      temporary: bytes of activations and whatever else lives inside the step; None if the step was
+        lowered alone.
+      flops: floating-point operations, forward, backward and update, before the compiler.
+      moved: bytes read and written by the compiled operations of one device, or None.
+      collectives: kind -> (number, bytes) a step per device, or None.
+      seconds: of lowering and compiling.
+    """
+
+    mesh: tuple[int, int, int]
+    parameters: int
+    params: int
+    optimizer: int
+    average: int
+    own: int
+    kept: int
+    temporary: int | None
+    flops: float
+    moved: float | None
+    collectives: dict[str, tuple[int, int]] | None
+    seconds: float
+
+    @property
+    def devices(self) -> int:
+        """Of the mesh."""
+        return math.prod(self.mesh)
+
+    def step_seconds(self, peak_tflops: float, peak_gb_s: float) -> float:
+        """Least time of a step under two ceilings: arithmetic and memory; links are left out.
+
+        Args:
+          peak_tflops, peak_gb_s: of one device, as they were measured or are promised.
+        """
+        arithmetic = self.flops / self.devices / (1e12 * peak_tflops)
+        return max(arithmetic, (self.moved or 0.0) / (1e9 * peak_gb_s))
+
+
+def image_spec(settings: Any) -> model.ImageSpec:
+    """What the data decides, without the data where that is a set of latents."""
+    if not latents.is_latents(settings.data.name):
+        source = open_data(settings, "train")
+        return runs.image_spec(settings, source, runs.fit_text(settings, source))
+    side = settings.data.image_size
+    shape = (side, side, LATENT_CHANNELS)
+    names = tuple(str(k) for k in range(LATENT_CLASSES))
+    text = _text(settings.text.length) if "text" in settings else None
+    return model.ImageSpec(shape, names, settings.data.patch_size, text=text)
+
+
+def _text(length: int) -> captions.TextSpec:
+    marks = dict(pad=0, unknown=1, end_image=2, placeholder=3)
+    return captions.TextSpec(_WORDS, length, **marks, suffix=tuple(range(_SIZE_PROMPT)))
+
+
+def measure(
+    settings: Any, *, compiled: bool = True, frozen: bool = False, network: Any | None = None
+) -> Needs:
+    """Lower, and compile, the training step of a checked config on its mesh.
+
+    Args:
+      settings: checked config; `drift.features_from` is not read.
+      compiled: False stops before XLA, which takes minutes at the largest sizes.
+      frozen: the second phase.
+      network: config of task `mae` in whose features whole grids drift; None: in the identity.
+
+    Raises:
+      ValueError: the mesh does not fit the devices, the batch or a parameter.
+    """
+    images = image_spec(settings)
+    space = None
+    if settings.task == "drift" and "features" in settings.drift:
+        space = _space(network, images)
+    made = _loop(settings, images, space)
+    batch = _batch(settings, images)
+    start = time.monotonic()
+    lowered = made.step_function(frozen).lower(made.abstract, batch)
+    counted = lowered
+    if _has_loops(made, settings):
+        again = _loop(_without_loops(settings), images, space, unroll=True)
+        counted = again.step_function(frozen).lower(again.abstract, batch)
+    flops = float(counted.cost_analysis()["flops"])
+    temporary = moved = collectives = None
+    if compiled:
+        program = lowered.compile(_QUICK if jax.default_backend() == "cpu" else None)
+        temporary = int(program.memory_analysis().temp_size_in_bytes)
+        moved = float(program.cost_analysis().get("bytes accessed", 0.0))
+        collectives = count_collectives(program.as_text())
+    seconds, state = time.monotonic() - start, made.abstract
+    return Needs(
+        mesh=tuple(made.mesh.shape.values()),
+        parameters=sum(math.prod(a.shape) for a in jax.tree.leaves(state.params)),
+        params=_share(state.params),
+        optimizer=_share(state.opt_state),
+        average=_share(state.ema),
+        own=_share(state.extra),
+        kept=_kept(made, batch, frozen),
+        temporary=temporary,
+        flops=flops,
+        moved=moved,
+        collectives=collectives,
+        seconds=seconds,
+    )
+
+
+def _kept(made: loop.Loop, batch: dict[str, jax.ShapeDtypeStruct], frozen: bool) -> int:
+    """Bytes on one device of what `jax.vjp` of a micro-batch's loss holds, weights included."""
+    learns, parts = made.task.trainable(frozen), made.config.optim.accumulate
+    few = {
+        n: jax.ShapeDtypeStruct((a.shape[0] // parts, *a.shape[1:]), a.dtype)
+        for n, a in batch.items()
+    }
+
+    def pulled_back(params, extra, batch, step):
+        fixed = {name: tree for name, tree in params.items() if name not in learns}
+        own = () if extra is None else (extra,)
+        key = jax.random.fold_in(jax.random.key(0), step)
+
+        def loss(moving):
+            return made.task.loss({**fixed, **moving}, batch, key, step, frozen, *own)[0]
+
+        return jax.vjp(loss, {name: params[name] for name in learns})[1]
+
+    state = made.abstract
+    held = jax.eval_shape(pulled_back, state.params, state.extra, few, state.step)
+    size = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(held))
+    return size // (made.mesh.shape["data"] * made.mesh.shape["fsdp"])
+
+
+def _space(network: Any | None, images: model.ImageSpec):
+    """Phi of a network that need not have been trained."""
+    if network is None:
+        return maps.Identity(), None
+    shapes = nn.unbox(jax.eval_shape(masked.build(network, images).init, jax.random.key(0)))
+    # One zero that looks like an array of any size.
+    none = jax.tree.map(lambda a: np.broadcast_to(np.zeros((), a.dtype), a.shape), shapes["mae"])
+    return phi.maps(network, images, none)
+
+
+def _batch(settings: Any, images: model.ImageSpec) -> dict[str, jax.ShapeDtypeStruct]:
+    size, (h, w, c) = settings.train.batch_size, images.image_shape
+    batch = {"label": jax.ShapeDtypeStruct((size,), jnp.int32)}
+    if latents.is_latents(settings.data.name):
+        batch["moments"] = jax.ShapeDtypeStruct((size, 2, h, w, 2 * c), jnp.float32)
+    else:
+        batch["image"] = jax.ShapeDtypeStruct((size, h, w, c), jnp.uint8)
+    if images.text is not None:
+        batch["text"] = jax.ShapeDtypeStruct((size, 1 + images.text.prompt), jnp.int32)
+    return batch
+
+
+def _loop(settings: Any, images: model.ImageSpec, space, *, unroll: bool = False) -> loop.Loop:
+    task = tasks.build(settings, images, space)
+    if unroll and _has_layer_loop(task):
+        parts = dataclasses.replace(task.parts, host=task.parts.host.clone(unroll=True))
+        task = dataclasses.replace(task, parts=parts)
+    return loop.Loop(task, settings, None, {})
+
+
+def _has_layer_loop(task: Any) -> bool:
+    return hasattr(getattr(getattr(task, "parts", None), "host", None), "unroll")
+
+
+def _has_loops(made: loop.Loop, settings: Any) -> bool:
+    chunked = bool(settings.get("drift", {}).get("chunk", 0))
+    return settings.optim.accumulate > 1 or chunked or _has_layer_loop(made.task)
+
+
+def _without_loops(settings: Any) -> Any:
+    """The same step in one piece, whose operations can be counted: a loop's body counts once."""
+    whole = settings.copy_and_resolve_references()
+    whole.optim.accumulate = 1
+    if "chunk" in whole.get("drift", {}):
+        whole.drift.chunk = 0
+    return whole
+
+
+def _share(tree) -> int:
+    """Bytes of a tree on one device."""
+    return sum(
+        math.prod(a.sharding.shard_shape(a.shape)) * a.dtype.itemsize for a in jax.tree.leaves(tree)
+    )
+
+
+def count_collectives(program: str) -> dict[str, tuple[int, int]]:
+    """Kind -> (number, bytes of their results on one device) in the text of a compiled program.
+
+    A collective inside a loop counts once, as everything of XLA's does.
+    """
+    found = {}
+    for line in program.splitlines():
+        match = re.search(r"= (.*?) (" + "|".join(_COLLECTIVES) + r")(-start)?\(", line)
+        if match is None:
+            continue
+        number, size = found.get(match[2], (0, 0))
+        found[match[2]] = (number + 1, size + _result_bytes(match[1], bool(match[3])))
+    return dict(sorted(found.items()))
+
+
+def _result_bytes(types: str, started: bool) -> int:
+    """Of `f32[2,3]{1,0}` or a tuple; one that was started holds its operands as well."""
+    sizes = [
+        _BYTES.get(kind, 4) * math.prod(int(n) for n in shape.split(",") if n)
+        for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", types)
+    ]
+    return sum(sizes) // 2 if started and len(sizes) > 1 else sum(sizes)
+
+
+def report(settings: Any, needs: Needs, peak_tflops: float, peak_gb_s: float) -> list[str]:
+    """Lines of `train --dry_run`."""
+
+    def gib(size):
+        return "not known without compiling" if size is None else f"{size / GIB:.3f} GiB"
+
+    lines = [
+        f"devices            {needs.devices}: data x fsdp x tensor = "
+        f"{' x '.join(str(n) for n in needs.mesh)}",
+        f"parameters         {count(needs.parameters)}",
+        f"bytes per device   parameters {gib(needs.params)}, optimiser {gib(needs.optimizer)}, "
+        f"average {gib(needs.average)}, bank {gib(needs.own)}",
+        f"                   kept for the gradient {gib(needs.kept)} before the compiler, "
+        f"activations and temporaries {gib(needs.temporary)}; no caches in training",
+        f"operations         {needs.flops / 1e12:.3f} TFLOP a step of {settings.train.batch_size}",
+    ]
+    if needs.moved is not None:
+        lines.append(f"bytes moved        {gib(int(needs.moved))} a step per device")
+        lines.append(f"collectives        {collectives(needs) or 'none'}")
+    if peak_tflops and peak_gb_s:
+        least = needs.step_seconds(peak_tflops, peak_gb_s)
+        lines.append(
+            f"step               at least {least:.4g} s under {peak_tflops:g} TFLOP/s and "
+            f"{peak_gb_s:g} GB/s a device; links, start-up and data are left out, and the bytes "
+            f"are those of XLA's program for {jax.default_backend()}"
+        )
+    lines.append(f"compiled in        {needs.seconds:.0f} s; nothing was run")
+    return lines
+
+
+def count(parameters: int) -> str:
+    """`1.78 M`, `208 M`, `15 B`."""
+    large = parameters >= 1e9
+    return f"{parameters / (1e9 if large else 1e6):.3g} {'B' if large else 'M'}"
+
+
+def collectives(needs: Needs) -> str:
+    """`3 all-reduce (1.2 MiB), ...`."""
+    return ", ".join(
+        f"{number} {kind} ({size / 2**20:.2f} MiB)"
+        for kind, (number, size) in (needs.collectives or {}).items()
+    )
+
+
+def row(name: str, settings: Any, needs: Needs, peak_tflops: float, peak_gb_s: float) -> str:
+    """One line of the table of docs/scale.md."""
+    sizes = (needs.params, needs.optimizer, needs.average, needs.own, needs.kept)
+    sizes += (needs.temporary,)
+    cells = (
+        name,
+        count(needs.parameters),
+        str(settings.train.batch_size),
+        "x".join(str(n) for n in needs.mesh),
+        *("-" if size is None else f"{size / GIB:.3g}" for size in sizes),
+        f"{needs.flops / 1e12:.3g}",
+        f"{needs.step_seconds(peak_tflops, peak_gb_s):.3g}",
+        *_total(needs),
+    )
+    return "| " + " | ".join(cells) + " |"
+
+
+def _total(needs: Needs) -> tuple[str, str]:
+    """Number and GiB of all collectives; "-" where nothing was compiled."""
+    if needs.collectives is None:
+        return "-", "-"
+    kinds = needs.collectives.values()
+    return str(sum(n for n, _ in kinds)), f"{sum(size for _, size in kinds) / GIB:.3g}"
+
+
+HEADER = (
+    "| config | parameters | batch | data x fsdp x tensor | params GiB | optimiser GiB "
+    "| average GiB | bank GiB | kept GiB | temporaries GiB | TFLOP a step | least seconds "
+    "| collectives | their GiB |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def simulate(devices: int) -> None:
+    """Pretend to have this many devices; before any is touched."""
+    if devices:
+        jax.config.update("jax_platforms", "cpu")
+        jax.config.update("jax_num_cpu_devices", devices)

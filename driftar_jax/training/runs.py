@@ -1,0 +1,288 @@
+"""A training run: workdir, data, task and loop put together from a checked config."""
+
+import contextlib
+import dataclasses
+import os
+import pathlib
+import subprocess
+from typing import Any
+
+import jax
+import numpy as np
+
+import driftar_jax
+from driftar_jax import checkpoints, config, model
+from driftar_jax.data import captions, latents, pictures, pipeline, prompts
+from driftar_jax.sampling import generator
+from driftar_jax.training import journal, locks, loop, phi, processes, tasks
+
+GRID_IMAGES = 64
+
+VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+@dataclasses.dataclass
+class Run:
+    """One run; `start` gives its state, `go_on` trains it to the end. Close it, or use `with`."""
+
+    settings: Any
+    workdir: pathlib.Path
+    images: model.ImageSpec
+    batches: pipeline.Batches
+    loop: loop.Loop
+    weights: dict[str, Any] | None = None
+    lock: locks.WorkdirLock | None = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self) -> None:
+        """End data threads and saves, and let the next run into the workdir."""
+        self.batches.close()
+        try:
+            self.loop.close()
+        finally:
+            if self.lock is not None:
+                self.lock.release()
+
+    def start(self, *, fall_back: bool = False):
+        """State of the newest checkpoint, else weights of `init_from`, else fresh.
+
+        Args:
+          fall_back: set damaged checkpoints aside instead of refusing them.
+
+        Raises:
+          ValueError: the checkpoint is damaged, or `init_from` is no checkpoint of this host.
+        """
+        state = self.loop.restore(self.batches, fall_back=fall_back)
+        if state is not None:
+            return state
+        weights, self.weights = self.weights, None
+        if weights is None:
+            weights = _host_weights(self.settings, self.loop)
+        return self.loop.fresh_state(weights)
+
+    def go_on(self, state, **options):
+        """Train to the last step, with pictures on the way; `options` are those of `Loop.run`."""
+        # Pictures of several processes would need their averages in one place.
+        shown = self.settings.task in ("host", "drift", "draft") and jax.process_count() == 1
+        show = self._pictures if shown else None
+        try:
+            return self.loop.run(state, self.batches, on_sample=show, **options)
+        finally:
+            self.close()
+
+    def _pictures(self, step: int, state) -> None:
+        parts = model.build(self.settings, self.images)
+        manifest = self.loop.manifest
+        to_pixels = generator.pixels_of(self.settings, manifest)
+        if to_pixels is None:
+            print(f"step {step}: no pictures, for the autoencoder of the set is not there")
+            return
+        book = generator.book_of(self.workdir, self.images)
+        made_of = self.settings, parts, state.ema, step, manifest, to_pixels, book
+        loaded = generator.Loaded(*made_of)
+        made = loaded.sample(np.arange(GRID_IMAGES) % self.images.num_classes).images
+        folder = self.workdir / "samples"
+        folder.mkdir(exist_ok=True)
+        pictures.save_grid(folder / f"step_{step:08d}.png", made, columns=8)
+        records = journal.read_metrics(self.workdir / "metrics.jsonl")
+        names = [n for n in ("loss", "drift", "energy_score", "mu") if n in records[-1]]
+        pictures.save_curves(self.workdir / "curves.png", {"train": records}, names)
+
+
+def open_run(settings: Any, workdir: str) -> Run:
+    """Check data and workdir, then build the run; nothing has been compiled.
+
+    Raises:
+      ValueError, OSError: data, sizes or workdir do not fit; one line.
+    """
+    source = pipeline.open_data(settings, "train")
+    fitted = fit_text(settings, source)
+    batches = pipeline.Batches(
+        source,
+        batch_size=settings.train.batch_size,
+        seed=settings.seed,
+        # Latents cannot be mirrored: the step chooses between the moments of both images.
+        flip=settings.data.flip and not latents.is_latents(settings.data.name),
+        text=fitted and fitted.rows,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+    )
+    images = image_spec(settings, source, fitted)
+    manifest = {
+        "task": settings.task,
+        "image_shape": list(images.image_shape),
+        "class_names": list(images.class_names),
+        "patch_size": images.patch_size,
+        **_autoencoder(source),
+        **({"text": images.text.as_json()} if images.text else {}),
+        **environment(),
+    }
+    folder = pathlib.Path(workdir).absolute()
+    whole_grids = settings.task == "drift" and "features" in settings.drift
+    space = phi.load(settings, manifest) if whole_grids else None
+    if whole_grids and hasattr(source, "check_classes"):
+        source.check_classes()
+    task = tasks.build(settings, images, space)
+    training = loop.Loop(task, settings, folder, manifest)
+    if settings.task in ("host", "drift", "draft"):
+        # Now, and not when the first pictures are made, at the end of a long run.
+        parts = model.build(settings, images)
+        generator.Loaded(settings, parts, {}, 0, manifest).settings().check(parts)
+    resumed = (folder / "config.json").exists()
+    # Before the workdir is claimed: a mistake must not leave a workdir that belongs to it.
+    weights = None if resumed else _host_weights(settings, training)
+    with processes.leader_first("workdir"):
+        lock = claim_workdir(workdir, settings) if processes.leads() else None
+        if lock is not None and fitted and not (folder / prompts.FILE).exists():
+            _write_text(folder, settings, source, fitted)
+    return Run(settings, folder, images, batches, training, weights, lock)
+
+
+def fit_text(settings: Any, source) -> captions.Fitted | None:
+    """Vocabulary and rows of the captions, for hosts that read text; None for others.
+
+    Raises:
+      ValueError: the set has no captions, or too long ones.
+    """
+    if settings.get("host", {}).get("name") != "nextstep":
+        return None
+    size, patch = settings.data.image_size, settings.data.patch_size
+    texts = getattr(source, "captions", None)
+    grid = (size // patch, size // patch)
+    return captions.fit(settings.data.name, texts, grid, settings.text.length)
+
+
+def image_spec(settings: Any, source, fitted: captions.Fitted | None) -> model.ImageSpec:
+    """What the data decides."""
+    return model.ImageSpec(
+        image_shape=tuple(source.image_shape),
+        class_names=tuple(source.class_names),
+        patch_size=settings.data.patch_size,
+        text=fitted and fitted.spec,
+    )
+
+
+def _write_text(folder: pathlib.Path, settings: Any, source, fitted: captions.Fitted) -> None:
+    """`tokenizer.json`, and the captions of images that no model was trained on, by class."""
+    try:
+        held_out = _by_class(pipeline.open_data(settings, "test"))
+    except ValueError:  # the set has no other part
+        held_out = [()] * source.num_classes
+    if not all(held_out):
+        held_out = [own or seen for own, seen in zip(held_out, _by_class(source), strict=True)]
+    checkpoints.write_json(folder / captions.FILE, held_out)
+    checkpoints.write_json(folder / prompts.FILE, fitted.tokenizer)
+
+
+def _by_class(source) -> tuple[tuple[str, ...], ...]:
+    labels = pipeline.all_images(source)[1]
+    return captions.by_class(source.captions, labels, source.num_classes)
+
+
+def _autoencoder(source) -> dict[str, str]:
+    """Which autoencoder the latents of a set are of, where it says so."""
+    if getattr(source, "vae", None) is None:
+        return {}
+    return {"vae": source.vae, "vae_fingerprint": source.vae_fingerprint}
+
+
+def claim_workdir(workdir: str, settings: Any) -> locks.WorkdirLock:
+    """Make the workdir, or make sure that it belongs to this config; the lock that keeps it.
+
+    Raises:
+      ValueError: it belongs to another config, is not empty and no run's, or another run writes
+        it; OSError: it cannot be written.
+    """
+    folder = pathlib.Path(workdir).absolute()
+    _check_claim(folder, workdir, settings)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = locks.WorkdirLock(folder)
+        # Again: another run may have come first while this one waited for the lock.
+        _check_claim(folder, workdir, settings)
+        checkpoints.write_json(folder / "config.json", settings.to_dict())
+        checkpoints.write_json(folder / "environment.json", environment())
+    except OSError as error:
+        allowed = f"a folder that can be written ({error.strerror})"
+        raise config.wrong("workdir", str(workdir), allowed) from error
+    return lock
+
+
+def _check_claim(folder: pathlib.Path, workdir: str, settings: Any) -> None:
+    if (folder / "config.json").exists():
+        config.check_same_run(settings, checkpoints.read_config(folder))
+    elif folder.exists() and (
+        not folder.is_dir() or any(p.name != locks.FILE for p in folder.iterdir())
+    ):
+        raise config.wrong("workdir", str(workdir), "a new or empty folder, or one of a run")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, device and git hash that a result depends on."""
+    from importlib import metadata
+
+    root = pathlib.Path(driftar_jax.__file__).parent.parent
+    commit = ""
+    # An installed package may lie in somebody else's repository.
+    if (root / "pyproject.toml").exists():
+        with contextlib.suppress(OSError):
+            command = ["git", "-C", str(root), "rev-parse", "HEAD"]
+            commit = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    return {
+        "driftar_jax": driftar_jax.__version__,
+        "git": commit,
+        "device": jax.devices()[0].device_kind,
+        "device_count": jax.device_count(),
+        "cpu_count": os.cpu_count(),
+        "versions": {name: metadata.version(name) for name in VERSIONED},
+    }
+
+
+def _host_weights(settings: Any, training: loop.Loop) -> dict[str, Any] | None:
+    """The groups that a run takes from `init_from`, if they have these shapes; None: it has none.
+
+    That is the host, or for task `draft` all that Drift-AR trained, and its draft head if it fits
+    and a fresh one is not asked for.
+    """
+    draft = settings.task == "draft"
+    if not settings.init_from:
+        if draft:
+            raise config.wrong("init_from", "", "a Drift-AR checkpoint: task draft trains no more")
+        return None
+    fresh = ("draft",) if draft and settings.teacher.fresh_head else ()
+    wanted = [n for n in training.abstract.params if (n == "host" or draft) and n not in fresh]
+    if not wanted:
+        raise config.wrong("init_from", settings.init_from, "'' for a task without a host")
+    try:
+        params, _, _ = generator.read_weights(settings.init_from)
+    except ValueError as error:
+        allowed = f"a folder with a checkpoint of a host ({error})"
+        raise config.wrong("init_from", settings.init_from, allowed) from error
+    taken = {}
+    for name in wanted:
+        if name not in params:
+            holds = "a host" if name == "host" else "Drift-AR"
+            raise config.wrong("init_from", settings.init_from, f"a checkpoint that holds {holds}")
+        have = jax.tree.map(np.shape, params[name])
+        if have == jax.tree.map(lambda a: a.shape, training.abstract.params[name]):
+            taken[name] = params[name]
+        elif name != "draft":
+            allowed = f"a checkpoint of a {name} of the same sizes"
+            raise config.wrong("init_from", settings.init_from, allowed)
+    if draft:
+        _check_same_decoding(settings)
+    return taken
+
+
+def _check_same_decoding(settings: Any) -> None:
+    """What the groups of `init_from` mean must not change under them."""
+    then = config.flatten(checkpoints.read_config(settings.init_from))
+    for name, value in config.flatten(settings).items():
+        same_head = name.split(".")[0] in ("host", "prior", "drift")
+        if same_head and name in then and then[name] != value:
+            raise config.wrong(name, value, f"{then[name]!r}, as in init_from")

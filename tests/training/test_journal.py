@@ -1,0 +1,93 @@
+"""Where the seconds of a run went, over kills and resumed starts."""
+
+import json
+import time
+
+import pytest
+
+from driftar_jax.training import journal
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A monotonic clock that tests move by hand."""
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    return now
+
+
+def test_what_is_redone_compiled_or_saved_is_not_good(tmp_path, clock):
+    path = tmp_path / "goodput.jsonl"
+    first = journal.Goodput(path, 0, born=90.0)  # 10 s of start-up
+    clock[0] = 140.0
+    first.note(10, stepping=20.0, saving=0.0)  # 20 s of compiling beside
+    clock[0] = 160.0
+    first.note(20, stepping=15.0, saving=5.0)  # killed here; step 10 was saved
+    clock[0] = 1000.0  # what lies between is nobody's time
+    second = journal.Goodput(path, 10, born=990.0)
+    clock[0] = 1030.0
+    second.note(20, stepping=15.0, saving=0.0)
+    shares = second.shares()
+    assert shares == pytest.approx(
+        dict(good=35 / 110, saving=5 / 110, seconds=110, starts=2, redone=10)
+    )
+    assert second.line() == (
+        "goodput 31.8% of 110 s in 2 start(s), 10 steps redone; "
+        "saves held the loop 4.55% of the time"
+    )
+
+
+def test_a_line_cut_by_a_crash_swallows_nothing(tmp_path, clock):
+    path = tmp_path / "goodput.jsonl"
+    journal.Goodput(path, 0, born=95.0).note(5, 3.0, 0.0)
+    path.write_text(path.read_text() + '{"step": 7, "sta')
+    clock[0] = 110.0
+    again = journal.Goodput(path, 5, born=108.0)
+    assert [json.loads(line)["start"] for line in path.read_text().splitlines()] == [1, 1, 2]
+    assert again.shares() == pytest.approx(
+        dict(good=3 / 7, saving=0, seconds=7, starts=2, redone=0)
+    )
+
+
+@pytest.mark.parametrize("line", ['{"step": 3}', '{"step": 3, "start": "x", "wall": 1}', "[1]"])
+def test_lines_of_somebody_else_stop_no_run(tmp_path, clock, line):
+    path = tmp_path / "goodput.jsonl"
+    path.write_text(line + "\n")
+    assert journal.Goodput(path, 0, born=99.0).shares()["starts"] == 1
+
+
+def test_a_run_that_was_stopped_before_its_first_save_redoes_all(tmp_path, clock):
+    path = tmp_path / "goodput.jsonl"
+    journal.Goodput(path, 0, born=100.0).note(4, 2.0, 0.0)
+    assert journal.Goodput(path, 0, born=100.0).shares()["redone"] == 4
+
+
+def test_intervals_are_split_into_steps_waits_compiling_and_saves(clock):
+    meter = journal.Meter(steps=20, batch_size=8)
+
+    def spend(seconds, context):
+        with context:
+            clock[0] += seconds
+
+    spend(4.0, meter.compiling())
+    spend(1.0, meter.waiting())
+    clock[0] += 5.0
+    record = meter.record(10, {"loss": 1.0})
+    assert (meter.stepping, meter.saving) == (5.0, 0.0)
+    assert record == {"step": 10, "loss": 1.0, "data_wait": 0.1}
+    spend(2.0, meter.holding())
+    spend(50.0, meter.aside())
+    clock[0] += 8.0
+    record = meter.record(20, {})
+    assert (meter.stepping, meter.saving) == (8.0, 2.0)
+    assert record == {"step": 20, "data_wait": 0.0, "images_per_s": 8.0, "seconds_left": 0.0}
+
+
+def test_a_cut_line_of_the_log_is_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 2, "loss": 1.0}\n{"step": 4, "loss": 2.0}\n{"step": 6, "lo')
+    assert [r["step"] for r in journal.read_metrics(path)] == [2, 4]
+    log = journal.MetricsLog(path, start=2)
+    log.write({"step": 4, "loss": 3.0})
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert lines == [{"step": 2, "loss": 1.0}, {"step": 4, "loss": 3.0}]
