@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from driftar_jax.layers.attention import attention_with_entropy
-from driftar_jax.layers.dense import of_batch
+from driftar_jax.layers.dense import dense, of_batch
 from driftar_jax.layers.remat import remat_policy
 
 
@@ -149,11 +149,11 @@ class CausalLayer(nn.Module):
         x, width = of_batch(x), x.shape[-1]
         small = nn.initializers.normal(0.02)
 
-        def dense(features, axes, name, bias=False):
-            return dense.dense(features, axes, self.dtype, small, name, bias=bias)
+        def linear(features, axes, name, bias=False):
+            return dense(features, axes, self.dtype, small, name, bias=bias)
 
         def heads(h, count, name):
-            out = dense(count * self.head_dim, ("embed", "heads"), name, self.attention_bias)(h)
+            out = linear(count * self.head_dim, ("embed", "heads"), name, self.attention_bias)(h)
             return out.reshape(*out.shape[:2], count, self.head_dim)
 
         h = RMSNorm(self.norm_eps, name="input_norm")(x)
@@ -177,11 +177,11 @@ class CausalLayer(nn.Module):
             return jax.nn.dot_product_attention(q, k, v, mask=context.mask[:, None]), entropy
 
         out, entropy = jax.lax.cond(index == self.entropy_layer, with_entropy, without, q, k, v)
-        x = x + dense(width, ("heads", "embed"), "o_proj")(out.reshape(*out.shape[:2], -1))
+        x = x + linear(width, ("heads", "embed"), "o_proj")(out.reshape(*out.shape[:2], -1))
         u = RMSNorm(self.norm_eps, name="mlp_norm")(x)
-        gate = dense(self.mlp_width, ("embed", "mlp"), "gate_proj")(u)
-        up = dense(self.mlp_width, ("embed", "mlp"), "up_proj")(u)
-        x = x + dense(width, ("mlp", "embed"), "down_proj")(nn.silu(gate) * up)
+        gate = linear(self.mlp_width, ("embed", "mlp"), "gate_proj")(u)
+        up = linear(self.mlp_width, ("embed", "mlp"), "up_proj")(u)
+        x = x + linear(width, ("mlp", "embed"), "down_proj")(nn.silu(gate) * up)
         for name, value in (("q", q), ("k", k), ("out", x)):
             self.sow("intermediates", name, value)
         return (x, entropy, keys, values), None
