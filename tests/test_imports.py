@@ -18,6 +18,7 @@ STOREYS = {
     "checkpoints": 0,
     "sharding": 0,
     "entropy": 0,
+    "paths": 0,
     "layers": 1,
     "data": 1,
     "cli": 1,  # names the fields of the config in its messages
