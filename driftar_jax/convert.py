@@ -19,15 +19,12 @@ flags.mark_flags_as_required(["family", "source", "out"])
 
 
 def main(_) -> None:
-    # Their official files have no averaged copy.
-    single = _FAMILY.value in ("vae-kl16", "vae-f8", "inception", "nextstep")
-    first = "model" if single and not _BACK.value else "model_ema"
-    asked = _FAMILY.value, _SOURCE.value, _OUT.value, _WEIGHTS.value or first
+    asked = _FAMILY.value, _SOURCE.value, _OUT.value
     with cli.user_errors():
         if _BACK.value:
-            checkpoint.back(*asked)
+            checkpoint.back(*asked, _WEIGHTS.value or "model_ema")
         else:
-            checkpoint.forward(*asked, num_heads=_HEADS.value)
+            checkpoint.forward(*asked, _WEIGHTS.value, num_heads=_HEADS.value)
 
 
 if __name__ == "__main__":

@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from driftar_jax import checkpoints
-from driftar_jax.conversion import pickles, rules, shards
+from driftar_jax import checkpoints, paths
+from driftar_jax.conversion import formats, pickles, rules, shards
 from driftar_jax.conversion.families import FAMILIES, Described, Family
 
 # Which tree of a workdir holds which copy of the weights.
@@ -28,7 +28,7 @@ def forward(
     family: str,
     source: str,
     out: str,
-    weights: str,
+    weights: str | None = None,
     num_heads: int | None = None,
     tell: Callable[[str], None] = print,
 ) -> rules.Report:
@@ -38,7 +38,8 @@ def forward(
       family: a key of `FAMILIES`.
       source: `.pth`, `.pt`, `.ckpt`, `.safetensors`, or a folder of safetensors shards.
       out: new or empty folder.
-      weights: copy of the weights in a file that holds several.
+      weights: copy of the weights in a file that holds several; None for the averaged one where
+        its family has one, or for the only one that the file holds.
       num_heads: attention heads, for sizes that were not released.
       tell: takes the lines of the report.
 
@@ -50,14 +51,25 @@ def forward(
       OSError: the folder cannot be written.
     """
     chosen = _family(family)
-    target = pathlib.Path(out).absolute()
+    target = pathlib.Path(paths.local("out", out)).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise ValueError(f"out: got {out!r}, allowed a new or empty folder")
-    place = pathlib.Path(source)
+    place = pathlib.Path(paths.local("source", source))
     if place.is_dir():
-        state, home = shards.Shards(place), place
+        arrays, home, copy = dict(shards.Shards(place)), place, ""
     else:
-        state, home = pickles.read_state_dict(source, weights), place.parent
+        read, home = pickles.read_state_dict(place, weights, chosen.averaged), place.parent
+        arrays, copy = read.arrays, read.weights
+        del read
+    if copy and weights is None and copy != chosen.averaged:
+        tell(f"weights: {chosen.averaged} is not in the file, its only copy {copy} is used")
+    names, prefix = rules.unwrap(arrays, chosen.rules)
+    if prefix:
+        tell(f"prefix: {prefix} of a trainer is taken off the names")
+    state = {names[name]: array for name, array in arrays.items()}
+    del arrays
+    formats.check_names(source, state)
+    rules.check_known(state, chosen.rules)
     found = pickles.shapes(state)
     beside = (shards.read_json(home / "config.json"),) if chosen.beside else ()
     described = chosen.describe(found, num_heads, *beside)
@@ -66,6 +78,13 @@ def forward(
     for line in report.problems():
         tell(line)
     report.check()
+    if coarse := _check_kinds(state, report):
+        tell(f"warning: {coarse[0]} and {len(coarse) - 1} other arrays are float8, as coarse here")
+    for name in chosen.copied:
+        if (meaning := formats.of_file(home / name)) is not None:
+            raise ValueError(
+                f"source: got {str(home / name)!r}, allowed the model's own ({meaning})"
+            )
     tell(f"{source}: {described.title}, {_count(wanted)} parameters in {len(found)} arrays")
     _check_constants(chosen.constants(described.config), state, report.dropped)
     _check_room(target, _bytes(state, report, chosen.dtype, wanted))
@@ -80,7 +99,8 @@ def forward(
     facts = lambda: {  # noqa: E731
         "family": family,
         "source": pathlib.Path(source).name,
-        "weights": weights,
+        "weights": copy or weights,
+        "prefix": prefix,
         "described": described.title,
         "parameters": _count(wanted),
         "mapped": [[name, path, transform.name] for name, path, transform in report.mapped],
@@ -118,7 +138,7 @@ def back(
       OSError: the file cannot be written.
     """
     chosen = _family(family)
-    target = pathlib.Path(out).absolute()
+    target = pathlib.Path(paths.local("out", out)).absolute()
     kind = "a new folder" if chosen.trees else "a new file that ends in .safetensors"
     if target.exists() or (target.suffix == ".safetensors") == bool(chosen.trees):
         raise ValueError(f"out: got {out!r}, allowed {kind}")
@@ -219,6 +239,16 @@ def _bytes(state, report: rules.Report, dtype, shapes: Mapping[str, tuple[int, .
         return np.dtype(dtype).itemsize * _count(shapes)
     sizes = {path: np.dtype(state[name].dtype).itemsize for name, path, _ in report.mapped}
     return sum(sizes[path] * math.prod(shape) for path, shape in shapes.items())
+
+
+def _check_kinds(state, report: rules.Report) -> list[str]:
+    """Refuse numbers that stand for others, whole ones of a coarser file; names of float8."""
+    for name, _, _ in report.mapped:
+        dtype = np.dtype(state[name].dtype)
+        if dtype.kind in "iub":
+            allowed = "floating numbers (a file made coarse, or of another program)"
+            raise ValueError(f"{name}: got numbers of type {dtype}, allowed {allowed}")
+    return [n for n, _, _ in report.mapped if np.dtype(state[n].dtype).name.startswith("float8")]
 
 
 def _check_constants(constants: Mapping[str, np.ndarray], state, dropped: Sequence[str]) -> None:

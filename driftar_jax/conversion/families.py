@@ -53,6 +53,7 @@ class Family:
       constants: config of a workdir, to official arrays that follow from it: they are compared
         where the file holds them, and written back.
       copied: official files beside the arrays that go into the workdir where they exist.
+      averaged: the copy of the weights that is meant where none is named.
     """
 
     rules: Sequence[rules.Rule]
@@ -63,6 +64,7 @@ class Family:
     dtype: np.dtype | None = np.float32
     constants: Callable[[dict], dict[str, np.ndarray]] = lambda config: {}
     copied: tuple[str, ...] = ()
+    averaged: str = "model_ema"
 
 
 def _describe_mar(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None) -> Described:
@@ -161,12 +163,16 @@ FAMILIES = {
         lambda config, manifest: published.abstract(published.module(config), config["phi"]),
     ),
     "vae-kl16": Family(
-        vae.RULES, _describe_vae, lambda config, manifest: stored.abstract(stored.module(config))
+        vae.RULES,
+        _describe_vae,
+        lambda config, manifest: stored.abstract(stored.module(config)),
+        averaged="model",
     ),
     "inception": Family(
         inception.RULES,
         _describe_inception,
         lambda config, manifest: network.abstract(network.module_of(config)),
+        averaged="model",
     ),
     "nextstep": Family(
         nextstep.RULES,
@@ -177,11 +183,13 @@ FAMILIES = {
         dtype=None,
         constants=lambda config: {nextstep.BUFFER: nextstep.buffer(config["host"]["width"])},
         copied=("tokenizer.json",),
+        averaged="model",
     ),
     "vae-f8": Family(
         nextstep_vae.RULES,
         _describe_f8,
         lambda config, manifest: stored.abstract(stored.module(config, kind="vae-f8")),
         beside=True,
+        averaged="model",
     ),
 }

@@ -1,24 +1,28 @@
 """Reads PyTorch checkpoints without PyTorch and without running anything that stands in them.
 
-A pickle is a program. This reader lets it build dictionaries, lists, numbers, strings and tensors
-and refuses every other name, so an untrusted file can at worst be rejected. Tensors are views of
-the mapped file: nothing is read until an array is asked for.
+A pickle is a program. This reader lets it build dictionaries, lists, numbers, strings and tensors;
+every other name becomes an `Inert` object that is never called, or, where only an attack asks for
+it, has the file refused. Tensors are views of the mapped file: nothing is read until an array is
+asked for, and nothing is built that is out of proportion to the file.
 
 Formats: zip files (`torch.save` since 1.6) and the older stream of pickles.
 """
 
 import collections
 import dataclasses
+import math
 import mmap
 import pathlib
 import pickle
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
+
+from driftar_jax.conversion import formats, shards
 
 _MAGIC = 0x1950A86A20F9469CFC6C
 _PROTOCOL = 1001
@@ -34,7 +38,27 @@ _DTYPES = {
     "Char": np.int8,
     "Byte": np.uint8,
     "Bool": np.bool_,
+    "Untyped": np.uint8,
 }
+_FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
+# Limits of the program in a file: its bytes, its instructions, its share of the zip's directory. A
+# checkpoint of 800 arrays with the state of its optimizer has about 0.5 MB, 150,000 and 0.3 MB.
+_LONGEST, _MOST_STEPS, _DIRECTORY = 2**25, 2**21, 2**23
+# A tensor may show a number many times up to this size; beyond, it is as large as its storage.
+_BROADCAST = 2**20
+# Modules that nothing of a checkpoint comes from, and that attacks on its reader do.
+_ATTACKS = """
+    _io _pickle _posixsubprocess _socket __builtin__ asyncio bdb builtins cloudpickle ctypes dill
+    ftplib http importlib inspect joblib marshal multiprocessing nt operator os pdb pickle pip
+    pkgutil platform posix posixpath pty pydoc runpy shelve shutil signal smtplib socket ssl
+    subprocess sys tempfile timeit torch.hub torch.jit torch.serialization
+    torch.utils.cpp_extension types urllib webbrowser xmlrpc zipimport
+""".split()
+_HARMLESS = """
+    bool bytearray bytes complex dict float frozenset int list object range set slice str tuple type
+""".split()
+_HARMLESS_NAMES = {(m, n) for m in ("builtins", "__builtin__") for n in _HARMLESS}
+_HARMLESS_NAMES |= {("types", "SimpleNamespace"), ("types", "NoneType")}
 
 
 class Namespace(dict):
@@ -44,6 +68,32 @@ class Namespace(dict):
         if not isinstance(state, dict):
             raise pickle.UnpicklingError("a Namespace without a dictionary")
         self.update(state)
+
+
+class Inert:
+    """Stands for an object or a function of the file that is not needed; does nothing at all.
+
+    Attributes:
+      name: of the class or function, with its module.
+      arguments: what it would have been called with, None for the name alone.
+    """
+
+    def __init__(self, name: str, arguments: tuple | None = None):
+        self.name, self.arguments = name, arguments
+
+    def __repr__(self):
+        return f"<{self.name}>"
+
+    def __setstate__(self, state):
+        """Nothing: the state is the file's, and nobody asks for it."""
+
+    def __setitem__(self, key, value):
+        """Nothing, as for items of a dictionary's kind."""
+
+    def extend(self, values):
+        """Nothing, as for items of a list's kind."""
+
+    append = add = update = extend
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,19 +144,16 @@ class Tensor:
     offset: int
     shape: tuple[int, ...]
     strides: tuple[int, ...]
+    dtype: np.dtype
 
     def __setstate__(self, state):
         raise pickle.UnpicklingError("a tensor with state")
 
-    @property
-    def dtype(self) -> np.dtype:
-        return self.storage.dtype
-
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        size = self.storage.dtype.itemsize
+        size = self.dtype.itemsize
         start = self.storage.start + self.offset * size
         count = 0 if 0 in self.shape else 1 + _reach(self.shape, self.strides)
-        flat = np.frombuffer(self.storage.buffer, self.storage.dtype, count, start)
+        flat = np.frombuffer(self.storage.buffer, self.dtype, count, start)
         strides = tuple(s * size for s in self.strides)
         view = np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False)
         array = np.array(view, dtype or self.dtype, order="C")
@@ -124,13 +171,30 @@ def _reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
 
 def _rebuild_tensor(storage, offset, size, stride, *unused) -> Tensor:
     del unused
-    shape, strides = tuple(size), tuple(stride)
-    whole = all(isinstance(n, int) and n >= 0 for n in (offset, *shape, *strides))
-    if not isinstance(storage, _Storage) or not whole or len(shape) != len(strides):
+    if not isinstance(storage, _Storage):
         raise pickle.UnpicklingError("a tensor that is none")
-    if 0 not in shape and offset + _reach(shape, strides) >= storage.count:
+    return _tensor(storage, offset, size, stride, storage.dtype)
+
+
+def _rebuild_tensor_of(storage, offset, size, stride, grad, hooks, dtype, *unused) -> Tensor:
+    """A tensor whose storage says nothing of its numbers, such as float8."""
+    del grad, hooks, unused
+    name = dtype.name.removeprefix("torch.") if isinstance(dtype, Inert) else ""
+    if name not in _FLOAT8 or not isinstance(storage, _Storage):
+        raise pickle.UnpicklingError(f"a tensor of {name or 'an unknown type'}")
+    return _tensor(storage, offset, size, stride, np.dtype(getattr(ml_dtypes, name)))
+
+
+def _tensor(storage: _Storage, offset, size, stride, dtype: np.dtype) -> Tensor:
+    shape, strides = tuple(size), tuple(stride)
+    whole = all(type(n) is int and n >= 0 for n in (offset, *shape, *strides))
+    if not whole or len(shape) != len(strides):
+        raise pickle.UnpicklingError("a tensor that is none")
+    held = storage.count * storage.dtype.itemsize // dtype.itemsize
+    larger = 0 not in shape and offset + _reach(shape, strides) >= held
+    if larger or math.prod(shape) > max(held, _BROADCAST):
         raise pickle.UnpicklingError("a tensor larger than its storage")
-    return Tensor(storage, offset, shape, strides)
+    return Tensor(storage, offset, shape, strides, dtype)
 
 
 def _rebuild_parameter(data, *unused):
@@ -138,22 +202,69 @@ def _rebuild_parameter(data, *unused):
     return data
 
 
+def _dictionary(*unused) -> dict:
+    """A `defaultdict`, whose default is the file's; its items come after it."""
+    del unused
+    return {}
+
+
 _ALLOWED = {
     ("collections", "OrderedDict"): _Callable(collections.OrderedDict),
+    ("collections", "defaultdict"): _Callable(_dictionary),
+    ("torch._utils", "_rebuild_tensor"): _Callable(_rebuild_tensor),
     ("torch._utils", "_rebuild_tensor_v2"): _Callable(_rebuild_tensor),
+    ("torch._utils", "_rebuild_tensor_v3"): _Callable(_rebuild_tensor_of),
     ("torch._utils", "_rebuild_parameter"): _Callable(_rebuild_parameter),
+    ("torch._utils", "_rebuild_parameter_with_state"): _Callable(_rebuild_parameter),
     ("torch", "Size"): _Callable(tuple),
     ("argparse", "Namespace"): Namespace,
     **{
-        ("torch", f"{name}Storage"): _StorageType(np.dtype(dtype))
+        (module, f"{name}Storage"): _StorageType(np.dtype(dtype))
         for name, dtype in _DTYPES.items()
+        for module in ("torch", "torch.storage")
     },
 }
+
+
+def _attacks(module: str, name: str) -> bool:
+    """Whether a name is of those that only an attack asks for. Others are not called either."""
+    if (module, name) in _HARMLESS_NAMES:
+        return False
+    parts = module.split(".")
+    around = {".".join(parts[: i + 1]) for i in range(len(parts))}
+    part_of_allowed = "." in name and any(module == known for known, _ in _ALLOWED)
+    return part_of_allowed or not around.isdisjoint(_ATTACKS) or (module, name) == ("torch", "load")
+
+
+class _Program:
+    """The bytes of a pickle, read forwards from a buffer, and no more of them than is sensible."""
+
+    def __init__(self, buffer, start: int, end: int):
+        self._buffer, self.at, self._end = buffer, start, end
+        self._left, self._steps = _LONGEST, _MOST_STEPS
+
+    def read(self, count: int) -> bytes:
+        return self._take(min(count, self._end - self.at))
+
+    def readline(self) -> bytes:
+        found = self._buffer.find(b"\n", self.at, self._end)
+        return self._take((found + 1 if found >= 0 else self._end) - self.at)
+
+    def _take(self, count: int) -> bytes:
+        self._left -= count
+        self._steps -= count == 1  # every instruction begins with a byte of its own
+        if self._left < 0 or self._steps < 0:
+            raise pickle.UnpicklingError("more beside the tensors than a checkpoint can have")
+        taken = self._buffer[self.at : self.at + count]
+        self.at += count
+        return taken
 
 
 # The C unpickler keeps its memo in an array: a file of nine bytes could have it take 32 GiB.
 class _Reader(pickle._Unpickler):
     """Unpickler of an allow-list. `storages` collects what the persistent ids name."""
+
+    dispatch = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, stream, buffer):
         super().__init__(stream, encoding="utf-8")
@@ -161,10 +272,11 @@ class _Reader(pickle._Unpickler):
         self.storages: dict[str, _Storage] = {}
 
     def find_class(self, module: str, name: str):
-        try:
+        if (module, name) in _ALLOWED:
             return _ALLOWED[module, name]
-        except KeyError:
-            raise _Refused(f"{module}.{name}") from None
+        if _attacks(module, name):
+            raise _Refused(f"{module}.{name}")
+        return Inert(f"{module}.{name}")
 
     def persistent_load(self, pid):
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
@@ -172,12 +284,69 @@ class _Reader(pickle._Unpickler):
         _, kind, key, _, count = pid[:5]
         if not isinstance(kind, _StorageType) or not isinstance(key, str):
             raise pickle.UnpicklingError("an unknown kind of storage")
-        if not isinstance(count, int) or count < 0 or (len(pid) > 5 and pid[5] is not None):
+        if type(count) is not int or count < 0 or (len(pid) > 5 and pid[5] is not None):
             raise pickle.UnpicklingError("a storage of an unknown size or a view of another")
         known = self.storages.setdefault(key, _Storage(kind.dtype, count, self._buffer))
         if (known.dtype, known.count) != (kind.dtype, count):
             raise pickle.UnpicklingError("one storage of two types")
         return known
+
+    def _make(self, named, arguments) -> Any:
+        """What a call of the file becomes."""
+        if isinstance(named, Inert):
+            return Inert(named.name, arguments if isinstance(arguments, tuple) else ())
+        if isinstance(named, _Callable):
+            return named(*arguments)
+        if named is Namespace:
+            return Namespace()
+        raise pickle.UnpicklingError(f"a call of a {type(named).__name__}")
+
+    def _reduce(self):
+        arguments = self.stack.pop()
+        self.stack[-1] = self._make(self.stack[-1], arguments)
+
+    def _new_with_names(self):
+        self.stack.pop()
+        self._reduce()
+
+    def _instance(self):
+        module, name = (self.readline()[:-1].decode("ascii") for _ in range(2))
+        self.append(self._make(self.find_class(module, name), tuple(self.pop_mark())))
+
+    def _object(self):
+        named, *arguments = self.pop_mark()
+        self.append(self._make(named, tuple(arguments)))
+
+    def _set(self):
+        self.append(Inert("builtins.set", ()))
+
+    def _frozen_set(self):
+        self.append(Inert("builtins.frozenset", tuple(self.pop_mark())))
+
+    def _build(self):
+        state, made = self.stack.pop(), self.stack[-1]
+        if not isinstance(made, Inert):
+            # What is built here has no state but that of a Namespace or an ordered dictionary.
+            if isinstance(made, Namespace):
+                made.__setstate__(state)
+            elif not isinstance(made, dict):
+                raise pickle.UnpicklingError(f"a {type(made).__name__} with state")
+
+    def _frame(self):
+        self.read(8)  # frames only say how to read ahead
+
+    dispatch[pickle.FRAME[0]] = _frame
+    dispatch[pickle.REDUCE[0]] = dispatch[pickle.NEWOBJ[0]] = _reduce
+    dispatch[pickle.NEWOBJ_EX[0]] = _new_with_names
+    dispatch[pickle.INST[0]] = _instance
+    dispatch[pickle.OBJ[0]] = _object
+    dispatch[pickle.EMPTY_SET[0]] = _set
+    dispatch[pickle.FROZENSET[0]] = _frozen_set
+    dispatch[pickle.BUILD[0]] = _build
+    # Nothing that torch.save writes has them: numbers for names, and buffers made before they are
+    # read.
+    for _code in (pickle.EXT1, pickle.EXT2, pickle.EXT4, pickle.BYTEARRAY8):
+        del dispatch[_code[0]]
 
 
 class _Refused(Exception):
@@ -191,24 +360,24 @@ def load(path: str | pathlib.Path) -> Any:
       path: the file.
 
     Returns:
-      Dictionaries, lists, numbers, strings, `Namespace` and `Tensor`, nested as in the file.
+      Dictionaries, lists, numbers, strings, `Namespace`, `Inert` and `Tensor`, nested as in the
+      file.
 
     Raises:
       ValueError: truncated, damaged or of another kind, or it names something that is not allowed;
         one line, and nothing of the file has been run; or it cannot be opened.
     """
+    if (meaning := formats.of_file(pathlib.Path(path))) is not None:
+        raise _bad(path, meaning)
     with _open(path) as file:
         try:
             buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError:
             raise _bad(path, "an empty file") from None
         try:
-            if zipfile.is_zipfile(file):
-                return _load_zip(file, buffer)
             if buffer[:4] == b"PK\x03\x04":
-                raise pickle.UnpicklingError("a zip file without its end: truncated")
-            file.seek(0)
-            return _load_stream(file, buffer)
+                return _load_zip(file, buffer)
+            return _load_stream(buffer)
         except _Refused as refused:
             raise ValueError(
                 f"source: got {str(path)!r}, which asks for {refused} to be called, allowed "
@@ -234,53 +403,83 @@ def _bad(path, reason: str) -> ValueError:
 
 
 def _load_zip(file, buffer) -> Any:
+    _check_directory(buffer)
     with zipfile.ZipFile(file) as archive:
-        members = {info.filename: info for info in archive.infolist()}
-        roots = [name for name in members if name.endswith("/data.pkl") or name == "data.pkl"]
-        if len(roots) != 1:
-            raise pickle.UnpicklingError("a zip file that is no checkpoint")
-        folder = roots[0].removesuffix("data.pkl")
-        if f"{folder}byteorder" in members and archive.read(f"{folder}byteorder") != b"little":
+        infos = archive.infolist()
+    members = {info.filename: info for info in infos}
+    if len(members) != len(infos):
+        raise pickle.UnpicklingError("a member that stands there twice")
+    for info in infos:
+        if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
+            raise pickle.UnpicklingError(f"{info.filename[-80:]} is compressed, which no member is")
+    if sum(info.file_size for info in infos) > len(buffer):
+        raise pickle.UnpicklingError("members larger than the file")
+    roots = [name for name in members if name.endswith("/data.pkl") or name == "data.pkl"]
+    if len(roots) != 1:
+        raise pickle.UnpicklingError("a zip file that is no checkpoint")
+    folder = roots[0].removesuffix("data.pkl")
+    if f"{folder}constants.pkl" in members:
+        raise pickle.UnpicklingError("a TorchScript program: give the state dict it was made of")
+    if f"{folder}byteorder" in members:
+        start, size = _place(buffer, members[f"{folder}byteorder"])
+        if buffer[start : start + min(size, 16)] != b"little":
             raise pickle.UnpicklingError("big-endian numbers")
-        with archive.open(roots[0]) as stream:
-            reader = _Reader(stream, buffer)
-            tree = reader.load()
-        for key, storage in reader.storages.items():
-            info = members.get(f"{folder}data/{key}")
-            size = storage.count * storage.dtype.itemsize
-            if info is None or info.file_size < size:
-                raise pickle.UnpicklingError(f"storage {key} is missing or short")
-            if info.compress_type != zipfile.ZIP_STORED:
-                raise pickle.UnpicklingError(f"storage {key} is compressed")
-            storage.start = _member_start(buffer, info.header_offset)
-            if storage.start + size > len(buffer):
-                raise pickle.UnpicklingError("truncated")
-        return tree
+    start, size = _place(buffer, members[roots[0]])
+    reader = _Reader(_Program(buffer, start, start + size), buffer)
+    tree = reader.load()
+    for key, storage in reader.storages.items():
+        info = members.get(f"{folder}data/{key}")
+        size = storage.count * storage.dtype.itemsize
+        if info is None or info.file_size < size:
+            raise pickle.UnpicklingError(f"storage {key[:40]} is missing or short")
+        storage.start, _ = _place(buffer, info)
+    return tree
 
 
-def _member_start(buffer, header: int) -> int:
-    """Where a member's bytes begin: the local header repeats the lengths and may differ."""
-    name, extra = struct.unpack_from("<HH", buffer, header + 26)
-    return header + 30 + name + extra
+def _check_directory(buffer) -> None:
+    """Refuse a directory out of proportion: `zipfile` makes an object of each of its entries."""
+    end = buffer.rfind(b"PK\5\6", max(0, len(buffer) - 2**16 - 22))
+    if end < 0 or end + 22 > len(buffer):
+        raise pickle.UnpicklingError("a zip file without its end: truncated")
+    (size,) = struct.unpack_from("<I", buffer, end + 12)
+    if buffer[max(0, end - 20) : end - 16] == b"PK\6\7":
+        (place,) = struct.unpack_from("<Q", buffer, end - 12)
+        if buffer[place : place + 4] == b"PK\6\6" and place + 56 <= len(buffer):
+            (size,) = struct.unpack_from("<Q", buffer, place + 40)
+    if size > _DIRECTORY:
+        raise pickle.UnpicklingError(f"a directory of {size} bytes")
 
 
-def _load_stream(file, buffer) -> Any:
+def _place(buffer, info: zipfile.ZipInfo) -> tuple[int, int]:
+    """Where a member's bytes begin, and how many they are.
+
+    The local header repeats the lengths of name and extra, and may differ.
+    """
+    name, extra = struct.unpack_from("<HH", buffer, info.header_offset + 26)
+    start = info.header_offset + 30 + name + extra
+    if start + info.file_size > len(buffer):
+        raise pickle.UnpicklingError("truncated")
+    return start, info.file_size
+
+
+def _load_stream(buffer) -> Any:
     """Magic number, protocol, facts of the machine, the object, storage keys, then the numbers."""
+    program = _Program(buffer, 0, len(buffer))
 
     def plain():
-        return _Reader(file, buffer).load()
+        return _Reader(program, buffer).load()
 
     if plain() != _MAGIC or plain() != _PROTOCOL:
         raise pickle.UnpicklingError("no checkpoint")
     facts = plain()
     if not isinstance(facts, dict) or not facts.get("little_endian", False):
         raise pickle.UnpicklingError("big-endian numbers")
-    reader = _Reader(file, buffer)
+    reader = _Reader(program, buffer)
     tree = reader.load()
     keys = plain()
     if not isinstance(keys, list) or set(keys) != set(reader.storages):
         raise pickle.UnpicklingError("storages that do not match the tensors")
-    position = file.tell()
+    position = program.at
     for key in keys:
         storage = reader.storages[key]
         (count,) = struct.unpack_from("<q", buffer, position)
@@ -291,68 +490,69 @@ def _load_stream(file, buffer) -> Any:
     return tree
 
 
-class _Safetensors(Mapping):
-    """A safetensors file as a mapping of name to lazily read array."""
+@dataclasses.dataclass(frozen=True)
+class State:
+    """The named arrays of a file.
 
-    def __init__(self, path: str | pathlib.Path):
-        from safetensors import SafetensorError, safe_open
+    Attributes:
+      arrays: name -> what is read when it is turned into a NumPy array; has `shape` and `dtype`.
+      weights: the copy they are of, "" where the file holds one alone.
+    """
 
-        try:
-            self._file = safe_open(path, framework="numpy")
-        except (SafetensorError, OSError) as error:
-            raise _bad(path, " ".join(str(error).split())) from None
-        self._names = list(self._file.keys())
-
-    def __getitem__(self, name: str) -> np.ndarray:
-        if name not in self._names:
-            raise KeyError(name)
-        return self._file.get_tensor(name)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
-
-    def __len__(self) -> int:
-        return len(self._names)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of an array, from the header alone."""
-        return tuple(self._file.get_slice(name).get_shape())
+    arrays: dict[str, Any]
+    weights: str
 
 
-def read_state_dict(path: str | pathlib.Path, weights: str) -> Mapping[str, Any]:
+def read_state_dict(path: str | pathlib.Path, weights: str | None, default: str = "") -> State:
     """The named arrays of an official checkpoint, each read when it is asked for.
 
     Args:
       path: `.safetensors`, or a PyTorch file of arrays or of `{"model": arrays, ...}`.
-      weights: which copy of a file that holds several, such as `model_ema`.
-
-    Returns:
-      name -> array-like.
+      weights: which copy of a file that holds several, such as `model_ema`; None for `default`, or
+        the only one that the file holds.
+      default: the copy that is meant where none is named.
 
     Raises:
       ValueError: the file is absent, damaged, refused, or holds no such copy; one line.
     """
-    if pathlib.Path(path).suffix == ".safetensors":
-        return _Safetensors(path)
+    path = pathlib.Path(path)
+    if formats.is_safetensors(path) and formats.of_file(path) is None:
+        return State(shards.read_file(path), "")
     tree = load(path)
     if not isinstance(tree, Mapping):
         raise _bad(path, f"it holds a {type(tree).__name__}, not named arrays")
-    if tree and all(isinstance(value, Tensor) for value in tree.values()):
-        return tree
-    held = [k for k, v in tree.items() if isinstance(v, Mapping) and _some_tensors(v)]
-    if weights not in held:
-        raise ValueError(
-            f"weights: got {weights!r}, allowed {' | '.join(map(str, held)) or 'none'}"
-        )
-    return {name: value for name, value in tree[weights].items() if isinstance(value, Tensor)}
+    copies = {str(k): v for k, v in tree.items() if isinstance(v, Mapping) and _tensors(v)}
+    asked = weights if weights is not None else default
+    if asked in copies:
+        chosen = asked
+    elif found := _tensors(tree):
+        return State(_in_proportion(path, found), "")
+    elif weights is None and len(copies) == 1:
+        chosen = next(iter(copies))
+    else:
+        allowed = " | ".join(copies) or f"none (it holds {_kinds(tree)})"
+        raise ValueError(f"weights: got {asked!r}, allowed {allowed}")
+    return State(_in_proportion(path, _tensors(copies[chosen])), chosen)
 
 
-def _some_tensors(tree: Mapping) -> bool:
-    return any(isinstance(value, Tensor) for value in tree.values())
+def _tensors(tree: Mapping) -> dict[str, Tensor]:
+    return {str(name): value for name, value in tree.items() if isinstance(value, Tensor)}
 
 
-def shapes(state: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def _kinds(tree: Mapping) -> str:
+    """What lies at the top of a file without arrays, for its owner to recognise."""
+    shown = [f"{str(name)[:40]}: {type(value).__name__}" for name, value in list(tree.items())[:4]]
+    return ", ".join(shown) or "nothing"
+
+
+def _in_proportion(path: pathlib.Path, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The arrays; ValueError where they share numbers to become far larger than their file."""
+    size = sum(a.dtype.itemsize * math.prod(a.shape) for a in arrays.values())
+    if size > 2 * path.stat().st_size + 2**24:
+        raise _bad(path, f"arrays of {size} bytes in all, more than twice the file")
+    return arrays
+
+
+def shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     """name -> shape, without reading an array."""
-    if isinstance(state, _Safetensors):
-        return {name: state.shape(name) for name in state}
-    return {name: tuple(array.shape) for name, array in state.items()}
+    return {name: tuple(array.shape) for name, array in arrays.items()}

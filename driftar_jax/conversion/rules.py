@@ -182,6 +182,58 @@ class _Names:
         return None
 
 
+# What wrappers put before every name, in any combination.
+_WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+
+def unwrap(names: Iterable[str], rules: Sequence[Rule]) -> tuple[dict[str, str], str]:
+    """Names without what a trainer put before all of them.
+
+    Parts that all names begin with are taken off while more of the rest then match a rule; the
+    marks of `torch.compile` and of wrapped blocks are no part of any name and go wherever they are.
+
+    Returns:
+      name -> the name that rules know, and what was taken off the first of them.
+
+    Raises:
+      ValueError: two names become one.
+    """
+    find = _Names(rules, "official", "ours")
+    plain = {name: ".".join(p for p in name.split(".") if p not in _WRAPPERS) for name in names}
+    if len(set(plain.values())) != len(plain):
+        raise ValueError("checkpoint: got two names that differ in _orig_mod alone, allowed one")
+    known = lambda cut: sum(find(n[cut:]) is not None for n in plain.values())  # noqa: E731
+    best, most, cut = 0, known(0), 0
+    first = next(iter(plain.values()), "")
+    while "." in first[cut:]:
+        cut = first.index(".", cut) + 1
+        if not all(name.startswith(first[:cut]) and len(name) > cut for name in plain.values()):
+            break
+        if (count := known(cut)) > most:
+            best, most = cut, count
+    made = {name: short[best:] for name, short in plain.items()}
+    changed = next((name for name in made if made[name] != name), "")
+    at_front = changed and changed.endswith(made[changed])
+    return made, changed.removesuffix(made[changed]) if at_front else changed and "_orig_mod."
+
+
+def check_known(names: Iterable[str], rules: Sequence[Rule]) -> None:
+    """Refuse names of which the rules know none; the line shows what was found and expected.
+
+    Raises:
+      ValueError: one line.
+    """
+    find = _Names(rules, "official", "ours")
+    names = list(names)
+    if names and any(find(name) is not None for name in names):
+        return
+    found = ", ".join(name[:60] for name in names[:3]) or "none"
+    wanted = [re.sub(r"\{\w+\}", "0", rule.official) for rule in rules if rule.ours is not None]
+    raise ValueError(
+        f"checkpoint: got names such as {found}, allowed such as {', '.join(wanted[:3])}"
+    )
+
+
 def plan(
     official: Mapping[str, tuple[int, ...]],
     rules: Sequence[Rule],

@@ -5,7 +5,6 @@ the headers, and an array is read where it lies when it is asked for, so that no
 stays behind.
 """
 
-import json
 import math
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -14,6 +13,9 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
+from driftar_jax import jsons
+from driftar_jax.conversion import formats
+
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _DTYPES = {
@@ -21,9 +23,20 @@ _DTYPES = {
     "F32": np.float32,
     "F16": np.float16,
     "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
 }
-# No header of a real file comes near it.
-_LONGEST_HEADER = 100 * 2**20
+# No header of a real file comes near it: one of 10,000 arrays has about 1 MB.
+_LONGEST_HEADER = 2**25
 
 
 @dataclass(frozen=True)
@@ -38,6 +51,11 @@ class Stored:
     start: int
     shape: tuple[int, ...]
     dtype: np.dtype
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in the file."""
+        return self.dtype.itemsize * math.prod(self.shape)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         count = math.prod(self.shape)
@@ -68,13 +86,14 @@ class Shards(Mapping):
         self._arrays: dict[str, Stored] = {}
         if not (folder / _INDEX).exists():
             if not (folder / _SINGLE).exists():
-                raise _bad(folder, f"no {_INDEX} and no {_SINGLE} in it")
-            self._arrays = _header(folder / _SINGLE)
+                meaning = formats.of_folder(folder)
+                raise _bad(folder, meaning or f"no {_INDEX} and no {_SINGLE} in it")
+            self._arrays = read_file(folder / _SINGLE)
             return
         held: dict[str, dict[str, Stored]] = {}
         for name, file in _index(folder / _INDEX).items():
             if file not in held:
-                held[file] = _header(folder / file)
+                held[file] = read_file(folder / file)
             if name not in held[file]:
                 raise _bad(folder / file, f"the index looks for {name} in it, which it lacks")
             self._arrays[name] = held[file][name]
@@ -99,15 +118,10 @@ def read_json(path: str | pathlib.Path) -> dict:
     Raises:
       ValueError: it is absent, damaged or of another kind; one line.
     """
-    try:
-        read = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise _bad(path, error.strerror) from None
-    except ValueError as error:
-        raise _bad(path, f"no JSON: {error}") from None
-    if not isinstance(read, dict):
-        raise _bad(path, "no JSON object")
-    return read
+    path = pathlib.Path(path)
+    if (meaning := formats.of_file(path)) is not None and not path.name.endswith(".index.json"):
+        raise _bad(path, meaning)
+    return jsons.read_json("source", path, "a complete JSON file of the checkpoint")
 
 
 def _index(path: pathlib.Path) -> dict[str, str]:
@@ -120,46 +134,73 @@ def _index(path: pathlib.Path) -> dict[str, str]:
     return names
 
 
-def _header(path: pathlib.Path) -> dict[str, Stored]:
-    """What a safetensors file holds, once it is sure that all of it is there."""
+def read_file(path: str | pathlib.Path) -> dict[str, Stored]:
+    """What a safetensors file holds, once it is sure that all of it is there.
+
+    Raises:
+      ValueError: absent, truncated or damaged, or its arrays leave gaps or overlap; one line.
+    """
+    path = pathlib.Path(path)
+    if (meaning := formats.of_file(path)) is not None:
+        raise _bad(path, meaning)
     try:
         size = path.stat().st_size
         with open(path, "rb") as file:
             length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > min(size - 8, _LONGEST_HEADER):
+            if size < 8 or length > size - 8:
                 raise _bad(path, "truncated or no safetensors file")
-            read = json.loads(file.read(length))
+            if length > _LONGEST_HEADER:
+                raise _bad(path, f"a header of {length} bytes, more than any file has")
+            text = file.read(length)
     except OSError as error:
         raise _bad(path, error.strerror) from None
-    except ValueError as error:
-        if str(error).startswith("source: got"):
-            raise
+    try:
+        read = jsons.parse(text)
+    except ValueError:
         raise _bad(path, "a damaged header") from None
     if not isinstance(read, dict):
         raise _bad(path, "a damaged header")
-    return {
-        name: _entry(path, name, facts, 8 + length, size)
-        for name, facts in read.items()
-        if name != "__metadata__"
-    }
+    notes = read.pop("__metadata__", {})
+    if not isinstance(notes, dict) or not all(isinstance(v, str) for v in notes.values()):
+        raise _bad(path, "a damaged entry for __metadata__")
+    begin = 8 + length
+    arrays = {name: _entry(path, name, facts, begin) for name, facts in read.items()}
+    _check_tiles(path, arrays, begin, size)
+    return arrays
 
 
-def _entry(path, name: str, facts, begin: int, size: int) -> Stored:
+def _entry(path, name: str, facts, begin: int) -> Stored:
+    kind = facts.get("dtype") if isinstance(facts, dict) else None
+    if isinstance(kind, str) and kind not in _DTYPES:
+        raise _bad(
+            path, f"numbers of type {kind[:20]} in {name[:80]}, known are {', '.join(_DTYPES)}"
+        )
     try:
-        dtype = np.dtype(_DTYPES[facts["dtype"]])
+        dtype = np.dtype(_DTYPES[kind])
         shape = tuple(facts["shape"])
         start, end = facts["data_offsets"]
         whole = all(type(n) is int and n >= 0 for n in (*shape, start, end))
         if not whole or end - start != math.prod(shape) * dtype.itemsize:
             raise ValueError
     except (KeyError, TypeError, ValueError):
-        raise _bad(path, f"a damaged entry for {name}") from None
-    if begin + end > size:
-        raise _bad(path, f"truncated: {begin + end - size} bytes of {name} or more are missing")
+        raise _bad(path, f"a damaged entry for {name[:80]}") from None
     return Stored(path, begin + start, shape, dtype)
+
+
+def _check_tiles(path, arrays: Mapping[str, Stored], begin: int, size: int) -> None:
+    """Refuse arrays that leave gaps, overlap, or end before or behind the file."""
+    at = begin
+    for name, stored in sorted(arrays.items(), key=lambda item: (item[1].start, item[1].nbytes)):
+        if stored.start != at:
+            raise _bad(path, f"a gap or an overlap before {name[:80]}")
+        at += stored.nbytes
+    if at > size:
+        raise _bad(path, f"truncated: {at - size} bytes or more are missing")
+    if at < size:
+        raise _bad(path, f"{size - at} bytes that belong to no array")
 
 
 def _bad(path, reason: str) -> ValueError:
     return ValueError(
-        f"source: got {str(path)!r}, allowed a complete folder of safetensors shards ({reason})"
+        f"source: got {str(path)!r}, allowed a complete folder or file of safetensors ({reason})"
     )

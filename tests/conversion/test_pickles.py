@@ -211,12 +211,12 @@ def test_state_dict_picks_the_copy_asked_for(tmp_path):
         "epoch": 3,
     }
     path = write_zip(tmp_path / "a.pth", tree, {"0": a, "1": b})
-    np.testing.assert_array_equal(pickles.read_state_dict(path, "model_ema")["w"], b)
-    np.testing.assert_array_equal(pickles.read_state_dict(path, "model")["w"], a)
+    np.testing.assert_array_equal(pickles.read_state_dict(path, "model_ema").arrays["w"], b)
+    np.testing.assert_array_equal(pickles.read_state_dict(path, "model").arrays["w"], a)
     with pytest.raises(ValueError, match=r"^weights: got 'ema', allowed model \| model_ema"):
         pickles.read_state_dict(path, "ema")
     bare = write_zip(tmp_path / "b.pth", {"w": tensor("0", a)}, {"0": a})
-    assert pickles.shapes(pickles.read_state_dict(bare, "model_ema")) == {"w": (2,)}
+    assert pickles.shapes(pickles.read_state_dict(bare, "model_ema").arrays) == {"w": (2,)}
     listed = write_zip(tmp_path / "c.pth", [1, 2], {})
     with pytest.raises(ValueError, match="not named arrays"):
         pickles.read_state_dict(listed, "model")
@@ -229,7 +229,7 @@ def test_safetensors(tmp_path):
     }
     path = tmp_path / "a.safetensors"
     save_file(arrays, path)
-    state = pickles.read_state_dict(path, "model_ema")
+    state = pickles.read_state_dict(path, "model_ema").arrays
     assert pickles.shapes(state) == {"w": (2, 3), "half": (3,)}
     for name, array in arrays.items():
         np.testing.assert_array_equal(state[name], array)

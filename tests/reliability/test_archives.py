@@ -43,7 +43,7 @@ def whole(folder):
 
 def _read(path):
     with watched(path.parent), refused_in_one_line(also=("source: got", "weights: got")):
-        state = pickles.read_state_dict(path, "model")
+        state = pickles.read_state_dict(path, "model").arrays
         for name, shape in pickles.shapes(state).items():
             if np.prod(shape, dtype=float) <= LARGEST:
                 np.asarray(state[name])

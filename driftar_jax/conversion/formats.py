@@ -1,0 +1,133 @@
+"""What a file or folder is that is no checkpoint of ours: its name, and what to do with it."""
+
+import pathlib
+from collections.abc import Iterable
+
+_POINTER = "a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
+_PAGE = "a web page, not the file: download it again, from the address of the raw file"
+_ARCHIVE = "an archive: unpack it and give the file inside"
+# How files begin that are met in place of weights.
+_BEGINNINGS = (
+    (b"version https://git-lfs", _POINTER),
+    (b"version https://hawser", _POINTER),
+    (b"<", _PAGE),
+    (b'{"error', _PAGE),
+    (b'{"message', _PAGE),
+    (b"\x1f\x8b", _ARCHIVE),
+    (b"BZh", _ARCHIVE),
+    (b"\xfd7zXZ", _ARCHIVE),
+    (b"7z\xbc\xaf", _ARCHIVE),
+    (b"Rar!", _ARCHIVE),
+    (b"\x28\xb5\x2f\xfd", _ARCHIVE),
+    (b"\x93NUMPY", "an array of NumPy, not a checkpoint of names"),
+    (b"\x89HDF", "an HDF5 file of Keras or MATLAB: give the release's PyTorch or safetensors file"),
+    (b"GGUF", "a GGUF file, whose numbers are coarse: give the release it was made of"),
+)
+_DEEPSPEED = (
+    "a checkpoint of DeepSpeed, in parts: run `python zero_to_fp32.py . weights.pth` in it and "
+    "give weights.pth"
+)
+_DCP = (
+    "a distributed checkpoint of PyTorch (DCP, FSDP), in parts: run `python -m "
+    "torch.distributed.checkpoint.format_utils dcp_to_torch FOLDER weights.pth` and give that"
+)
+_DIFFUSERS = (
+    "the layout of the library diffusers, whose names are its own: give the file of the model's "
+    "own release"
+)
+_WORKDIR = "a workdir of this project: it needs no conversion (--back writes official names)"
+_BIN = (
+    "PyTorch files in parts with an index of transformers: give the release's safetensors, or one "
+    "file with all of them"
+)
+_MSGPACK = "Flax weights of transformers: give the release's PyTorch or safetensors file"
+_TENSORFLOW = "a TensorFlow checkpoint: give the release's PyTorch or safetensors file"
+# Files that tell what a folder is; the first that is found counts.
+_MARKS = (
+    ("checkpoints", _WORKDIR),
+    ("model_index.json", _DIFFUSERS),
+    ("diffusion_pytorch_model*", _DIFFUSERS),
+    ("scheduler_config.json", _DIFFUSERS),
+    ("zero_to_fp32.py", _DEEPSPEED),
+    ("*zero_pp_rank_*", _DEEPSPEED),
+    ("mp_rank_*", _DEEPSPEED),
+    ("*/mp_rank_*", _DEEPSPEED),
+    (".metadata", _DCP),
+    ("*.distcp", _DCP),
+    ("*/*.distcp", _DCP),
+    ("pytorch_model*.bin*", _BIN),
+    ("flax_model*", _MSGPACK),
+    ("*.msgpack", _MSGPACK),
+    ("saved_model.pb", _TENSORFLOW),
+    ("*.ckpt.index", _TENSORFLOW),
+)
+
+
+def of_folder(folder: pathlib.Path) -> str | None:
+    """What a folder without safetensors shards is, and what to do; None: nobody knows."""
+    for pattern, meaning in _MARKS:
+        if next(folder.glob(pattern), None) is not None:
+            return meaning
+    files = sorted(p.name for p in folder.iterdir() if p.suffix in (".pth", ".pt", ".ckpt"))
+    files += sorted(p.name for p in folder.glob("*.safetensors"))
+    if files:
+        return f"a folder of files: give one of them ({', '.join(files[:3])})"
+    return None
+
+
+def of_file(path: pathlib.Path) -> str | None:
+    """What a file is that is no checkpoint, and what to do; None: it may be one, or is absent."""
+    for mark, meaning in (("zero_pp_rank_", _DEEPSPEED), (".distcp", _DCP)):
+        if mark in path.name:
+            return meaning
+    if path.name.endswith((".index.json", ".bin.index")):
+        return "an index: give the folder that it lies in"
+    try:
+        with open(path, "rb") as file:
+            head = file.read(64).lstrip(b"\xef\xbb\xbf \t\r\n")
+    except OSError:
+        return None
+    if head[8:9] == b"{":
+        return None  # safetensors: before it stands a number, of any bytes
+    lower = head.lower()
+    return next((m for b, m in _BEGINNINGS if lower.startswith(b.lower())), None)
+
+
+# Parts of names that tell how a file was made.
+_NAMES = (
+    (("down_blocks.", "up_blocks.", "mid_block.", "transformer_blocks."), _DIFFUSERS),
+    (
+        ("weight_scale", "scale_inv", "scale_weight", "input_scale", "scaled_fp8"),
+        "scaled float8 of another program: give the release that it was made of",
+    ),
+    (
+        (".qweight", ".absmax", ".quant_map", ".SCB", ".qzeros"),
+        "weights made coarse by another program: give the release that they were made of",
+    ),
+    (("lora_", ".alpha"), "changes to a model (LoRA), not the model: merge them into it first"),
+)
+
+
+def check_names(source: str, names: Iterable[str]) -> None:
+    """Refuse names that show another program's layout.
+
+    Raises:
+      ValueError: one line.
+    """
+    names = list(names)
+    for parts, meaning in _NAMES:
+        if any(part in name for name in names for part in parts):
+            raise ValueError(f"source: got {source!r}, allowed the official names ({meaning})")
+
+
+def is_safetensors(path: pathlib.Path) -> bool:
+    """Whether a file is to be read as safetensors: by what it begins with, else by its name."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(9)
+    except OSError:
+        return path.suffix == ".safetensors"
+    # A program of PyTorch's pickles begins with \x80, a zip file with PK.
+    return head[8:] == b"{" or (
+        path.suffix == ".safetensors" and head[:2] not in (b"\x80\x02", b"PK")
+    )
