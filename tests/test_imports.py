@@ -12,7 +12,6 @@ PROGRAMS += ("report", "convert", "encode", "export", "scale")
 # Storey of each file, or of a whole folder.
 STOREYS = {
     "jsons": -1,
-    "paths": -1,
     "types": 0,
     "config": 0,
     "checkpoints": 0,
