@@ -126,26 +126,10 @@ def generate(
       Generated.
     """
     num_tokens, branches = settings.num_tokens, settings.branches
-    scales = [
-        jnp.asarray(nextstep.guidance_at(scale, num_tokens, settings.guidance_schedule))
-        for scale in (settings.guidance, settings.guidance_image)
-    ]
+    one = own_tokens(host, head, settings, params)
 
     def make(encoding: Encoding, k):
-        variables = {"params": params["host"]}
-        c = host.apply(variables, encoding.z[:, -1], k, method="condition")
-        x = flow_token.flow_sample(
-            head,
-            params["head"],
-            c,
-            functools.partial(noise, k),
-            steps=settings.nfe,
-            shift=settings.shift,
-            guidance=scales[0][k] if branches > 1 else None,
-            guidance_image=scales[1][k] if branches > 2 else None,
-            corrected=settings.corrected,
-        )
-        return nextstep.normalise(x) if settings.normalise else x
+        return one(encoding.z[:, -1], k, functools.partial(noise, k))
 
     tokens, entropy = decode(
         host, params["host"], ids, padding, sources, num_tokens, branches, make
@@ -157,6 +141,45 @@ def generate(
         backbone_rows=jnp.int32(num_tokens * branches),
     )
     return Generated(tokens, entropy, counts)
+
+
+def own_tokens(
+    host: nextstep.NextStep,
+    head: flow_token.FlowTokenHead,
+    settings: Settings,
+    params: dict[str, Any],
+) -> Callable[[jax.Array, jax.Array, Callable[[jax.Array], jax.Array]], jax.Array]:
+    """What the own head makes of encodings; arguments as for `generate`.
+
+    Returns:
+      `(z [m * n, D], token, noise) -> [n, C]`: features, branch after branch; the number of the
+      token, an int32 scalar or `[n]`; and its noise, `draw -> [n, C]`.
+    """
+    num_tokens, branches = settings.num_tokens, settings.branches
+    scales = [
+        jnp.asarray(nextstep.guidance_at(scale, num_tokens, settings.guidance_schedule))
+        for scale in (settings.guidance, settings.guidance_image)
+    ]
+
+    def make(z, token, noise):
+        token = jnp.asarray(token)
+        index = jnp.tile(token, branches) if token.ndim else token
+        # One scale for all images, or one for each.
+        text, image = (scale[token].reshape(-1, 1) for scale in scales)
+        x = flow_token.flow_sample(
+            head,
+            params["head"],
+            host.apply({"params": params["host"]}, z, index, method="condition"),
+            noise,
+            steps=settings.nfe,
+            shift=settings.shift,
+            guidance=text if branches > 1 else None,
+            guidance_image=image if branches > 2 else None,
+            corrected=settings.corrected,
+        )
+        return nextstep.normalise(x) if settings.normalise else x
+
+    return make
 
 
 def decode(

@@ -178,7 +178,7 @@ class Engine:
             last=jax.tree.map(lambda s: jnp.zeros(s.shape[1:], s.dtype), shapes),
             memory=memory,
             tracker=self._tracker(),
-            found=_nothing(batch, self.rule.gamma),
+            found=nothing(batch, self.rule.gamma),
         )
 
     def _tracker(self) -> early_stop.EntropyTracker:
@@ -394,7 +394,7 @@ class Engine:
         )
 
 
-def _nothing(batch: int, gamma: int) -> Speculation:
+def nothing(batch: int, gamma: int) -> Speculation:
     """Counts before the first round."""
     per_image, scalar = jnp.zeros(batch, jnp.int32), jnp.int32(0)
     bins = jnp.zeros((batch, BINS), jnp.int32)

@@ -1,0 +1,235 @@
+"""Lookahead decoding: a window of guesses is made again, at once, until its front stops moving.
+
+Every token has one noise, so plain decoding is a deterministic causal map `x_k = g(eps_k, x_<k)`. A
+round is ONE backbone call on the pending group and the guesses behind it; every group of the window
+is made again with its own noise. The first is settled, for its context is. The next ones are
+settled as long as every guess before them moved by no more than its bound; the rest are the next
+round's guesses. There is no draft head and nothing to train. Rows of a batch move at their own
+pace; all of it is one `lax.while_loop` with fixed shapes.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+
+from driftar_jax.heads import randomness
+from driftar_jax.hosts.base import Host
+from driftar_jax.sampling import speculative
+from driftar_jax.types import Encoding, Speculation
+
+BOUNDS = ("entropy", "constant", "sigma")
+
+# A guess that moved by no more than this share of its image's root mean square has not moved: the
+# rows of a matrix product round differently where they stand in another place of the window. In
+# float32 that is some 1e-7, and what stands on it differs by as little.
+SAME = 1e-5
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """How far to look ahead and when a guess stands. Static.
+
+    Attributes:
+      size: W, groups made in one call; 1 is plain decoding.
+      delta: how far a guess may move, as a share of the tokens' spread; with 0 no guess may.
+      bound: what a token's share is of: `entropy` of the target, `sigma` of its start, or
+        `constant`. Shares have mean 1 over the tokens that an image has seen.
+      spread: standard deviation of the tokens; 0: of those that the image has seen so far.
+    """
+
+    size: int
+    delta: float = 0.0
+    bound: str = "entropy"
+    spread: float = 0.0
+
+
+@flax.struct.dataclass
+class State:
+    """Between rounds.
+
+    Attributes:
+      step: `[B]` int32, groups that are settled.
+      tokens: `[B, N, C]` float32; behind the settled ones, guesses.
+      weight: `[B, N]` float32, what the bound of a token is proportional to; -1 where none was
+        made yet.
+      entropy: `[B, N]` float32 of the encodings that the tokens were made from.
+      memory: the host's.
+      found: what is reported.
+    """
+
+    step: jax.Array
+    tokens: jax.Array
+    weight: jax.Array
+    entropy: jax.Array
+    memory: Any
+    found: Speculation
+
+
+@dataclasses.dataclass(frozen=True)
+class Lookahead:
+    """Everything a batch needs; `run` generates it.
+
+    Guarantee: a settled token is what the host makes of its own noise and of a context whose tokens
+    each moved by at most their bound when they were made again. So `delta = 0` is plain decoding of
+    the seed, up to rounding, in at most T calls, whatever the guesses were. With a larger `delta`
+    the movement of a token is bounded, not its distance from plain decoding.
+
+    Attributes:
+      host: groups, contexts and the backbone; one whose groups have an order (`base.py`).
+      make: `(encoding [R, ...], step [B]) -> (x [B, K, C], weight [B, K])`, the tokens of a group
+        from their own noise, and what their bounds are proportional to.
+      window: how far, and when.
+      batch: B.
+      evaluations: of the head, for one group.
+    """
+
+    host: Host
+    make: Callable[[Encoding, jax.Array], tuple[jax.Array, jax.Array]]
+    window: Window
+    batch: int
+    evaluations: int = 1
+
+    def run(self) -> tuple[jax.Array, Speculation]:
+        """Generate all groups of all images.
+
+        Returns:
+          tokens `[B, N, C]` float32, and `Speculation`: `lengths [B, size]` are rounds by
+          the number of guesses that stood; there are no drafts.
+        """
+        state = jax.lax.while_loop(self.goes_on, self.round, self.start())
+        return state.tokens, state.found
+
+    @property
+    def size(self) -> int:
+        """Groups made in one call; an image has no more than T."""
+        return min(self.window.size, self.host.num_steps)
+
+    def goes_on(self, state: State) -> jax.Array:
+        """Whether an image of the batch is not finished; bool scalar."""
+        return (state.step < self.host.num_steps).any()
+
+    def start(self) -> State:
+        """Before the first round."""
+        shape = self.batch, self.host.num_tokens
+        return State(
+            step=jnp.zeros(self.batch, jnp.int32),
+            tokens=jnp.zeros((*shape, self.host.token_dim), jnp.float32),
+            weight=jnp.full(shape, -1.0, jnp.float32),
+            entropy=jnp.zeros(shape, jnp.float32),
+            memory=self.host.memory(),
+            found=speculative.nothing(self.batch, self.size - 1),
+        )
+
+    def round(self, state: State) -> State:
+        """One backbone call, and what it settles."""
+        host, size = self.host, self.size
+        steps = state.step[None] + jnp.arange(size)[:, None]
+        encodings, memory = host.encode(state.memory, state.tokens, state.step, size)
+        x, weight = jax.vmap(self.make)(encodings, steps)
+        entropy = jax.vmap(lambda e, s: host.take(e.entropy, s))(encodings, steps)[:, : self.batch]
+        positions, real = jax.vmap(host.group)(steps)
+        real &= (steps < host.num_steps)[..., None]
+
+        before = jax.vmap(lambda t, p: t[p], (0, 1), 1)(state.tokens, positions)
+        put = lambda old, new: _write(old, new, positions, real)  # noqa: E731
+        state = state.replace(
+            tokens=put(state.tokens, x),
+            weight=put(state.weight, weight),
+            entropy=put(state.entropy, entropy),
+        )
+        near = _rms(x - before) <= self._bounds(state, weight)
+        stands = (near | ~real).all(axis=-1)
+        # A guess is judged where all before it stand, and where another group stands on it.
+        judged = jnp.concatenate([jnp.ones_like(stands[:1]), stands[:-1]]).cumprod(axis=0)
+        judged = judged.astype(bool)[: size - 1] & (steps[1:] < host.num_steps)
+        accepted = (judged & stands[: size - 1]).sum(axis=0, dtype=jnp.int32)
+        live = state.step < host.num_steps
+        step = jnp.where(live, state.step + 1 + accepted, state.step)
+        heard = judged[..., None] & real[:-1]
+        return state.replace(
+            step=step,
+            memory=host.keep(memory, step),
+            found=self._counted(state.found, live, accepted, heard, near[:-1], entropy[:-1]),
+        )
+
+    def _bounds(self, state: State, weight: jax.Array) -> jax.Array:
+        """How far each guess of the window may move, root mean square; `weight [W, B, K]`."""
+        seen = state.weight >= 0
+        count = seen.sum(axis=1)
+        mean = lambda a: jnp.where(seen, a, 0).sum(axis=1) / count  # noqa: E731
+        square = mean(jnp.square(state.tokens).mean(axis=-1))
+        spread = self.window.spread or jnp.sqrt(self._variance(state.tokens, seen, count))
+        scale = self.window.delta * spread / jnp.maximum(mean(state.weight), 1e-6)
+        return jnp.maximum(scale[None, :, None] * weight, SAME * jnp.sqrt(square)[None, :, None])
+
+    def _variance(self, tokens, seen, count) -> jax.Array:
+        """`[B]`, of the seen tokens of each image about their mean in each channel."""
+        tokens = jnp.where(seen[..., None], tokens, 0)
+        mean = tokens.sum(axis=1) / count[:, None]
+        about = jnp.where(seen[..., None], tokens - mean[:, None], 0)
+        return jnp.square(about).mean(axis=-1).sum(axis=1) / count
+
+    def _counted(self, found: Speculation, live, accepted, judged, near, entropy) -> Speculation:
+        """What was found, with this round's numbers added for the images still `live`."""
+        size, one = self.size, live.astype(jnp.int32)
+        bins = jnp.clip((entropy * speculative.BINS).astype(jnp.int32), 0, speculative.BINS - 1)
+        hot = jax.nn.one_hot(bins, speculative.BINS, dtype=jnp.int32) * judged[..., None]
+        lengths = jax.nn.one_hot(accepted, size, dtype=jnp.int32)
+        return found.replace(
+            backbone_calls=found.backbone_calls + one,
+            head_evaluations=found.head_evaluations + one * size * self.evaluations,
+            batch_calls=found.batch_calls + 1,
+            batch_rows=found.batch_rows + size * self.host.branches,
+            lengths=found.lengths + lengths * one[:, None],
+            judged=found.judged + hot.sum(axis=(0, 2)),
+            accepted=found.accepted + (hot * near[..., None]).sum(axis=(0, 2)),
+        )
+
+
+def one_step(
+    host: Host,
+    head: speculative.Head,
+    keys: jax.Array,
+    prior_keys: jax.Array,
+    scales: jax.Array,
+    bound: str,
+) -> Callable[[Encoding, jax.Array], tuple[jax.Array, jax.Array]]:
+    """`Lookahead.make` of a one-step head; arguments as for `speculative.Engine`."""
+    batch = keys.shape[0]
+
+    def make(encoding, step):
+        mu, std = head.starts(encoding, prior_keys)
+        encoding, mu, std = host.take((encoding, mu, std), step)
+        eps = token_noise(host, keys, step, 0)
+        scale = jnp.asarray(scales)[jnp.minimum(step, host.num_steps - 1)]
+        x = head.tokens(encoding, mu, std, eps, scale)
+        return x, weights(bound, encoding.entropy[:batch], std[:batch])
+
+    return make
+
+
+def weights(bound: str, entropy: jax.Array, std: jax.Array | None = None) -> jax.Array:
+    """What bounds are proportional to, like `entropy`; one of `BOUNDS`."""
+    return {"entropy": entropy, "sigma": std, "constant": jnp.ones_like(entropy)}[bound]
+
+
+def token_noise(host: Host, keys: jax.Array, step: jax.Array, draw: jax.Array | int) -> jax.Array:
+    """Noise number `draw` of the tokens of each image's group, `[B, K, C]`; `keys [B, N]`."""
+    of_group = jax.vmap(lambda k, p: k[p])(keys, host.group(step)[0])
+    return randomness.normal(of_group, draw, host.token_dim)
+
+
+def _rms(difference: jax.Array) -> jax.Array:
+    """Root mean square over the channels."""
+    return jnp.sqrt(jnp.mean(jnp.square(difference), axis=-1))
+
+
+def _write(old: jax.Array, new: jax.Array, positions: jax.Array, real: jax.Array) -> jax.Array:
+    """`old [B, N, ...]` with `new [W, B, K, ...]` put at the `positions` that are `real`."""
+    target = jnp.where(real, positions, old.shape[1])
+    put = lambda row, at, value: row.at[at].set(value, mode="drop")  # noqa: E731
+    return jax.vmap(put, (0, 1, 1))(old, target, new)
