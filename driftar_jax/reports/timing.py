@@ -8,16 +8,11 @@ from typing import Any
 
 import jax
 
-from driftar_jax import config, model
+from driftar_jax import config
 from driftar_jax.checkpoints import write_json
-from driftar_jax.data import latents
-from driftar_jax.data.pipeline import open_data
 from driftar_jax.evaluation import benchmark
 from driftar_jax.sampling import generator
-from driftar_jax.training import runs
-
-# What only a set of latents could say: KL-16's channels and the classes of ImageNet.
-LATENT_CHANNELS, LATENT_CLASSES = 16, 1000
+from driftar_jax.training import specs
 
 PIECES = ("backbone_s", "head_s", "rest_s")
 
@@ -44,18 +39,8 @@ def open_subject(settings: Any, workdir: str | None) -> tuple[generator.Loaded, 
     config.check(settings)
     if settings.task not in ("host", "drift"):
         raise config.wrong("task", settings.task, "host | drift")
-    loaded = generator.random(settings, _images(settings))
+    loaded = generator.random(settings, specs.image_spec(settings))
     return loaded, "random: speed only, the images mean nothing"
-
-
-def _images(settings: Any) -> model.ImageSpec:
-    if not latents.is_latents(settings.data.name):
-        source = open_data(settings, "train")
-        return runs.image_spec(settings, source, runs.fit_text(settings, source))
-    side = settings.data.image_size
-    names = tuple(str(i) for i in range(LATENT_CLASSES))
-    shape = (side, side, LATENT_CHANNELS)
-    return model.ImageSpec(shape, names, settings.data.patch_size)
 
 
 def write(out: str, rows: Sequence[benchmark.Row], weights: str, load: tuple) -> None:

@@ -15,20 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from driftar_jax import model
-from driftar_jax.data import captions, latents
-from driftar_jax.data.pipeline import open_data
+from driftar_jax.data import latents
 from driftar_jax.features import maps
-from driftar_jax.training import loop, masked, phi, runs, tasks
+from driftar_jax.training import loop, masked, phi, specs, tasks
 
 GIB = 2**30
-
-
-# What a class-conditional set of latents is taken for where it does not lie on this machine.
-LATENT_CHANNELS, LATENT_CLASSES = 16, 1000
-
-
-# And the words of captions: NextStep-1's, with the seven ids of a size prompt such as `16*16`.
-_WORDS, _SIZE_PROMPT = 152064, 7
 
 
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
@@ -89,23 +80,6 @@ class Needs:
         return max(arithmetic, (self.moved or 0.0) / (1e9 * peak_gb_s))
 
 
-def image_spec(settings: Any) -> model.ImageSpec:
-    """What the data decides, without the data where that is a set of latents."""
-    if not latents.is_latents(settings.data.name):
-        source = open_data(settings, "train")
-        return runs.image_spec(settings, source, runs.fit_text(settings, source))
-    side = settings.data.image_size
-    shape = (side, side, LATENT_CHANNELS)
-    names = tuple(str(k) for k in range(LATENT_CLASSES))
-    text = _text(settings.text.length) if "text" in settings else None
-    return model.ImageSpec(shape, names, settings.data.patch_size, text=text)
-
-
-def _text(length: int) -> captions.TextSpec:
-    marks = dict(pad=0, unknown=1, end_image=2, placeholder=3)
-    return captions.TextSpec(_WORDS, length, **marks, suffix=tuple(range(_SIZE_PROMPT)))
-
-
 def measure(
     settings: Any, *, compiled: bool = True, frozen: bool = False, network: Any | None = None
 ) -> Needs:
@@ -120,7 +94,7 @@ def measure(
     Raises:
       ValueError: the mesh does not fit the devices, the batch or a parameter.
     """
-    images = image_spec(settings)
+    images = specs.image_spec(settings)
     space = None
     if settings.task == "drift" and "features" in settings.drift:
         space = _space(network, images)

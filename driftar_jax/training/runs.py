@@ -14,7 +14,7 @@ import driftar_jax
 from driftar_jax import checkpoints, config, model
 from driftar_jax.data import captions, latents, pictures, pipeline, prompts
 from driftar_jax.sampling import generator
-from driftar_jax.training import journal, locks, loop, phi, processes, tasks
+from driftar_jax.training import journal, locks, loop, phi, processes, specs, tasks
 
 GRID_IMAGES = 64
 
@@ -101,7 +101,7 @@ def open_run(settings: Any, workdir: str) -> Run:
       ValueError, OSError: data, sizes or workdir do not fit; one line.
     """
     source = pipeline.open_data(settings, "train")
-    fitted = fit_text(settings, source)
+    fitted = specs.fit_text(settings, source)
     batches = pipeline.Batches(
         source,
         batch_size=settings.train.batch_size,
@@ -112,7 +112,7 @@ def open_run(settings: Any, workdir: str) -> Run:
         process_index=jax.process_index(),
         process_count=jax.process_count(),
     )
-    images = image_spec(settings, source, fitted)
+    images = specs.of_source(settings, source, fitted)
     manifest = {
         "task": settings.task,
         "image_shape": list(images.image_shape),
@@ -141,30 +141,6 @@ def open_run(settings: Any, workdir: str) -> Run:
         if lock is not None and fitted and not (folder / prompts.FILE).exists():
             _write_text(folder, settings, source, fitted)
     return Run(settings, folder, images, batches, training, weights, lock)
-
-
-def fit_text(settings: Any, source) -> captions.Fitted | None:
-    """Vocabulary and rows of the captions, for hosts that read text; None for others.
-
-    Raises:
-      ValueError: the set has no captions, or too long ones.
-    """
-    if settings.get("host", {}).get("name") != "nextstep":
-        return None
-    size, patch = settings.data.image_size, settings.data.patch_size
-    texts = getattr(source, "captions", None)
-    grid = (size // patch, size // patch)
-    return captions.fit(settings.data.name, texts, grid, settings.text.length)
-
-
-def image_spec(settings: Any, source, fitted: captions.Fitted | None) -> model.ImageSpec:
-    """What the data decides."""
-    return model.ImageSpec(
-        image_shape=tuple(source.image_shape),
-        class_names=tuple(source.class_names),
-        patch_size=settings.data.patch_size,
-        text=fitted and fitted.spec,
-    )
 
 
 def _write_text(folder: pathlib.Path, settings: Any, source, fitted: captions.Fitted) -> None:

@@ -1,10 +1,11 @@
 """What a step needs: bytes by device, operations and collectives of a compiled program."""
 
+import dataclasses
+
 import jax
 import pytest
 import tiny
 
-from driftar_jax import scale
 from driftar_jax.training import dry_run
 from driftar_jax.training.dry_run import GIB, HEADER, count, count_collectives, measure, report
 
@@ -99,7 +100,7 @@ def test_rows_and_lines_have_every_figure(settings, needs):
         "caches",
     ):
         assert word in text
-    unknown = report(settings, scale.dataclasses.replace(needs, temporary=None), 0.0, 0.0)
+    unknown = report(settings, dataclasses.replace(needs, temporary=None), 0.0, 0.0)
     assert "not known without compiling" in "\n".join(unknown)
 
 

@@ -1,0 +1,62 @@
+"""The `ImageSpec` of a config: from its data, or assumed where latents lie on another machine.
+
+A checkpoint has its spec in its manifest; that one is read where checkpoints are.
+"""
+
+from typing import Any
+
+from driftar_jax.data import captions, latents
+from driftar_jax.data.pipeline import open_data
+from driftar_jax.model import ImageSpec
+
+# What a class-conditional set of latents is taken for: KL-16's channels, the classes of ImageNet.
+LATENT_CHANNELS, LATENT_CLASSES = 16, 1000
+
+# And the words of captions: NextStep-1's, with the seven ids of a size prompt such as `16*16`.
+_WORDS, _SIZE_PROMPT = 152064, 7
+
+
+def image_spec(settings: Any) -> ImageSpec:
+    """Build the spec of a checked config; a set of latents is assumed, not opened.
+
+    Raises:
+      ValueError, OSError: the data cannot be opened, or its captions do not fit; one line.
+    """
+    if not latents.is_latents(settings.data.name):
+        source = open_data(settings, "train")
+        return of_source(settings, source, fit_text(settings, source))
+    side = settings.data.image_size
+    return ImageSpec(
+        image_shape=(side, side, LATENT_CHANNELS),
+        class_names=tuple(str(k) for k in range(LATENT_CLASSES)),
+        patch_size=settings.data.patch_size,
+        text=_assumed_text(settings.text.length) if "text" in settings else None,
+    )
+
+
+def of_source(settings: Any, source: Any, fitted: captions.Fitted | None) -> ImageSpec:
+    """Build the spec of an open image set; `fitted` is of `fit_text`."""
+    return ImageSpec(
+        image_shape=tuple(source.image_shape),
+        class_names=tuple(source.class_names),
+        patch_size=settings.data.patch_size,
+        text=fitted and fitted.spec,
+    )
+
+
+def fit_text(settings: Any, source: Any) -> captions.Fitted | None:
+    """Fit vocabulary and rows to the captions, for hosts that read text; None for others.
+
+    Raises:
+      ValueError: the set has no captions, or too long ones.
+    """
+    if "text" not in settings:
+        return None
+    side = settings.data.image_size // settings.data.patch_size
+    texts = getattr(source, "captions", None)
+    return captions.fit(settings.data.name, texts, (side, side), settings.text.length)
+
+
+def _assumed_text(length: int) -> captions.TextSpec:
+    marks = dict(pad=0, unknown=1, end_image=2, placeholder=3)
+    return captions.TextSpec(_WORDS, length, **marks, suffix=tuple(range(_SIZE_PROMPT)))
