@@ -7,7 +7,7 @@ import ml_collections
 
 from configs import small
 
-SIZES = ("emoji32", "tiny")
+SIZES = ("emoji32", "tiny", "own")
 
 
 def get_config(size: str = "emoji32") -> ml_collections.ConfigDict:
@@ -52,6 +52,8 @@ def generative(task: str, size: str) -> ml_collections.ConfigDict:
     )
     c.optim.ema = 0.99  # with 0.995, a short run's average still holds the fresh head
     c.train.update(batch_size=32, steps=1000)
+    if size == "own":  # as many as the captions and the pictures need
+        c.text.length, c.sample.ar_steps, c.train.batch_size = 0, 0, 0
     if size == "tiny":
         c.data.update(name="emoji32", image_size=12, patch_size=4)
         c.host.update(width=16, depth=2, num_heads=2, num_kv_heads=1, mlp_width=20)

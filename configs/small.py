@@ -8,6 +8,8 @@ DATA = {
     "fashion28": dict(name="fashion28", image_size=28, patch_size=7),
     "emoji32": dict(name="emoji32", image_size=32, patch_size=4),
     "tiny": dict(name="digits8", image_size=8, patch_size=4),
+    # One's own pictures, --config.data.name=folder:PATH; they decide what is 0 here.
+    "own": dict(name="", image_size=0, patch_size=0),
 }
 
 
@@ -42,6 +44,8 @@ def base(task: str, size: str) -> ml_collections.ConfigDict:
     )
     if size == "fashion28":
         c.train.steps = 1000  # five epochs: what an hour on two cores allows for twelve runs
+    if size == "own":
+        c.train.batch_size = 0  # 64, or all pictures of a smaller set
     c.mesh = dict(data=-1, fsdp=1, tensor=1)  # -1: whatever the other axes leave
     if size == "tiny":
         c.optim.warmup_steps = 2

@@ -15,6 +15,7 @@ from ml_collections import config_flags
 
 from driftar_jax import config
 from driftar_jax.cli import program as cli
+from driftar_jax.data import sizes
 from driftar_jax.training import processes, runs, stopping, tracing
 from driftar_jax.training.dry_run import measure, report, simulate
 
@@ -41,7 +42,9 @@ flags.mark_flag_as_required("config")
 def main(_) -> None:
     with cli.user_errors():
         settings = _CONFIG.value
+        decided = sizes.fit(settings)
         config.check(settings)
+        print("".join(f"{line}\n" for line in decided), end="")
         if _DRY_RUN.value:
             simulate(_DEVICES.value)
             needs = measure(settings)

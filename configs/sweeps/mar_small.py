@@ -6,7 +6,6 @@ The arms of a seed start from the same backbone, trained with its own head (`own
 question are read against `reference`, seed by seed.
 """
 
-from configs import small
 from configs.sweeps import arms as shared
 
 # Steps of the own head and of an arm: minutes on one core, and far from converged.
@@ -15,8 +14,8 @@ STEPS = {"digits8": (1000, 300), "fashion28": (1000, 300), "emoji32": (1000, 300
 
 def get_sweep(size: str = "digits8") -> dict:
     """What `driftar_jax.sweeps.arms` reads; `size` is the word after the colon."""
-    if size not in small.DATA:
-        raise ValueError(f"sweep size: got {size!r}, allowed {' | '.join(small.DATA)}")
+    if size not in STEPS:
+        raise ValueError(f"sweep size: got {size!r}, allowed {' | '.join(STEPS)}")
     own, steps = STEPS[size]
     drafts = dict(gamma=1 if size == "tiny" else 2, rule="gaussian")
 

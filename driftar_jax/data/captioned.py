@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from driftar_jax import jsons
 from driftar_jax.config import wrong
+from driftar_jax.data import listing
 
-TABLES = ("metadata.jsonl", "metadata.csv")
 _TEXTS = ("text", "caption")
 _LARGEST = 2**16
 
@@ -56,7 +56,7 @@ def _tables(root: str, pictures: Sequence[str]) -> list[str]:
         while folder not in folders and folder.startswith(os.path.normpath(root)):
             folders.add(folder)
             folder = os.path.dirname(folder)
-    places = [os.path.join(folder, table) for folder in sorted(folders) for table in TABLES]
+    places = [os.path.join(folder, table) for folder in sorted(folders) for table in listing.TABLES]
     return [place for place in places if os.path.isfile(place)]
 
 

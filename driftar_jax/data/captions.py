@@ -1,7 +1,9 @@
-"""Captions of an image set as a text host reads them: a vocabulary of words, and rows of ids.
+"""Captions of an image set as a text host reads them: a vocabulary, and rows of ids.
 
-The vocabulary is counted from the training captions and kept in the workdir as `tokenizer.json`, in
-the format of the library `tokenizers`; this file reads it without that library.
+The vocabulary is made from the training captions and kept in the workdir as `tokenizer.json`, in
+the format of the library `tokenizers`: whole words for sets that TFDS prepares, the embedded ones
+among them, which this file reads without that library, and pieces of words (`subwords`) for one's
+own.
 """
 
 import collections
@@ -14,12 +16,14 @@ import numpy as np
 
 from driftar_jax import jsons
 from driftar_jax.config import wrong
-from driftar_jax.data import prompts
+from driftar_jax.data import folder, parquet, prompts, subwords, webdataset
 
 UNKNOWN = "[UNK]"
 _SPECIAL = (prompts.TOKENS["pad"], UNKNOWN, prompts.AREA) + tuple(
     prompts.TOKENS[mark] for mark in ("begin_image", "end_image", "placeholder")
 )
+# Sets of one's own.
+OWN = (folder.PREFIX, webdataset.PREFIX, parquet.PREFIX)
 # What a size prompt such as `8*8` consists of.
 _OF_SIZES = tuple("0123456789*")
 _WORDS = re.compile(r"\d|[^\W\d]+|[^\w\s]+")
@@ -131,7 +135,19 @@ class WordTokenizer:
         return self.vocabulary.get(token)
 
 
-def read_tokenizer(folder: str | pathlib.Path, spec: TextSpec) -> WordTokenizer:
+Vocabulary = WordTokenizer | subwords.SubwordTokenizer
+
+
+def tokenizer_of(file: Mapping) -> Vocabulary:
+    """The tokenizer of a `tokenizer.json`; raises ValueError or LookupError where it is none."""
+    kinds = {"WordLevel": WordTokenizer, "BPE": subwords.SubwordTokenizer}
+    kind = file["model"]["type"]
+    if kind not in kinds:
+        raise ValueError(f"model: got {str(kind)[:40]!r}, allowed {' | '.join(kinds)}")
+    return kinds[kind](file)
+
+
+def read_tokenizer(folder: str | pathlib.Path, spec: TextSpec) -> Vocabulary:
     """The tokenizer of a run.
 
     Raises:
@@ -141,7 +157,7 @@ def read_tokenizer(folder: str | pathlib.Path, spec: TextSpec) -> WordTokenizer:
     if not path.is_file():
         raise wrong(prompts.FILE, None, f"the run's own {prompts.FILE} in {folder}")
     try:
-        made = WordTokenizer(jsons.parse(path.read_bytes()))
+        made = tokenizer_of(jsons.parse(path.read_bytes()))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise wrong(prompts.FILE, str(path), f"the file that the run wrote ({reason})") from None
@@ -152,7 +168,7 @@ def read_tokenizer(folder: str | pathlib.Path, spec: TextSpec) -> WordTokenizer:
     return made
 
 
-def spec_of(tokenizer: WordTokenizer, grid: tuple[int, int], length: int) -> TextSpec:
+def spec_of(tokenizer: Vocabulary, grid: tuple[int, int], length: int) -> TextSpec:
     """What a vocabulary, a grid of image tokens and a room for words make of a host."""
     marks = {mark: tokenizer.id_of(token) for mark, token in prompts.TOKENS.items()}
     size = tokenizer.encode(f"{prompts.AREA}{grid[0]}*{grid[1]}")
@@ -208,7 +224,7 @@ class Book:
       by_class: texts of each class, none of them empty.
     """
 
-    tokenizer: WordTokenizer
+    tokenizer: Vocabulary
     spec: TextSpec
     grid: tuple[int, int]
     by_class: tuple[tuple[str, ...], ...]
@@ -283,6 +299,18 @@ class Fitted:
     rows: np.ndarray
 
 
+def fresh_vocabulary(name: str, captions: Sequence[str]) -> dict:
+    """`tokenizer.json` for the captions of a set."""
+    if name.startswith(OWN):
+        return subwords.vocabulary_of(captions, _SPECIAL)
+    return vocabulary_of(captions)
+
+
+def longest_of(tokenizer: Vocabulary, captions: Sequence[str]) -> int:
+    """Ids of the longest caption."""
+    return max(len(tokenizer.encode(caption)) for caption in captions)
+
+
 def fit(name: str, captions: Sequence[str] | None, grid: tuple[int, int], length: int) -> Fitted:
     """Vocabulary and rows of a training split.
 
@@ -300,9 +328,9 @@ def fit(name: str, captions: Sequence[str] | None, grid: tuple[int, int], length
     if empty := [i for i, caption in enumerate(captions) if not caption.strip()]:
         more = f" and {len(empty) - 1} others" if len(empty) > 1 else ""
         raise wrong("data.name", name, f"a caption for every image (image {empty[0]}{more}: none)")
-    file = vocabulary_of(captions)
-    tokenizer = WordTokenizer(file)
-    longest = max(len(tokenizer.encode(caption)) for caption in captions)
+    file = fresh_vocabulary(name, captions)
+    tokenizer = tokenizer_of(file)
+    longest = longest_of(tokenizer, captions)
     if longest > length:
         raise wrong("text.length", length, f"at least {longest} (words of the longest caption)")
     spec = spec_of(tokenizer, grid, length)

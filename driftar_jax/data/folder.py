@@ -48,7 +48,7 @@ def open_folder(name: str, split: str, *, image_size: int | None, center_crop: b
         listed = listing.of("data.name", name, root, _ENDINGS)
         class_names, left_out = listed.classes, listed.left_out
         rows = _share(list(listed.files), split, root)
-    shape = _common_shape(name, [path for path, _ in rows], image_size)
+    shape, sizes = _common_shape(name, [path for path, _ in rows], image_size)
 
     def read(indices: list[int]):
         return [(decode(rows[i][0]), rows[i][1]) for i in indices]
@@ -70,6 +70,7 @@ def open_folder(name: str, split: str, *, image_size: int | None, center_crop: b
         class_names=class_names,
         fingerprint=f"folder|{split}|{len(rows)}|{digest}|{shape}|{center_crop}",
         captions=lambda: captioned.read(name, top, [path for path, _ in rows]),
+        sizes=sizes,
         left_out=left_out,
     )
 
@@ -99,7 +100,11 @@ def _draw(row: tuple[str, int], root: str) -> bytes:
     return hashlib.sha256(os.fsencode("/".join([str(_HELD_OUT_SEED), *names]))).digest()
 
 
-def _common_shape(name: str, pictures: list[str], image_size: int | None) -> tuple[int, int, int]:
+def _common_shape(
+    name: str, pictures: list[str], image_size: int | None
+) -> tuple[tuple[int, int, int], list[tuple[int, int]]]:
+    """Shape of every image, and the different sizes of the pictures."""
+
     def look(path):
         try:
             return images.header(path)
@@ -112,17 +117,17 @@ def _common_shape(name: str, pictures: list[str], image_size: int | None) -> tup
     if bad:
         raise _bad(name, bad)
     if not seen:
-        return image_size or 1, image_size or 1, 3
+        return (image_size or 1, image_size or 1, 3), [(1, 1)]
     channels = 1 if all(grey for _, _, grey in seen) else 3
-    if image_size is not None:
-        return image_size, image_size, channels
     sizes = sorted({(height, width) for height, width, _ in seen})
+    if image_size is not None:
+        return (image_size, image_size, channels), sizes
     if len(sizes) > 1:
         raise ValueError(
             f"data.image_size: got None, allowed an int >= 1: pictures of {name!r} differ in size, "
             f"{sizes[0][0]}x{sizes[0][1]} to {sizes[-1][0]}x{sizes[-1][1]}"
         )
-    return *sizes[0], channels
+    return (*sizes[0], channels), sizes
 
 
 def _bad(name: str, bad: list) -> ValueError:

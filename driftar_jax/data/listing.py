@@ -30,6 +30,8 @@ _SYSTEM = {
 }
 
 
+# Captions of the pictures beside them (`captioned`).
+TABLES = ("metadata.jsonl", "metadata.csv")
 # Name of the class of pictures that lie in no class folder.
 ONE_CLASS = "picture"
 
@@ -108,8 +110,9 @@ def of(
     if not found and pictures:
         found[ONE_CLASS] = pictures
         loose = [path for path in loose if path not in set(pictures)]
-    if loose:
-        counts["files outside of class folders"] = len(loose)
+    loose = [path for path in loose if os.path.basename(path) not in TABLES]
+    if others := _without_captions(loose, found.get(ONE_CLASS, [])):
+        counts["files outside of class folders"] = len(others)
     if not found:
         here = _line(counts, empty) or "nothing"
         raise ValueError(
@@ -142,7 +145,7 @@ def _files(
     field: str, given: str, top: str, endings: Sequence[str], counts: collections.Counter
 ) -> list[str]:
     """Sorted files of a class folder; what else lies there is counted."""
-    found, seen = [], {os.path.realpath(top)}
+    found, texts, seen = [], [], {os.path.realpath(top)}
     waiting = [top]
     while waiting:
         place = waiting.pop(0)
@@ -152,6 +155,10 @@ def _files(
                 counts["hidden or of the system"] += 1
             elif entry.is_dir():
                 folders.append(entry.path)
+            elif entry.name.lower().endswith(".txt"):
+                texts.append(entry.path)
+            elif entry.name in TABLES:
+                pass
             elif not entry.name.lower().endswith(tuple(endings)):
                 ending = os.path.splitext(text_of(entry.name))[1].lower()[:12] or "no ending"
                 counts[f"files with {ending}"] += 1
@@ -161,7 +168,15 @@ def _files(
         new = [path for path in folders if os.path.realpath(path) not in seen]
         seen.update(map(os.path.realpath, new))
         waiting[:0] = new
+    if bare := len(_without_captions(texts, found)):
+        counts["files with .txt"] += bare
     return found
+
+
+def _without_captions(files: Sequence[str], pictures: Sequence[str]) -> list[str]:
+    """The files that are no `picture.txt` beside `picture.png`."""
+    stems = {os.path.splitext(path)[0] for path in pictures}
+    return [p for p in files if not (p.lower().endswith(".txt") and p[:-4] in stems)]
 
 
 def _check_parts(field: str, given: str, root: str, found: dict[str, list[str]]) -> None:

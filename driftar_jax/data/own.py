@@ -120,7 +120,7 @@ def source_of(
         raise wrong("data.split", split, f"{' | '.join(SPLITS)} of {name}")
     labels, class_names = _classes(name, pictures)
     rows = _rows(name, split, pictures, labels)
-    shape = _shape(name, pictures, rows, image_size)
+    shape, sizes = _shape(name, pictures, rows, image_size)
 
     def read(indices: list[int]):
         chosen = [rows[i] for i in indices]
@@ -146,6 +146,7 @@ def source_of(
         class_names=class_names,
         fingerprint=f"{kind}|{split}|{len(rows)}|{digest}|{shape}|{center_crop}",
         captions=None if texts is None else lambda: [texts[i] for i in rows],
+        sizes=sizes,
         left_out=pictures.left_out,
     )
 
@@ -193,38 +194,32 @@ def _draw(key: str) -> bytes:
 
 def _shape(
     name: str, pictures: Pictures, rows: list[int], image_size: int | None
-) -> tuple[int, int, int]:
-    if image_size is not None and len(rows) > LOOKED_AT:
-        return image_size, image_size, 3
-    seen = [look for _, look in headers(name, pictures, rows[:LOOKED_AT])]
+) -> tuple[tuple[int, int, int], list[tuple[int, int]]]:
+    """Shape of every image, and the different sizes of the pictures that were looked at."""
+    # Of a large set pictures from all of it, and few enough to look at.
+    seen = _headers(name, pictures, rows[:: -(-len(rows) // LOOKED_AT)] if rows else [])
     few = len(rows) <= LOOKED_AT
     channels = 1 if few and seen and all(grey for _, _, grey in seen) else 3
-    if image_size is not None:
-        return image_size, image_size, channels
     sizes = sorted({(height, width) for height, width, _ in seen}) or [(1, 1)]
+    if image_size is not None:
+        return (image_size, image_size, channels), sizes
     if len(sizes) > 1:
         differ = f"{sizes[0][0]}x{sizes[0][1]} to {sizes[-1][0]}x{sizes[-1][1]}"
         raise ValueError(
             f"data.image_size: got None, allowed an int >= 1: pictures of {name!r} differ in size, "
             f"{differ}"
         )
-    return *sizes[0], channels
+    return (*sizes[0], channels), sizes
 
 
-def headers(
-    name: str, pictures: Pictures, rows: Sequence[int]
-) -> list[tuple[int, tuple[int, int, bool]]]:
-    """`(i, (height, width, is grey))` of these pictures.
-
-    Raises:
-      ValueError: one of them is bad; it is named.
-    """
+def _headers(name: str, pictures: Pictures, rows: Sequence[int]) -> list[tuple[int, int, bool]]:
+    """`(height, width, is grey)` of these pictures; raises ValueError, which names a bad one."""
 
     def look(part: list[int]):
         found = []
         for i, data in zip(part, pictures.encoded(part), strict=True):
             try:
-                found.append((i, images.header(io.BytesIO(data))))
+                found.append(images.header(io.BytesIO(data)))
             except images.BadImage as error:
                 raise _bad(name, pictures.keys[i], error) from None
         return found

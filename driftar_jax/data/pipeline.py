@@ -293,7 +293,19 @@ def open_data(settings: Any, split: str):
         center_crop=settings.data.center_crop,
     )
     tell_left_out(source)
+    if split == "train":
+        _tell_resized(source)
     return source
+
+
+def _tell_resized(source) -> None:
+    """Say in one line where pictures of one's own become smaller or larger."""
+    sizes = set(getattr(source, "sizes", None) or ())
+    height, width, _ = source.image_shape
+    if sizes - {(height, width)} and jax.process_index() == 0:
+        seen = " to ".join(f"{h}x{w}" for h, w in sorted(sizes))
+        line = f"pictures of {seen} are made {height}x{width} (data.image_size)"
+        print(f"{source.name}: {line}", file=sys.stderr)
 
 
 def tell_left_out(source) -> None:

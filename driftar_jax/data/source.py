@@ -22,6 +22,7 @@ class ImageSource:
       fingerprint: text that differs whenever the images, their order or preparation may differ.
       in_memory: every image is decoded already.
       captions: one text per image, in the set's order; None where the set has none.
+      sizes: smallest and largest `(height, width)` of the pictures as they lie; None: not known.
       left_out: one line that counts what lies in its folder and is no picture of a class, or "".
     """
 
@@ -36,6 +37,7 @@ class ImageSource:
         class_names: Sequence[str],
         fingerprint: str,
         captions: Callable[[], list[str] | None] | None = None,
+        sizes: Sequence[tuple[int, int]] | None = None,
         left_out: str = "",
     ):
         """`read([i, ...])` gives the decoded images with their labels, `captions()` all texts.
@@ -54,6 +56,7 @@ class ImageSource:
         self.class_names = tuple(class_names)
         self.num_classes = len(self.class_names)
         self.fingerprint, self.left_out = fingerprint, left_out
+        self.sizes = None if sizes is None else (min(sizes), max(sizes))
         self._read, self._length, self._captions = read, length, captions
         self._arrays = None
         if length * int(np.prod(image_shape)) < MEMORY_LIMIT:
