@@ -3,6 +3,10 @@
   python -m driftar_jax.evaluate --workdir=runs/drift --baseline=runs/own --judge=runs/judge \
       --out=runs/report
 
+  python -m driftar_jax.evaluate --images=FOLDER_OR_NPZ --judge=runs/judge --out=runs/report
+
+The second form measures pictures of anybody, from a folder or a .npz with `arr_0`.
+
 Several workdirs (one per training seed, paired in order) give means and spreads over them. The
 moments of the real images are left in `reference.npz` of the report.
 """
@@ -11,7 +15,7 @@ from absl import flags
 
 from driftar_jax.cli import program as cli
 from driftar_jax.evaluation import quality
-from driftar_jax.reports import session
+from driftar_jax.reports import given_images, session
 
 _WORKDIR = flags.DEFINE_list("workdir", None, "Drift-AR runs, one per training seed.")
 _BASELINE = flags.DEFINE_list("baseline", None, "Runs of the own head, paired with --workdir.")
@@ -20,10 +24,14 @@ _INCEPTION = flags.DEFINE_string(
     "inception", None, "Folder of convert --family=inception; its features measure instead."
 )
 _REFERENCE = flags.DEFINE_string(
-    "reference", None, "A .npz of mu and sigma that samples are compared with, not the real set."
+    "reference",
+    None,
+    "A .npz of mu and sigma that samples are compared with, not the real set; with --images also "
+    "real pictures, a folder or a .npz with arr_0.",
 )
+_IMAGES = flags.DEFINE_string("images", None, "Pictures to measure: a folder, .npz with arr_0.")
 _METRICS = flags.DEFINE_list(
-    "metrics", list(quality.OPTIONAL), "Beside distance and class accuracy; may be empty."
+    "metrics", None, "Beside distance and class accuracy, all by default; may be empty."
 )
 _OUT = flags.DEFINE_string("out", None, "Folder for report.md, report.json and pictures.")
 _NUM = flags.DEFINE_integer("num", 2048, "Images per method and seed.")
@@ -34,11 +42,17 @@ _CONTROLS = flags.DEFINE_boolean(
 )
 _GUIDANCE = flags.DEFINE_list("guidance", [], "Also these scales, each in every way to reach it.")
 _OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace a report that is there.")
-flags.mark_flags_as_required(["workdir", "baseline", "judge", "out"])
+flags.mark_flag_as_required("out")
 
 
 def main(_) -> None:
     with cli.user_errors():
+        if _IMAGES.value is not None:
+            print(_given())
+            return
+        for flag in (_WORKDIR, _BASELINE, _JUDGE):
+            if not flag.value:
+                raise ValueError(f"{flag.name}: got nothing, allowed --{flag.name}=VALUE")
         compared = session.open_session(
             drifts=_WORKDIR.value,
             baselines=_BASELINE.value,
@@ -50,11 +64,26 @@ def main(_) -> None:
             overwrite=_OVERWRITE.value,
             inception_dir=_INCEPTION.value,
             reference=_REFERENCE.value,
-            metrics=_METRICS.value,
+            metrics=quality.OPTIONAL if _METRICS.value is None else _METRICS.value,
             controls=_CONTROLS.value,
             guidance=_GUIDANCE.value,
         )
     print(compared.run())
+
+
+def _given() -> str:
+    for flag in (_WORKDIR, _BASELINE):
+        if flag.value:
+            raise ValueError(f"{flag.name}: got a value, allowed none beside --images")
+    return given_images.measure(
+        _IMAGES.value,
+        _OUT.value,
+        judge=_JUDGE.value,
+        inception_dir=_INCEPTION.value,
+        reference=_REFERENCE.value,
+        metrics=given_images.METRICS if _METRICS.value is None else _METRICS.value,
+        overwrite=_OVERWRITE.value,
+    )
 
 
 if __name__ == "__main__":

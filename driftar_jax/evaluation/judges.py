@@ -12,6 +12,7 @@ from driftar_jax.config import wrong
 from driftar_jax.data import pipeline
 from driftar_jax.data.pipeline import open_data
 from driftar_jax.evaluation import networks, quality
+from driftar_jax.features import inception
 from driftar_jax.features.classifier import SmallClassifier
 from driftar_jax.sampling import generator
 
@@ -52,6 +53,15 @@ def open_judge(workdir: str) -> Judge:
     module = SmallClassifier(len(manifest["class_names"]), settings.classifier.width)
     network = networks.classifier(module, params["classifier"])
     return Judge(workdir, settings, network, tuple(manifest["image_shape"]))
+
+
+def open_inception(workdir: str) -> networks.Network:
+    """InceptionV3 of a converted folder; raises ValueError where it is another."""
+    try:
+        return networks.inception(*inception.load(workdir))
+    except ValueError as error:
+        allowed = f"a folder written by convert --family=inception ({error})"
+        raise wrong("inception", workdir, allowed) from error
 
 
 def check_num(num: int, width: int) -> None:

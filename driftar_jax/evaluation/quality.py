@@ -13,12 +13,13 @@ from driftar_jax.evaluation import frechet as moments
 from driftar_jax.evaluation import inception_score as score
 from driftar_jax.evaluation import manifold
 from driftar_jax.evaluation.frechet import Moments
+from driftar_jax.evaluation.kid import kid
 from driftar_jax.evaluation.networks import Network, checked
 from driftar_jax.evaluation.stopwatch import Ledger
 
 # Beside the distance and the class accuracy, which every table has.
-OPTIONAL = ("precision_recall", "inception_score", "nearest")
-# Features kept for precision and recall, of samples and of real images alike.
+OPTIONAL = ("kid", "precision_recall", "inception_score", "nearest")
+# Features kept for precision, recall and kernel distance, of samples and of real images alike.
 KEPT = 10_000
 NEIGHBOURS = 3
 # A sample nearer to a training image than all but this share of held-out images looks copied.
@@ -32,6 +33,7 @@ class Quality:
     Attributes:
       frechet: distance to the real data.
       accuracy: share that the classifier takes for what was asked.
+      kid, kid_spread: kernel distance, mean and standard deviation over its subsets.
       precision, recall: of the k-nearest-neighbour manifolds, at equal counts.
       inception_score: from 1 to the number of classes.
       nearest: median distance to the nearest training image, see `manifold.nearest`.
@@ -41,6 +43,8 @@ class Quality:
 
     frechet: float
     accuracy: float
+    kid: float | None = None
+    kid_spread: float | None = None
     precision: float | None = None
     recall: float | None = None
     inception_score: float | None = None
@@ -65,15 +69,17 @@ class Against:
 
     Attributes:
       moments: of the real features.
-      features: `[n, d]` real features; None without precision and recall.
+      features: `[n, d]` real features; None where no metric asks for them.
       training: uint8 `[m, H, W, C]`; None where nearest images are not asked for.
       near: distance to the nearest training image that only `NEAR` of held-out images go under.
+      metrics: of `OPTIONAL`.
     """
 
     moments: Moments
     features: np.ndarray | None = None
     training: np.ndarray | None = None
     near: float = 0.0
+    metrics: frozenset[str] = frozenset()
 
 
 class Tally:
@@ -134,23 +140,23 @@ class Tally:
         against = self._against
         with self._ledger("metrics"):
             frechet = moments.frechet_distance(self._sums.moments(), against.moments)
-            precision = recall = inception_score = nearest = copied = None
+            found = {}
             if against.features is not None:
-                # Equal counts, for both shares depend on them.
+                # Equal counts, for precision and recall depend on them.
                 chosen = np.random.default_rng(0).permutation(len(against.features))
                 real = against.features[chosen[: len(self._features)]]
-                precision, recall = manifold.precision_recall(
-                    real, self._features, neighbours=NEIGHBOURS
-                )
+                if "kid" in against.metrics:
+                    found["kid"], found["kid_spread"] = kid(real, self._features)
+                if "precision_recall" in against.metrics:
+                    shares = manifold.precision_recall(real, self._features, neighbours=NEIGHBOURS)
+                    found["precision"], found["recall"] = shares
             if self._score is not None:
-                inception_score = self._score.result()[0]
+                found["inception_score"] = self._score.result()[0]
             if self._distances:
                 distances = np.concatenate(self._distances)
-                nearest = float(np.median(distances))
-                copied = float((distances < against.near).mean())
-        return Quality(
-            frechet, self._right / self._num, precision, recall, inception_score, nearest, copied
-        )
+                found["nearest"] = float(np.median(distances))
+                found["copied"] = float((distances < against.near).mean())
+        return Quality(frechet, self._right / self._num, **found)
 
 
 class RealSet:
@@ -206,9 +212,10 @@ class RealSet:
                 self._held_out = manifold.nearest(held_out[chosen], training)[1]
         self._against = Against(
             moments=reference or self.moments,
-            features=self._features if "precision_recall" in self.metrics else None,
+            features=self._features if {"kid", "precision_recall"} & self.metrics else None,
             training=training if len(self._held_out) else None,
             near=float(np.quantile(self._held_out, NEAR)) if len(self._held_out) else 0.0,
+            metrics=self.metrics,
         )
 
     def tally(self, num: int) -> Tally:
@@ -234,7 +241,8 @@ class RealSet:
         chosen, others = np.split(order, [min(num, len(order) // 2)])
         rest = self._features[others]
         with self.ledger("metrics"):
-            against = Against(Moments.of(rest), None if self._against.features is None else rest)
+            kept = None if self._against.features is None else rest
+            against = Against(Moments.of(rest), kept, metrics=self.metrics)
         tally = self._tally(against, len(chosen))
         tally.add(self.images[chosen], self.labels[chosen])
         found = tally.quality()

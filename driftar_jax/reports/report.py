@@ -15,6 +15,7 @@ from driftar_jax.evaluation.premise import Premise
 # measured is left out.
 QUALITY = (
     ("frechet", "fd_{network}", 2),
+    ("kid", "kid_{network}", 4),
     ("precision", "precision", 3),
     ("recall", "recall", 3),
     ("inception_score", "inception score", 2),

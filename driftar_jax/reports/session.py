@@ -186,7 +186,7 @@ def open_session(
     asked = compare.Asked(controls, tuple(_scale(word) for word in guidance))
     opened = judges.open_judge(judge)
     judges.check_num(num, inception.WIDTH if inception_dir else opened.network.width)
-    network = _inception(inception_dir) if inception_dir else opened.network
+    network = judges.open_inception(inception_dir) if inception_dir else opened.network
     moved = frechet.read(reference, network.name, network.width) if reference else None
     loaded_drifts = [_load(path, "drift", "workdir") for path in drifts]
     loaded_baselines = [_load(path, "host", "baseline") for path in baselines]
@@ -234,14 +234,6 @@ def _scale(word: str) -> float:
         return float(word)
     except ValueError:
         raise config.wrong("guidance", word, "numbers from 0") from None
-
-
-def _inception(workdir: str) -> networks.Network:
-    try:
-        return networks.inception(*inception.load(workdir))
-    except ValueError as error:
-        allowed = f"a folder written by convert --family=inception ({error})"
-        raise config.wrong("inception", workdir, allowed) from error
 
 
 def _records(workdir: str) -> list[dict]:

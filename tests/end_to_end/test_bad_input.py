@@ -216,7 +216,7 @@ def test_a_folder_with_files_is_not_written_over(call, workdirs, tmp_path):
         ({"reference": "own"}, "reference", "a .npz of mu and sigma"),
         ({"guidance": "1.5,much"}, "guidance", "numbers from 0"),
         ({"guidance": "-2"}, "guidance", "a number from 0"),
-        ({"metrics": "recall"}, "metrics", "precision_recall | inception_score | nearest"),
+        ({"metrics": "recall"}, "metrics", "kid | precision_recall | inception_score | nearest"),
     ],
 )
 def test_a_bad_comparison_is_named(call, workdirs, tmp_path, change, field, allowed):

@@ -258,7 +258,16 @@ def test_evaluate_compares_the_methods(call, workdirs, tmp_path):
         assert row["frechet"] > 0 and 0 <= row["accuracy"] <= 1 and row["images_per_s"] > 0
     assert report["rows"][0]["method"] == "own" and report["rows"][0]["speed_ratio"] == 1.0
     assert report["floor"] > 0 and report["network"] == "classifier"
-    measured = {"frechet", "accuracy", "precision", "recall", "inception_score", "nearest"}
+    measured = {
+        "frechet",
+        "accuracy",
+        "kid",
+        "kid_spread",
+        "precision",
+        "recall",
+        "inception_score",
+        "nearest",
+    }
     assert measured | {"copied"} <= report["real"].keys() & report["rows"][0].keys()
     width = read_config(workdirs.judge)["classifier"]["width"]
     assert frechet.read(out / "reference.npz", "classifier", width).count == 1797
@@ -269,3 +278,16 @@ def test_evaluate_compares_the_methods(call, workdirs, tmp_path):
         if line.startswith("!["):
             assert (out / line.rpartition("](")[2].rstrip(")")).stat().st_size > 1000
     assert text.count("![") >= 5
+
+
+def test_evaluate_measures_pictures_of_anybody(call, workdirs, tmp_path):
+    made = driftar_jax.load(workdirs.drift).sample(np.arange(40) % 10, seed=0).images
+    np.savez(tmp_path / "made.npz", made)
+    words = (f"--images={tmp_path / 'made.npz'}", f"--judge={workdirs.judge}")
+    done = call("evaluate", *words, f"--out={tmp_path / 'report'}")
+    assert (done.status, done.stderr) == (0, "")
+    record = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert record["count"] == 40 and record["kid"] > 5 * record["kid_real_halves"]
+    assert "| kid_classifier |" in done.stdout and record["frechet"] > 0
+    done = call("evaluate", *words, f"--out={tmp_path / 'other'}", f"--workdir={workdirs.drift}")
+    assert done.status == 2 and "allowed none beside --images" in done.stderr

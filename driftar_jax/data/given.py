@@ -1,0 +1,112 @@
+"""Pictures of anybody, to be measured: a folder, or the `.npz` that evaluators exchange."""
+
+import pathlib
+import zipfile
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from driftar_jax import paths
+from driftar_jax.config import wrong
+from driftar_jax.data import images, npz
+
+ARRAY = "arr_0"  # what ADM's evaluator reads
+ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
+_PART = 256
+
+
+class Given:
+    """Pictures of one size, read part by part.
+
+    Attributes:
+      name: as it was asked for.
+      shape: `(n, H, W, 1 or 3)`.
+    """
+
+    def __init__(self, name: str, shape: tuple[int, ...], read: Callable[[slice], np.ndarray]):
+        """`read(slice)` gives uint8 `[k, H, W, C]`."""
+        self.name, self.shape, self._read = name, shape, read
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def parts(self) -> Iterator[np.ndarray]:
+        """All pictures in order, uint8 `[k, H, W, C]` at a time."""
+        for first in range(0, len(self), _PART):
+            yield self._read(slice(first, first + _PART))
+
+
+def open_given(field: str, given: str) -> Given:
+    """A folder of pictures of one size, or a `.npz` with `arr_0`, uint8 `[n, H, W, 1 or 3]`.
+
+    Folders are read with all that is below them, in the order of their paths; grey if every picture
+    is.
+
+    Raises:
+      ValueError: nothing there, pictures of several sizes, damaged ones or another kind of array;
+        one line that names `field`.
+    """
+    path = pathlib.Path(paths.local(field, given))
+    if path.is_dir():
+        return _folder(field, given, path)
+    if path.is_file() and path.suffix == ".npz":
+        return _array(field, given, path)
+    raise wrong(field, given, "a folder of pictures, or a .npz with arr_0")
+
+
+def holds(given: str, *members: str) -> bool:
+    """Whether a path is a `.npz` with all these members."""
+    try:
+        with zipfile.ZipFile(given) as archive:
+            return set(members) <= set(archive.namelist())
+    except (OSError, zipfile.BadZipFile):
+        return False
+
+
+def _array(field: str, given: str, path: pathlib.Path) -> Given:
+    try:
+        (array,) = npz.read(path, [ARRAY])
+    except Exception as error:  # a damaged zip can raise nearly anything
+        line = " ".join(str(error).split())[:200] or type(error).__name__
+        raise wrong(field, given, f"a .npz with {ARRAY} ({line})") from None
+    if (
+        array.dtype != np.uint8
+        or array.ndim != 4
+        or array.shape[-1] not in (1, 3)
+        or not array.size
+    ):
+        got = f"{array.dtype} {list(array.shape)}"
+        raise wrong(field, given, f"{ARRAY} of uint8 [n, H, W, 1 or 3], not {got}")
+    return Given(given, array.shape, lambda part: array[part])
+
+
+def _folder(field: str, given: str, folder: pathlib.Path) -> Given:
+    files = sorted(
+        p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS and not p.name.startswith(".")
+    )
+    if not files:
+        raise wrong(field, given, f"a folder with pictures ({' '.join(ENDINGS)})")
+    first, grey = None, True
+    for file in files:
+        try:
+            height, width, is_grey = images.header(file)
+        except images.BadImage as error:
+            raise wrong(field, given, f"pictures that can be read ({file.name}: {error})") from None
+        first, grey = first or (height, width), grey and is_grey
+        if (height, width) != first:
+            sizes = f"{files[0].name} is {first[0]}x{first[1]}, {file.name} {height}x{width}"
+            raise wrong(field, given, f"pictures of one size ({sizes})")
+    channels = 1 if grey else 3
+
+    def read(part: slice) -> np.ndarray:
+        try:
+            return np.stack(
+                [
+                    images.decode(file, channels=channels, size=None, center_crop=True)
+                    for file in files[part]
+                ]
+            )
+        except images.BadImage as error:
+            raise wrong(field, given, f"pictures that can be read ({error})") from None
+
+    return Given(given, (len(files), *first, channels), read)
