@@ -1,0 +1,136 @@
+"""Prompts from files: a line each, and the files of GenEval, DPG-Bench and MJHQ-30K."""
+
+import dataclasses
+import hashlib
+import pathlib
+import re
+from typing import Any
+
+from driftar_jax import jsons, paths
+from driftar_jax.config import wrong
+
+_LARGEST = 2**26  # bytes of a file, or of all files of a folder
+_NAME = re.compile(r"[\w.-]+")
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompt:
+    """One prompt.
+
+    Attributes:
+      text: of it.
+      key: what its picture is called after: its number, the name of its file, its id.
+      facts: the JSON object it was given in, or None.
+    """
+
+    text: str
+    key: str
+    facts: dict[str, Any] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """The prompts of a file, in its order.
+
+    Attributes:
+      kind: lines | jsonl | folder | table; of a layout's demands.
+      items: at least one.
+      digest: SHA-256 of the text and keys of all of them.
+    """
+
+    kind: str
+    items: tuple[Prompt, ...]
+
+    @property
+    def digest(self) -> str:
+        lines = "".join(f"{item.key}\t{item.text}\n" for item in self.items)
+        return hashlib.sha256(lines.encode()).hexdigest()
+
+
+def read(field: str, given: str) -> Prompts:
+    """Prompts of a file or a folder.
+
+    Args:
+      field: for messages.
+      given: `.jsonl` with `prompt` (GenEval), `.json` of id to `{category, prompt}` (MJHQ-30K), a
+        folder of `id.txt` (DPG-Bench), or any other text file with a prompt a line.
+
+    Raises:
+      ValueError: nothing there, an empty prompt, or a name that no file can have; one line.
+    """
+    path = pathlib.Path(paths.local(field, given))
+    try:
+        if path.is_dir():
+            kind, items = "folder", _folder(path)
+        else:
+            if path.stat().st_size > _LARGEST:
+                raise ValueError(f"more than {_LARGEST} bytes")
+            readers = {".jsonl": ("jsonl", _json_lines), ".json": ("table", _table)}
+            kind, reader = readers.get(path.suffix, ("lines", _lines))
+            items = reader(path.read_bytes())
+        _check(items)
+    except OSError as error:
+        raise wrong(field, given, f"a file or folder of prompts ({error.strerror})") from None
+    except ValueError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise wrong(field, given, f"prompts in UTF-8 ({reason})") from None
+    return Prompts(kind, tuple(items))
+
+
+def _check(items: list[Prompt]) -> None:
+    if not items:
+        raise ValueError("there is none")
+    keys: set[str] = set()
+    for number, item in enumerate(items, 1):
+        if not item.text.strip():
+            raise ValueError(f"prompt {number} is empty")
+        if not _NAME.fullmatch(item.key) or item.key.startswith("."):
+            raise ValueError(f"prompt {number} is called {item.key[:40]!r}")
+        if item.key in keys:
+            raise ValueError(f"two prompts are called {item.key!r}")
+        keys.add(item.key)
+
+
+def _numbered(texts: list[tuple[str, dict | None]]) -> list[Prompt]:
+    return [Prompt(text, f"{i:05d}", facts) for i, (text, facts) in enumerate(texts)]
+
+
+def _lines(data: bytes) -> list[Prompt]:
+    lines = data.decode("utf-8-sig").splitlines()
+    return _numbered([(line.strip(), None) for line in lines if line.strip()])
+
+
+def _json_lines(data: bytes) -> list[Prompt]:
+    found = []
+    for number, line in enumerate(data.decode("utf-8-sig").splitlines(), 1):
+        if line.strip():
+            facts = jsons.parse(line.encode())
+            if not isinstance(facts, dict) or not isinstance(facts.get("prompt"), str):
+                raise ValueError(f"line {number} is no object with a prompt")
+            found.append((facts["prompt"], facts))
+    return _numbered(found)
+
+
+def _table(data: bytes) -> list[Prompt]:
+    table = jsons.parse(data)
+    if not isinstance(table, dict):
+        raise ValueError("no object of ids")
+    found = []
+    for key, facts in table.items():
+        if not isinstance(facts, dict) or not isinstance(facts.get("prompt"), str):
+            raise ValueError(f"{key[:40]!r} has no prompt")
+        category = facts.get("category", "")
+        if not isinstance(category, str) or category and not _NAME.fullmatch(category):
+            raise ValueError(f"{key[:40]!r} is of category {str(category)[:40]!r}")
+        found.append(Prompt(facts["prompt"], key, facts))
+    return found
+
+
+def _folder(path: pathlib.Path) -> list[Prompt]:
+    files = sorted(path.glob("*.txt"))
+    if sum(file.stat().st_size for file in files) > _LARGEST:
+        raise ValueError(f"more than {_LARGEST} bytes")
+    return [
+        Prompt(" ".join(f.read_bytes().decode("utf-8-sig").split()), f.name.removesuffix(".txt"))
+        for f in files
+    ]
