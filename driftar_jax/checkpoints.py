@@ -12,6 +12,8 @@ are of every file in those folders: array data carries no check sum of its own t
 flipped bit.
 """
 
+import contextlib
+import difflib
 import hashlib
 import json
 import os
@@ -364,8 +366,18 @@ def read_config(workdir: str | os.PathLike) -> dict:
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"workdir: got {str(workdir)!r}, allowed a folder written by train or convert "
-            f"(no readable {path.name})"
+            f"(no readable {path.name}){_near(path.parent)}"
         ) from error
+
+
+def _near(workdir: pathlib.Path) -> str:
+    """The workdir of nearly this name that stands beside it, as the end of a message."""
+    with contextlib.suppress(OSError):
+        beside = [p for p in workdir.parent.iterdir() if (p / "config.json").is_file()]
+        close = difflib.get_close_matches(workdir.name, [p.name for p in beside], n=1)
+        if close and close[0] != workdir.name:
+            return f" (did you mean {str(workdir.parent / close[0])!r}?)"
+    return ""
 
 
 def write_json(path: str | os.PathLike, value) -> None:

@@ -1,4 +1,4 @@
-"""Compare a host's own head with Drift-AR: quality, speed, premise, pictures.
+r"""Compare a host's own head with Drift-AR: quality, speed, premise, pictures.
 
   python -m driftar_jax.evaluate --workdir=runs/drift --baseline=runs/own --judge=runs/judge \
       --out=runs/report

@@ -9,7 +9,7 @@ import traceback
 from absl import app, flags, logging
 
 from driftar_jax import config
-from driftar_jax.cli import files
+from driftar_jax.cli import files, help
 
 USER_ERROR = 2
 
@@ -62,7 +62,8 @@ def run(main) -> None:
         sys.unraisablehook = _unraisable
         main(argv)
 
-    app.run(quiet, flags_parser=_parse)
+    about = main.__globals__["__doc__"] or ""
+    app.run(quiet, flags_parser=lambda argv: _parse(argv, about))
 
 
 def _thread_failed(args) -> None:
@@ -78,7 +79,10 @@ def _unraisable(args) -> None:
         sys.__unraisablehook__(args)
 
 
-def _parse(argv):
+def _parse(argv, about: str):
+    if help.wanted(argv):
+        print(help.text(argv, about))
+        sys.exit(0)
     with user_errors():
         argv = _with_files(argv)
     try:
@@ -114,7 +118,7 @@ def _values(flag: str, argv: list[str]) -> list[str]:
 def _explain(error: Exception, argv: list[str]) -> str:
     """`field: got value, allowed values` of what absl and ml_collections say at more length."""
     if isinstance(error, flags.UnrecognizedFlagError):
-        ours = [n for n in flags.FLAGS if n in _own_flags(argv)]
+        ours = help.names(argv[0])
         near = config.nearest(error.flagname, ours)
         return f"flag: got '--{error.flagname}', allowed --{', --'.join(sorted(ours))}{near}"
     for word in argv[1:]:
@@ -146,9 +150,3 @@ def _explain(error: Exception, argv: list[str]) -> str:
     if value == "None":
         return f"{name}: got nothing, allowed --{name}=VALUE"
     return f"{name}: got {value!r}, allowed {_KINDS.get(flags.FLAGS[name].flag_type(), 'text')}"
-
-
-def _own_flags(argv: list[str]) -> set[str]:
-    """Names of the flags that the program itself defines."""
-    by_module = flags.FLAGS.flags_by_module_dict()
-    return {flag.name for flag in by_module.get(argv[0], ())}
