@@ -6,7 +6,7 @@ import os
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from driftar_jax.sampling import generator
+    from driftar_jax.sampling.generator import Generator
 
 __all__ = ["__version__", "load"]
 __version__ = "0.1.0"
@@ -14,11 +14,11 @@ __version__ = "0.1.0"
 
 def load(
     workdir: str | os.PathLike, step: int | None = None, vae: str | os.PathLike | None = None
-) -> generator.Loaded:
-    """Read a checkpoint, ready to sample; see `driftar_jax.sampling.generator.load`."""
-    from driftar_jax.sampling import generator
+) -> Generator:
+    """Read a checkpoint, ready to sample; see `driftar_jax.sampling.load`."""
+    from driftar_jax.sampling import load as loading
 
-    return generator.load(workdir, step, vae)
+    return loading.load(workdir, step, vae)
 
 
 def __getattr__(name):

@@ -12,6 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 TASKS = ("host", "drift", "draft", "classifier", "mae")
+# Tasks of workdirs that `convert` writes and nobody trains: Drift-AR as published, NextStep-1.
+PUBLISHED, CONVERTED = "published", "nextstep"
 
 
 @dataclasses.dataclass(frozen=True)

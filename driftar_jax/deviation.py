@@ -44,9 +44,9 @@ def main(_) -> None:
             raise config.wrong("draws", _DRAWS.value, "an even number of at least 4")
         drifts = [_load(w, "workdir", "drift") for w in _WORKDIR.value]
         owns = [_load(w, "baseline", "host") for w in _BASELINE.value]
-        images = drifts[0].parts.images
+        images = drifts[0].model.images
         for run in (*owns, *drifts):
-            if run.parts.images != images or not contexts.possible(run):
+            if run.model.images != images or not contexts.possible(run):
                 raise config.wrong("workdir", _WORKDIR.value[0], "runs of MAR on the same tokens")
         if not 1 <= _TOKENS.value <= images.num_tokens:
             raise config.wrong("tokens", _TOKENS.value, f"1 to {images.num_tokens}")
@@ -79,9 +79,9 @@ def main(_) -> None:
 
 
 def _load(workdir: str, flag: str, task: str):
-    from driftar_jax.sampling import generator
+    from driftar_jax.sampling import load
 
-    loaded = generator.load(workdir)
+    loaded = load.load(workdir)
     if loaded.config.task != task:
         raise config.wrong(flag, workdir, f"a run of task {task}, not {loaded.config.task}")
     return loaded

@@ -19,10 +19,11 @@ from absl import flags
 
 from driftar_jax import config
 from driftar_jax.cli import program as cli
+from driftar_jax.cli import sampling_flags
 from driftar_jax.evaluation import judges, quality, speculation
 from driftar_jax.heads import early_stop
 from driftar_jax.reports import speculation_report
-from driftar_jax.sampling import draft_count, generator
+from driftar_jax.sampling import load
 
 _WORKDIR = flags.DEFINE_list("workdir", None, "Drift-AR or draft runs, one per training seed.")
 _JUDGE = flags.DEFINE_string("judge", None, "Run of the classifier whose features measure.")
@@ -58,8 +59,8 @@ def main(_) -> None:
         if not sizes or not all(b.isdigit() and int(b) > 0 for b in sizes):
             raise config.wrong("batch_sizes", ",".join(sizes), "whole numbers of at least 1")
         deltas = {"coupled": _bounds("coupled", _COUPLED), "feature": _bounds("feature", _FEATURE)}
-        loaded = [generator.load(workdir) for workdir in _WORKDIR.value]
-        table = speculation.ways(loaded[0], deltas, draft_count.parse_stop(_STOP.value))
+        loaded = [load.load(workdir) for workdir in _WORKDIR.value]
+        table = speculation.ways(loaded[0], deltas, sampling_flags.parse_stop(_STOP.value))
         for run in loaded:
             for way in table:
                 run.check(way.settings)

@@ -13,7 +13,7 @@ from absl import flags
 from driftar_jax import checkpoints
 from driftar_jax.cli import program as cli
 from driftar_jax.config import wrong
-from driftar_jax.sampling import generator
+from driftar_jax.sampling import load
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder written by train.")
 _OUT = flags.DEFINE_string("out", None, "New workdir that sample, evaluate and init_from read.")
@@ -31,14 +31,18 @@ def main(_) -> None:
         target, source = pathlib.Path(_OUT.value).absolute(), pathlib.Path(_WORKDIR.value)
         if target.exists():
             raise wrong("out", _OUT.value, "a new folder")
-        params, manifest, step = generator.read_weights(source)
+        params, manifest, step = load.read_weights(source)
     params = jax.tree.map(lambda a: a.astype(_DTYPE.value), params)
     manifest.pop("format")
     unfinished = target.with_name(f".{target.name}.tmp{os.getpid()}")
     try:
         unfinished.mkdir(parents=True)
         written = checkpoints.Checkpoints(unfinished)
-        written.save(step, manifest=manifest, ema=params)
+        first, *layers = load.stored_trees(source, params).items()
+        written.save(step, manifest=manifest, **dict([first]))
+        written.wait()
+        for name, tree in layers:
+            written.add(step, name, tree)
         written.close()
         written.forget_place(step)
         for name in _TEXT:
@@ -55,7 +59,8 @@ def main(_) -> None:
 def _without_folders(source: pathlib.Path) -> dict:
     """The config of a run, without the folders of what it was made from: they stay behind."""
     config = checkpoints.read_config(source)
-    config["init_from"] = ""
+    if "init_from" in config:
+        config["init_from"] = ""
     if "features_from" in config.get("drift", {}):
         config["drift"]["features_from"] = ""
     return config

@@ -1,129 +1,51 @@
-"""Builds the modules of a run from its config: the one place where names become modules."""
+"""The modules of a run, built from its config: the one place where names become modules."""
 
-import dataclasses
 from typing import Any
 
+import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
-from driftar_jax.config import GROUPS
-from driftar_jax.data.captions import TextSpec
+from driftar_jax import hosts
+from driftar_jax.config import PUBLISHED
 from driftar_jax.drift.decoders import TokenDecoder
-from driftar_jax.drift.grid import GridDecoder
 from driftar_jax.drift.prior import Prior
-from driftar_jax.heads.diffusion import DiffusionHead
 from driftar_jax.heads.draft import DraftHead
-from driftar_jax.heads.flow import VelocityNet
-from driftar_jax.heads.flow_token import FlowTokenHead
-from driftar_jax.hosts.mar import MAR
-from driftar_jax.hosts.nextstep import NextStep
-from driftar_jax.hosts.transdiff import TransDiff
-from driftar_jax.published import stored as published
-from driftar_jax.published.model import sampled_parts
+from driftar_jax.hosts.base import Family, ImageSpec, Model
+
+# What is folded into the key of a fresh run for each group; the host takes the key itself.
+_FOLDS = {"host": None, "head": 1, "prior": 2, "decoder": 3, "draft": 4}
 
 
-@dataclasses.dataclass(frozen=True)
-class ImageSpec:
-    """What the data decides: `image_shape (H, W, C)`, the classes, the patch size, the captions."""
-
-    image_shape: tuple[int, int, int]
-    class_names: tuple[str, ...]
-    patch_size: int
-    text: TextSpec | None = None
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.class_names)
-
-    @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of tokens."""
-        return self.image_shape[0] // self.patch_size, self.image_shape[1] // self.patch_size
-
-    @property
-    def num_tokens(self) -> int:
-        return self.grid[0] * self.grid[1]
-
-    @property
-    def token_dim(self) -> int:
-        return self.image_shape[2] * self.patch_size**2
+def family_of(config: Any) -> Family:
+    """Return the family of a config's host; that of published models is TransDiff's."""
+    return hosts.family("transdiff" if config.task == PUBLISHED else config.host.name)
 
 
-@dataclasses.dataclass(frozen=True)
-class Parts:
-    """The modules of one run; `head` for task `host`, the last three for task `drift`."""
+def build(config: Any, images: ImageSpec) -> Model:
+    """Build the modules of a checked config of task host, drift or draft, or of a published model.
 
-    images: ImageSpec
-    host: MAR | TransDiff | NextStep
-    head: DiffusionHead | VelocityNet | FlowTokenHead | None = None
-    prior: Prior | None = None
-    decoder: TokenDecoder | GridDecoder | None = None
-    draft: DraftHead | None = None
+    A run of task `host` has the host's own head; the others have prior, decoder and, where groups
+    of the host can be drafted, a draft head.
+    """
+    family = family_of(config)
+    if config.task == PUBLISHED:
+        # Imported where they are wanted: sampling a run needs neither these nor those below.
+        from driftar_jax.published import stored
+        from driftar_jax.published.model import sampled_parts
 
-
-def build(config: Any, images: ImageSpec) -> Parts:
-    """Modules for a checked config of task `host` or `drift`, or of a published model."""
-    if config.task == published.TASK:
-        host, prior, decoder = sampled_parts(published.module(config))
-        return Parts(images, host, prior=prior, decoder=decoder)
-    if config.host.name == "transdiff":
-        return _transdiff(config, images)
-    dtype = jnp.dtype(config.host.dtype)
-    if config.host.name == "nextstep":
-        host = _nextstep(config, images)
-        if config.task == "host":
-            head = FlowTokenHead(images.token_dim, config.head.width, config.head.depth, dtype)
-            return Parts(images, host, head=head)
-        return _drift_tokens(config, images, host)
-    host = MAR(
-        num_tokens=images.num_tokens,
-        token_dim=images.token_dim,
-        num_classes=images.num_classes,
-        width=config.host.width,
-        encoder_depth=config.host.encoder_depth,
-        decoder_depth=config.host.decoder_depth,
-        num_heads=config.host.num_heads,
-        buffer_size=config.host.buffer_size,
-        attention_dropout=config.host.attention_dropout,
-        projection_dropout=config.host.projection_dropout,
-        remat=config.host.get("remat", "none"),
-        dtype=dtype,
-    )
+        host, prior, decoder = sampled_parts(stored.module(config))
+        return Model(images, host, family, prior=prior, decoder=decoder)
+    host = family.backbone(config, images)
     if config.task == "host":
-        head = DiffusionHead(
-            token_dim=images.token_dim,
-            width=config.head.width,
-            depth=config.head.depth,
-            dtype=dtype,
-        )
-        return Parts(images, host, head=head)
-    return _drift_tokens(config, images, host)
-
-
-def _drift_tokens(config: Any, images: ImageSpec, host: MAR | NextStep) -> Parts:
-    """Drift-AR on a host that makes single tokens."""
-    dtype = jnp.dtype(config.host.dtype)
-    return Parts(
+        return Model(images, host, family, head=family.own_head(config, images))
+    return Model(
         images,
         host,
+        family,
         prior=_prior(config, images),
-        decoder=TokenDecoder(
-            token_dim=images.token_dim,
-            width=config.drift.width,
-            depth=config.drift.depth,
-            standardised=config.drift.standardised,
-            # Not in configs of older runs.
-            guidance=config.drift.get("guidance_max", 1.0) > 1,
-            entropy_adaln=config.drift.get("entropy_adaln", True),
-            dtype=dtype,
-        ),
-        draft=DraftHead(
-            token_dim=images.token_dim,
-            features=config.host.width,
-            width=config.draft.width,
-            depth=config.draft.depth,
-            num_heads=config.draft.num_heads,
-            dtype=dtype,
-        ),
+        decoder=_decoder(config, images, family),
+        draft=_draft(config, images) if family.drafts else None,
     )
 
 
@@ -137,65 +59,97 @@ def _prior(config: Any, images: ImageSpec) -> Prior:
     )
 
 
-def _nextstep(config: Any, images: ImageSpec) -> NextStep:
-    return NextStep(
-        vocab_size=images.text.vocab_size,
-        placeholder=images.text.placeholder,
+def _decoder(config: Any, images: ImageSpec, family: Family) -> nn.Module:
+    """Build the one-step decoder: of whole grids, or of single tokens."""
+    fields = dict(
         token_dim=images.token_dim,
-        width=config.host.width,
-        depth=config.host.depth,
-        num_heads=config.host.num_heads,
-        num_kv_heads=config.host.num_kv_heads,
-        head_dim=config.host.width // config.host.num_heads,
-        mlp_width=config.host.mlp_width,
-        norm_eps=config.host.norm_eps,
-        rope_theta=config.host.rope_theta,
-        remat=config.host.get("remat", "none"),
+        width=config.drift.width,
+        depth=config.drift.depth,
+        standardised=config.drift.standardised,
+        # Not in configs of older runs, as the one below.
+        guidance=config.drift.get("guidance_max", 1.0) > 1,
+        dtype=jnp.dtype(config.host.dtype),
+    )
+    if family.order == "grid":
+        from driftar_jax.drift.grid import GridDecoder
+
+        return GridDecoder(num_heads=config.drift.num_heads, **fields)
+    return TokenDecoder(entropy_adaln=config.drift.get("entropy_adaln", True), **fields)
+
+
+def _draft(config: Any, images: ImageSpec) -> DraftHead:
+    return DraftHead(
+        token_dim=images.token_dim,
+        features=config.host.width,
+        width=config.draft.width,
+        depth=config.draft.depth,
+        num_heads=config.draft.num_heads,
         dtype=jnp.dtype(config.host.dtype),
     )
 
 
-def transdiff_host(config: Any, images: ImageSpec) -> TransDiff:
-    """TransDiff's backbone; one content row stands for `row_patch` squared tokens."""
-    groups, square = GROUPS[config.host.form], config.host.row_patch**2
-    return TransDiff(
-        num_rows=groups * images.num_tokens // square,
-        groups=groups,
-        reference_dim=images.token_dim * (square if groups > 1 else 1),
-        num_classes=images.num_classes,
-        width=config.host.width,
-        depth=config.host.depth,
-        num_heads=config.host.num_heads,
-        buffer_size=config.host.buffer_size,
-        attention_dropout=config.host.attention_dropout,
-        projection_dropout=config.host.projection_dropout,
-        remat=config.host.get("remat", "none"),
-        dtype=jnp.dtype(config.host.dtype),
-    )
+def init(model: Model, key: jax.Array) -> dict[str, Any]:
+    """Make fresh parameters of every module, by group, boxed with their logical axes."""
+    examples = {**_examples(model), **model.family.examples(model)}
+    keys = _keys(model, key)
+    return {name: examples[name](keys[name])["params"] for name in keys}
 
 
-def _transdiff(config: Any, images: ImageSpec) -> Parts:
-    host, dtype = transdiff_host(config, images), jnp.dtype(config.host.dtype)
-    if config.task == "drift":
-        decoder = GridDecoder(
-            token_dim=images.token_dim,
-            width=config.drift.width,
-            depth=config.drift.depth,
-            num_heads=config.drift.num_heads,
-            standardised=config.drift.standardised,
-            guidance=config.drift.guidance_max > 1,
-            dtype=dtype,
-        )
-        return Parts(images, host, prior=_prior(config, images), decoder=decoder)
-    head = VelocityNet(
-        token_dim=images.token_dim,
-        num_tokens=images.num_tokens,
-        width=config.host.width,
-        depth=config.head.depth,
-        num_heads=config.host.num_heads,
-        attention_dropout=config.host.attention_dropout,
-        projection_dropout=config.host.projection_dropout,
-        remat=config.host.get("remat", "none"),
-        dtype=dtype,
-    )
-    return Parts(images, host, head=head)
+def _keys(model: Model, key: jax.Array) -> dict[str, jax.Array]:
+    """Return a key for every group that the model has."""
+    groups = [name for name in _FOLDS if getattr(model, name) is not None]
+    if model.family.order == "grid" and model.decoder is not None:
+        # As runs of whole grids have always begun: a change would change every fresh run.
+        return dict(zip(groups, jax.random.split(key, 3), strict=True))
+    folds = {name: _FOLDS[name] for name in groups}
+    return {n: key if fold is None else jax.random.fold_in(key, fold) for n, fold in folds.items()}
+
+
+def _examples(model: Model):
+    """Return `key -> variables` of prior and decoder, which know no host."""
+    n, width = model.images.num_tokens, model.host.width
+
+    def prior(key):
+        # One key for each image: `prior.scale=shuffled` swaps entropies inside it.
+        keys = jax.random.split(key, 1)
+        return model.prior.init(key, jnp.zeros((1, n, width)), jnp.zeros((1, n)), keys)
+
+    def decoder(key):
+        return model.decoder.init(key, *model.decoder.example(n, width))
+
+    return {"prior": prior, "decoder": decoder}
+
+
+def shapes(config: Any, images: ImageSpec) -> dict[str, Any]:
+    """Return the parameters of a checkpoint by group as `ShapeDtypeStruct`; nothing is run.
+
+    Args:
+      config: of any task that `train` knows, or of a published model.
+      images: of its manifest.
+    """
+    if config.task == PUBLISHED:
+        from driftar_jax.published import stored
+
+        return stored.abstract(stored.module(config), config.phi)
+    if config.task in ("classifier", "mae"):
+        module = _feature_network(config, images)
+        image = jnp.zeros((1, *images.image_shape))
+
+        def make(key):
+            return {config.task: module.init(key, image)["params"]}
+    else:
+        modules = build(config, images)
+
+        def make(key):
+            return init(modules, key)
+
+    return nn.meta.unbox(jax.eval_shape(make, jax.random.key(0)))
+
+
+def _feature_network(config: Any, images: ImageSpec) -> nn.Module:
+    """Build the network to look through that a task trains."""
+    from driftar_jax.features import classifier, mae
+
+    if config.task == "mae":
+        return mae.build(config, images.image_shape, images.num_classes)
+    return classifier.build(config, images.num_classes)

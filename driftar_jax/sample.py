@@ -4,6 +4,8 @@ python -m driftar_jax.sample --workdir=runs/drift --num=64 --out=runs/drift/imag
 python -m driftar_jax.sample --workdir=runs/mar_base --vae=runs/kl16 --num=4 --out=runs/images
 python -m driftar_jax.sample --workdir=runs/drift --image=shoe.png --mask=heel.png --out=runs/heels
 python -m driftar_jax.sample --workdir=runs/drift_next --prompt="red heart, heart" --out=runs/hearts
+python -m driftar_jax.sample --workdir=runs/nextstep --vae=runs/f8 --image=fox.png \
+    --prompt="<image> in the snow" --out=runs/edits
 """
 
 import dataclasses
@@ -12,134 +14,183 @@ import pathlib
 import numpy as np
 from absl import flags
 
-import driftar_jax
-from driftar_jax import sample_prompts
 from driftar_jax.checkpoints import write_json
 from driftar_jax.cli import program as cli
-from driftar_jax.data import pictures
-from driftar_jax.sampling import draft_count, inpaint, prompted
+from driftar_jax.cli import sampling_flags
+from driftar_jax.config import wrong
+from driftar_jax.data import images, pictures
+from driftar_jax.sampling import inpaint, load
+from driftar_jax.sampling.conditions import Request
+from driftar_jax.sharding import make_mesh
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder written by train or convert.")
 _OUT = flags.DEFINE_string("out", None, "New folder for grid.png, single files and counts.json.")
 _VAE = flags.DEFINE_string("vae", None, "Folder of the autoencoder, where tokens are latents.")
-_NUM = flags.DEFINE_integer("num", 64, "How many images.")
+_NUM = flags.DEFINE_integer("num", 64, "How many images; of prompts, one each by default.")
 _LABELS = flags.DEFINE_list("labels", [], "Class numbers or names, repeated in turn; all classes.")
+_PROMPT = flags.DEFINE_multi_string("prompt", [], "Text of an image; may be given several times.")
+_IMAGE = flags.DEFINE_multi_string(
+    "image", [], "Source of an edit, one per --prompt; or with --mask."
+)
 _MASK = flags.DEFINE_string("mask", None, "Picture whose white part of --image is generated anew.")
+_NEGATIVE = flags.DEFINE_string("negative", "", "Prompt that guidance leads away from.")
+_POSITIVE = flags.DEFINE_string("positive", "", "Text put behind every prompt.")
+_HEIGHT = flags.DEFINE_integer("height", None, "Height of the images made from prompts; 512.")
+_WIDTH = flags.DEFINE_integer("width", None, "Width of the images made from prompts; 512.")
 _SEED = flags.DEFINE_integer("seed", 0, "Root of the randomness.")
-_METHOD = flags.DEFINE_string("method", None, "own | drift | mean; what the checkpoint holds.")
-_AR_STEPS = flags.DEFINE_integer("ar_steps", None, "AR steps; the config's by default.")
-_NFE = flags.DEFINE_integer("nfe", None, "Head evaluations per AR step (own head).")
-_NFE_SCHEDULE = flags.DEFINE_string("nfe_schedule", None, "constant | two_stage | linear | cosine.")
-_NFE_LAST = flags.DEFINE_integer("nfe_last", None, "What --nfe falls to, unless constant.")
-_GUIDANCE = flags.DEFINE_float("guidance", None, "Guidance scale; 1 is none.")
-_GUIDANCE_FORM = flags.DEFINE_string("guidance_form", None, "extrapolate | trained.")
-_TEMPERATURE = flags.DEFINE_float("temperature", None, "Temperature of the head or start noise.")
-_GAMMA = flags.DEFINE_string(
-    "gamma", None, "AR steps drafted per round: auto, or a number; 0 is none."
-)
-_RULE = flags.DEFINE_string("rule", None, "gaussian | coupled | feature; how drafts are accepted.")
-_DELTA = flags.DEFINE_float("delta", None, "Bound of the rules coupled and feature.")
-_STOP = flags.DEFINE_string(
-    "stop", None, "Drafting ends where its mean entropy is under this; 0 never, auto as trained."
-)
-_BATCH = flags.DEFINE_integer("batch_size", 256, "Images per call.")
+_BATCH = flags.DEFINE_integer("batch_size", None, "Images per call; 256, of converted prompts 1.")
+_FSDP = flags.DEFINE_integer("mesh_fsdp", 1, "Devices over which widths are split (converted).")
+_TENSOR = flags.DEFINE_integer("mesh_tensor", 1, "Devices over which heads are split (converted).")
+sampling_flags.define()
 flags.mark_flags_as_required(["workdir", "out"])
 
 
 def main(_) -> None:
     with cli.user_errors():
         out = _new_folder(_OUT.value)
-        _at_least_one("num", _NUM.value)
-        _at_least_one("batch_size", _BATCH.value)
+        for flag in (_NUM, _BATCH, _FSDP, _TENSOR):
+            if flag.value is not None and flag.value < 1:
+                raise wrong(flag.name, flag.value, "a whole number of at least 1")
         if not 0 <= _SEED.value < 2**31:
-            raise ValueError(f"seed: got {_SEED.value}, allowed 0 to 2147483647")
-        if prompted.is_prompted(_WORKDIR.value):
-            sample_prompts.main(out)
-            return
-        loaded = driftar_jax.load(_WORKDIR.value, vae=_VAE.value)
-        labels = _labels(loaded.parts.images.class_names, _LABELS.value, _NUM.value)
-        texts = sample_prompts.texts(loaded, labels)
-        asked = loaded.conditions(labels if texts is None else texts, _SEED.value)
-        changes = {
-            "method": _METHOD.value,
-            "ar_steps": _AR_STEPS.value,
-            "nfe": _NFE.value,
-            "nfe_schedule": _NFE_SCHEDULE.value,
-            "nfe_last": _NFE_LAST.value,
-            "guidance": _GUIDANCE.value,
-            "guidance_form": _GUIDANCE_FORM.value,
-            "temperature": _TEMPERATURE.value,
-            "gamma": draft_count.parse(_GAMMA.value),
-            "rule": _RULE.value,
-            "delta": _DELTA.value,
-            "stop": draft_count.parse_stop(_STOP.value),
-        }
-        settings = loaded.checked(**changes)
-        hole = _hole(loaded)
+            raise wrong("seed", _SEED.value, "0 to 2147483647")
+        generator = _load()
+        labels, texts = _asked(generator)
+        asked = labels if texts is None else texts
+        hole = _hole(generator)
+        request = _request(len(asked))
+        sized = generator.sized(request)
+        settings = sized.checked(**sampling_flags.changes())
+        condition = sized.conditions(asked, _SEED.value, settings, request)
     if settings.gamma and not settings.drafts:
         print("gamma: one AR step makes the whole image, so there is nothing to draft: plain")
-    rest = {"batch_size": _BATCH.value, **changes}
     if hole is None:
-        made = loaded.sample(asked, _SEED.value, **rest)
+        settings = sized.with_draft_count(settings, condition, _BATCH.value)
+        samples = sized.collect(settings, condition, _SEED.value, _BATCH.value)
     else:
         with cli.user_errors():
-            made = inpaint.fill(loaded, *hole, asked, _SEED.value, **rest)
-    out.mkdir(parents=True, exist_ok=True)
-    pictures.save_grid(out / "grid.png", made.images)
-    if texts is not None:
-        pictures.save_captioned(out / "prompts.png", made.images, texts)
-    for i, image in enumerate(made.images):
-        name = f"{i:05d}_class{labels[i]}.png" if texts is None else f"{i:05d}.png"
-        pictures.to_pil(image).save(out / name)
+            samples = inpaint.fill(
+                sized, *hole, asked, _SEED.value, batch_size=_BATCH.value, settings=settings
+            )
+    _write(out, samples, labels, texts)
     facts = {
-        "per_image": dataclasses.asdict(made.counts),
+        "per_image": dataclasses.asdict(samples.counts),
         "images": len(asked),
         **({} if texts is None else {"prompts": texts}),
         "settings": dataclasses.asdict(settings),
-        "gamma": made.gamma,
-        "speculation": made.speculation,
+        "gamma": samples.gamma,
+        "speculation": samples.speculation,
         "seed": _SEED.value,
-        "step": loaded.step,
+        "step": generator.step,
     }
     write_json(out / "counts.json", facts)
     print(f"{out}: {len(asked)} images, {facts['per_image']}")
 
 
-def _hole(loaded):
-    """Image and mask to fill in, or None."""
-    pictured = flags.FLAGS["image"].value
+def _load():
+    """Return the generator of the workdir, laid out over the mesh that is asked for."""
+    split = flags.FLAGS["mesh_fsdp"].present or flags.FLAGS["mesh_tensor"].present
+    mesh = make_mesh(fsdp=_FSDP.value, tensor=_TENSOR.value) if split else None
+    generator = load.load(_WORKDIR.value, vae=_VAE.value, mesh=mesh)
+    if split and generator.reader.takes != "prompts":
+        name = "mesh_fsdp" if flags.FLAGS["mesh_fsdp"].present else "mesh_tensor"
+        allowed = "none: this checkpoint lies on every device as a whole"
+        raise wrong(name, flags.FLAGS[name].value, allowed)
+    return generator
+
+
+def _asked(generator) -> tuple[np.ndarray | None, list[str] | None]:
+    """Return the classes that are asked for, or the texts; the other is None.
+
+    Raises:
+      ValueError: labels and prompts do not fit the checkpoint, or each other.
+    """
+    takes, texts = generator.reader.takes, _PROMPT.value
+    if takes == "classes":
+        for name in ("prompt",) if _MASK.present else ("prompt", "image"):
+            if flags.FLAGS[name].present:
+                allowed = "none: this checkpoint makes images of classes, by --labels"
+                raise wrong(name, flags.FLAGS[name].value, allowed)
+        return _labels(generator.model.images.class_names), None
+    if takes == "prompts" and _LABELS.present:
+        raise wrong("labels", _LABELS.value, "none: this checkpoint takes --prompt")
+    if takes == "prompts" and not texts:
+        raise wrong("prompt", None, "at least one --prompt")
+    if takes == "captions" and not texts:
+        labels = _labels(generator.model.images.class_names)
+        return labels, generator.reader.texts(labels, _SEED.value)
+    if _LABELS.present:
+        raise wrong("labels", _LABELS.value, "none beside --prompt")
+    for text in texts:
+        if not text.strip():
+            raise wrong("prompt", text, "text")
+    return None, [texts[i % len(texts)] for i in range(_count(texts))]
+
+
+def _count(texts: list[str]) -> int:
+    return _NUM.value if flags.FLAGS["num"].present else len(texts)
+
+
+def _request(number: int) -> Request:
+    """Return what is asked for beside labels and texts."""
+    size = None
+    if _HEIGHT.present or _WIDTH.present:
+        size = (_HEIGHT.value or load.SIDE, _WIDTH.value or load.SIDE)
+    sources = [] if _MASK.present else [_picture(path) for path in _IMAGE.value]
+    if sources and _PROMPT.value and len(sources) != len(_PROMPT.value):
+        allowed = f"one per --prompt, {len(_PROMPT.value)}"
+        raise wrong("image", f"{len(sources)} images", allowed)
+    sources = [sources[i % len(sources)] for i in range(number)] if sources else []
+    return Request(size, sources, _POSITIVE.value, _NEGATIVE.value)
+
+
+def _picture(path: str) -> np.ndarray:
+    """Return a source image as uint8 `[h, w, 3]`; ValueError where it is none."""
+    try:
+        return images.decode(path, channels=3, size=None, center_crop=False)
+    except images.BadImage as error:
+        raise wrong("image", path, f"a picture ({error})") from None
+
+
+def _hole(generator) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return image and mask to fill in, or None."""
     if not _MASK.present:
         return None
-    if len(pictured) != 1:
-        raise ValueError(f"image: got {len(pictured)} of them, allowed one together with --mask")
-    return inpaint.read(pictured[0], _MASK.value, inpaint.pixel_shape(loaded)[-1])
+    if len(_IMAGE.value) != 1:
+        number = len(_IMAGE.value)
+        raise ValueError(f"image: got {number} of them, allowed one together with --mask")
+    inpaint.check(generator)
+    return inpaint.read(_IMAGE.value[0], _MASK.value, inpaint.pixel_shape(generator)[-1])
 
 
 def _new_folder(path: str) -> pathlib.Path:
     out = pathlib.Path(path)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"out: got {path!r}, allowed a new or empty folder")
+        raise wrong("out", path, "a new or empty folder")
     return out
 
 
-def _at_least_one(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name}: got {value}, allowed a whole number of at least 1")
-
-
-def _labels(names: tuple[str, ...], asked: list[str], num: int) -> np.ndarray:
-    """`num` class numbers, going round through `asked` (numbers or names) or all classes."""
-    chosen = []
-    for word in asked or range(len(names)):
+def _labels(names: tuple[str, ...]) -> np.ndarray:
+    """Return `--num` class numbers, going round through `--labels` or all classes."""
+    numbers = []
+    for word in _LABELS.value or range(len(names)):
         if word in names:
-            chosen.append(names.index(word))
+            numbers.append(names.index(word))
         elif str(word).lstrip("-").isdigit() and -1 <= int(word) < len(names):
-            chosen.append(int(word))
+            numbers.append(int(word))
         else:
-            raise ValueError(
-                f"labels: got {word!r}, allowed -1 to {len(names) - 1} or a class name"
-            )
-    return np.resize(np.asarray(chosen, np.int32), num)
+            raise wrong("labels", word, f"-1 to {len(names) - 1} or a class name")
+    return np.resize(np.asarray(numbers, np.int32), _NUM.value)
+
+
+def _write(out: pathlib.Path, samples, labels, texts) -> None:
+    """Write the pictures into the new folder `out`."""
+    out.mkdir(parents=True, exist_ok=True)
+    pictures.save_grid(out / "grid.png", samples.images)
+    if texts is not None:
+        pictures.save_captioned(out / "prompts.png", samples.images, texts)
+    for i, image in enumerate(samples.images):
+        name = f"{i:05d}_class{labels[i]}.png" if texts is None else f"{i:05d}.png"
+        pictures.to_pil(image).save(out / name)
 
 
 if __name__ == "__main__":

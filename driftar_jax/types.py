@@ -4,8 +4,51 @@ Letters, everywhere: `B` batch, `N` tokens, `C` token channels, `D` width, `H` h
 of a chunk, `G` draws per context, `P`/`M` positives/negatives, `T` AR steps.
 """
 
+import dataclasses
+from collections.abc import Mapping
+
 import flax.struct
 import jax
+
+
+@dataclasses.dataclass(frozen=True)
+class TextSpec:
+    """What the captions of a set decide of a host.
+
+    Attributes:
+      vocab_size: rows of the embedding.
+      length: most words of a caption; rows are padded on the left to it.
+      pad, unknown, end_image, placeholder: ids of special tokens.
+      suffix: ids behind every caption: the size of the image and the begin-of-image mark.
+    """
+
+    vocab_size: int
+    length: int
+    pad: int
+    unknown: int
+    end_image: int
+    placeholder: int
+    suffix: tuple[int, ...]
+
+    @property
+    def prompt(self) -> int:
+        """P, positions before the first image token."""
+        return self.length + len(self.suffix)
+
+    @property
+    def marks(self) -> dict[str, int]:
+        """Ids of special tokens as `prompts.rows` asks for them."""
+        named = {mark: getattr(self, mark) for mark in ("pad", "end_image", "placeholder")}
+        return named | {"begin_image": self.suffix[-1]}
+
+    def as_json(self) -> dict:
+        """For a manifest; `from_json` reads it."""
+        return {**dataclasses.asdict(self), "suffix": list(self.suffix)}
+
+    @classmethod
+    def from_json(cls, facts: Mapping) -> "TextSpec":
+        """What `as_json` gave."""
+        return cls(**{**facts, "suffix": tuple(facts["suffix"])})
 
 
 @flax.struct.dataclass
@@ -34,6 +77,19 @@ class Given:
     tokens: jax.Array
     known: jax.Array
     unknown: int = flax.struct.field(pytree_node=False)
+
+
+@flax.struct.dataclass
+class Prompt:
+    """Conditions of a host that reads prompts: what each branch of guidance reads.
+
+    Attributes:
+      rows: `[B, m, 1 + P]` int32 rows as of captions: conditional, image only (of three), none.
+      sources: `[B, M, C]` tokens of source images at the placeholders of `rows`; None: none.
+    """
+
+    rows: jax.Array
+    sources: jax.Array | None = None
 
 
 @flax.struct.dataclass

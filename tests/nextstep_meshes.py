@@ -21,10 +21,12 @@ import tiny
 from jax.sharding import NamedSharding, PartitionSpec
 
 from driftar_jax import checkpoints, sharding
-from driftar_jax.conversion import nextstep as conversion
+from driftar_jax.heads import randomness
+from driftar_jax.hosts import nextstep_host, nextstep_stored
 from driftar_jax.hosts.nextstep import PRESETS
+from driftar_jax.hosts.nextstep_stored import abstract_params, modules, trees, unstacked
 from driftar_jax.layers import causal
-from driftar_jax.sampling import causal_sampler, prompted
+from driftar_jax.sampling.settings import Settings
 
 # What the released checkpoint's own files say otherwise; they do not change the sizes asked here.
 ASSUMED = dict(vocab_size=152_064, placeholder=151_669, token_dim=64, norm_eps=1e-5, rope_theta=1e6)
@@ -36,8 +38,8 @@ def measure(axes: dict[str, int]) -> dict:
     """Bytes per device of a mesh of `axes` over the devices of this process."""
     mesh = sharding.make_mesh(**{"data": 1, **axes})
     fields = {**PRESETS["14b"], **ASSUMED, "attention_bias": True}
-    host, head = conversion.modules(fields, dtype=jnp.bfloat16)
-    boxed = conversion.abstract_params(host, head, boxed=True)
+    host, head = modules(fields, dtype=jnp.bfloat16)
+    boxed = abstract_params(host, head, boxed=True)
     placed = sharding.state_shardings(boxed, mesh)
     half = lambda a: jax.ShapeDtypeStruct(a.shape, jnp.bfloat16)  # noqa: E731
     params = jax.tree.map(half, nn.unbox(boxed))
@@ -87,8 +89,8 @@ def _tiny():
     fields = {**PRESETS["14b"], **ASSUMED, "attention_bias": True}
     fields |= dict(vocab_size=21, placeholder=20, token_dim=3, width=16, depth=3, num_heads=8)
     fields |= dict(num_kv_heads=4, head_dim=2, mlp_width=24, head_width=8, head_depth=1)
-    host, head = conversion.modules(fields)
-    boxed = conversion.abstract_params(host, head, boxed=True)
+    host, head = modules(fields)
+    boxed = abstract_params(host, head, boxed=True)
     params = {
         name: tiny.params(lambda key, tree=tree: tree, scale=0.25) for name, tree in boxed.items()
     }
@@ -105,13 +107,13 @@ def read(axes: dict[str, int]) -> dict:
     host, head, boxed, params = _tiny()
     with tempfile.TemporaryDirectory() as folder:
         written = checkpoints.Checkpoints(folder)
-        first, *layers = conversion.trees(conversion.unstacked(params)).items()
+        first, *layers = trees(unstacked(params)).items()
         written.save(0, manifest={}, **dict([first]))
         written.wait()
         for name, tree in layers:
             written.add(0, name, tree)
         mesh = sharding.make_mesh(**{"data": 1, **axes})
-        got = prompted.read_params(written, 0, host, head, mesh)
+        got = nextstep_stored.read_params(written, 0, host, head, mesh)
         written.close()
     placed = sharding.state_shardings(boxed, mesh)
     same = jax.tree.map(lambda a, b: bool((np.asarray(a) == np.asarray(b)).all()), got, params)
@@ -128,16 +130,22 @@ def sample(axes: dict[str, int]) -> dict:
     mesh = sharding.make_mesh(**{"data": 1, **axes})
     host, head, boxed, params = _tiny()
     params = jax.device_put(params, sharding.state_shardings(boxed, mesh))
-    settings = causal_sampler.Settings((2, 2), nfe=3, guidance=2.0)
+    settings = Settings("own", 4, nfe=3, guidance=2.0, guidance_schedule="constant")
     ids = jnp.arange(20, dtype=jnp.int32).reshape(4, 5)
-    noise = causal_sampler.own_noise(jnp.arange(2), jnp.uint32(0), 4, host.token_dim)
-    run = jax.jit(
-        lambda params, ids, padding: causal_sampler.generate(
-            host, head, settings, params, ids, padding, None, noise
-        )
-    )
-    made = run(params, ids, jnp.array([0, 1, 2, 2]))
-    return {"tokens": np.asarray(made.tokens).ravel().tolist(), "split": _split(params)}
+    keys = randomness.token_keys(randomness.image_keys(jnp.uint32(0), jnp.arange(2)), 4)
+
+    @jax.jit
+    def run(params, ids, padding):
+        one = nextstep_host.own_tokens(host, head, settings, 4, params)
+
+        def make(encoding, k):
+            noise = lambda draw: randomness.normal(keys[:, k], draw, host.token_dim)  # noqa: E731
+            return one(encoding.z[:, -1], k, noise)
+
+        return nextstep_host.decode(host, params["host"], ids, padding, None, 4, 2, make)[0]
+
+    tokens = run(params, ids, jnp.array([0, 1, 2, 2]))
+    return {"tokens": np.asarray(tokens).ravel().tolist(), "split": _split(params)}
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from safetensors.flax import save_file
 
 from driftar_jax.conversion import nextstep, rules
 from driftar_jax.data import captions, prompts
+from driftar_jax.hosts.nextstep_stored import abstract_params, modules, unstacked
 
 SHARDS = 3
 FIELDS = dict(
@@ -67,7 +68,7 @@ def write_model(folder: pathlib.Path) -> None:
     said["pad_token_id_added"] = ids[prompts.TOKENS["pad"]]
     (folder / "config.json").write_text(json.dumps(SAID | said))
     fields = FIELDS | {"placeholder": said["image_placeholder_id"]}
-    abstract = nextstep.unstacked(nextstep.abstract_params(*nextstep.modules(fields)))
+    abstract = unstacked(abstract_params(*modules(fields)))
     empty = jax.tree.map(lambda a: np.broadcast_to(np.float32(0), a.shape), abstract)
     names, report = rules.to_official(rules.flatten(empty), nextstep.RULES)
     report.check()

@@ -17,7 +17,8 @@ import tiny
 from driftar_jax import model
 from driftar_jax.data import captions
 from driftar_jax.features import maps
-from driftar_jax.sampling import sampler
+from driftar_jax.sampling import batches
+from driftar_jax.sampling.settings import Settings
 from driftar_jax.training import loop, optim, step, tasks
 
 STEPS, BATCH = 20, 8
@@ -98,9 +99,9 @@ def _pictures(name, config, images, params):
     parts = model.build(config, images)
     method = "own" if config.task == "host" else "drift"
     steps = 3 if config.host.name == "mar" else config.sample.ar_steps
-    settings = sampler.Settings(method=method, ar_steps=steps, nfe=4)
+    settings = Settings(method=method, ar_steps=steps, nfe=4)
     asked = np.arange(BATCH) % images.num_classes if images.text is None else _FITTED.rows
-    return sampler.sample_images(parts, settings, params, asked, 5, batch_size=BATCH)[0]
+    return batches.sample_images(parts, settings, params, asked, 5, batch_size=BATCH)[0]
 
 
 if __name__ == "__main__":

@@ -298,7 +298,7 @@ def _write_workdir(
     facts: Callable[[], dict],
     copied: Sequence[pathlib.Path],
 ) -> None:
-    """Parts as they come, the first with the manifest; `facts` is asked when all are written."""
+    """Model as they come, the first with the manifest; `facts` is asked when all are written."""
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = _temporary(target)
     try:

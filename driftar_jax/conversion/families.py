@@ -16,6 +16,8 @@ from driftar_jax.conversion import (
     vae,
 )
 from driftar_jax.features import inception as network
+from driftar_jax.hosts import nextstep_stored
+from driftar_jax.hosts.nextstep_stored import TASK, abstract_params, fields_of, modules, unstacked
 from driftar_jax.published import stored as published
 from driftar_jax.vae import stored
 
@@ -118,14 +120,14 @@ def _describe_nextstep(
     shapes: Mapping[str, tuple[int, ...]], num_heads: int | None, settings: dict
 ) -> Described:
     _refuse_heads(num_heads)
-    if settings.get("model_type") != nextstep.TASK:
+    if settings.get("model_type") != TASK:
         got = settings.get("model_type")
         raise ValueError(f"model_type: got {got!r}, allowed 'nextstep' in the source's config.json")
     fields = nextstep.sizes(shapes, settings)
-    abstract = nextstep.abstract_params(*nextstep.modules(fields))
-    manifest = {"task": nextstep.TASK, "official": settings}
+    abstract = abstract_params(*modules(fields))
+    manifest = {"task": TASK, "official": settings}
     config = nextstep.config_of(fields, settings)
-    return Described(nextstep.title(fields), config, manifest, nextstep.unstacked(abstract))
+    return Described(nextstep.title(fields), config, manifest, unstacked(abstract))
 
 
 def _describe_f8(
@@ -140,8 +142,8 @@ def _describe_f8(
 
 def _abstract_nextstep(config: dict, manifest: dict) -> dict:
     del manifest
-    made = nextstep.modules(nextstep.fields_of(config))
-    return nextstep.unstacked(nextstep.abstract_params(*made))
+    made = modules(fields_of(config))
+    return unstacked(abstract_params(*made))
 
 
 FAMILIES = {
@@ -179,7 +181,7 @@ FAMILIES = {
         _describe_nextstep,
         _abstract_nextstep,
         beside=True,
-        trees=nextstep.trees,
+        trees=nextstep_stored.trees,
         dtype=None,
         constants=lambda config: {nextstep.BUFFER: nextstep.buffer(config["host"]["width"])},
         copied=("tokenizer.json",),

@@ -7,21 +7,17 @@ Our tree stacks the layers; names are matched one by one, on a tree in which the
 from collections.abc import Mapping
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
 
 from driftar_jax.config import wrong
 from driftar_jax.conversion import rules as r
 from driftar_jax.conversion.shapes import Shapes
-from driftar_jax.heads.flow_token import FlowTokenHead
-from driftar_jax.hosts.nextstep import PRESETS, NextStep, generation_positions
+from driftar_jax.hosts.nextstep import PRESETS, generation_positions
+from driftar_jax.hosts.nextstep_stored import TASK
 
-# What `config.json` of a workdir says.
-TASK = "nextstep"
 # A table that the official state dict may hold and that nothing needs: it follows from the width.
 BUFFER = "gen_pos_embed"
+
 # Names of NextStep-1.1 for what `config.json` of 1.0 says otherwise.
 _RENAMED = {
     "image_size": "latent_size",
@@ -32,6 +28,7 @@ _RENAMED = {
     "genloss_depth": "fm_head_layers",
     "genloss_batch_mul": "fm_head_batch_mul",
 }
+
 # Special tokens: our names and those of `config.json`.
 _MARKS = {
     "begin_image": "boi",
@@ -41,6 +38,7 @@ _MARKS = {
 }
 
 _LAYER = "host/stack/layers/{i}"
+
 _NET = "image_head.net"
 
 
@@ -181,79 +179,9 @@ def marks(settings: Mapping[str, Any]) -> dict[str, int]:
     return found
 
 
-def modules(fields: Mapping, **overrides) -> tuple[NextStep, FlowTokenHead]:
-    """Backbone and head of `sizes`; `overrides` are further fields of `NextStep`."""
-    host = {k: v for k, v in fields.items() if k not in ("head_width", "head_depth")}
-    made = NextStep(**{**host, **overrides})
-    head = FlowTokenHead(
-        token_dim=made.token_dim,
-        width=fields["head_width"],
-        depth=fields["head_depth"],
-        dtype=made.dtype,
-    )
-    return made, head
-
-
-def abstract_params(host: NextStep, head: FlowTokenHead, *, boxed: bool = False) -> dict:
-    """`{"host": ..., "head": ...}` of `ShapeDtypeStruct`, without running anything.
-
-    `boxed` keeps the logical axes, as `sharding.state_shardings` wants them.
-    """
-    key = jax.random.key(0)
-    ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
-    tokens = jax.ShapeDtypeStruct((1, 1, host.token_dim), jnp.float32)
-    backbone = jax.eval_shape(lambda *a: host.init(*a, method="everything"), key, ids, tokens)
-    x, t = tokens.update(shape=(1, host.token_dim)), tokens.update(shape=(1,))
-    flow = jax.eval_shape(head.init, key, x, t, tokens.update(shape=(1, host.width)))
-    made = {"host": backbone["params"], "head": flow["params"]}
-    return made if boxed else nn.unbox(made)
-
-
-def unstacked(tree: Mapping) -> dict:
-    """The tree with its layers side by side, `host/stack/layers/{i}/...`; abstract or not."""
-    layers = tree["host"]["stack"]["layers"]
-    (depth,) = {leaf.shape[0] for leaf in jax.tree.leaves(layers)}
-    return _with_layers(tree, {str(i): _layer_of(layers, i) for i in range(depth)})
-
-
-def stacked(tree: Mapping) -> dict:
-    """The inverse of `unstacked`, for arrays."""
-    layers = tree["host"]["stack"]["layers"]
-    parts = [layers[str(i)] for i in range(len(layers))]
-    return _with_layers(tree, jax.tree.map(lambda *rows: np.stack(rows), *parts))
-
-
-def _layer_of(layers: Mapping, index: int):
-    def row(leaf):
-        if isinstance(leaf, jax.ShapeDtypeStruct):
-            return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype)
-        return leaf[index]
-
-    return jax.tree.map(row, layers)
-
-
-def _with_layers(tree: Mapping, layers) -> dict:
-    host = {**tree["host"], "stack": {**tree["host"]["stack"], "layers": layers}}
-    return {**tree, "host": host}
-
-
 def buffer(width: int) -> np.ndarray:
     """`gen_pos_embed` as the official state dict holds it, `[1, 1024, width]` float32."""
     return generation_positions(width)[None]
-
-
-def trees(apart: Mapping) -> dict[str, dict]:
-    """A tree of `unstacked` in parts that are written one after another.
-
-    Returns:
-      `ema`, all but the layers, and `layer_000`, ...: each holds its leaves under their own paths.
-    """
-    stack = apart["host"]["stack"]
-    rest = {name: part for name, part in stack.items() if name != "layers"}
-    parts = {"ema": {**apart, "host": {**apart["host"], "stack": rest}}}
-    for name, layer in stack["layers"].items():
-        parts[f"layer_{int(name):03d}"] = {"host": {"stack": {"layers": {name: layer}}}}
-    return parts
 
 
 def config_of(fields: Mapping, settings: Mapping[str, Any]) -> dict:
@@ -267,17 +195,6 @@ def config_of(fields: Mapping, settings: Mapping[str, Any]) -> dict:
         "latent_channels": said["latent_channels"],
         "sample": {"nfe": 28, "shift": 1.0, "guidance": 7.5, "guidance_image": 1.0},
     }
-
-
-def fields_of(config: Mapping) -> dict:
-    """The fields of `sizes`, from the config of a workdir.
-
-    Raises:
-      ValueError: it is the workdir of something else.
-    """
-    if config.get("task") != TASK:
-        raise wrong("task", config.get("task"), f"{TASK!r} (a converted NextStep-1)")
-    return dict(config["host"])
 
 
 def title(fields: Mapping) -> str:

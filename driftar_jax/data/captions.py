@@ -17,6 +17,7 @@ import numpy as np
 from driftar_jax import jsons
 from driftar_jax.config import wrong
 from driftar_jax.data import folder, parquet, prompts, subwords, webdataset
+from driftar_jax.types import TextSpec
 
 UNKNOWN = "[UNK]"
 _SPECIAL = (prompts.TOKENS["pad"], UNKNOWN, prompts.AREA) + tuple(
@@ -27,46 +28,6 @@ OWN = (folder.PREFIX, webdataset.PREFIX, parquet.PREFIX)
 # What a size prompt such as `8*8` consists of.
 _OF_SIZES = tuple("0123456789*")
 _WORDS = re.compile(r"\d|[^\W\d]+|[^\w\s]+")
-
-
-@dataclasses.dataclass(frozen=True)
-class TextSpec:
-    """What the captions of a set decide of a host.
-
-    Attributes:
-      vocab_size: rows of the embedding.
-      length: most words of a caption; rows are padded on the left to it.
-      pad, unknown, end_image, placeholder: ids of special tokens.
-      suffix: ids behind every caption: the size of the image and the begin-of-image mark.
-    """
-
-    vocab_size: int
-    length: int
-    pad: int
-    unknown: int
-    end_image: int
-    placeholder: int
-    suffix: tuple[int, ...]
-
-    @property
-    def prompt(self) -> int:
-        """P, positions before the first image token."""
-        return self.length + len(self.suffix)
-
-    @property
-    def marks(self) -> dict[str, int]:
-        """Ids of special tokens as `prompts.rows` asks for them."""
-        named = {mark: getattr(self, mark) for mark in ("pad", "end_image", "placeholder")}
-        return named | {"begin_image": self.suffix[-1]}
-
-    def as_json(self) -> dict:
-        """For a manifest; `from_json` reads it."""
-        return {**dataclasses.asdict(self), "suffix": list(self.suffix)}
-
-    @classmethod
-    def from_json(cls, facts: Mapping) -> "TextSpec":
-        """What `as_json` gave."""
-        return cls(**{**facts, "suffix": tuple(facts["suffix"])})
 
 
 def vocabulary_of(captions: Sequence[str]) -> dict:

@@ -17,18 +17,11 @@ from driftar_jax import paths
 from driftar_jax.checkpoints import write_json
 from driftar_jax.config import wrong
 from driftar_jax.data import listing, npz, tfds_files
+from driftar_jax.data.sets import CONVERTED, PREFIX
 from driftar_jax.jsons import read_json
 
-PREFIX = "latents:"
-# What a converted checkpoint says of its data: latents, but no set of them.
-CONVERTED = "latents"
 FACTS = "latents.json"
 SET_NAME = "latents"
-
-
-def is_latents(name: str) -> bool:
-    """Whether the tokens of a run on the set `name` are latents, not pixels."""
-    return name == CONVERTED or name.startswith(PREFIX)
 
 
 class LatentSource:

@@ -51,6 +51,14 @@ class TokenDecoder(nn.Module):
     entropy_adaln: bool = True
     dtype: jnp.dtype = jnp.float32
 
+    def scales(self, scale: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Return guidance scales, a scalar or `[B]`, for every token of `shape` (R, M)."""
+        return jnp.broadcast_to(jnp.reshape(scale, (-1, 1)), shape)
+
+    def example(self, num_tokens: int, width: int) -> tuple[jax.Array | None, ...]:
+        """Return arguments of `__call__` for features of `width`, to make parameters with."""
+        return example(self, num_tokens, width)
+
     @nn.compact
     def __call__(
         self,
@@ -105,3 +113,11 @@ class TokenDecoder(nn.Module):
         h = (h * (1 + scale) + shift).astype(self.dtype)
         residual = dense(self.token_dim, ("embed", None), self.dtype, zeros, "output")(h)
         return x0 + residual.astype(jnp.float32)
+
+
+def example(decoder: nn.Module, num_tokens: int, width: int) -> tuple[jax.Array | None, ...]:
+    """Return arguments of a decoder of tokens or of grids, which take the same."""
+    z, e = jnp.zeros((1, num_tokens, width)), jnp.zeros((1, num_tokens))
+    x = jnp.zeros((1, num_tokens, decoder.token_dim))
+    alpha = decoder.scales(jnp.float32(1), e.shape) if decoder.guidance else None
+    return x[:, :, None], x, e, z, e, alpha

@@ -4,7 +4,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from driftar_jax.drift.decoders import SIGMA_MIN
+from driftar_jax.drift.decoders import SIGMA_MIN, example
 from driftar_jax.layers.dense import dense, layer_norm
 from driftar_jax.layers.modulated import CHUNKS, ModulatedBlock, sinusoid_features
 
@@ -44,6 +44,14 @@ class GridDecoder(nn.Module):
     attention_dropout: float = 0.0
     projection_dropout: float = 0.0
     dtype: jnp.dtype = jnp.float32
+
+    def scales(self, scale: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+        """Return guidance scales `[R]`, one for each grid of `shape` (R, N)."""
+        return jnp.broadcast_to(scale, shape[:1])
+
+    def example(self, num_tokens: int, width: int) -> tuple[jax.Array | None, ...]:
+        """Return arguments of `__call__` for features of `width`, to make parameters with."""
+        return example(self, num_tokens, width)
 
     @nn.compact
     def __call__(

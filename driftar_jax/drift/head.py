@@ -5,10 +5,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from driftar_jax import entropy
-from driftar_jax.drift.decoders import TokenDecoder
-from driftar_jax.drift.grid import GridDecoder
 from driftar_jax.drift.prior import Prior, shown
 from driftar_jax.types import Encoding
 
@@ -28,7 +27,7 @@ class DriftHead:
     """
 
     prior: Prior
-    decoder: TokenDecoder | GridDecoder | None
+    decoder: nn.Module | None
     params: dict[str, Any]
     guided: bool
     temperature: float
@@ -90,6 +89,4 @@ class DriftHead:
         if not self.decoder.guidance:
             return None
         scale = scale if self.trained_guidance else jnp.float32(1)
-        if isinstance(self.decoder, GridDecoder):
-            return jnp.broadcast_to(scale, std.shape[:1])
-        return jnp.broadcast_to(jnp.reshape(scale, (-1, 1)), std.shape)
+        return self.decoder.scales(scale, std.shape)

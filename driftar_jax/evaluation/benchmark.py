@@ -15,10 +15,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from driftar_jax.hosts.nextstep import NextStep
-from driftar_jax.sampling import draft_count, sampler, speculate
-from driftar_jax.sampling.generator import Loaded
-from driftar_jax.types import Counts, Encoding
+from driftar_jax.hosts.base import Model
+from driftar_jax.sampling import batches, drafted, plain
+from driftar_jax.sampling.generator import Generator
+from driftar_jax.sampling.settings import Settings
+from driftar_jax.types import Counts
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +39,11 @@ class Row:
     """One method at one batch size; times are of a whole batch.
 
     With drafts, or a cache, a call is one loop whose pieces have no times of their own; `drafted`
-    says what an image with drafts cost (`speculate.counts`).
+    says what an image with drafts cost (`batches.drafted_counts`).
     """
 
     method: str
-    settings: sampler.Settings
+    settings: Settings
     batch_size: int
     whole: Times
     backbone: Times | None
@@ -82,11 +83,11 @@ class Row:
 PIECES = ("whole", "backbone", "head")
 
 
-def methods(settings: sampler.Settings, controls: bool) -> list[tuple[str, sampler.Settings]]:
-    """The settings asked for and, with `controls`, what a speed-up has to be held against.
+def methods(subject: Generator, settings: Settings, controls: bool) -> list[tuple[str, Settings]]:
+    """Return the settings asked for and, with `controls`, what a speed-up is held against.
 
     Those are, for the own head: fewer head steps, head steps that fall over the AR steps, and fewer
-    AR steps.
+    AR steps; whichever of them the subject can do.
     """
     rows = [(settings.method, settings)]
     if settings.drafts:
@@ -105,12 +106,13 @@ def methods(settings: sampler.Settings, controls: bool) -> list[tuple[str, sampl
             for schedule in ("two_stage", "linear", "cosine")
         ]
     quarter = max(1, settings.ar_steps // 4)
-    return [*rows, (f"{settings.method}, a quarter of the AR steps", change(ar_steps=quarter))]
+    rows.append((f"{settings.method}, a quarter of the AR steps", change(ar_steps=quarter)))
+    return rows[:1] + [row for row in rows[1:] if subject.can(row[1])]
 
 
 def measure(
-    subject: Loaded,
-    table: Sequence[tuple[str, sampler.Settings]],
+    subject: Generator,
+    table: Sequence[tuple[str, Settings]],
     *,
     batch_sizes: Sequence[int],
     rounds: int,
@@ -145,92 +147,54 @@ def line(record: dict) -> str:
     )
 
 
-def _row(subject: Loaded, name: str, settings, batch_size: int, rounds: int) -> Row:
-    parts, params = subject.parts, subject.params
-    label = subject.conditions(np.arange(batch_size) % parts.images.num_classes, 0)
+def _row(subject: Generator, name: str, settings: Settings, batch_size: int, rounds: int) -> Row:
+    model, params = subject.model, subject.params
+    condition = subject.reader.trial(model, settings, batch_size)
     index = jnp.arange(batch_size, dtype=jnp.int32)
     if settings.drafts < 0:
-        settings = draft_count.choose(parts, settings, params, batch_size, labels=label).settings
+        settings = subject.with_draft_count(settings, condition, batch_size)
         name = name.replace("auto", f"auto = {settings.gamma}")
-    label = jnp.asarray(label)
-    whole = params, label, index, jnp.uint32(0)
-    plain = settings.changed(gamma=0)
-    asked = {
-        "whole": (sampler.generate, (parts, plain), whole),
-        "backbone": (_backbone_alone, (parts, plain), (params, label)),
-        "head": (_head_alone, (parts, plain), (params, index)),
-    }
-    if isinstance(parts.host, NextStep):
-        del asked["backbone"], asked["head"]  # one loop over a cache, never apart
-    if settings.drafts:
-        static = parts, settings.draft_rule(settings.drafts), plain
-        asked = {"whole": (speculate.generate, static, whole)}
-    calls, compiled_in, temporary = {}, {}, 0
-    for piece, (function, static, arguments) in asked.items():
+    condition = jax.tree.map(jnp.asarray, condition)
+    calls, compile_s, temporary = {}, {}, 0
+    for piece, (function, static, arguments) in _pieces(
+        model, settings, params, condition, index
+    ).items():
         start = time.perf_counter()
         compiled = function.lower(*static, *arguments).compile()
-        compiled_in[piece] = time.perf_counter() - start
+        compile_s[piece] = time.perf_counter() - start
         calls[piece] = functools.partial(compiled, *arguments)
         if piece == "whole":
             temporary = compiled.memory_analysis().temp_size_in_bytes
-    made = {piece: jax.block_until_ready(call()) for piece, call in calls.items()}
-    taken = {piece: [] for piece in calls}
+    results = {piece: jax.block_until_ready(call()) for piece, call in calls.items()}
+    seconds = {piece: [] for piece in calls}
     for _ in range(rounds):
         # In turn, so that a slow moment of the machine hits all pieces.
         for piece, call in calls.items():
             start = time.perf_counter()
             jax.block_until_ready(call())
-            taken[piece].append(time.perf_counter() - start)
-    times = {p: Times(tuple(taken[p]), compiled_in[p]) if p in calls else None for p in PIECES}
-    drafted = None
+            seconds[piece].append(time.perf_counter() - start)
+    times = {p: Times(tuple(seconds[p]), compile_s[p]) if p in calls else None for p in PIECES}
+    cost = None
     if settings.drafts:
-        drafted = speculate.counts(speculate.joined([made["whole"][1]], batch_size))
+        cost = batches.drafted_counts(batches.joined([results["whole"][1]], batch_size))
     memory = {"temporary_bytes": temporary, "peak_bytes": _peak()}
-    return Row(name, settings, batch_size, **times, **memory, drafted=drafted)
+    return Row(name, settings, batch_size, **times, **memory, drafted=cost)
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _backbone_alone(parts, settings, params, label):
-    """The sampler's backbone calls, on contexts of the right sizes."""
-    images = parts.images
-    batch, num_tokens = label.shape[0], images.num_tokens
-    tokens = jnp.zeros((batch, num_tokens, images.token_dim), jnp.float32)
-    rank = jnp.broadcast_to(jnp.arange(num_tokens), (batch, num_tokens))
+def _pieces(model: Model, settings: Settings, params, condition, index) -> dict[str, tuple]:
+    """Return what is timed, by name: a jitted function, its static and its other arguments."""
+    plainly = settings.changed(gamma=0)
+    whole = params, condition, index, jnp.uint32(0)
+    if settings.drafts:
+        static = model, settings.draft_rule(settings.drafts), plainly
+        return {"whole": (drafted.generate, static, whole)}
 
-    def call(steps, total, step):
-        known = rank >= step["now"]
-        made = sampler.backbone(parts, settings, steps, params, tokens, known, label, step["keep"])
-        # Drift-AR reads the entropy, the own head does not: what is not read is not computed.
-        read = made.z.sum() + (made.entropy.sum() if parts.prior is not None else 0.0)
-        return total + read, None
+    def head_of(params):
+        return plain.one_step_head(model, plainly, params)
 
-    total = jnp.float32(0)
-    for steps in sampler.plans_of(parts, settings):
-        total, _ = jax.lax.scan(functools.partial(call, steps), total, steps.columns())
-    return total
-
-
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def _head_alone(parts, settings, params, index):
-    """The sampler's head calls with what the backbone leaves to them, on features all alike."""
-    images = parts.images
-    batch, num_tokens = index.shape[0], images.num_tokens
-    rows = 2 * batch if settings.guided else batch
-    seen = Encoding(
-        z=jnp.ones((rows, parts.host.buffer_size + num_tokens, parts.host.width), jnp.float32),
-        entropy=jnp.full((rows, num_tokens), 0.5, jnp.float32),
-    )
-    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(0)))(index)
-    order = jnp.broadcast_to(jnp.arange(num_tokens), (batch, num_tokens))
-
-    def call(steps, tokens, step):
-        asked = (parts, settings, steps, params, tokens, seen, order, keys, step)
-        return sampler.reveal(*asked), None
-
-    tokens = jnp.zeros((batch, num_tokens, images.token_dim), jnp.float32)
-    for steps in sampler.plans_of(parts, settings):
-        tokens, _ = jax.lax.scan(functools.partial(call, steps), tokens, steps.columns())
-    return tokens
+    apart = model.family.pieces(model, plainly, params, condition, index, head_of)
+    pieces = {name: (jax.jit(call), (), arrays) for name, (call, arrays) in apart.items()}
+    return {"whole": (plain.generate, (model, plainly), whole), **pieces}
 
 
 def _peak() -> int:

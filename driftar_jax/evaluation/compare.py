@@ -7,8 +7,9 @@ import numpy as np
 
 from driftar_jax.evaluation import quality, speed
 from driftar_jax.hosts.schedules import NFE_SCHEDULES
-from driftar_jax.sampling import sampler
-from driftar_jax.sampling.generator import Loaded
+from driftar_jax.sampling import batches
+from driftar_jax.sampling.generator import Generator
+from driftar_jax.sampling.settings import Settings
 
 FEW_STEPS = (1, 2, 5, 10, 25)
 PART_BYTES = 2**28
@@ -21,7 +22,7 @@ class Method:
 
     name: str
     baseline: bool
-    settings: sampler.Settings
+    settings: Settings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,7 @@ class Asked:
     guidance: tuple[float, ...] = ()
 
 
-def methods(own: Loaded, drift: Loaded, asked: Asked = Asked()) -> list[Method]:
+def methods(own: Generator, drift: Generator, asked: Asked = Asked()) -> list[Method]:
     """The reference (own head, default steps) first, then its fewer steps, then Drift-AR's rows."""
     base = own.settings()
     # A flow head needs two steps at least.
@@ -115,12 +116,11 @@ def methods(own: Loaded, drift: Loaded, asked: Asked = Asked()) -> list[Method]:
     return rows
 
 
-def _possible(loaded: Loaded, **changes) -> bool:
+def _possible(generator: Generator, **changes) -> bool:
     try:
-        loaded.settings(**changes).check(loaded.parts)
+        return generator.can(generator.settings(**changes))
     except ValueError:
         return False
-    return True
 
 
 def _fewer(ar_steps: int) -> list[int]:
@@ -128,8 +128,8 @@ def _fewer(ar_steps: int) -> list[int]:
 
 
 def measure(
-    baselines: Sequence[Loaded],
-    drifts: Sequence[Loaded],
+    baselines: Sequence[Generator],
+    drifts: Sequence[Generator],
     real: quality.RealSet,
     *,
     num: int,
@@ -185,8 +185,8 @@ def measure(
 
 
 def judge(
-    loaded: Loaded,
-    settings: sampler.Settings,
+    loaded: Generator,
+    settings: Settings,
     real: quality.RealSet,
     labels: np.ndarray,
     seed: int,
@@ -219,16 +219,14 @@ def part_seed(seed: int, number: int) -> int:
     return int(np.random.SeedSequence((seed, number)).generate_state(1)[0]) % 2**31
 
 
-def _of(pair, method: Method) -> Loaded:
+def _of(pair, method: Method) -> Generator:
     return pair[0] if method.baseline else pair[1]
 
 
-def sample(
-    loaded: Loaded, settings: sampler.Settings, labels, seed: int, batch_size: int
-) -> np.ndarray:
+def sample(loaded: Generator, settings: Settings, labels, seed: int, batch_size: int) -> np.ndarray:
     """uint8 images `[n, H, W, C]` for classes `labels [n]`."""
-    return sampler.sample_images(
-        loaded.parts,
+    return batches.sample_images(
+        loaded.model,
         settings,
         loaded.params,
         loaded.conditions(labels, seed),

@@ -15,10 +15,9 @@ import numpy as np
 from driftar_jax.data.patches import patchify
 from driftar_jax.data.pixels import to_unit_range
 from driftar_jax.drift import fields
-from driftar_jax.heads import diffusion, randomness
-from driftar_jax.hosts.mar import MAR
-from driftar_jax.sampling import sampler
-from driftar_jax.sampling.generator import Loaded
+from driftar_jax.heads import randomness
+from driftar_jax.sampling import plain
+from driftar_jax.sampling.generator import Generator
 from driftar_jax.types import Encoding
 
 # Draws of a call; its arrays are this many tokens long.
@@ -47,9 +46,9 @@ class Contexts:
         return np.take_along_axis(self.tokens, self.positions[..., None], axis=1)
 
 
-def possible(loaded: Loaded) -> bool:
-    """Whether a checkpoint has such contexts."""
-    return isinstance(loaded.parts.host, MAR)
+def possible(loaded: Generator) -> bool:
+    """Say whether a checkpoint has such contexts."""
+    return loaded.model.family.order == "any"
 
 
 def of_generation(
@@ -83,7 +82,7 @@ class Drawn:
     entropy: np.ndarray
 
 
-def draw(loaded: Loaded, contexts: Contexts, count: int, seed: int, **changes: Any) -> Drawn:
+def draw(loaded: Generator, contexts: Contexts, count: int, seed: int, **changes: Any) -> Drawn:
     """`count` draws of every token that is asked for, without guidance, at temperature 1.
 
     Args:
@@ -102,14 +101,14 @@ def draw(loaded: Loaded, contexts: Contexts, count: int, seed: int, **changes: A
         at = np.minimum(index, n - 1)  # the last call is padded
         given = (a[at] for a in (contexts.tokens, contexts.known, contexts.label))
         arguments = loaded.params, *given, contexts.positions[at], index, np.uint32(seed)
-        found = _draw(loaded.parts, settings, count, *arguments)
+        found = _draw(loaded.model, settings, count, *arguments)
         made.append([np.asarray(a)[: n - first] for a in found])
     return Drawn(*(np.concatenate(arrays) for arrays in zip(*made, strict=True)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
-def _draw(parts, settings, count, params, tokens, known, label, positions, index, seed):
-    encoding = parts.host.apply({"params": params["host"]}, tokens, known, label)
+def _draw(model, settings, count, params, tokens, known, label, positions, index, seed):
+    encoding = model.family.known_encoding(model, params, tokens, known, label)
     keys = randomness.image_keys(seed, index)
     take = jax.vmap(lambda values, at: values[at])
     z, entropy = take(encoding.z, positions), take(encoding.entropy, positions)
@@ -117,18 +116,17 @@ def _draw(parts, settings, count, params, tokens, known, label, positions, index
     each = jax.vmap(jax.random.fold_in, (None, 0))
     drawn = jax.vmap(jax.vmap(each, (0, None)), (0, None))(token_keys, jnp.arange(count))
     channels = tokens.shape[2]
-    if settings.method == "own":
+    head = plain.one_step_head(model, settings, params)
+    if head is None:
         shape = (*drawn.shape, z.shape[-1])
-        x = diffusion.head_sample(
-            parts.head,
-            params["head"],
+        x = model.family.own_draws(
+            model,
+            settings,
+            params,
             jnp.broadcast_to(z[:, :, None], shape).reshape(-1, shape[-1]),
             lambda step: randomness.normal(drawn.reshape(-1), step, channels),
-            schedule=sampler.head_schedule(settings, settings.nfe),
-            temperature=settings.temperature,
         )
         return x.reshape(*drawn.shape, channels), entropy
-    head = sampler.drift_head(parts, settings, params)
     prior = (take(a, positions) for a in head.starts(encoding, randomness.prior_keys(keys)))
     seen, eps = Encoding(z=z, entropy=entropy), randomness.normal(drawn, 0, channels)
     one = functools.partial(head.tokens, seen, *prior, scale=jnp.float32(1))

@@ -14,7 +14,7 @@ import numpy as np
 
 from driftar_jax.data import pictures
 from driftar_jax.evaluation import contexts
-from driftar_jax.sampling.generator import Loaded
+from driftar_jax.sampling.generator import Generator
 
 FEW_STEPS = (10, 5, 2)
 BINS = 4
@@ -86,11 +86,11 @@ def _spread(draws: np.ndarray) -> float:
 
 
 def measure(
-    own: Loaded,
-    drift: Loaded,
+    own: Generator,
+    drift: Generator,
     asked: contexts.Contexts,
     count: int,
-    again: Loaded | None = None,
+    again: Generator | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
     """Everything of one pair of runs, as plain data.
@@ -132,7 +132,7 @@ def measure(
         "own_steps": nfe,
         "ways": {name: of.means() for name, of in found.items()},
         "by_entropy": _by_entropy(found, drawn.entropy),
-        "map": _map(found, asked.positions, own.parts.images.grid),
+        "map": _map(found, asked.positions, own.model.images.grid),
     }
 
 

@@ -18,9 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from driftar_jax.evaluation import benchmark
-from driftar_jax.model import Parts
-from driftar_jax.sampling import sampler, speculate
-from driftar_jax.sampling.generator import Loaded
+from driftar_jax.model import Model
+from driftar_jax.sampling import batches
+from driftar_jax.sampling import drafted as road
+from driftar_jax.sampling.generator import Generator
+from driftar_jax.sampling.settings import Settings
 from driftar_jax.sampling.speculative import Engine
 
 PIECES = ("drafts", "backbone", "rest")
@@ -60,7 +62,7 @@ class Rounds:
 
 
 def tell(
-    subject: Loaded,
+    subject: Generator,
     rows: Sequence[benchmark.Row],
     *,
     repetitions: int,
@@ -76,18 +78,17 @@ def tell(
     """
     for row in rows:
         if row.settings.drafts:
-            classes = np.arange(row.batch_size) % subject.parts.images.num_classes
-            label = subject.conditions(classes, 0)
-            given = subject.parts, row.settings, subject.params, label
-            found = of_run(*given, repetitions=repetitions)
+            condition = subject.reader.trial(subject.model, row.settings, row.batch_size)
+            args = subject.model, row.settings, subject.params, condition
+            found = of_run(*args, repetitions=repetitions)
             say(f"{row.method}, batch {row.batch_size}: {found.line()}")
 
 
 def of_run(
-    parts: Parts,
-    settings: sampler.Settings,
+    model: Model,
+    settings: Settings,
     params: dict[str, Any],
-    label: np.ndarray,
+    condition: Any,
     *,
     repetitions: int = 5,
     seed: int = 0,
@@ -95,15 +96,16 @@ def of_run(
     """`measure` of a batch of a Drift-AR run.
 
     Args:
-      parts, params: of the run.
+      model, params: of the run.
       settings: checked, with a number of drafts.
-      label: `[B]`, or rows of captions.
+      condition: of the images, leaves `[B, ...]`.
       repetitions: at least 1, after one that is not timed.
       seed: of the images.
     """
     rule, plain = settings.draft_rule(settings.drafts), settings.changed(gamma=0)
-    given = params, label, np.arange(len(label), dtype=np.int32), np.uint32(seed)
-    bind = functools.partial(speculate.bound, parts, rule, plain)
+    index = np.arange(batches.size(condition), dtype=np.int32)
+    given = params, condition, index, np.uint32(seed)
+    bind = functools.partial(road.engine, model, rule, plain)
     return measure(bind, given, repetitions=repetitions)
 
 

@@ -40,7 +40,7 @@ class Moments:
 class MomentSums:
     """Takes features in any number of parts and remembers `[d, d]` numbers, not the features.
 
-    Parts are merged through their own means (Chan, Golub and LeVeque 1979), so that a mean far
+    Model are merged through their own means (Chan, Golub and LeVeque 1979), so that a mean far
     from zero does not cost digits.
     """
 

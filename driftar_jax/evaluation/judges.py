@@ -14,7 +14,7 @@ from driftar_jax.data.pipeline import open_data
 from driftar_jax.evaluation import networks, quality
 from driftar_jax.features import inception
 from driftar_jax.features.classifier import SmallClassifier
-from driftar_jax.sampling import generator
+from driftar_jax.sampling import generator, load
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,10 +33,10 @@ class Judge:
     network: networks.Network
     image_shape: tuple[int, ...]
 
-    def check(self, measured: Iterable[generator.Loaded]) -> None:
+    def check(self, measured: Iterable[generator.Generator]) -> None:
         """Refuse checkpoints that make other images; raises ValueError."""
         for loaded in measured:
-            if tuple(loaded.parts.images.image_shape) != self.image_shape:
+            if tuple(loaded.model.images.image_shape) != self.image_shape:
                 raise wrong("judge", self.workdir, "a classifier of the same images")
 
     def open_sources(self) -> list[Any]:
@@ -49,7 +49,7 @@ def open_judge(workdir: str) -> Judge:
     settings = ml_collections.ConfigDict(read_config(workdir))
     if (task := settings.get("task")) != "classifier":
         raise wrong("judge", workdir, f"a run of task classifier, not {task}")
-    params, manifest, _ = generator.read_weights(workdir)
+    params, manifest, _ = load.read_weights(workdir)
     module = SmallClassifier(len(manifest["class_names"]), settings.classifier.width)
     network = networks.classifier(module, params["classifier"])
     return Judge(workdir, settings, network, tuple(manifest["image_shape"]))
@@ -88,7 +88,7 @@ def open_real(
     workdir: str,
     num: int,
     metrics: Iterable[str] = (),
-    measured: Iterable[generator.Loaded] = (),
+    measured: Iterable[generator.Generator] = (),
 ) -> quality.RealSet:
     """All images of the set, with the classifier as the network that measures.
 

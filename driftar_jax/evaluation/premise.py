@@ -10,10 +10,7 @@ from scipy import stats
 
 from driftar_jax.data.patches import patchify
 from driftar_jax.data.pixels import to_unit_range
-from driftar_jax.hosts.nextstep import NextStep
-from driftar_jax.hosts.transdiff import TransDiff
-from driftar_jax.model import Parts
-from driftar_jax.sampling import text_sampler
+from driftar_jax.hosts.base import Model
 
 # A probe this stiff changes nothing visible, and keeps the normal equations solvable.
 RIDGE = 1e-3
@@ -36,39 +33,32 @@ class Premise:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _encode(parts: Parts, params, tokens, known, label):
-    if reads_in_turn(parts):
-        encoding = text_sampler.encodings(parts, params, label[:, 1:], label[:, 0], tokens)
-        encoding = text_sampler.projected(parts, params, encoding)
-    else:
-        given = (tokens, known, label) if sees_tokens(parts) else (label,)
-        encoding = parts.host.apply({"params": params["host"]}, *given)
-    if parts.prior is None:
+def _encode(model: Model, params, tokens, known, condition):
+    encoding = model.family.known_encoding(model, params, tokens, known, condition)
+    if model.prior is None:
         return encoding, None
     keys = jax.random.split(jax.random.key(0), tokens.shape[0])
     variables = {"params": params["prior"]}
-    return encoding, parts.prior.apply(variables, encoding.z, encoding.entropy, keys)[0]
+    return encoding, model.prior.apply(variables, encoding.z, encoding.entropy, keys)[0]
 
 
-def sees_tokens(parts: Parts) -> bool:
-    """Whether contexts hold tokens; a host that makes whole grids knows the class alone."""
-    return not isinstance(parts.host, TransDiff)
+def sees_tokens(model: Model) -> bool:
+    """Say whether contexts hold tokens; a host that makes whole grids knows the class alone."""
+    return model.family.order != "grid"
 
 
-def reads_in_turn(parts: Parts) -> bool:
-    """Whether a token's context is all tokens before it, whatever a mask says."""
-    return isinstance(parts.host, NextStep)
+def reads_in_turn(model: Model) -> bool:
+    """Say whether a token's context is all tokens before it, whatever a mask says."""
+    return model.family.order == "raster"
 
 
-def measurable(parts: Parts) -> bool:
-    """Whether every token has an entropy of its own: not where one row stands for several."""
-    return sees_tokens(parts) or (
-        parts.host.groups == 1 and parts.host.num_rows == parts.images.num_tokens
-    )
+def measurable(model: Model) -> bool:
+    """Say whether the host computes one entropy per token (not one per square of tokens)."""
+    return model.family.has_token_entropy(model)
 
 
 def measure(
-    parts: Parts, params, images: np.ndarray, labels: np.ndarray, *, seed: int = 0
+    model: Model, params, images: np.ndarray, labels: np.ndarray, *, seed: int = 0
 ) -> list[Premise]:
     """Correlations with all, three quarters, half and a quarter of the tokens unknown.
 
@@ -79,7 +69,7 @@ def measure(
     on the other half.
 
     Args:
-      parts, params: a host or Drift-AR checkpoint.
+      model, params: a host or Drift-AR checkpoint.
       images: uint8 `[n, H, W, C]` real images, at least 16.
       labels: `[n]`; rows of captions where the host reads text.
       seed: of the masks.
@@ -87,17 +77,17 @@ def measure(
     Returns:
       One `Premise` per mask rate, most unknown first.
     """
-    spec = parts.images
+    spec = model.images
     tokens = patchify(to_unit_range(jnp.asarray(images)), spec.patch_size)
-    if reads_in_turn(parts):
-        return _in_turn(parts, params, tokens, jnp.asarray(labels))
+    if reads_in_turn(model):
+        return _in_turn(model, params, tokens, jnp.asarray(labels))
     rng = np.random.default_rng(seed)
     order = np.argsort(rng.random((len(images), spec.num_tokens)), axis=1)
     found = []
-    for quarters in (4, 3, 2, 1) if sees_tokens(parts) else (4,):
+    for quarters in (4, 3, 2, 1) if sees_tokens(model) else (4,):
         count = max(1, spec.num_tokens * quarters // 4)
         known = np.argsort(order, axis=1) >= count
-        encoding, mu = _encode(parts, params, tokens, jnp.asarray(known), jnp.asarray(labels))
+        encoding, mu = _encode(model, params, tokens, jnp.asarray(known), jnp.asarray(labels))
         z, x, e = (np.asarray(a, np.float64) for a in (encoding.z, tokens, encoding.entropy))
         judged = np.arange(len(images)) >= (0 if mu is not None else len(images) // 2)
         if mu is None:
@@ -109,8 +99,8 @@ def measure(
     return found
 
 
-def _in_turn(parts: Parts, params, tokens, rows) -> list[Premise]:
-    encoding, mu = _encode(parts, params, tokens, None, rows)
+def _in_turn(model: Model, params, tokens, rows) -> list[Premise]:
+    encoding, mu = _encode(model, params, tokens, None, rows)
     z, x, e = (np.asarray(a, np.float64) for a in (encoding.z, tokens, encoding.entropy))
     judged = np.arange(len(x)) >= (0 if mu is not None else len(x) // 2)
     if mu is None:
@@ -123,10 +113,10 @@ def _in_turn(parts: Parts, params, tokens, rows) -> list[Premise]:
     return found
 
 
-def entropies(parts: Parts, params, images, labels, known) -> np.ndarray:
+def entropies(model: Model, params, images, labels, known) -> np.ndarray:
     """`E [n, N]` of real images uint8 `[n, H, W, C]` of which `known [n, N]` tokens are given."""
-    tokens = patchify(to_unit_range(jnp.asarray(images)), parts.images.patch_size)
-    encoding, _ = _encode(parts, params, tokens, jnp.asarray(known), jnp.asarray(labels))
+    tokens = patchify(to_unit_range(jnp.asarray(images)), model.images.patch_size)
+    encoding, _ = _encode(model, params, tokens, jnp.asarray(known), jnp.asarray(labels))
     return np.asarray(encoding.entropy)
 
 

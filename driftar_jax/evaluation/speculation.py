@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from driftar_jax.evaluation import quality, speed
-from driftar_jax.sampling import draft_count, sampler, speculate
-from driftar_jax.sampling.generator import Loaded
+from driftar_jax.sampling import batches, draft_count
+from driftar_jax.sampling.generator import Generator
+from driftar_jax.sampling.settings import Settings
 
 GAMMAS = (1, 2, 4)
 # The seeds of a second plain set, which no row shares noise with.
@@ -24,11 +25,11 @@ class Way:
     """One row: a name and how images are made."""
 
     name: str
-    settings: sampler.Settings
+    settings: Settings
 
 
 def ways(
-    loaded: Loaded, deltas: dict[str, Sequence[float]], stop: float | None = None
+    loaded: Generator, deltas: dict[str, Sequence[float]], stop: float | None = None
 ) -> list[Way]:
     """Plain decoding first, then every rule with every number of drafts.
 
@@ -78,7 +79,7 @@ class Bench:
       tell: takes a line per row.
     """
 
-    runs: Sequence[Loaded]
+    runs: Sequence[Generator]
     real: quality.RealSet
     num: int
     seeds: int
@@ -114,9 +115,9 @@ class Bench:
             "floor": rows[0]["energy_distances"],
         }
 
-    def _possible(self, settings: sampler.Settings) -> bool:
+    def _possible(self, settings: Settings) -> bool:
         try:
-            settings.check(self.runs[0].parts)
+            settings.check(self.runs[0].model)
         except ValueError:
             return False
         return True
@@ -126,14 +127,14 @@ class Bench:
     def _labels(self, seed: int) -> np.ndarray:
         return np.random.default_rng(seed).choice(self.real.labels, self.num)
 
-    def _made(self, run: Loaded, settings: sampler.Settings, seed: int, asked):
+    def _made(self, run: Generator, settings: Settings, seed: int, asked):
         """Images, counts and, where drafts were made, what became of them."""
         rest = {"batch_size": max(self.batch_sizes), "to_pixels": run.to_pixels}
-        given = run.parts, settings, run.params, asked, seed
+        given = run.model, settings, run.params, asked, seed
         if settings.drafts:
-            images, found = sampler.sample_drafted(*given, **rest)
-            return images, speculate.counts(found), found
-        return *sampler.sample_images(*given, **rest), None
+            images, found = batches.sample_drafted(*given, **rest)
+            return images, batches.drafted_counts(found), found
+        return *batches.sample_images(*given, **rest), None
 
     @functools.cached_property
     def _second(self) -> list[np.ndarray]:
@@ -173,8 +174,8 @@ class Bench:
         }
         if found:
             num = sum(len(f.backbone_calls) for f in found)
-            row["speculation"] = speculate.summary(speculate.joined(found, num))
-            each = [speculate.summary(f) for f in found]
+            row["speculation"] = batches.summary(batches.joined(found, num))
+            each = [batches.summary(f) for f in found]
             for name in ("accepted_groups", "accepted_per_call"):
                 row |= _spread(name, [e[name] for e in each])
         self.tell(line(row))
@@ -189,8 +190,8 @@ class Bench:
             labels = run.conditions(np.resize(self._labels(0), size), 0)
 
             def call(way, labels=labels, size=size):
-                given = run.parts, way.settings, run.params, labels, 0
-                make = sampler.sample_drafted if way.settings.drafts else sampler.sample_images
+                given = run.model, way.settings, run.params, labels, 0
+                make = batches.sample_drafted if way.settings.drafts else batches.sample_images
                 return make(*given, batch_size=size, to_pixels=run.to_pixels)
 
             timed = speed.alternate([functools.partial(call, way) for way in table], size)
@@ -207,13 +208,13 @@ class Bench:
         run, chosen = self.runs[0], []
         for name, settings in {way.name: way.settings for way in table[1:]}.items():
             for size in self.batch_sizes:
-                asked = run.conditions(self._labels(0), 0)
-                given = run.parts, settings.changed(gamma=-1), run.params, size
-                made = draft_count.choose(*given, labels=asked)
-                record = dataclasses.asdict(made) | {"settings": None}
-                record |= {"method": name, "batch_size": size, "gamma": made.settings.gamma}
-                chosen.append(record)
-                self.tell(f"{name}, batch {size}: auto takes gamma {made.settings.gamma}")
+                condition = run.conditions(self._labels(0), 0)
+                unknown = settings.changed(gamma=-1)
+                choice = draft_count.choose(run.model, unknown, run.params, size, condition)
+                gamma = choice.settings.gamma
+                record = dataclasses.asdict(choice) | {"settings": None}
+                chosen.append(record | {"method": name, "batch_size": size, "gamma": gamma})
+                self.tell(f"{name}, batch {size}: auto takes gamma {gamma}")
         return chosen
 
 

@@ -1,5 +1,7 @@
 """A small image classifier: the named feature network of the small benchmarks."""
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 
@@ -19,3 +21,8 @@ class SmallClassifier(nn.Module):
         h = h.reshape(h.shape[0], -1)
         features = nn.gelu(nn.Dense(self.width, name="features")(h))
         return features, nn.Dense(self.num_classes, name="logits")(features)
+
+
+def build(config: Any, num_classes: int) -> SmallClassifier:
+    """Build the network of a checked config of task `classifier`."""
+    return SmallClassifier(num_classes=num_classes, width=config.classifier.width)

@@ -5,6 +5,7 @@ patches of latents or of small images. The sizes follow from the image: any side
 """
 
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -188,3 +189,15 @@ def reconstruction_loss(made: jax.Array, image: jax.Array, mask: jax.Array) -> j
     hidden = mask.astype(jnp.float32)
     error = jnp.sum(jnp.square(made - image), axis=-1) * hidden
     return error.sum(axis=(1, 2)) / jnp.maximum(hidden.sum(axis=(1, 2)), 1.0)
+
+
+def build(config: Any, image_shape: tuple[int, int, int], num_classes: int) -> MAE:
+    """Build the autoencoder of a checked config of task `mae`."""
+    return MAE(
+        channels=image_shape[2],
+        num_classes=num_classes,
+        width=config.mae.width,
+        blocks=tuple(int(count) for count in config.mae.blocks.split(",")),
+        patch=config.mae.patch,
+        dtype=jnp.dtype(config.mae.dtype),
+    )

@@ -1,22 +1,101 @@
-"""What speculative decoding asks of a host: groups, contexts, and one call for several contexts.
+"""The two protocols of a host: `Family` answers for its kind, `Walk` for a batch of its images.
 
-An object that satisfies `Host` is bound to a batch: it holds parameters, labels and generation
-orders. Rows R of what it returns are the images, or for guided sampling all conditional rows and
-then all unconditional ones; what it is asked with (`step`, `tokens`) is per image.
+Everything outside `hosts/` asks these; nobody else knows which host there is. A new host is one
+file with a `FAMILY`, and one line in `hosts/__init__.py`.
 """
 
+import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
+from flax import linen as nn
 
-from driftar_jax.types import Encoding
+from driftar_jax.types import Encoding, Given, TextSpec
 
 
-class Host(Protocol):
+@dataclasses.dataclass(frozen=True)
+class ImageSpec:
+    """What the data decides: `image_shape (H, W, C)`, the classes, the patch size, the captions."""
+
+    image_shape: tuple[int, int, int]
+    class_names: tuple[str, ...]
+    patch_size: int
+    text: TextSpec | None = None
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of tokens."""
+        return self.image_shape[0] // self.patch_size, self.image_shape[1] // self.patch_size
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def token_dim(self) -> int:
+        return self.image_shape[2] * self.patch_size**2
+
+
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """The modules of a run, and the family of its host. Static: hashed by the programs' caches.
+
+    Attributes:
+      images: what the data decided.
+      host: the backbone.
+      family: of the host.
+      head: the host's own many-step head; of task `host`.
+      prior, decoder: the one-step head of Drift-AR.
+      draft: the draft head, where the host has one.
+    """
+
+    images: ImageSpec
+    host: nn.Module
+    family: "Family"
+    head: nn.Module | None = None
+    prior: nn.Module | None = None
+    decoder: nn.Module | None = None
+    draft: nn.Module | None = None
+
+
+class Head(Protocol):
+    """The one-step head bound to its parameters (`drift/head.py`).
+
+    A guided image has two rows, all conditional ones first.
+
+    Attributes:
+      guided: whether rows come in pairs.
+      temperature: factor of the start's noise.
+    """
+
+    guided: bool
+    temperature: float
+
+    def starts(self, encoding: Encoding, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return mu `[R, N, C]` and sigma `[R, N]` of every token's prior (Eq. 6)."""
+
+    def shown(self, entropy: jax.Array, keys: jax.Array) -> jax.Array:
+        """Return the entropies `[R, N]` that sigma is made of."""
+
+    def starts_of(self, z: jax.Array, entropy: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return mu and sigma of some tokens, from their entropies of `shown`."""
+
+    def tokens(self, encoding: Encoding, mu, std, eps, scale) -> jax.Array:
+        """Return tokens `[B, M, C]` of the noise `eps [B, M, C]` (Eq. 7, then the decoder)."""
+
+
+class Walk(Protocol):
     """A host and a batch of B images whose tokens come in T groups of at most K.
 
-    Step k generates group k; its context is all groups before it. `step [B]` int32 differs from
-    image to image; beyond T - 1 it stands for the last step, and nobody reads the result.
+    What speculative decoding asks. Step k generates group k; its context is all groups before it.
+    `step [B]` int32 differs from image to image; beyond T - 1 it stands for the last step, and
+    nobody reads the result. Rows R of what it returns are the images, or for guided sampling all
+    conditional rows and then all unconditional ones; what it is asked with is per image.
 
     An encoding has a place for every token that the host encodes together with a context: all N for
     a host that sees the whole grid, one group for a host that reads the next one. Only `take` knows
@@ -37,18 +116,18 @@ class Host(Protocol):
     branches: int
 
     def group(self, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Positions `[B, K]` int32 of each image's group, and which of them are real, `[B, K]`."""
+        """Return positions `[B, K]` int32 of each image's group, and which are real, `[B, K]`."""
 
     def known(self, step: jax.Array) -> jax.Array:
-        """`[B, N]` bool, the tokens of the context of `step`."""
+        """Return the tokens of the context of `step`, `[B, N]` bool."""
 
     def memory(self) -> Any:
-        """What calls hand on (keys and values of a cache), as it is before the first one."""
+        """Return what calls hand on (keys and values of a cache) as it is before the first."""
 
     def encode(
         self, memory: Any, tokens: jax.Array, step: jax.Array, contexts: int
     ) -> tuple[Encoding, Any]:
-        """ONE backbone call on the contexts of `step, step + 1, ..., step + contexts - 1`.
+        """Call the backbone ONCE on the contexts of `step, step + 1, ..., step + contexts - 1`.
 
         Args:
           memory: of the last call, rolled back; or `memory()`.
@@ -61,8 +140,128 @@ class Host(Protocol):
           `Encoding` with leading axes `[S, R, ...]`, and the memory.
         """
 
-    def keep(self, memory: Any, step: jax.Array) -> Any:
-        """`memory` rolled back to what the context of `step [B]` may know; shapes stay."""
+    def roll_back(self, memory: Any, step: jax.Array) -> Any:
+        """Return `memory` as the context of `step [B]` may know it; shapes stay."""
 
     def take(self, tree: Any, step: jax.Array) -> Any:
-        """The places of each image's group, `[R, K, ...]`, in arrays `[R, ...]` of an encoding."""
+        """Return the places of each image's group, `[R, K, ...]`, of arrays `[R, ...]`."""
+
+    def read(self, encoding: Encoding) -> Encoding:
+        """Return what head, prior and decoder see of an encoding."""
+
+    def draft(self, last: Encoding, tokens: jax.Array, step: jax.Array) -> Encoding:
+        """Return the draft head's guess of the encoding of the context of `step [B]`.
+
+        Args:
+          last: encoding of an earlier context, `[R, ...]`.
+          tokens: `[B, N, C]`, drafted ones included.
+          step: `[B]`.
+        """
+
+    def scales(self) -> jax.Array:
+        """Return the guidance of each step, `[T]` float32."""
+
+
+class Family(Protocol):
+    """One kind of host; a stateless object.
+
+    Attributes:
+      name: `host.name` of a config.
+      order: how tokens are revealed: in `any` order, one after another (`raster`), or as a whole
+        `grid`. Decides which decoder the one-step head has: one per token, or one per grid.
+      drafts: whether its groups can be drafted.
+    """
+
+    name: str
+    order: str
+    drafts: bool
+
+    def backbone(self, config: Any, images: ImageSpec) -> nn.Module:
+        """Build the host of a checked config."""
+
+    def own_head(self, config: Any, images: ImageSpec) -> nn.Module:
+        """Build the many-step head that the host was published with."""
+
+    def examples(self, model: Model) -> dict[str, Callable[[jax.Array], Any]]:
+        """Return, for every group that the model has, `key -> variables` that makes it fresh."""
+
+    def check_settings(self, settings: Any, model: Model) -> None:
+        """Raise ValueError (field, value, allowed) where this host cannot sample so."""
+
+    def check_conditions(self, model: Model, condition: Any) -> None:
+        """Raise ValueError where these are no conditions of this host."""
+
+    def prepare(self, model: Model, params: Any, rows: int) -> tuple[Any, float | None]:
+        """Return parameters for a request of so many rows, and calls that its images share.
+
+        The calls are None where every image makes its own.
+        """
+
+    def plain(
+        self,
+        model: Model,
+        settings: Any,
+        params: Mapping[str, Any],
+        condition: Any,
+        keys: jax.Array,
+        head: Head | None,
+        given: Given | None,
+    ) -> jax.Array:
+        """Generate all tokens `[B, N, C]`, all images in step; traced inside one jitted function.
+
+        Args:
+          model: modules.
+          settings: checked `sampling.settings.Settings`.
+          params: parameters by group.
+          condition: of the batch, leaves `[B, ...]`.
+          keys: `[B]`, of `randomness.image_keys`.
+          head: the one-step head; None: the host's own.
+          given: tokens that stand, for hosts of any order.
+        """
+
+    def walk(
+        self,
+        model: Model,
+        settings: Any,
+        params: Mapping[str, Any],
+        condition: Any,
+        keys: jax.Array,
+        contexts: int,
+    ) -> Walk:
+        """Bind the host to a batch; a call sees at most `contexts` contexts."""
+
+    def pieces(
+        self,
+        model: Model,
+        settings: Any,
+        params: Any,
+        condition: Any,
+        index: jax.Array,
+        head_of: Callable[[Any], Head | None],
+    ) -> dict[str, tuple[Callable, tuple]]:
+        """Return what can be timed apart: name -> (function of arrays, arrays). May be {}.
+
+        `head_of` binds the one-step head to parameters.
+        """
+
+    def own_draws(
+        self, model: Model, settings: Any, params: Any, z: jax.Array, noise: Callable
+    ) -> jax.Array:
+        """Return draws `[R, C]` of the own head for features `z [R, D]`; hosts of any order alone.
+
+        `noise` is `step -> [R, C]`, standard normal.
+        """
+
+    def known_encoding(self, model: Model, params: Any, tokens, known, condition) -> Encoding:
+        """Return the encoding, as head and prior read it, of contexts of known images.
+
+        Args:
+          model: modules.
+          params: parameters by group.
+          tokens: `[B, N, C]` float32.
+          known: `[B, N]` bool; not read by hosts whose order decides what is known.
+          condition: `[B, ...]`.
+        """
+
+    def has_token_entropy(self, model: Model) -> bool:
+        """Say whether every token has an entropy of its own: not where one row is several."""

@@ -9,6 +9,12 @@ import math
 import numpy as np
 
 NFE_SCHEDULES = ("constant", "two_stage", "linear", "cosine")
+# By the order in which a host reveals tokens.
+GUIDANCE_SCHEDULES = {
+    "any": ("linear", "constant"),
+    "grid": ("linear", "constant"),
+    "raster": ("constant", "linear", "rising"),
+}
 
 
 def cosine_counts(num_tokens: int, ar_steps: int) -> tuple[int, ...]:
@@ -54,6 +60,13 @@ def guidance_at(
         raise ValueError(f"schedule: got {schedule!r}, allowed 'linear' or 'constant'")
     left = np.array([max(after, 1) for _, after in steps], np.float64)
     return (1.0 + (scale - 1.0) * (num_tokens - left) / num_tokens).astype(np.float32)
+
+
+def grid_guidance_at(scale: float, groups: int, schedule: str) -> tuple[float, ...]:
+    """Return the scale of each image in a row: `constant`, or rising to s in equal steps."""
+    if schedule == "constant":
+        return (scale,) * groups
+    return tuple(1.0 + (scale - 1.0) * (g + 1) / groups for g in range(groups))
 
 
 def head_steps(first: int, last: int, ar_steps: int, schedule: str) -> tuple[int, ...]:

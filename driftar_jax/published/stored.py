@@ -10,9 +10,10 @@ import numpy as np
 from flax import linen as nn
 
 from driftar_jax.checkpoints import Checkpoints, read_config
+from driftar_jax.config import PUBLISHED
 from driftar_jax.published.model import DriftAR
 
-TASK = "published"
+TASK = PUBLISHED
 # Of the published evaluation.
 GUIDANCE = 1.3
 

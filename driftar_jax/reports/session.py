@@ -13,7 +13,7 @@ from driftar_jax.evaluation import compare, frechet, judges, networks, premise, 
 from driftar_jax.evaluation.stopwatch import Ledger
 from driftar_jax.features import inception
 from driftar_jax.reports import report
-from driftar_jax.sampling import generator
+from driftar_jax.sampling import generator, load
 from driftar_jax.training import journal
 
 SHOWN = 64
@@ -26,8 +26,8 @@ MAPPED = 8
 class Session:
     """Everything an evaluation needs, checked."""
 
-    drifts: Sequence[generator.Loaded]
-    baselines: Sequence[generator.Loaded]
+    drifts: Sequence[generator.Generator]
+    baselines: Sequence[generator.Generator]
     classifier: networks.Network
     network: networks.Network
     network_dir: str
@@ -74,25 +74,24 @@ class Session:
         )
         with ledger("premise and pictures"):
             found = {
-                name: premise.measure(loaded.parts, loaded.params, *self._judged(1024, loaded))
+                name: premise.measure(loaded.model, loaded.params, *self._judged(1024, loaded))
                 for name, loaded in (
                     ("own head alone", self.baselines[0]),
                     ("Drift-AR", self.drifts[0]),
                 )
-                if premise.measurable(loaded.parts)
+                if premise.measurable(loaded.model)
             }
             shown = self._pictures(found)
         facts = self._facts(real.accuracy) | {"time": ledger.line()}
         report.write(self.out, rows=rows, real=reached, premise=found, facts=facts, images=shown)
         return "\n".join([*report.summary(rows, reached), "", f"time: {ledger.line()}"])
 
-    def _judged(self, most: int, loaded: generator.Loaded) -> tuple[np.ndarray, np.ndarray]:
+    def _judged(self, most: int, loaded: generator.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Real images, and what a checkpoint is told of them: their class or their caption."""
         chosen = np.random.default_rng(0).permutation(len(self.images))[:most]
         labels = self.labels[chosen]
-        if loaded.book is not None:
-            labels = loaded.book.rows([self.captions[i] for i in chosen])
-        return self.images[chosen], labels
+        captions = None if self.captions is None else [self.captions[i] for i in chosen]
+        return self.images[chosen], loaded.reader.of_real(labels, captions)
 
     def _facts(self, real_accuracy: float) -> dict:
         drift = self.drifts[0]
@@ -114,7 +113,7 @@ class Session:
         }
 
     def _pictures(self, found) -> list[tuple[str, str]]:
-        labels = np.arange(SHOWN) % self.drifts[0].parts.images.num_classes
+        labels = np.arange(SHOWN) % self.drifts[0].model.images.num_classes
         for name, loaded in (("own", self.baselines[0]), ("drift", self.drifts[0])):
             made = loaded.sample(labels, seed=0, batch_size=SHOWN).images
             pictures.save_grid(self.out / f"samples_{name}.png", made, columns=8)
@@ -143,12 +142,12 @@ class Session:
     def _entropy_map(self) -> None:
         drift = self.drifts[0]
         images, labels = self._judged(MAPPED, drift)
-        order = np.argsort(np.random.default_rng(1).random((MAPPED, drift.parts.images.num_tokens)))
-        half = drift.parts.images.num_tokens // 2
-        known = order < (half if premise.sees_tokens(drift.parts) else 0)
-        known |= premise.reads_in_turn(drift.parts)
-        entropy = premise.entropies(drift.parts, drift.params, images, labels, known)
-        shape = (MAPPED, *drift.parts.images.grid)
+        order = np.argsort(np.random.default_rng(1).random((MAPPED, drift.model.images.num_tokens)))
+        half = drift.model.images.num_tokens // 2
+        known = order < (half if premise.sees_tokens(drift.model) else 0)
+        known |= premise.reads_in_turn(drift.model)
+        entropy = premise.entropies(drift.model, drift.params, images, labels, known)
+        shape = (MAPPED, *drift.model.images.grid)
         report.entropy_map(
             self.out / "entropy.png", images, known.reshape(shape), entropy.reshape(shape)
         )
@@ -200,7 +199,7 @@ def open_session(
         raise config.wrong("inception" if inception_dir else "judge", network_dir, allowed)
     images, labels = judges.all_images(sources)
     captions = None
-    if any(loaded.book for loaded in (*loaded_drifts, *loaded_baselines)):
+    if any(loaded.reader.takes != "classes" for loaded in (*loaded_drifts, *loaded_baselines)):
         captions = judges.all_captions(sources)
     folder.mkdir(parents=True, exist_ok=True)
     return Session(
@@ -224,7 +223,7 @@ def open_session(
     )
 
 
-def _law(loaded: generator.Loaded) -> str:
+def _law(loaded: generator.Generator) -> str:
     """Mask law of the training; hosts without masks have none."""
     return loaded.config.get("mask", {}).get("law", "none")
 
@@ -242,8 +241,8 @@ def _records(workdir: str) -> list[dict]:
     return journal.read_metrics(path) if path.exists() else []
 
 
-def _load(path: str, task: str, flag: str) -> generator.Loaded:
-    loaded = generator.load(path)
+def _load(path: str, task: str, flag: str) -> generator.Generator:
+    loaded = load.load(path)
     if loaded.config.task != task:
         raise config.wrong(flag, path, f"a run of task {task}, not {loaded.config.task}")
     return loaded

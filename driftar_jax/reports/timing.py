@@ -11,18 +11,21 @@ import jax
 from driftar_jax import config
 from driftar_jax.checkpoints import write_json
 from driftar_jax.evaluation import benchmark
-from driftar_jax.sampling import generator
+from driftar_jax.sampling import generator, load
 from driftar_jax.training import specs
 
 PIECES = ("backbone_s", "head_s", "rest_s")
 
 
-def open_subject(settings: Any, workdir: str | None) -> tuple[generator.Loaded, str]:
+def open_subject(
+    settings: Any, workdir: str | None, vae: str | None = None
+) -> tuple[generator.Generator, str]:
     """The checkpoint of a workdir, or random weights in the shapes of a config.
 
     Args:
       settings: config, or None where `workdir` is given.
       workdir: folder written by `train` or `convert`, or None.
+      vae: folder of the autoencoder, where tokens are latents and none is known.
 
     Returns:
       The subject, and what its weights are, for a reader.
@@ -34,23 +37,23 @@ def open_subject(settings: Any, workdir: str | None) -> tuple[generator.Loaded, 
         given = "both" if workdir else "neither"
         raise config.wrong("workdir, config", given, "--workdir=FOLDER or --config=FILE.py[:SIZE]")
     if workdir is not None:
-        loaded = generator.load(workdir)
+        loaded = load.load(workdir, vae=vae)
         return loaded, f"step {loaded.step} of {workdir}"
     config.check(settings)
     if settings.task not in ("host", "drift"):
         raise config.wrong("task", settings.task, "host | drift")
-    loaded = generator.random(settings, specs.image_spec(settings))
+    loaded = load.random(settings, specs.image_spec(settings))
     return loaded, "random: speed only, the images mean nothing"
 
 
-def write(out: str, rows: Sequence[benchmark.Row], weights: str, load: tuple) -> None:
+def write(out: str, rows: Sequence[benchmark.Row], weights: str, averages: tuple) -> None:
     """`benchmark.json` and `benchmark.md` in the folder `out`.
 
     Args:
       out: folder, made if it is not there.
       rows: measured.
       weights: of the subject.
-      load: the machine's load averages before the first and after the last call.
+      averages: the machine's load averages before the first and after the last call.
     """
     folder = pathlib.Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +62,7 @@ def write(out: str, rows: Sequence[benchmark.Row], weights: str, load: tuple) ->
         "command": "python -m driftar_jax.benchmark " + " ".join(sys.argv[1:]),
         "weights": weights,
         "device": f"{device.device_kind}, {os.cpu_count()} CPU cores",
-        "load average before and after": " and ".join(f"{x:.1f}" for x in load),
+        "load average before and after": " and ".join(f"{x:.1f}" for x in averages),
         "jax": jax.__version__,
     }
     records = [row.as_json() for row in rows]

@@ -7,54 +7,19 @@ the finding out and nothing more.
 """
 
 import dataclasses
-import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from driftar_jax.heads import early_stop
-from driftar_jax.model import Parts
-from driftar_jax.sampling import choice, sampler, speculate
+from driftar_jax.hosts.base import Model
+from driftar_jax.sampling import drafted, plain
+from driftar_jax.sampling.settings import Settings
 
 CANDIDATES = (1, 2, 4)
 ROUNDS = 3
-
-
-def parse(text: str | None) -> int | None:
-    """`Settings.gamma` of a flag's text: `auto` is -1; None stays None.
-
-    Raises:
-      ValueError: it is neither `auto` nor a whole number from 0.
-    """
-    if text is None:
-        return None
-    if text == "auto":
-        return -1
-    if not text.isdigit():
-        raise ValueError(f"gamma: got {text!r}, allowed auto or a whole number from 0")
-    return int(text)
-
-
-def parse_stop(text: str | None) -> float | None:
-    """`Settings.stop` of a flag's text: `auto` is `policy.TRAINED`; None stays None.
-
-    Raises:
-      ValueError: it is neither `auto` nor a number from 0 to 1.
-    """
-    if text is None:
-        return None
-    if text == "auto":
-        return early_stop.TRAINED
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 <= value <= 1:
-        raise ValueError(f"stop: got {text!r}, allowed auto or 0 to 1 (an entropy)")
-    return value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +34,7 @@ class Choice:
       finding_out: seconds that all this took.
     """
 
-    settings: sampler.Settings
+    settings: Settings
     acceptance: tuple[float, ...]
     seconds: dict[int, float]
     predicted: int
@@ -77,51 +42,50 @@ class Choice:
 
 
 def choose(
-    parts: Parts,
-    settings: sampler.Settings,
+    model: Model,
+    settings: Settings,
     params: dict[str, Any],
     batch_size: int,
+    condition: Any,
     *,
-    labels: np.ndarray | None = None,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Choice:
-    """The fastest gamma for these settings; 0 where drafts do not pay.
+    """Find the fastest gamma for these settings; 0 where drafts do not pay.
 
     Args:
-      parts, params: of a Drift-AR run.
+      model, params: of a Drift-AR run.
       settings: checked; its gamma is not read.
       batch_size: of the calls to come, at least 1.
-      labels: conditions to try it with, in turn; None: the classes.
+      condition: of some images, leaves `[n, ...]`; what it is tried with, in turn.
       clock: seconds; another one for tests.
     """
     begin = clock()
     most = settings.ar_steps - 1
     candidates = [g for g in CANDIDATES if g <= most] or [most]
-    if labels is None:
-        labels = np.arange(parts.images.num_classes, dtype=np.int32)
-    label = labels[np.arange(batch_size) % len(labels)]
-    given = params, label, np.arange(batch_size, dtype=np.int32)
+    index = np.arange(batch_size, dtype=np.int32)
+    condition = jax.tree.map(lambda a: np.asarray(a)[index % len(a)], condition)
+    # As `batches.sample_drafted` asks: one compilation serves both.
+    plainly = settings.changed(gamma=0)
 
-    def plain(seed):
-        return sampler.generate(parts, settings.changed(gamma=0), *given, np.uint32(seed))
+    def without_drafts(seed):
+        return plain.generate(model, plainly, params, condition, index, np.uint32(seed))
 
-    def drafted(gamma):
-        rule = settings.draft_rule(gamma)
-        asked = settings.changed(gamma=0)  # as `sampler.sample_drafted` asks
-        return lambda seed: speculate.generate(parts, rule, asked, *given, np.uint32(seed))
+    def with_drafts(gamma):
+        rule, args = settings.draft_rule(gamma), (params, condition, index)
+        return lambda seed: drafted.generate(model, rule, plainly, *args, np.uint32(seed))
 
-    _, found = jax.block_until_ready(drafted(candidates[-1])(0))
-    chances = choice.acceptance(np.asarray(found.lengths.sum(axis=0)))
-    calls = {0: plain} | {g: drafted(g) for g in candidates}
+    _, speculation = jax.block_until_ready(with_drafts(candidates[-1])(0))
+    chances = acceptance(np.asarray(speculation.lengths.sum(axis=0)))
+    calls = {0: without_drafts} | {g: with_drafts(g) for g in candidates}
     if chances[0] == 0:
-        calls = {0: plain}  # nothing is accepted: no timing could recommend it
+        calls = {0: without_drafts}  # nothing is accepted: no timing could recommend it
     seconds, per_round = {}, {}
     for g, call in calls.items():
-        made = jax.block_until_ready(call(0))
-        rounds = settings.ar_steps if g == 0 else int(made[1].batch_calls)
+        _, counts = jax.block_until_ready(call(0))
+        rounds = settings.ar_steps if g == 0 else int(counts.batch_calls)
         seconds[g] = _fastest(call, clock)
         per_round[g] = seconds[g] / rounds
-    predicted = choice.best(chances, per_round)
+    predicted = best(chances, per_round)
     chosen = predicted if seconds[predicted] < seconds[0] else 0
     return Choice(
         settings=settings.changed(gamma=chosen),
@@ -140,3 +104,36 @@ def _fastest(call: Callable[[int], Any], clock) -> float:
         jax.block_until_ready(call(seed))
         taken.append(clock() - start)
     return min(taken)
+
+
+def acceptance(lengths: np.ndarray) -> np.ndarray:
+    """Chance that a draft stands, given that all before it in its round do.
+
+    Args:
+      lengths: `[gamma + 1]` rounds by their number of accepted groups, drafts going to gamma.
+
+    Returns:
+      `[gamma]` float64; of a draft that was never reached, that of the one before it.
+    """
+    reached = np.cumsum(lengths[::-1])[::-1].astype(np.float64)  # rounds with at least j accepted
+    chances = []
+    for j in range(1, len(lengths)):
+        before = chances[-1] if chances else 0.0
+        chances.append(reached[j] / reached[j - 1] if reached[j - 1] else before)
+    return np.array(chances)
+
+
+def groups_per_call(chances: Sequence[float], gamma: int) -> float:
+    """Expected groups that a backbone call yields: the accepted ones and the target's own."""
+    return 1.0 + float(np.cumprod(np.asarray(chances)[:gamma]).sum())
+
+
+def best(chances: Sequence[float], seconds: Mapping[int, float]) -> int:
+    """The gamma with the most expected groups per second; the smaller one where they are equal.
+
+    Args:
+      chances: of `acceptance`, at least as long as the largest gamma.
+      seconds: gamma, 0 among them, to the seconds of a round with so many drafts.
+    """
+    rate = {g: groups_per_call(chances, g) / s for g, s in sorted(seconds.items())}
+    return max(rate, key=rate.get)

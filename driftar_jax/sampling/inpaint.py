@@ -9,9 +9,9 @@ from driftar_jax.config import wrong
 from driftar_jax.data import images
 from driftar_jax.data.patches import patchify
 from driftar_jax.data.pixels import to_unit_range
-from driftar_jax.hosts.mar import MAR
-from driftar_jax.sampling import sampler
-from driftar_jax.sampling.generator import Loaded, Samples
+from driftar_jax.sampling import batches
+from driftar_jax.sampling.generator import Generator, Samples
+from driftar_jax.sampling.settings import Settings
 from driftar_jax.types import Given
 from driftar_jax.vae import kl, pixels
 
@@ -19,13 +19,14 @@ _GREY = 128
 
 
 def fill(
-    loaded: Loaded,
+    loaded: Generator,
     image: np.ndarray,
     mask: np.ndarray,
     labels: Any,
     seed: int = 0,
     *,
-    batch_size: int = 256,
+    batch_size: int | None = None,
+    settings: Settings | None = None,
     **changes,
 ) -> Samples:
     """One image per label, equal to `image` outside of `mask`.
@@ -39,9 +40,10 @@ def fill(
       image: uint8 `[H, W, C]`, of the size that the checkpoint makes.
       mask: bool `[H, W]`, True where the image is generated.
       labels: `[n]` classes, -1 for none.
-      seed: as for `Loaded.sample`.
-      batch_size: images per call.
-      **changes: fields of `sampler.Settings`; AR steps beyond one per unknown token are left out.
+      seed: as for `Generator.sample`.
+      batch_size: images per call; None: 256.
+      settings: checked; None: those of the config with `changes`.
+      **changes: fields of `Settings`; AR steps beyond one per unknown token are left out.
 
     Returns:
       `Samples`.
@@ -49,28 +51,35 @@ def fill(
     Raises:
       ValueError: another host, another size, an empty mask, drafts, or a bad setting.
     """
-    if not isinstance(loaded.parts.host, MAR):
-        name = loaded.config.host.name
-        raise wrong("mask", "a mask", f"none: {name} does not reveal tokens in any order, mar does")
-    settings, labels = loaded.checked(**changes), loaded.conditions(labels, seed)
+    check(loaded)
+    settings = loaded.checked(**changes) if settings is None else settings
+    condition = loaded.conditions(labels, seed, settings)
     if settings.gamma:
         raise wrong("gamma", settings.gamma, "0 together with a mask")
     given = _given(loaded, image, mask)
     settings = settings.changed(ar_steps=min(settings.ar_steps, given.unknown))
-    made, counts = sampler.sample_images(
-        loaded.parts,
+    made, counts = batches.sample_images(
+        loaded.model,
         settings,
         loaded.params,
-        labels,
+        condition,
         seed,
-        batch_size=batch_size,
+        batch_size=256 if batch_size is None else batch_size,
         to_pixels=loaded.to_pixels,
         given=given,
     )
     return Samples(np.where(mask[None, :, :, None], made, image[None]), counts)
 
 
-def _given(loaded: Loaded, image: np.ndarray, mask: np.ndarray) -> Given:
+def check(generator: Generator) -> None:
+    """Raise ValueError where the host does not reveal tokens in any order."""
+    family = generator.model.family
+    if family.order != "any":
+        allowed = f"none: {family.name} does not reveal tokens in any order, mar does"
+        raise wrong("mask", "a mask", allowed)
+
+
+def _given(loaded: Generator, image: np.ndarray, mask: np.ndarray) -> Given:
     """What is known of the tokens of `image`."""
     wanted = pixel_shape(loaded)
     height, width, _ = wanted
@@ -85,7 +94,7 @@ def _given(loaded: Loaded, image: np.ndarray, mask: np.ndarray) -> Given:
     if _decodes(loaded):
         moments = kl.encode(loaded.to_pixels.vae, loaded.to_pixels.params, grid[None], tile=1)
         grid = kl.SCALE * kl.mode(moments)[0]
-    spec = loaded.parts.images
+    spec = loaded.model.images
     side = spec.patch_size * height // spec.image_shape[0]
     tiles = mask.reshape(height // side, side, width // side, side)
     known = ~tiles.any(axis=(1, 3)).reshape(-1)
@@ -93,13 +102,13 @@ def _given(loaded: Loaded, image: np.ndarray, mask: np.ndarray) -> Given:
     return Given(tokens, jnp.asarray(known), int((~known).sum()))
 
 
-def _decodes(loaded: Loaded) -> bool:
+def _decodes(loaded: Generator) -> bool:
     return isinstance(loaded.to_pixels, pixels.ToPixels)
 
 
-def pixel_shape(loaded: Loaded) -> tuple[int, int, int]:
+def pixel_shape(loaded: Generator) -> tuple[int, int, int]:
     """`(H, W, C)` of the images that a checkpoint makes."""
-    height, width, channels = loaded.parts.images.image_shape
+    height, width, channels = loaded.model.images.image_shape
     if not _decodes(loaded):
         return height, width, channels
     factor = loaded.to_pixels.vae.factor

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from driftar_jax.heads import randomness
-from driftar_jax.hosts.base import Host
+from driftar_jax.hosts.base import Head, Walk
 from driftar_jax.sampling import speculative
 from driftar_jax.types import Encoding, Speculation
 
@@ -57,7 +57,7 @@ class State:
       weight: `[B, N]` float32, what the bound of a token is proportional to; -1 where none was
         made yet.
       entropy: `[B, N]` float32 of the encodings that the tokens were made from.
-      memory: the host's.
+      memory: the walk's.
       found: what is reported.
     """
 
@@ -79,7 +79,7 @@ class Lookahead:
     the movement of a token is bounded, not its distance from plain decoding.
 
     Attributes:
-      host: groups, contexts and the backbone; one whose groups have an order (`base.py`).
+      walk: the host bound to the batch; one whose groups have an order (`base.py`).
       make: `(encoding [R, ...], step [B]) -> (x [B, K, C], weight [B, K])`, the tokens of a group
         from their own noise, and what their bounds are proportional to.
       window: how far, and when.
@@ -87,7 +87,7 @@ class Lookahead:
       evaluations: of the head, for one group.
     """
 
-    host: Host
+    walk: Walk
     make: Callable[[Encoding, jax.Array], tuple[jax.Array, jax.Array]]
     window: Window
     batch: int
@@ -106,33 +106,33 @@ class Lookahead:
     @property
     def size(self) -> int:
         """Groups made in one call; an image has no more than T."""
-        return min(self.window.size, self.host.num_steps)
+        return min(self.window.size, self.walk.num_steps)
 
     def goes_on(self, state: State) -> jax.Array:
         """Whether an image of the batch is not finished; bool scalar."""
-        return (state.step < self.host.num_steps).any()
+        return (state.step < self.walk.num_steps).any()
 
     def start(self) -> State:
         """Before the first round."""
-        shape = self.batch, self.host.num_tokens
+        shape = self.batch, self.walk.num_tokens
         return State(
             step=jnp.zeros(self.batch, jnp.int32),
-            tokens=jnp.zeros((*shape, self.host.token_dim), jnp.float32),
+            tokens=jnp.zeros((*shape, self.walk.token_dim), jnp.float32),
             weight=jnp.full(shape, -1.0, jnp.float32),
             entropy=jnp.zeros(shape, jnp.float32),
-            memory=self.host.memory(),
+            memory=self.walk.memory(),
             found=speculative.nothing(self.batch, self.size - 1),
         )
 
     def round(self, state: State) -> State:
         """One backbone call, and what it settles."""
-        host, size = self.host, self.size
+        walk, size = self.walk, self.size
         steps = state.step[None] + jnp.arange(size)[:, None]
-        encodings, memory = host.encode(state.memory, state.tokens, state.step, size)
+        encodings, memory = walk.encode(state.memory, state.tokens, state.step, size)
         x, weight = jax.vmap(self.make)(encodings, steps)
-        entropy = jax.vmap(lambda e, s: host.take(e.entropy, s))(encodings, steps)[:, : self.batch]
-        positions, real = jax.vmap(host.group)(steps)
-        real &= (steps < host.num_steps)[..., None]
+        entropy = jax.vmap(lambda e, s: walk.take(e.entropy, s))(encodings, steps)[:, : self.batch]
+        positions, real = jax.vmap(walk.group)(steps)
+        real &= (steps < walk.num_steps)[..., None]
 
         before = jax.vmap(lambda t, p: t[p], (0, 1), 1)(state.tokens, positions)
         put = lambda old, new: _write(old, new, positions, real)  # noqa: E731
@@ -145,14 +145,14 @@ class Lookahead:
         stands = (near | ~real).all(axis=-1)
         # A guess is judged where all before it stand, and where another group stands on it.
         judged = jnp.concatenate([jnp.ones_like(stands[:1]), stands[:-1]]).cumprod(axis=0)
-        judged = judged.astype(bool)[: size - 1] & (steps[1:] < host.num_steps)
+        judged = judged.astype(bool)[: size - 1] & (steps[1:] < walk.num_steps)
         accepted = (judged & stands[: size - 1]).sum(axis=0, dtype=jnp.int32)
-        live = state.step < host.num_steps
+        live = state.step < walk.num_steps
         step = jnp.where(live, state.step + 1 + accepted, state.step)
         heard = judged[..., None] & real[:-1]
         return state.replace(
             step=step,
-            memory=host.keep(memory, step),
+            memory=walk.roll_back(memory, step),
             found=self._counted(state.found, live, accepted, heard, near[:-1], entropy[:-1]),
         )
 
@@ -183,7 +183,7 @@ class Lookahead:
             backbone_calls=found.backbone_calls + one,
             head_evaluations=found.head_evaluations + one * size * self.evaluations,
             batch_calls=found.batch_calls + 1,
-            batch_rows=found.batch_rows + size * self.host.branches,
+            batch_rows=found.batch_rows + size * self.walk.branches,
             lengths=found.lengths + lengths * one[:, None],
             judged=found.judged + hot.sum(axis=(0, 2)),
             accepted=found.accepted + (hot * near[..., None]).sum(axis=(0, 2)),
@@ -191,8 +191,8 @@ class Lookahead:
 
 
 def one_step(
-    host: Host,
-    head: speculative.Head,
+    walk: Walk,
+    head: Head,
     keys: jax.Array,
     prior_keys: jax.Array,
     scales: jax.Array,
@@ -203,9 +203,9 @@ def one_step(
 
     def make(encoding, step):
         mu, std = head.starts(encoding, prior_keys)
-        encoding, mu, std = host.take((encoding, mu, std), step)
-        eps = token_noise(host, keys, step, 0)
-        scale = jnp.asarray(scales)[jnp.minimum(step, host.num_steps - 1)]
+        encoding, mu, std = walk.take((encoding, mu, std), step)
+        eps = token_noise(walk, keys, step, 0)
+        scale = jnp.asarray(scales)[jnp.minimum(step, walk.num_steps - 1)]
         x = head.tokens(encoding, mu, std, eps, scale)
         return x, weights(bound, encoding.entropy[:batch], std[:batch])
 
@@ -217,10 +217,10 @@ def weights(bound: str, entropy: jax.Array, std: jax.Array | None = None) -> jax
     return {"entropy": entropy, "sigma": std, "constant": jnp.ones_like(entropy)}[bound]
 
 
-def token_noise(host: Host, keys: jax.Array, step: jax.Array, draw: jax.Array | int) -> jax.Array:
+def token_noise(walk: Walk, keys: jax.Array, step: jax.Array, draw: jax.Array | int) -> jax.Array:
     """Noise number `draw` of the tokens of each image's group, `[B, K, C]`; `keys [B, N]`."""
-    of_group = jax.vmap(lambda k, p: k[p])(keys, host.group(step)[0])
-    return randomness.normal(of_group, draw, host.token_dim)
+    of_group = jax.vmap(lambda k, p: k[p])(keys, walk.group(step)[0])
+    return randomness.normal(of_group, draw, walk.token_dim)
 
 
 def _rms(difference: jax.Array) -> jax.Array:

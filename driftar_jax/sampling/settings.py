@@ -1,20 +1,16 @@
-"""How to sample: the settings of a request, and whether a checkpoint can be sampled so."""
+"""How to sample: the settings of a request, and whether a model can be sampled so."""
 
 import dataclasses
 import math
 
-from driftar_jax.heads import diffusion, early_stop
-from driftar_jax.hosts.nextstep import NextStep
-from driftar_jax.hosts.schedules import NFE_SCHEDULES, head_steps
-from driftar_jax.hosts.transdiff import TransDiff
-from driftar_jax.model import Parts
-from driftar_jax.sampling import speculative, text_sampler, verify
+from driftar_jax.config import wrong
+from driftar_jax.heads import early_stop
+from driftar_jax.hosts.base import Model
+from driftar_jax.hosts.schedules import GUIDANCE_SCHEDULES, NFE_SCHEDULES, head_steps
+from driftar_jax.sampling import speculative, verify
 
-METHODS = ("own", "drift", "mean")
 GUIDANCE_FORMS = ("extrapolate", "trained")
-
 SPACINGS = ("even", "trimmed")
-TRIMMED_LAST = 950
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,24 +25,29 @@ class Settings:
         over the AR steps, as DiSA does.
       nfe_last: head evaluations of the last AR step, 1..nfe; not read by `constant`.
       guidance: scale s; 1 is none.
+      guidance_image: scale of a source image, 1 or more; above 1 needs `guidance` above 1.
       guidance_form: `extrapolate` runs an unconditional branch beside the conditional one and
         extrapolates: the noise prediction for `own`, the decoded tokens (`u + s (c - u)`, same
         start noise) for `drift`. `trained` gives the scale to a decoder that has learned it, and
         runs the conditional branch alone.
-      guidance_schedule: `linear` or `constant` over the AR steps.
-      spacing: of the own head's steps: `even` from 0 to 999 as published, `trimmed` from 0 to 950,
-        which is the better one for heads trained for minutes. A single step is always trimmed:
+      guidance_schedule: `constant`, `linear` (rises over masked AR steps and images in a row, falls
+        over NextStep-1's tokens) or `rising` (NextStep-1).
+      spacing: of the diffusion head's steps: `even` from 0 to 999 as published, `trimmed` from 0 to
+        950, which is the better one for heads trained for minutes. A single step is always trimmed:
         the published rule would keep timestep 0, which denoises nothing.
+      shift: of the token flow head's times; above 1 spends more evaluations near the noise.
+      corrected: end that head's times at 1, where the published shifted grid stops short.
+      normalise: project each token of that head to mean 0 and standard deviation 1.
       temperature: factor of the head's step noise (`own`) or of the start's noise (`drift`).
       drift_scale: factor of the drift of TransDiff's own sampler (its `scale_0`; the temperature is
-        its `scale_1`); other heads do not read it.
+        its `scale_1`).
       gamma: AR steps drafted per round of speculative decoding; 0 is plain decoding, -1 stands for
-        the fastest, which is found by measuring (`gamma.py`). With one AR step there is nothing to
-        draft, and decoding is plain.
-      rule: what drafts are accepted by, one of `speculative.verify.RULES`.
+        the fastest, which is found by measuring (`draft_count.py`). With one AR step there is
+        nothing to draft, and decoding is plain.
+      rule: what drafts are accepted by, one of `verify.RULES`.
       delta: bound of the rules `coupled` and `feature`.
-      stop: tau_g of the published early stop of drafting; 0 never stops, `policy.TRAINED` takes the
-        checkpoint's statistics.
+      stop: tau_g of the published early stop of drafting; 0 never stops, `early_stop.TRAINED` takes
+        the checkpoint's statistics.
     """
 
     method: str
@@ -64,85 +65,70 @@ class Settings:
     rule: str = "gaussian"
     delta: float = 1.0
     stop: float = 0.0
+    guidance_image: float = 1.0
+    shift: float = 1.0
+    corrected: bool = False
+    normalise: bool = False
 
-    def check(self, parts: Parts) -> None:
-        """Raises ValueError (field, value, allowed) where these modules cannot sample so."""
-        has = ("own",) if parts.head is not None else ("drift", "mean")
+    def check(self, model: Model) -> None:
+        """Raise ValueError (field, value, allowed) where this model cannot sample so."""
+        has = ("own",) if model.head is not None else ("drift", "mean")
         if self.method not in has:
-            raise ValueError(
-                f"method: got {self.method!r}, allowed {' | '.join(has)} (in this checkpoint)"
-            )
-        if isinstance(parts.host, TransDiff):
-            self._check_grids(parts)
-        if isinstance(parts.host, NextStep):
-            text_sampler.check(self, parts)
-        num_tokens = parts.images.num_tokens
-        if not 1 <= self.ar_steps <= num_tokens:
-            raise ValueError(
-                f"ar_steps: got {self.ar_steps}, allowed 1 to {num_tokens} (one per token)"
-            )
-        most = TRIMMED_LAST + 1 if self.spacing == "trimmed" else diffusion.TRAIN_STEPS
-        if not 1 <= self.nfe <= most:
-            raise ValueError(f"nfe: got {self.nfe}, allowed 1 to {most} (spacing {self.spacing})")
+            raise wrong("method", self.method, f"{' | '.join(has)} (in this checkpoint)")
+        if self.nfe < 1:
+            raise wrong("nfe", self.nfe, "a whole number of at least 1")
+        model.family.check_settings(self, model)
         if self.nfe_schedule not in NFE_SCHEDULES:
-            allowed = " | ".join(NFE_SCHEDULES)
-            raise ValueError(f"nfe_schedule: got {self.nfe_schedule!r}, allowed {allowed}")
+            raise wrong("nfe_schedule", self.nfe_schedule, " | ".join(NFE_SCHEDULES))
         if self.nfe_schedule != "constant" and not 1 <= self.nfe_last <= self.nfe:
-            raise ValueError(f"nfe_last: got {self.nfe_last}, allowed 1 to nfe {self.nfe}")
+            raise wrong("nfe_last", self.nfe_last, f"1 to nfe {self.nfe}")
         if not 0 <= self.guidance < math.inf:
-            raise ValueError(f"guidance: got {self.guidance}, allowed a number from 0")
+            raise wrong("guidance", self.guidance, "a number from 0")
         if self.guidance_form not in GUIDANCE_FORMS:
-            allowed = " | ".join(GUIDANCE_FORMS)
-            raise ValueError(f"guidance_form: got {self.guidance_form!r}, allowed {allowed}")
+            raise wrong("guidance_form", self.guidance_form, " | ".join(GUIDANCE_FORMS))
         if self.guidance_form == "trained":
-            if parts.decoder is None or not parts.decoder.guidance:
-                raise ValueError(
-                    "guidance_form: got 'trained', allowed extrapolate (no scale was trained into "
-                    "this checkpoint)"
-                )
-            if self.guidance < 1:
-                raise ValueError(f"guidance: got {self.guidance}, allowed a number from 1")
-        if self.guidance_schedule not in ("linear", "constant"):
-            raise ValueError(
-                f"guidance_schedule: got {self.guidance_schedule!r}, allowed linear | constant"
-            )
+            self._check_trained_guidance(model)
+        allowed = GUIDANCE_SCHEDULES[model.family.order]
+        if self.guidance_schedule not in allowed:
+            raise wrong("guidance_schedule", self.guidance_schedule, " | ".join(allowed))
         if self.spacing not in SPACINGS:
-            raise ValueError(f"spacing: got {self.spacing!r}, allowed {' | '.join(SPACINGS)}")
+            raise wrong("spacing", self.spacing, " | ".join(SPACINGS))
         if not 0 < self.temperature < math.inf:
-            raise ValueError(f"temperature: got {self.temperature}, allowed a number above 0")
-        self._check_drafts(parts)
+            raise wrong("temperature", self.temperature, "a number above 0")
+        self._check_drafts(model)
 
-    def _check_drafts(self, parts: Parts) -> None:
+    def _check_trained_guidance(self, model: Model) -> None:
+        if model.decoder is None or not model.decoder.guidance:
+            allowed = "extrapolate (no scale was trained into this checkpoint)"
+            raise wrong("guidance_form", "trained", allowed)
+        if self.guidance < 1:
+            raise wrong("guidance", self.guidance, "a number from 1")
+
+    def _check_drafts(self, model: Model) -> None:
         steps = self.ar_steps - 1
         if self.gamma < -1 or (self.gamma > steps and steps):
             allowed = f"-1 (chosen by measuring) or 0 to {steps} (AR steps after the first)"
-            raise ValueError(f"gamma: got {self.gamma}, allowed {allowed}")
-        if self.drafts and (parts.draft is None or self.method != "drift"):
-            why = "no draft head in this checkpoint" if parts.draft is None else "method drift only"
-            raise ValueError(f"gamma: got {self.gamma}, allowed 0 ({why})")
+            raise wrong("gamma", self.gamma, allowed)
+        if self.drafts and (model.draft is None or self.method != "drift"):
+            why = "no draft head in this checkpoint" if model.draft is None else "method drift only"
+            raise wrong("gamma", self.gamma, f"0 ({why})")
         if self.rule not in verify.RULES:
-            raise ValueError(f"rule: got {self.rule!r}, allowed {' | '.join(verify.RULES)}")
+            raise wrong("rule", self.rule, " | ".join(verify.RULES))
         if not 0 <= self.delta < math.inf:
-            raise ValueError(f"delta: got {self.delta}, allowed a number from 0")
+            raise wrong("delta", self.delta, "a number from 0")
         if not (0 <= self.stop <= 1 or self.stop == early_stop.TRAINED):
-            raise ValueError(f"stop: got {self.stop}, allowed auto or 0 to 1 (an entropy)")
-
-    def _check_grids(self, parts: Parts) -> None:
-        groups = parts.host.groups
-        if self.ar_steps != groups:
-            raise ValueError(
-                f"ar_steps: got {self.ar_steps}, allowed {groups} (images in a row of this host)"
-            )
-        last = self.nfe if self.nfe_schedule == "constant" else self.nfe_last
-        for field, value in (("nfe", self.nfe), ("nfe_last", last)):
-            if self.method == "own" and value < 2:
-                raise ValueError(f"{field}: got {value}, allowed at least 2 (of a flow head)")
-        if not 0 < self.drift_scale < math.inf:
-            raise ValueError(f"drift_scale: got {self.drift_scale}, allowed a number above 0")
+            raise wrong("stop", self.stop, "auto or 0 to 1 (an entropy)")
 
     def changed(self, **changes) -> "Settings":
-        """These settings with the given fields changed; None leaves a field as it is."""
-        return dataclasses.replace(self, **{k: v for k, v in changes.items() if v is not None})
+        """Return these settings with the given fields changed; None leaves a field as it is.
+
+        `auto` is allowed for `gamma` (the fastest, by measuring) and `stop` (as trained).
+        """
+        changes = {k: v for k, v in changes.items() if v is not None}
+        for name, auto in (("gamma", -1), ("stop", early_stop.TRAINED)):
+            if changes.get(name) == "auto":
+                changes[name] = auto
+        return dataclasses.replace(self, **changes)
 
     @property
     def drafts(self) -> int:
@@ -150,13 +136,18 @@ class Settings:
         return self.gamma if self.ar_steps > 1 else 0
 
     def draft_rule(self, gamma: int) -> speculative.Rule:
-        """What the engine is asked for with so many drafts."""
+        """Return what the engine is asked for with so many drafts."""
         return speculative.Rule(gamma, self.rule, self.delta, self.stop)
 
     @property
     def guided(self) -> bool:
         """Whether an unconditional branch runs."""
         return self.guidance != 1.0 and self.guidance_form == "extrapolate"
+
+    @property
+    def branches(self) -> int:
+        """Rows per image: conditional; none, if guided; between them that of a source image."""
+        return 1 + self.guided + (self.guidance_image > 1)
 
     @property
     def evaluations(self) -> int | float:
@@ -170,3 +161,35 @@ class Settings:
         if self.method == "own":
             return head_steps(self.nfe, self.nfe_last, self.ar_steps, self.nfe_schedule)
         return (1 if self.method == "drift" else 0,) * self.ar_steps
+
+
+# What every model reads, by method, and by the order of its host; `drafts` with a draft head.
+_ALWAYS = {"method", "ar_steps", "guidance", "guidance_form", "guidance_schedule", "temperature"}
+_OWN = {
+    "any": {"nfe", "nfe_schedule", "nfe_last", "spacing"},
+    "grid": {"nfe", "nfe_schedule", "nfe_last", "drift_scale"},
+    "raster": {"nfe", "shift", "corrected", "normalise", "guidance_image"},
+}
+_DRAFTS = {"gamma", "rule", "delta", "stop"}
+
+
+def read_by(model: Model) -> set[str]:
+    """Return the names of the settings that a model reads."""
+    if model.head is not None:
+        return _ALWAYS | _OWN[model.family.order]
+    return _ALWAYS | (_DRAFTS if model.draft is not None else set())
+
+
+def refuse_unread(model: Model, base: Settings, changes: dict) -> None:
+    """Raise ValueError for the first change that this model would not read.
+
+    Args:
+      model: modules.
+      base: settings without the changes; a change to the value that is there changes nothing.
+      changes: fields; None leaves a field as it is.
+    """
+    for name in changes.keys() - read_by(model):
+        if name not in {field.name for field in dataclasses.fields(Settings)}:
+            raise wrong("setting", name, " | ".join(sorted(read_by(model))))
+        if changes[name] is not None and changes[name] != getattr(base, name):
+            raise wrong(name, changes[name], f"{getattr(base, name)} (this model does not read it)")

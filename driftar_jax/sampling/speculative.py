@@ -8,29 +8,18 @@ accepted groups and one more. Rows of a batch move at their own pace; all of it 
 """
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import flax.struct
 import jax
 import jax.numpy as jnp
 
 from driftar_jax.heads import early_stop, randomness
-from driftar_jax.hosts.base import Host
+from driftar_jax.hosts.base import Head, Walk
 from driftar_jax.sampling import verify
 from driftar_jax.types import Encoding, Speculation
 
 BINS = 20
-
-
-class Head(Protocol):
-    """The one-step head that makes tokens of encodings (`drift/head.py`)."""
-
-    temperature: float
-
-    def starts(self, encoding: Encoding, keys: jax.Array) -> tuple[jax.Array, jax.Array]: ...
-
-    def tokens(self, encoding: Encoding, mu, std, eps, scale) -> jax.Array: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,23 +119,18 @@ class Engine:
     """Everything a batch needs; `run` generates it.
 
     Attributes:
-      host: groups, contexts and the backbone.
-      draft: `(last encoding, tokens [B, N, C], step [B]) -> encoding` of the context of `step`; not
-        called with `gamma = 0`.
+      walk: the host bound to the batch.
       head: makes tokens.
-      keys: `[B, N]`, one per token (`draws.token_keys`).
-      prior_keys: `[B]`, one per image (`draws.prior_keys`).
-      scales: `[T]` float32 guidance.
+      keys: `[B, N]`, one per token (`randomness.token_keys`).
+      prior_keys: `[B]`, one per image (`randomness.prior_keys`).
       rule: how far, and what.
       tracker: statistics of training, for the early stop; None: the checkpoint has none.
     """
 
-    host: Host
-    draft: Callable[[Encoding, jax.Array, jax.Array], Encoding] | None
+    walk: Walk
     head: Head
     keys: jax.Array
     prior_keys: jax.Array
-    scales: jax.Array
     rule: Rule
     tracker: early_stop.EntropyTracker | None = None
 
@@ -164,14 +148,14 @@ class Engine:
 
     def goes_on(self, state: State) -> jax.Array:
         """Whether an image of the batch is not finished; bool scalar."""
-        return (state.step < self.host.num_steps).any()
+        return (state.step < self.walk.num_steps).any()
 
     def start(self) -> State:
         """Before the first round."""
-        host, batch = self.host, self.keys.shape[0]
-        tokens = jnp.zeros((batch, host.num_tokens, host.token_dim), jnp.float32)
-        step, memory = jnp.zeros(batch, jnp.int32), host.memory()
-        shapes, _ = jax.eval_shape(lambda: host.encode(memory, tokens, step, 1))
+        walk, batch = self.walk, self.keys.shape[0]
+        tokens = jnp.zeros((batch, walk.num_tokens, walk.token_dim), jnp.float32)
+        step, memory = jnp.zeros(batch, jnp.int32), walk.memory()
+        shapes, _ = jax.eval_shape(lambda: walk.encode(memory, tokens, step, 1))
         return State(
             step=step,
             tokens=tokens,
@@ -198,27 +182,28 @@ class Engine:
 
     def _rows(self, encoding: Encoding, step: jax.Array) -> _Rows:
         """The group of `step` in an encoding `[R, ...]`, with its prior."""
-        mu, std = self.head.starts(encoding, self.prior_keys)
-        return _Rows(*self.host.take((encoding, mu, std), step))
+        mu, std = self.head.starts(self.walk.read(encoding), self.prior_keys)
+        return _Rows(*self.walk.take((encoding, mu, std), step))
 
     def _token_keys(self, step: jax.Array) -> jax.Array:
         """Keys `[B, K]` of the group's tokens."""
-        return jax.vmap(lambda k, p: k[p])(self.keys, self.host.group(step)[0])
+        return jax.vmap(lambda k, p: k[p])(self.keys, self.walk.group(step)[0])
 
     def _noise(self, step: jax.Array) -> jax.Array:
         """`[B, K, C]`: the one noise of each token, whoever asks for it."""
-        return randomness.normal(self._token_keys(step), 0, self.host.token_dim)
+        return randomness.normal(self._token_keys(step), 0, self.walk.token_dim)
 
     def _scale(self, step: jax.Array) -> jax.Array:
-        return jnp.asarray(self.scales)[jnp.minimum(step, self.host.num_steps - 1)]
+        return jnp.asarray(self.walk.scales())[jnp.minimum(step, self.walk.num_steps - 1)]
 
     def _made(self, rows: _Rows, eps: jax.Array, step: jax.Array) -> jax.Array:
-        return self.head.tokens(rows.encoding, rows.mu, rows.std, eps, self._scale(step))
+        encoding = self.walk.read(rows.encoding)
+        return self.head.tokens(encoding, rows.mu, rows.std, eps, self._scale(step))
 
     def _write(self, tokens, x, step, where) -> jax.Array:
         """`tokens` with the group `x [B, K, C]` of `step` put in, for the images `where [B]`."""
-        positions, real = self.host.group(step)
-        target = jnp.where(real & where[:, None], positions, self.host.num_tokens)
+        positions, real = self.walk.group(step)
+        target = jnp.where(real & where[:, None], positions, self.walk.num_tokens)
         return jax.vmap(lambda t, p, v: t.at[p].set(v, mode="drop"))(tokens, target, x)
 
     def _entropy(self, encoding: Encoding) -> jax.Array:
@@ -238,7 +223,7 @@ class Engine:
 
     def settled(self, state: State, drafted: Drafted, called: Called) -> State:
         """Third piece: what stands, and the target's own group after it."""
-        host, gamma = self.host, self.rule.gamma
+        walk, gamma = self.walk, self.rule.gamma
         drafts, encodings = drafted.drafts, called.encodings
         steps = state.step[None] + jnp.arange(gamma + 1)[:, None]
         rows = jax.vmap(self._rows)(encodings, steps)
@@ -246,24 +231,24 @@ class Engine:
         ok = (judged.accepted | ~judged.real).all(axis=-1) & judged.there
         accepted = jnp.cumprod(ok.astype(jnp.int32), axis=0).sum(axis=0)
         step = state.step + accepted
-        own = _chosen(rows, accepted, host.branches)
-        last = _chosen(encodings, accepted, host.branches)
+        own = _chosen(rows, accepted, walk.branches)
+        last = _chosen(encodings, accepted, walk.branches)
         eps = self._own_noise(drafts, own, accepted, step)
         x = self._made(own, eps, step)
-        live = state.step < host.num_steps
+        live = state.step < walk.num_steps
         mean_entropy = self._entropy(last).mean(axis=-1)
         return State(
             step=jnp.where(live, step + 1, state.step),
             tokens=self._write(drafted.tokens, x, step, live),
             last=last,
-            memory=host.keep(called.memory, step + 1),
+            memory=walk.roll_back(called.memory, step + 1),
             tracker=state.tracker.replace(ema=early_stop.follow(state.tracker.ema, mean_entropy)),
             found=self._counted(drafted, live, accepted, called.contexts, judged),
         )
 
     def drafted(self, state: State) -> Drafted:
         """Up to gamma groups, each from the encoding drafted for the one before."""
-        host, gamma = self.host, self.rule.gamma
+        walk, gamma = self.walk, self.rule.gamma
         if not gamma:
             return Drafted(state.tokens, None, jnp.zeros_like(state.step), state.found)
         rows, x = jax.eval_shape(lambda: self._draft(state.last, state.tokens, state.step)[1:])
@@ -273,7 +258,7 @@ class Engine:
         )
         # There is nothing to draft from before the first call, and the last group needs no draft:
         # a call is due anyhow, and makes it.
-        may = (state.step > 0) & (state.step < host.num_steps - 1)
+        may = (state.step > 0) & (state.step < walk.num_steps - 1)
 
         def going(carry):
             return (carry[0] < gamma) & carry[1].any()
@@ -295,14 +280,14 @@ class Engine:
                 batch_draft_calls=found.batch_draft_calls + 1,
             )
             tokens = self._write(tokens, x, step, take)
-            return turn + 1, take & (step + 1 < host.num_steps - 1), encoding, tokens, drafts, found
+            return turn + 1, take & (step + 1 < walk.num_steps - 1), encoding, tokens, drafts, found
 
         start = jnp.int32(0), may, state.last, state.tokens, drafts, state.found
         _, _, _, tokens, drafts, found = jax.lax.while_loop(going, body, start)
         return Drafted(tokens, drafts, drafts.count, found)
 
     def _draft(self, last, tokens, step):
-        encoding = self.draft(last, tokens, step)
+        encoding = self.walk.draft(last, tokens, step)
         rows = self._rows(encoding, step)
         return encoding, rows, self._made(rows, self._noise(step), step)
 
@@ -314,7 +299,7 @@ class Engine:
         most = self.rule.gamma + 1
 
         def call(contexts):
-            made, memory = self.host.encode(state.memory, drafted.tokens, state.step, contexts)
+            made, memory = self.walk.encode(state.memory, drafted.tokens, state.step, contexts)
             lengthen = lambda a: jnp.pad(a, [(0, most - contexts)] + [(0, 0)] * (a.ndim - 1))  # noqa: E731
             return jax.tree.map(lengthen, made), memory
 
@@ -336,7 +321,7 @@ class Engine:
         return _Judged(
             there=jnp.arange(gamma)[:, None] < drafts.count[None],
             accepted=accepted,
-            real=jax.vmap(lambda step: self.host.group(step)[1])(steps[:gamma]),
+            real=jax.vmap(lambda step: self.walk.group(step)[1])(steps[:gamma]),
             entropy=entropy,
         )
 
@@ -351,7 +336,7 @@ class Engine:
             return verify.coupled(x, again, self._prior(target).std, self.rule.delta)
         near = verify.feature(draft.encoding.z, target.encoding.z, self.rule.delta)
         # Guidance branches of one image are accepted together.
-        return near.reshape(self.host.branches, *x.shape[:2]).all(axis=0)
+        return near.reshape(self.walk.branches, *x.shape[:2]).all(axis=0)
 
     def _own_noise(self, drafts, own: _Rows, accepted, step) -> jax.Array:
         """Noise `[B, K, C]` of the target's own group: the tokens', or what corrects a draft."""
@@ -359,9 +344,9 @@ class Engine:
         if self.rule.name != "gaussian" or drafts is None:
             return eps
         at = jnp.minimum(accepted, self.rule.gamma - 1)
-        draft = _chosen(drafts.rows, at, self.host.branches)
+        draft = _chosen(drafts.rows, at, self.walk.branches)
         q, p = self._prior(draft), self._prior(own)
-        failed = (accepted < drafts.count)[:, None] & self.host.group(step)[1]
+        failed = (accepted < drafts.count)[:, None] & self.walk.group(step)[1]
         # Where nothing failed both are the same, so that nothing is left to correct.
         q = verify.Normal(
             jnp.where(failed[..., None], q.mean, p.mean), jnp.where(failed, q.std, p.std)
@@ -387,7 +372,7 @@ class Engine:
             backbone_calls=found.backbone_calls + one,
             head_evaluations=found.head_evaluations + one * made,
             batch_calls=found.batch_calls + 1,
-            batch_rows=found.batch_rows + contexts * self.host.branches,
+            batch_rows=found.batch_rows + contexts * self.walk.branches,
             lengths=found.lengths + lengths,
             judged=found.judged + hot.sum(axis=(0, 2)),
             accepted=found.accepted + (hot * judged.accepted[..., None]).sum(axis=(0, 2)),

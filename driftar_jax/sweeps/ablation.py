@@ -22,7 +22,8 @@ import numpy as np
 from driftar_jax import config
 from driftar_jax.checkpoints import read_config, write_json
 from driftar_jax.evaluation import compare, contexts, judges, premise, quality, speed
-from driftar_jax.sampling import generator, sampler, speculate
+from driftar_jax.sampling import batches, generator, load
+from driftar_jax.sampling.settings import Settings
 from driftar_jax.sweeps.arms import Arm, Sweep, command, settings
 from driftar_jax.training import journal, locks, loop, runs
 
@@ -204,7 +205,7 @@ class Ablation:
         return True
 
     def _figures(self, arm: Arm, seed: int, workdir: pathlib.Path) -> dict[str, Any]:
-        real, loaded = self._judge(), generator.load(workdir)
+        real, loaded = self._judge(), load.load(workdir)
         asked = loaded.checked(**arm.sample)
         labels = np.random.default_rng(seed).choice(real.labels, self.sweep.images)
         judged = compare.judge(loaded, asked, real, labels, seed, BATCH)
@@ -215,8 +216,8 @@ class Ablation:
             held = self._held_out(loaded)
             drawn = contexts.draw(loaded, held, DRAWS, seed=0)
             figures["held_out_energy_score"] = contexts.energy_score(drawn, held)
-        if not arm.of and premise.measurable(loaded.parts):
-            found = premise.measure(loaded.parts, loaded.params, *self._told(loaded))
+        if not arm.of and premise.measurable(loaded.model):
+            found = premise.measure(loaded.model, loaded.params, *self._told(loaded))
             figures["spearman"] = [
                 {"num_unknown": p.num_unknown, "spearman": p.correlation} for p in found
             ]
@@ -234,34 +235,35 @@ class Ablation:
             self._floor = self._real.floor()
         return self._real
 
-    def _held_out(self, loaded: generator.Loaded) -> contexts.Contexts:
+    def _held_out(self, loaded: generator.Generator) -> contexts.Contexts:
         """The same contexts for every arm, of images that nothing was trained on."""
         real = self._real
         images, labels = real.images[real.num_training :], real.labels[real.num_training :]
         chosen = np.random.default_rng(0).permutation(len(images))[:CONTEXTS]
-        patch = loaded.parts.images.patch_size
-        few = min(4, loaded.parts.images.num_tokens)
+        patch = loaded.model.images.patch_size
+        few = min(4, loaded.model.images.num_tokens)
         return contexts.of_generation(images[chosen], labels[chosen], patch, per_image=few)
 
-    def _told(self, loaded: generator.Loaded) -> tuple[np.ndarray, np.ndarray]:
+    def _told(self, loaded: generator.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Real images, and what a checkpoint is told of them: their class or their caption."""
         chosen = np.random.default_rng(0).permutation(len(self._real.images))[:PREMISE]
         told = self._real.labels[chosen]
-        if loaded.book is not None:
+        captions = None
+        if loaded.reader.takes != "classes":
             workdir = str(self._workdir(self.sweep.judge, 0))
-            captions = judges.all_captions(judges.open_judge(workdir).open_sources())
-            told = loaded.book.rows([captions[i] for i in chosen])
-        return self._real.images[chosen], told
+            every = judges.all_captions(judges.open_judge(workdir).open_sources())
+            captions = [every[i] for i in chosen]
+        return self._real.images[chosen], loaded.reader.of_real(told, captions)
 
-    def _acceptance(self, loaded, asked: sampler.Settings, labels, seed: int) -> dict[str, Any]:
-        given = loaded.parts, asked, loaded.params, loaded.conditions(labels, seed), seed
-        _, found = sampler.sample_drafted(*given, batch_size=BATCH, to_pixels=loaded.to_pixels)
-        counts = vars(speculate.counts(found))
-        return {"rule": asked.rule, "gamma": asked.gamma, **counts, **speculate.summary(found)}
+    def _acceptance(self, loaded, asked: Settings, labels, seed: int) -> dict[str, Any]:
+        given = loaded.model, asked, loaded.params, loaded.conditions(labels, seed), seed
+        _, found = batches.sample_drafted(*given, batch_size=BATCH, to_pixels=loaded.to_pixels)
+        counts = vars(batches.drafted_counts(found))
+        return {"rule": asked.rule, "gamma": asked.gamma, **counts, **batches.summary(found)}
 
-    def _speed(self, arm: Arm, loaded, asked: sampler.Settings, seed: int) -> dict[str, Any]:
+    def _speed(self, arm: Arm, loaded, asked: Settings, seed: int) -> dict[str, Any]:
         """Images per second by turns with the arm it is held against."""
-        other = generator.load(self._workdir(self._arm(self.sweep.against(arm)), seed))
+        other = load.load(self._workdir(self._arm(self.sweep.against(arm)), seed))
         labels = np.resize(self._real.labels, BATCH)
         calls = [
             lambda of=of, s=s: compare.sample(of, s, labels, 0, BATCH)

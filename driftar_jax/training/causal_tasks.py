@@ -14,9 +14,8 @@ import jax.numpy as jnp
 from driftar_jax import entropy, model
 from driftar_jax.drift import fields
 from driftar_jax.heads import window
-from driftar_jax.hosts import nextstep
+from driftar_jax.hosts import nextstep, nextstep_host
 from driftar_jax.layers.dense import of_batch
-from driftar_jax.sampling import text_sampler
 from driftar_jax.training import losses
 from driftar_jax.training.tokens import tokenise
 from driftar_jax.types import Encoding
@@ -81,7 +80,7 @@ def _take(values: jax.Array, positions: jax.Array) -> jax.Array:
     return jnp.take_along_axis(values, index, axis=1)
 
 
-def _init_host(parts: model.Parts, key: jax.Array):
+def _init_host(parts: model.Model, key: jax.Array):
     ids = jnp.zeros((1, 2), jnp.int32)
     tokens = jnp.zeros((1, 1, parts.images.token_dim))
     return parts.host.init(key, ids, tokens, method="everything")["params"]
@@ -91,7 +90,7 @@ def _init_host(parts: model.Parts, key: jax.Array):
 class CausalTask:
     """NextStep-1 with its own flow head, as published: flow matching and a little text loss."""
 
-    parts: model.Parts
+    parts: model.Model
     prompts: Prompts
     copies: int
     text_loss: float
@@ -138,7 +137,7 @@ class CausalDriftTask:
     one real continuation. E of the first two tokens is 0, so they are their prior's mean, decoded.
     """
 
-    parts: model.Parts
+    parts: model.Model
     prompts: Prompts
     draws: int
     entropy_loss: str
@@ -173,8 +172,8 @@ class CausalDriftTask:
         images = self.parts.images
         key_chosen, key_eps, key_scale, key_free, key_draft = jax.random.split(key, 5)
         tokens, ids, padding, dropped = self.prompts.read(batch, key, images.patch_size)
-        hidden = text_sampler.encodings(self.parts, params, ids, padding, tokens)
-        encoding = text_sampler.projected(self.parts, params, hidden)
+        hidden = nextstep_host.encodings(self.parts, params, ids, padding, tokens)
+        encoding = nextstep_host.projected(self.parts.host, params["host"], hidden)
         mu, std = self.prior(params, encoding)
         chosen = self.prompts.chosen(key_chosen, tokens.shape[0], images.num_tokens)
         y = _take(tokens, chosen)
@@ -219,8 +218,8 @@ class CausalDriftTask:
         params = jax.lax.stop_gradient(params)
         everywhere = jnp.ones(padding.shape, bool)
         ids, padding = without_caption(self.prompts.text, ids, padding, everywhere)
-        encoding = text_sampler.encodings(self.parts, params, ids, padding, tokens)
-        encoding = text_sampler.projected(self.parts, params, encoding)
+        encoding = nextstep_host.encodings(self.parts, params, ids, padding, tokens)
+        encoding = nextstep_host.projected(self.parts.host, params["host"], encoding)
         mu, std = self.prior(params, encoding)
         return self._draws(params, encoding, mu, std, chosen, key, jnp.ones(chosen.shape))
 
@@ -251,7 +250,7 @@ class CausalDriftTask:
         }
 
 
-def build(config: Any, parts: model.Parts):
+def build(config: Any, parts: model.Model):
     """The task of a checked config whose host is NextStep-1."""
     prompts = Prompts(
         text=parts.images.text,

@@ -97,7 +97,7 @@ class DriftGridTask:
       block_bytes: as for `laplace.force`.
     """
 
-    parts: model.Parts
+    parts: model.Model
     field: str
     phi: maps.Features | None
     phi_params: Any
@@ -291,7 +291,7 @@ def _spread(grids: jax.Array, present: jax.Array | None) -> jax.Array:
 
 
 def build(
-    config: Any, parts: model.Parts, space: tuple[maps.Features, Any] | None
+    config: Any, parts: model.Model, space: tuple[maps.Features, Any] | None
 ) -> DriftGridTask:
     """The task of a checked config.
 

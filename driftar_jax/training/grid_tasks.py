@@ -33,7 +33,7 @@ class GridHostTask(Drawn):
       mirror: of latents; pixels were mirrored when they were read.
     """
 
-    parts: model.Parts
+    parts: model.Model
     copies: int
     label_drop: float
     mirror: bool = False
@@ -145,7 +145,7 @@ class RowHostTask(GridHostTask):
         return loss, metrics | {"bank_present": rows["weight"].mean()}
 
 
-def build(config: Any, parts: model.Parts) -> GridHostTask:
+def build(config: Any, parts: model.Model) -> GridHostTask:
     """The task of a checked config of task `host` with host.name `transdiff`.
 
     Raises:

@@ -66,15 +66,8 @@ class MaskedTask:
 
 
 def module(config: Any, images: model.ImageSpec) -> mae.MAE:
-    """The autoencoder of a checked config of task `mae`."""
-    return mae.MAE(
-        channels=images.image_shape[2],
-        num_classes=images.num_classes,
-        width=config.mae.width,
-        blocks=tuple(int(count) for count in config.mae.blocks.split(",")),
-        patch=config.mae.patch,
-        dtype=jnp.dtype(config.mae.dtype),
-    )
+    """Build the autoencoder of a checked config of task `mae`."""
+    return mae.build(config, images.image_shape, images.num_classes)
 
 
 def build(config: Any, images: model.ImageSpec) -> MaskedTask:

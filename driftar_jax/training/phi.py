@@ -12,7 +12,7 @@ from driftar_jax.config import wrong
 from driftar_jax.data.patches import unpatchify
 from driftar_jax.features import maps
 from driftar_jax.layers.blocks import TransformerBlock
-from driftar_jax.sampling import generator
+from driftar_jax.sampling import load as loading
 from driftar_jax.training import masked
 
 # What must agree, so that both networks see the same numbers.
@@ -38,7 +38,7 @@ def load(settings: Any, manifest: dict) -> tuple[maps.Features, Any]:
         return maps.Identity(), None
     task = "mae" if kind == "mae" else "host or drift"
     try:
-        params, found, _ = generator.read_weights(source)
+        params, found, _ = loading.read_weights(source)
         config = ml_collections.ConfigDict(read_config(source))
     except ValueError as error:
         allowed = f"a workdir of task {task} ({error})"
@@ -51,7 +51,7 @@ def load(settings: Any, manifest: dict) -> tuple[maps.Features, Any]:
             allowed = f"a network for {name} {manifest.get(name)}, not {found.get(name)}"
             raise wrong("drift.features_from", source, allowed)
     if kind == "mae":
-        return maps(config, generator.image_spec(manifest), params["mae"])
+        return maps(config, loading.image_spec(manifest), params["mae"])
     return _penultimate(settings, config, source, found, manifest, params["host"])
 
 
@@ -80,7 +80,7 @@ def _penultimate(settings, config, source, found, manifest, params):
     if found["patch_size"] != manifest["patch_size"]:
         allowed = f"one with patch_size {manifest['patch_size']}, not {found['patch_size']}"
         raise wrong("drift.features_from", source, allowed)
-    width, images = config.host.width, generator.image_spec(manifest)
+    width, images = config.host.width, loading.image_spec(manifest)
     module = TransformerBlock(width, config.host.num_heads)
 
     def block(params, h):

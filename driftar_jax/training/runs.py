@@ -13,7 +13,7 @@ import numpy as np
 import driftar_jax
 from driftar_jax import checkpoints, config, model
 from driftar_jax.data import captions, latents, pictures, pipeline, prompts
-from driftar_jax.sampling import generator
+from driftar_jax.sampling import generator, load
 from driftar_jax.training import journal, locks, loop, phi, processes, specs, tasks
 
 GRID_IMAGES = 64
@@ -76,15 +76,12 @@ class Run:
             self.close()
 
     def _pictures(self, step: int, state) -> None:
-        parts = model.build(self.settings, self.images)
         manifest = self.loop.manifest
-        to_pixels = generator.pixels_of(self.settings, manifest)
+        to_pixels = load.pixels_of(self.settings, manifest)
         if to_pixels is None:
             print(f"step {step}: no pictures, for the autoencoder of the set is not there")
             return
-        book = generator.book_of(self.workdir, self.images)
-        made_of = self.settings, parts, state.ema, step, manifest, to_pixels, book
-        loaded = generator.Loaded(*made_of)
+        loaded = load.of_run(self.workdir, self.settings, state.ema, manifest, step, to_pixels)
         made = loaded.sample(np.arange(GRID_IMAGES) % self.images.num_classes).images
         folder = self.workdir / "samples"
         folder.mkdir(exist_ok=True)
@@ -132,7 +129,7 @@ def open_run(settings: Any, workdir: str) -> Run:
     if settings.task in ("host", "drift", "draft"):
         # Now, and not when the first pictures are made, at the end of a long run.
         parts = model.build(settings, images)
-        generator.Loaded(settings, parts, {}, 0, manifest).settings().check(parts)
+        generator.Generator(settings, parts, {}, 0, manifest).settings().check(parts)
     resumed = (folder / "config.json").exists()
     # Before the workdir is claimed: a mistake must not leave a workdir that belongs to it.
     weights = None if resumed else _host_weights(settings, training)
@@ -235,7 +232,7 @@ def _host_weights(settings: Any, training: loop.Loop) -> dict[str, Any] | None:
     if not wanted:
         raise config.wrong("init_from", settings.init_from, "'' for a task without a host")
     try:
-        params, _, _ = generator.read_weights(settings.init_from)
+        params, _, _ = load.read_weights(settings.init_from)
     except ValueError as error:
         allowed = f"a folder with a checkpoint of a host ({error})"
         raise config.wrong("init_from", settings.init_from, allowed) from error

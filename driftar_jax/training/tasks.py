@@ -110,7 +110,7 @@ def _encode(task, params: Params, tokens, masks, label, key_dropout) -> Encoding
 class HostTask(Drawn):
     """A host trained with its own many-step head, as it was published (mar.md section 4.3)."""
 
-    parts: model.Parts
+    parts: model.Model
     contexts: Contexts
     copies: int
     mirror: bool = False
@@ -172,7 +172,7 @@ class HostTask(Drawn):
 class DriftTask(Drawn):
     """Drift-AR on a host: prior, one-step decoder, draft head, two phases (Eq. 3-10)."""
 
-    parts: model.Parts
+    parts: model.Model
     contexts: Contexts
     draws: int
     entropy_loss: str
@@ -396,37 +396,37 @@ def build(
     return drift
 
 
-def _init_host(parts: model.Parts, key: jax.Array):
+def _init_host(parts: model.Model, key: jax.Array):
     n, c = parts.images.num_tokens, parts.images.token_dim
     tokens, known = jnp.zeros((1, n, c)), jnp.zeros((1, n), bool)
     return parts.host.init(key, tokens, known, jnp.zeros((1,), jnp.int32))["params"]
 
 
-def _shapes(parts: model.Parts):
+def _shapes(parts: model.Model):
     """One token's arrays: z, a token, an entropy."""
     n, c = parts.images.num_tokens, parts.images.token_dim
     return jnp.zeros((1, n, parts.host.width)), jnp.zeros((1, n, c)), jnp.zeros((1, n))
 
 
-def _init_head(parts: model.Parts, key: jax.Array):
+def _init_head(parts: model.Model, key: jax.Array):
     z, x, _ = _shapes(parts)
     return parts.head.init(jax.random.fold_in(key, 1), x, jnp.zeros((1, 1), jnp.int32), z)["params"]
 
 
-def _init_prior(parts: model.Parts, key: jax.Array):
+def _init_prior(parts: model.Model, key: jax.Array):
     z, _, e = _shapes(parts)
     keys = jax.random.split(key, 1)
     return parts.prior.init(jax.random.fold_in(key, 2), z, e, keys)["params"]
 
 
-def _init_decoder(parts: model.Parts, key: jax.Array):
+def _init_decoder(parts: model.Model, key: jax.Array):
     z, x, e = _shapes(parts)
     scale = jnp.ones_like(e) if parts.decoder.guidance else None
     keys = jax.random.fold_in(key, 3)
     return parts.decoder.init(keys, x[:, :, None], x, e, z, e, scale)["params"]
 
 
-def _init_draft(parts: model.Parts, key: jax.Array):
+def _init_draft(parts: model.Model, key: jax.Array):
     z, x, e = _shapes(parts)
     last = Encoding(z=z, entropy=e)
     return parts.draft.init(jax.random.fold_in(key, 4), last, x, e.astype(bool))["params"]

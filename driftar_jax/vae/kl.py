@@ -179,6 +179,10 @@ class KLVAE(nn.Module):
         """
         return self.decoder(self.post_quant_conv(latents)).astype(jnp.float32)
 
+    def from_latents(self, latents: jax.Array) -> jax.Array:
+        """Latents as tokens hold them `[..., c]` -> what `decode` takes."""
+        return latents / SCALE
+
 
 def mode(moments: jax.Array) -> jax.Array:
     """`[..., 2c]` -> the mean `[..., c]` float32."""

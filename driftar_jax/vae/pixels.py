@@ -10,6 +10,7 @@ from driftar_jax.checkpoints import read_config
 from driftar_jax.config import wrong
 from driftar_jax.data.pixels import to_uint8
 from driftar_jax.vae import kl, stored
+from driftar_jax.vae.f8 import F8VAE
 
 # Latents decoded at once: at 256x256 each takes about 150 MB of activations.
 TILE = 4
@@ -17,19 +18,20 @@ TILE = 4
 
 @dataclasses.dataclass(frozen=True)
 class ToPixels:
-    """Turns token grids into images; holds the autoencoder."""
+    """Turns token grids into images; holds the autoencoder, which decodes `tile` at a time."""
 
-    vae: kl.KLVAE
+    vae: kl.KLVAE | F8VAE
     params: dict
+    tile: int = TILE
 
     def __call__(self, grid: jax.Array) -> jax.Array:
         """`grid [B, h, w, c]` float32 tokens -> uint8 `[B, h*f, w*f, 3]`."""
-        return _decode(self.vae, self.params, grid)
+        return _decode(self.vae, self.tile, self.params, grid)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _decode(vae: kl.KLVAE, params: dict, grid: jax.Array) -> jax.Array:
-    return to_uint8(kl.decode(vae, params, grid / kl.SCALE, tile=TILE))
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _decode(vae: kl.KLVAE | F8VAE, tile: int, params: dict, grid: jax.Array) -> jax.Array:
+    return to_uint8(kl.decode(vae, params, vae.from_latents(grid), tile=tile))
 
 
 def load(workdir: str | pathlib.Path, channels: int, fingerprint: str | None = None) -> ToPixels:

@@ -100,8 +100,8 @@ def test_the_workdir_samples(tmp_path, official):
     _forward(_pth(tmp_path / "a.pth", model_ema=small), tmp_path / "w")
     loaded = driftar_jax.load(tmp_path / "w")
     config.check(loaded.config)
-    assert loaded.parts.images.num_tokens == 9 and loaded.parts.images.num_classes == 5
-    z = loaded.parts.host.apply(
+    assert loaded.model.images.num_tokens == 9 and loaded.model.images.num_classes == 5
+    z = loaded.model.host.apply(
         {"params": loaded.params["host"]},
         jnp.zeros((1, 9, 2)),
         jnp.zeros((1, 9), bool),

@@ -14,6 +14,7 @@ from torch_files import tensor, write_zip
 
 from driftar_jax import checkpoints
 from driftar_jax.conversion import checkpoint, nextstep, nextstep_vae, rules, shards
+from driftar_jax.hosts.nextstep_stored import abstract_params, modules, unstacked
 from driftar_jax.vae import stored
 from driftar_jax.vae.f8 import F8VAE
 
@@ -73,7 +74,7 @@ CONFIGS = {
 
 def _official(fields=FIELDS, seed=0):
     """Random official arrays; the head's in float32, the rest in bfloat16."""
-    abstract = nextstep.unstacked(nextstep.abstract_params(*nextstep.modules(fields)))
+    abstract = unstacked(abstract_params(*modules(fields)))
     empty = jax.tree.map(lambda a: np.broadcast_to(np.float32(0), a.shape), abstract)
     names, report = rules.to_official(rules.flatten(empty), nextstep.RULES)
     report.check()
@@ -336,6 +337,6 @@ def test_released_parameter_count():
     from driftar_jax.hosts.nextstep import PRESETS
 
     fields = FIELDS | PRESETS["14b"] | dict(vocab_size=152064, token_dim=64)
-    abstract = nextstep.abstract_params(*nextstep.modules(fields))
+    abstract = abstract_params(*modules(fields))
     layers = abstract["host"]["stack"]["layers"]
     assert sum(math.prod(a.shape) for a in jax.tree.leaves(layers)) == 13_212_893_184

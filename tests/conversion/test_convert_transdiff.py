@@ -67,8 +67,8 @@ def test_there_and_back_bit_by_bit(tmp_path, form):
 
     loaded = driftar_jax.load(workdir)
     host, head = transdiff.modules(fields)
-    assert loaded.parts.host == host and loaded.parts.head == head
-    loaded.settings().check(loaded.parts)
+    assert loaded.model.host == host and loaded.model.head == head
+    loaded.settings().check(loaded.model)
     want = jax.tree.map(np.shape, transdiff.abstract_params(host, head))
     assert jax.tree.map(np.shape, loaded.params) == want
 

@@ -8,7 +8,8 @@ import tiny
 
 from driftar_jax.drift import fields
 from driftar_jax.drift.decoders import TokenDecoder
-from driftar_jax.sampling import sampler
+from driftar_jax.sampling import plain
+from driftar_jax.sampling.settings import Settings
 from driftar_jax.training import tasks
 
 
@@ -85,11 +86,11 @@ def _guided_parts():
 
 
 def _made(parts, params, **changes):
-    settings = sampler.Settings(method="drift", ar_steps=3).changed(**changes)
+    settings = Settings(method="drift", ar_steps=3).changed(**changes)
     settings.check(parts)
     label = jnp.array([0, 1, 2, -1])
     index = jnp.arange(4, dtype=jnp.int32)
-    return sampler.generate(parts, settings, params, label, index, jnp.uint32(0))
+    return plain.generate(parts, settings, params, label, index, jnp.uint32(0))
 
 
 def test_a_learned_scale_costs_no_unconditional_rows():
@@ -118,7 +119,7 @@ def test_a_learned_scale_costs_no_unconditional_rows():
     ],
 )
 def test_bad_guidance_is_named(highest, changes, words):
-    settings = sampler.Settings(method="drift", ar_steps=3).changed(**changes)
+    settings = Settings(method="drift", ar_steps=3).changed(**changes)
     with pytest.raises(ValueError) as error:
         settings.check(tiny.parts("drift", drift__guidance_max=highest))
     assert words in str(error.value)

@@ -7,24 +7,25 @@ import pytest
 from configs import mar_base
 from driftar_jax import model
 from driftar_jax.evaluation import benchmark
-from driftar_jax.sampling import generator, sampler
+from driftar_jax.sampling import load
+from driftar_jax.sampling.settings import Settings
 
 pytestmark = pytest.mark.timeout(300)
 
 
 def test_the_controls_of_the_own_head():
-    settings = sampler.Settings("own", 8, nfe=50)
+    settings = Settings("own", 8, nfe=50)
     table = benchmark.methods(settings, controls=True)
     assert [sum(s.head_steps) for _, s in table] == [400, 40, 220, 220, 220, 100]
     assert [s.ar_steps for _, s in table] == [8, 8, 8, 8, 8, 2]
     assert benchmark.methods(settings, controls=False) == [("own", settings)]
-    drift = benchmark.methods(sampler.Settings("drift", 8), controls=True)
+    drift = benchmark.methods(Settings("drift", 8), controls=True)
     assert [s.ar_steps for _, s in drift] == [8, 2]
 
 
 def test_a_row_adds_up():
     config = mar_base.get_config("tiny")
-    loaded = generator.random(config, model.ImageSpec((4, 4, 2), ("a", "b"), 2))
+    loaded = load.random(config, model.ImageSpec((4, 4, 2), ("a", "b"), 2))
     lines = []
     table = [("own", loaded.settings(guidance=1.0))]
     (row,) = benchmark.measure(loaded, table, batch_sizes=(3,), rounds=2, tell=lines.append)

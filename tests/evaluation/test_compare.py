@@ -60,7 +60,7 @@ def test_samples_are_measured_part_by_part(monkeypatch):
 
 def _loaded(task, **changes):
     config = ml_collections.ConfigDict(tiny.config(task, **changes))
-    return generator.Loaded(config, tiny.parts(task, **changes), {}, 0, {})
+    return generator.Generator(config, tiny.parts(task, **changes), {}, 0, {})
 
 
 def test_the_rows_that_were_asked_for():

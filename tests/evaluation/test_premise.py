@@ -40,7 +40,7 @@ COUNT = 60
 
 
 def _measure(relation, prior):
-    parts = model.Parts(tiny.IMAGES, PlantedHost(relation), prior=prior)
+    parts = model.Model(tiny.IMAGES, PlantedHost(relation), prior=prior)
     draw = np.random.default_rng(0)
     noise = jnp.asarray(draw.random((COUNT, 6)), jnp.float32)
     batch = tiny.batch(COUNT)

@@ -9,7 +9,7 @@ import tiny
 
 from driftar_jax.evaluation import speculation
 from driftar_jax.reports import speculation_report
-from driftar_jax.sampling import generator, sampler
+from driftar_jax.sampling import batches, generator
 
 
 def test_the_energy_distance_is_the_mean_over_pairs_of_different_rows():
@@ -37,7 +37,7 @@ def test_shared_labels_make_no_distance():
 
 def test_every_rule_has_every_number_of_drafts():
     config, parts = tiny.config("drift", sample__ar_steps=4), tiny.parts("drift")
-    loaded = generator.Loaded(config, parts, {}, 0, {}, sampler.as_pixels)
+    loaded = generator.Generator(config, parts, {}, 0, {}, batches.as_pixels)
     ways = speculation.ways(loaded, {"coupled": (0.5, 2.0), "feature": ()})
     assert ways[0] == speculation.Way("plain", loaded.settings(gamma=0))
     # Four AR steps leave three to draft.

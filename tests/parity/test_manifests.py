@@ -17,6 +17,7 @@ from driftar_jax.conversion import transdiff as transdiff_conversion
 from driftar_jax.conversion import vae as vae_conversion
 from driftar_jax.hosts import nextstep
 from driftar_jax.hosts.mar import PRESETS
+from driftar_jax.hosts.nextstep_stored import abstract_params, modules, unstacked
 from driftar_jax.hosts.transdiff import PRESETS as TRANSDIFF
 from driftar_jax.published import stored as published_stored
 from driftar_jax.published.model import PRESETS as PUBLISHED
@@ -140,8 +141,8 @@ def test_nextstep_size(size):
     fields = nextstep_conversion.sizes(shapes, settings)
     preset = nextstep.PRESETS[size]
     assert {name: fields[name] for name in preset} == preset
-    abstract = nextstep_conversion.abstract_params(*nextstep_conversion.modules(fields))
-    got = official_shapes(nextstep_conversion.unstacked(abstract), nextstep_conversion.RULES)
+    abstract = abstract_params(*modules(fields))
+    got = official_shapes(unstacked(abstract), nextstep_conversion.RULES)
     # Held in the state dict, and no parameter: the recorded total is without it.
     got[nextstep_conversion.BUFFER] = nextstep_conversion.buffer(fields["width"]).shape
     assert recorded["buffers"] == [nextstep_conversion.BUFFER]

@@ -13,9 +13,10 @@ from driftar_jax.conversion import nextstep as conversion
 from driftar_jax.conversion import rules
 from driftar_jax.data.patches import patchify, unpatchify
 from driftar_jax.heads import flow_token
-from driftar_jax.hosts import nextstep
+from driftar_jax.hosts import nextstep, nextstep_host
+from driftar_jax.hosts.nextstep_stored import abstract_params, modules, stacked, unstacked
 from driftar_jax.layers import causal
-from driftar_jax.sampling import causal_sampler
+from driftar_jax.sampling.settings import Settings
 
 CASE = load("nextstep")
 MADE_WITH = CASE.config["constructor"]["config"]
@@ -57,21 +58,21 @@ def converted():
     # Fixed in our modules; another recording must agree.
     assert not (c["mlp_bias"] or c["o_attention_bias"] or c["tie_word_embeddings"])
     assert c["hidden_act"] == "silu"
-    wanted = rules.shapes_of(conversion.unstacked(abstract(fields)))
+    wanted = rules.shapes_of(unstacked(abstract(fields)))
     report = rules.plan(shapes, conversion.RULES, wanted)
     report.check()
-    return fields, conversion.stacked(rules.unflatten(rules.to_ours(weights, report, wanted)))
+    return fields, stacked(rules.unflatten(rules.to_ours(weights, report, wanted)))
 
 
 def abstract(fields):
-    return conversion.abstract_params(*conversion.modules(fields))
+    return abstract_params(*modules(fields))
 
 
 @functools.cache
 def parts(positions: bool = MADE_WITH["use_gen_pos_embed"]):
     """Backbone, head and parameters."""
     fields, params = converted()
-    return *conversion.modules(fields, positions=positions), params
+    return *modules(fields, positions=positions), params
 
 
 @functools.cache
@@ -113,7 +114,7 @@ def test_every_array_is_covered(case):
 @named
 def test_weights_come_back_bit_by_bit(case):
     fields, params = converted()
-    flat = rules.flatten(conversion.unstacked(params))
+    flat = rules.flatten(unstacked(params))
     official, report = rules.to_official(flat, conversion.RULES)
     assert not report.unused
     official[conversion.BUFFER] = conversion.buffer(fields["width"])
@@ -353,8 +354,10 @@ def test_decoding_in_one_program(run):
     made = CALLS[run]
     host, head, params = parts(made["use_gen_pos_embed"])
     ids, padding = prompt_of(run)
-    settings = causal_sampler.Settings(
-        grid=(1, made["max_new_len"]),
+    count = made["max_new_len"]
+    settings = Settings(
+        "own",
+        count,
         nfe=made["num_sampling_steps"],
         shift=made["timesteps_shift"],
         guidance=made["cfg"],
@@ -362,19 +365,19 @@ def test_decoding_in_one_program(run):
         guidance_schedule=made["cfg_schedule"],
         normalise=made["use_norm"],
     )
-    settings.check()
     noises = jnp.asarray(CASE[f"in.{run}.noise"])
     noises = flow_token.shared_noise(noises, len(ids) // settings.branches)
 
     @jax.jit
     def run_all(params, ids, padding, noises):
-        noise = lambda token, draw: noises[token, draw]  # noqa: E731
-        return causal_sampler.generate(host, head, settings, params, ids, padding, None, noise)
+        one = nextstep_host.own_tokens(host, head, settings, count, params)
+        make = lambda e, k: one(e.z[:, -1], k, lambda draw: noises[k, draw])  # noqa: E731
+        prompt = ids, padding, None
+        return nextstep_host.decode(host, params["host"], *prompt, count, settings.branches, make)
 
-    made_of = run_all(params, ids, padding, noises)
-    CASE.close(made_of.tokens, f"out.{run}.tokens")
-    assert (made_of.entropy[:, :2] == 0).all() and (made_of.entropy[:, 2:] > 0).all()
-    assert made_of.counts.backbone_calls == made["max_new_len"]
+    tokens, entropy = run_all(params, ids, padding, noises)
+    CASE.close(tokens, f"out.{run}.tokens")
+    assert (entropy[:, :2] == 0).all() and (entropy[:, 2:] > 0).all()
 
 
 GRIDS = CASE.parts("out.", ".unpatchified")
@@ -410,7 +413,7 @@ def losses(project: bool):
         return found.total, found
 
     grads, found = jax.jit(jax.grad(total, has_aux=True))(params)
-    flat = rules.flatten(conversion.unstacked(jax.tree.map(np.asarray, grads)))
+    flat = rules.flatten(unstacked(jax.tree.map(np.asarray, grads)))
     return found, rules.to_official(flat, conversion.RULES)[0]
 
 

@@ -18,7 +18,7 @@ from flax import linen as nn
 from driftar_jax import model
 from driftar_jax.data import captions
 from driftar_jax.features import maps
-from driftar_jax.sampling import generator
+from driftar_jax.sampling import conditions, generator, texts
 from driftar_jax.training import tasks
 
 FOLDER = pathlib.Path(__file__).parent
@@ -119,9 +119,9 @@ def loaded(run):
     """A run ready to sample, at random parameters."""
     config, images = config_of(run), images_of(run)
     params = tiny.params(tasks.build(config, images).init, scale=SCALE)
-    book = BOOK if images.text else None
-    parts = model.build(config, images)
-    return generator.Loaded(config, parts, params, step=0, manifest={}, book=book)
+    reader = texts.Captions(BOOK) if images.text else conditions.Classes()
+    modules = model.build(config, images)
+    return generator.Generator(config, modules, params, step=0, manifest={}, reader=reader)
 
 
 def picture(name):

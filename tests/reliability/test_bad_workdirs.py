@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from driftar_jax import checkpoints, config
-from driftar_jax.sampling import generator
+from driftar_jax.sampling import load
 
 pytestmark = pytest.mark.timeout(120)
 MANIFEST = {
@@ -56,7 +56,7 @@ def test_a_spoiled_config_file(workdir, changes):
     path = workdir / "config.json"
     path.write_bytes(spoiled(HOST, changes))
     with watched(workdir), refused_in_one_line(ValueError, also=(": got ",)):
-        generator.stored_config(workdir)
+        load.stored_config(workdir)
 
 
 @given(places=st.lists(st.tuples(st.integers(0, 99), _JSON), min_size=1, max_size=3), top=_JSON)
@@ -71,7 +71,7 @@ def test_a_config_of_other_kinds(workdir, places, top):
     for stored in (nested, top, nested | {"host": top}):
         (workdir / "config.json").write_text(json.dumps(stored))
         with watched(workdir), refused_in_one_line(ValueError, also=(": got ",)):
-            generator.stored_config(workdir)
+            load.stored_config(workdir)
 
 
 def test_a_config_without_end(workdir):
@@ -79,11 +79,11 @@ def test_a_config_without_end(workdir):
     for text in ("[" * 10**5, '{"host":' * 5000 + "1" + "}" * 5000):
         (workdir / "config.json").write_text(text)
         with pytest.raises(ValueError, match="^workdir: got "):
-            generator.stored_config(workdir)
+            load.stored_config(workdir)
     endless = tiny.config("host", host__decoder_depth=10**9).to_dict()
     checkpoints.write_json(workdir / "config.json", endless)
     with pytest.raises(ValueError, match="^host.decoder_depth: got 1000000000, allowed .* to 1000"):
-        generator.read_weights(workdir)
+        load.read_weights(workdir)
 
 
 @given(facts=st.dictionaries(st.sampled_from([*MANIFEST, "text", "vae"]), _JSON))
@@ -91,7 +91,7 @@ def test_a_config_without_end(workdir):
 def test_a_manifest_of_other_kinds(facts):
     for manifest in (facts, MANIFEST | facts):
         with refused_in_one_line(ValueError, also=(": got ",)):
-            made = generator.image_spec(manifest)
+            made = load.image_spec(manifest)
             assert made.num_classes >= 1 and min(made.image_shape) >= 1
 
 
@@ -105,7 +105,7 @@ def test_a_spoiled_manifest_file(workdir, name, changes, other):
     try:
         with watched(workdir), refused_in_one_line(ValueError, also=(": got ",)):
             read = opened.restore(3)
-            generator.image_spec(read["manifest"])
+            load.image_spec(read["manifest"])
             assert isinstance(read["position"], dict)
     finally:
         path.write_bytes(whole)

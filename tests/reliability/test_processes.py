@@ -9,7 +9,7 @@ import jax
 import numpy as np
 import pytest
 
-from driftar_jax.sampling import generator
+from driftar_jax.sampling import load
 from driftar_jax.training import journal, processes
 
 CONFIG = "--config=configs/classifier.py:tiny"
@@ -124,5 +124,5 @@ def test_two_processes_train_what_one_does(train, tmp_path):
     for one, two in zip(*records, strict=True):
         for name in ("loss", "grad_norm", "accuracy"):
             np.testing.assert_allclose(two[name], one[name], rtol=1e-5)
-    weights = [generator.read_weights(tmp_path / name)[0] for name in ("one", "two")]
+    weights = [load.read_weights(tmp_path / name)[0] for name in ("one", "two")]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *weights)

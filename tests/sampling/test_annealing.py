@@ -11,8 +11,9 @@ import tiny
 from configs import mar_small
 from driftar_jax import model
 from driftar_jax.heads import diffusion
-from driftar_jax.hosts import mar_plan
-from driftar_jax.sampling import generator, sampler
+from driftar_jax.hosts import mar_plain, mar_plan
+from driftar_jax.sampling import generator, plain
+from driftar_jax.sampling.settings import Settings
 from driftar_jax.training import tasks
 
 pytestmark = pytest.mark.timeout(300)
@@ -30,15 +31,15 @@ def made():
 
 
 def _generate(parts, params, **changes):
-    settings = sampler.Settings("own", 7, nfe=6, guidance=2.0, spacing="trimmed", **changes)
+    settings = Settings("own", 7, nfe=6, guidance=2.0, spacing="trimmed", **changes)
     settings.check(parts)
-    return sampler.generate(parts, settings, params, LABEL, INDEX, np.uint32(3))
+    return plain.generate(parts, settings, params, LABEL, INDEX, np.uint32(3))
 
 
 def test_falling_to_the_same_number_is_the_constant_schedule(made):
     _, parts, _ = made
-    settings = sampler.Settings("own", 7, nfe=6, nfe_schedule="linear", nfe_last=6)
-    assert sampler.plans_of(parts, settings)[0].lengths == (6,)
+    settings = Settings("own", 7, nfe=6, nfe_schedule="linear", nfe_last=6)
+    assert mar_plain.plans_of(parts, settings)[0].lengths == (6,)
 
 
 def test_the_first_stage_is_that_of_the_constant_schedule(made):
@@ -75,9 +76,9 @@ def test_the_encoder_on_known_tokens_alone_changes_nothing(made, monkeypatch):
     monkeypatch.setattr(mar_plan, "MANY_TOKENS", 25)
     monkeypatch.setattr(mar_plan, "MOST_KEEPS", 2)
     monkeypatch.setattr(mar_plan, "MOST_SIZES", 2)
-    sampler.generate.clear_cache()
-    settings = sampler.Settings("own", 7, nfe=6, guidance=2.0, spacing="trimmed")
-    assert sampler.plans_of(parts, settings)[-1].keeps[-1] < 25
+    plain.generate.clear_cache()
+    settings = Settings("own", 7, nfe=6, guidance=2.0, spacing="trimmed")
+    assert mar_plain.plans_of(parts, settings)[-1].keeps[-1] < 25
     few, _ = _generate(parts, params)
     np.testing.assert_allclose(few, all_tokens, rtol=1e-5, atol=1e-4)
 
@@ -99,6 +100,6 @@ def test_configs_of_older_runs_stay_constant(made):
     config, parts, params = made
     config = config.copy_and_resolve_references()
     del config.sample.nfe_schedule, config.sample.nfe_last
-    loaded = generator.Loaded(config, parts, params, 0, {})
+    loaded = generator.Generator(config, parts, params, 0, {})
     assert loaded.settings().head_steps == (4, 4, 4)
     assert loaded.settings(nfe_schedule="linear", nfe_last=2).head_steps == (4, 3, 2)

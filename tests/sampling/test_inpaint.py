@@ -18,7 +18,7 @@ LABELS = [0, 1, -1]
 def loaded(task):
     config = tiny.config(task)
     parts = model.build(config, tiny.IMAGES)
-    return generator.Loaded(
+    return generator.Generator(
         config, parts, tiny.params(tasks.build(config, tiny.IMAGES).init), 0, {}
     )
 

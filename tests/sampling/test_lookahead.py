@@ -16,11 +16,12 @@ from driftar_jax.drift.head import DriftHead
 from driftar_jax.drift.prior import Prior
 from driftar_jax.heads import randomness
 from driftar_jax.heads.flow_token import FlowTokenHead
-from driftar_jax.hosts import nextstep
-from driftar_jax.hosts.nextstep_groups import NextStepGroups
+from driftar_jax.hosts import nextstep, nextstep_host
+from driftar_jax.hosts.nextstep_host import NextStepWalk
 from driftar_jax.hosts.transdiff import TransDiff
-from driftar_jax.hosts.transdiff_groups import TransDiffGroups
-from driftar_jax.sampling import causal_sampler, lookahead, speculative
+from driftar_jax.hosts.transdiff_walk import TransDiffWalk
+from driftar_jax.sampling import lookahead, speculative
+from driftar_jax.sampling.settings import Settings
 from driftar_jax.types import Encoding
 
 pytestmark = pytest.mark.timeout(300)
@@ -61,7 +62,7 @@ class Toy:
 
         return jax.vmap(one)(step[None] + jnp.arange(contexts)[:, None]), memory
 
-    def keep(self, memory, step):
+    def roll_back(self, memory, step):
         return memory
 
     def take(self, tree, step):
@@ -213,8 +214,8 @@ class Case:
     def settings(self):
         scale = 1.0 if self.branches == 1 else 2.0
         image = 1.5 if self.branches == 3 else 1.0
-        return causal_sampler.Settings(
-            (2, 3), nfe=3, guidance=scale, guidance_image=image, guidance_schedule="linear"
+        return Settings(
+            "own", TOKENS, nfe=3, guidance=scale, guidance_image=image, guidance_schedule="linear"
         )
 
     def rows(self, images):
@@ -231,12 +232,12 @@ class Case:
         ids, padding, sources = self.rows(images)
         keys = randomness.image_keys(np.uint32(4), jnp.asarray(images))
         token_keys = randomness.token_keys(keys, TOKENS)
-        host = NextStepGroups(
-            HOST, _nextstep()["host"], ids, padding, TOKENS, window.size, sources, self.branches
-        )
+        rest = dict(sources=sources, branches=self.branches)
+        params = _nextstep()["host"]
+        host = NextStepWalk.of(HOST, params, ids, padding, TOKENS, window.size, **rest)
         scales = nextstep.guidance_at(self.settings.guidance, TOKENS, "linear")
         if self.own:
-            one = causal_sampler.own_tokens(HOST, FLOW, self.settings, _nextstep())
+            one = nextstep_host.own_tokens(HOST, FLOW, self.settings, TOKENS, _nextstep())
 
             def make(encoding, step):
                 step = jnp.minimum(step, TOKENS - 1)
@@ -257,14 +258,20 @@ class Case:
         return DriftHead(PRIOR, DECODER, _nextstep(), self.branches == 2, 1.0)
 
     def plain(self):
-        """The tokens of `causal_sampler`, which knows of no window."""
+        """The tokens of the lock-step road, which knows of no window."""
         images = [0, 1, 2]
         ids, padding, sources = self.rows(images)
         keys = randomness.image_keys(np.uint32(4), jnp.asarray(images))
         if self.own:
-            noise = causal_sampler.own_noise(jnp.asarray(images), np.uint32(4), TOKENS, CHANNELS)
-            given = HOST, FLOW, self.settings, _nextstep(), ids, padding, sources, noise
-            return np.asarray(jax.jit(lambda: causal_sampler.generate(*given).tokens)())
+            own_keys = randomness.token_keys(keys, TOKENS)
+            one = nextstep_host.own_tokens(HOST, FLOW, self.settings, TOKENS, _nextstep())
+
+            def own(encoding, k):
+                noise = lambda draw: randomness.normal(own_keys[:, k], draw, CHANNELS)  # noqa: E731
+                return one(encoding.z[:, -1], k, noise)
+
+            given = HOST, _nextstep()["host"], ids, padding, sources, TOKENS, self.branches, own
+            return np.asarray(jax.jit(lambda: nextstep_host.decode(*given)[0])())
         head, token_keys = self.head(), randomness.token_keys(keys, TOKENS)
         scales = jnp.asarray(nextstep.guidance_at(self.settings.guidance, TOKENS, "linear"))
 
@@ -274,7 +281,7 @@ class Case:
             return head.tokens(encoding, mu, std, eps[:, None], scales[k])[:, 0]
 
         given = HOST, _nextstep()["host"], ids, padding, sources, TOKENS, self.branches, make
-        return np.asarray(jax.jit(lambda: causal_sampler.decode(*given)[0])())
+        return np.asarray(jax.jit(lambda: nextstep_host.decode(*given)[0])())
 
 
 CASES = [Case(True, 1), Case(True, 2), Case(True, 3), Case(False, 1), Case(False, 2)]
@@ -352,7 +359,7 @@ GRID = GridDecoder(
 @pytest.mark.parametrize("branches", [1, 2])
 def test_images_in_a_row_without_a_bound_are_plain_decoding(branches):
     params, label = _row_params(), jnp.array([1, -1, 2])
-    host = TransDiffGroups(ROW, params["host"], label, (2, 3), branches)
+    host = TransDiffWalk(ROW, params["host"], label, (2, 3), branches)
     head = DriftHead(ROW_PRIOR, GRID, params, branches == 2, 0.9)
     keys = randomness.image_keys(np.uint32(4), jnp.arange(B))
     token_keys, prior_keys = randomness.token_keys(keys, ROW_T * ROW_N), randomness.prior_keys(keys)

@@ -12,10 +12,10 @@ from PIL import Image
 from safetensors.numpy import save_file
 from words import MARKS, VOCABULARY, Words
 
-from driftar_jax import sample_prompts
 from driftar_jax.conversion import checkpoint, nextstep, nextstep_vae, rules, shards
 from driftar_jax.data import prompts
-from driftar_jax.sampling import prompted
+from driftar_jax.hosts.nextstep_stored import abstract_params, modules, unstacked
+from driftar_jax.sampling import load
 from driftar_jax.vae import stored
 from driftar_jax.vae.f8 import F8VAE
 
@@ -85,7 +85,7 @@ def _convert(folder, family, abstract, rule_list, config):
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prompted")
-    host = nextstep.unstacked(nextstep.abstract_params(*nextstep.modules(FIELDS)))
+    host = unstacked(abstract_params(*modules(FIELDS)))
     return (
         _convert(folder, "nextstep", host, nextstep.RULES, OFFICIAL),
         _convert(folder, "vae-f8", stored.abstract(VAE), nextstep_vae.RULES, VAE_OFFICIAL),
@@ -96,11 +96,11 @@ def folders(tmp_path_factory):
 def loaded(folders):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(prompts, "load_tokenizer", lambda folder, marks: Words())
-        return prompted.load(*folders)
+        return load.load(folders[0], vae=folders[1])
 
 
 def test_parameters_are_those_of_the_file(loaded, folders):
-    apart = nextstep.unstacked(jax.tree.map(np.asarray, loaded.params))
+    apart = unstacked(jax.tree.map(np.asarray, loaded.params))
     names, _ = rules.to_official(rules.flatten(apart), nextstep.RULES)
     written = shards.Shards(folders[0].replace("nextstep", "official_nextstep"))
     assert names.keys() == written.keys()
@@ -173,27 +173,26 @@ def test_bad_requests_are_one_line(loaded, words):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
-def test_source_files(tmp_path):
+def test_source_files(tmp_path, program):
     Image.fromarray(np.full((8, 4, 3), 7, np.uint8)).save(tmp_path / "a.png")
-    Image.fromarray(np.zeros((8, 6, 3), np.uint8)).save(tmp_path / "b.png")
     (tmp_path / "c.png").write_text("no picture")
-    (picture,) = prompted.read_sources([str(tmp_path / "a.png")], 4)
+    picture = program._picture(str(tmp_path / "a.png"))
     assert picture.shape == (8, 4, 3) and (picture == 7).all()
-    for name, words in (("b", "of 8x6', allowed sides that 4"), ("c", "picture"), ("d", "picture")):
-        with pytest.raises(ValueError, match="^image: got") as error:
-            prompted.read_sources([str(tmp_path / f"{name}.png")], 4)
-        assert words in str(error.value) and "\n" not in str(error.value)
+    for name in "cd":
+        with pytest.raises(ValueError, match="^image: got .*picture") as error:
+            program._picture(str(tmp_path / f"{name}.png"))
+        assert "\n" not in str(error.value)
 
 
 def test_what_is_missing_is_named(folders, tmp_path):
     with pytest.raises(ValueError, match="^vae: got None, allowed --vae=FOLDER"):
-        prompted.load(folders[0], None)
+        load.load(folders[0])
     with pytest.raises(ValueError, match="^tokenizer.json: got None"):
-        prompted.load(*folders)
-    with pytest.raises(ValueError, match="^task: got 'vae', allowed 'nextstep'"):
-        prompted.load(folders[1], folders[1])
+        load.load(folders[0], vae=folders[1])
+    with pytest.raises(ValueError, match="^workdir: got task 'vae', allowed host"):
+        load.load(folders[1], vae=folders[1])
     with pytest.raises(ValueError, match="^workdir: got"):
-        prompted.is_prompted(tmp_path)
+        load.load(tmp_path)
 
 
 @pytest.fixture
@@ -236,6 +235,3 @@ def test_the_program(folders, tmp_path, monkeypatch, capsys, program):
         assert stop.value.code == 2
         assert capsys.readouterr().err.startswith(f"driftar_jax: {line}")
     assert not (tmp_path / "p").exists()
-    with pytest.raises(ValueError, match="^prompt: got .*, allowed none: this checkpoint makes"):
-        flags.FLAGS(["sample", "--prompt=fox"])
-        sample_prompts.refuse()

@@ -16,7 +16,8 @@ from driftar_jax.data.patches import unpatchify
 from driftar_jax.hosts import mar_plan
 from driftar_jax.hosts.mar import MAR
 from driftar_jax.hosts.schedules import cosine_counts, guidance_at
-from driftar_jax.sampling import sampler
+from driftar_jax.sampling import batches, plain
+from driftar_jax.sampling.settings import Settings
 
 # N = 10 tokens of C = 3 channels in a grid of 2x5, in T = 4 AR steps of 1, 2, 4 and 3 tokens.
 IMAGES = model.ImageSpec((2, 5, 3), tuple("abcde"), patch_size=1)
@@ -80,10 +81,10 @@ def own():
 def _grids(built, labels=LABELS, index=None, seed=9, **settings):
     """Float grids `[B, 2, 5, 3]` and counts."""
     parts, params = built
-    settings = sampler.Settings(**{"ar_steps": T, "nfe": 3, "spacing": "trimmed"} | settings)
+    settings = Settings(**{"ar_steps": T, "nfe": 3, "spacing": "trimmed"} | settings)
     settings.check(parts)
     index = np.arange(len(labels), dtype=np.int32) if index is None else index
-    grids, counts = sampler.generate(parts, settings, params, labels, index, np.uint32(seed))
+    grids, counts = plain.generate(parts, settings, params, labels, index, np.uint32(seed))
     return np.asarray(grids), counts
 
 
@@ -155,9 +156,9 @@ def test_an_image_depends_on_its_seed_and_number_alone(drift, own, method, index
 @pytest.mark.parametrize("batch_size", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_batches_change_nothing_of_the_images(drift, batch_size):
     parts, params = drift
-    settings = sampler.Settings(method="drift", ar_steps=T)
-    five, _ = sampler.sample_images(parts, settings, params, LABELS, 9, batch_size=5)
-    made, counts = sampler.sample_images(parts, settings, params, LABELS, 9, batch_size=batch_size)
+    settings = Settings(method="drift", ar_steps=T)
+    five, _ = batches.sample_images(parts, settings, params, LABELS, 9, batch_size=5)
+    made, counts = batches.sample_images(parts, settings, params, LABELS, 9, batch_size=batch_size)
     np.testing.assert_array_equal(made, five)
     assert made.shape == (5, 2, 5, 3) and made.dtype == np.uint8
     assert counts.backbone_calls == T and five.std() > 20
@@ -221,7 +222,7 @@ def test_every_position_is_written(drift):
     ],
 )
 def test_settings_that_cannot_be_are_named(drift, changes, message):
-    settings = sampler.Settings(**{"method": "drift", "ar_steps": T} | changes)
+    settings = Settings(**{"method": "drift", "ar_steps": T} | changes)
     with pytest.raises(ValueError) as caught:
         settings.check(drift[0])
     assert str(caught.value).startswith(message)
@@ -229,9 +230,9 @@ def test_settings_that_cannot_be_are_named(drift, changes, message):
 
 @pytest.mark.parametrize("labels", [[0, 5], [-2], [], [[1, 2]]])
 def test_labels_that_cannot_be_are_named(drift, labels):
-    settings = sampler.Settings(method="drift", ar_steps=T)
+    settings = Settings(method="drift", ar_steps=T)
     with pytest.raises(ValueError, match="labels: got .*, allowed"):
-        sampler.sample_images(*drift[:1], settings, drift[1], labels, 0)
+        batches.sample_images(*drift[:1], settings, drift[1], labels, 0)
 
 
 def test_the_entropy_costs_no_second_softmax(drift):

@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,9 @@ from driftar_jax.evaluation import draft_timing
 from driftar_jax.heads import early_stop, randomness
 from driftar_jax.hosts.mar import MAR
 from driftar_jax.hosts.schedules import cosine_counts, guidance_at
-from driftar_jax.sampling import sampler, speculate, speculative, verify
+from driftar_jax.sampling import drafted as drafted_lib
+from driftar_jax.sampling import plain, speculative, verify
+from driftar_jax.sampling.settings import Settings
 from driftar_jax.types import Encoding
 
 # N = 10 tokens of C = 3 channels in a grid of 2x5, in T = 6 AR steps.
@@ -60,7 +63,7 @@ def built():
 
 
 def _settings(**changes):
-    return sampler.Settings(**{"method": "drift", "ar_steps": T, "temperature": 0.9} | changes)
+    return Settings(**{"method": "drift", "ar_steps": T, "temperature": 0.9} | changes)
 
 
 def _spec(built, rule, labels=LABELS, index=None, **settings):
@@ -68,16 +71,14 @@ def _spec(built, rule, labels=LABELS, index=None, **settings):
     parts, params = built
     index = np.arange(len(labels), dtype=np.int32) if index is None else index
     asked = parts, rule, _settings(**settings), params, labels, index, np.uint32(SEED)
-    grids, found = speculate.generate(*asked)
+    grids, found = drafted_lib.generate(*asked)
     return np.asarray(patchify(grids, 1)), jax.tree.map(np.asarray, found)
 
 
 def _plain(built, **settings):
     parts, params = built
     index = np.arange(len(LABELS), dtype=np.int32)
-    grids, _ = sampler.generate(
-        parts, _settings(**settings), params, LABELS, index, np.uint32(SEED)
-    )
+    grids, _ = plain.generate(parts, _settings(**settings), params, LABELS, index, np.uint32(SEED))
     return np.asarray(patchify(grids, 1))
 
 
@@ -328,11 +329,11 @@ def test_one_program_that_asks_nobody(built):
     """Compiled once for a shape, a loop inside, no callback to Python."""
     parts, params = built
     rule, index = RULES["gaussian"], np.arange(len(LABELS), dtype=np.int32)
-    before, settings = speculate.generate._cache_size(), _settings(guidance=2.5)
+    before, settings = drafted_lib.generate._cache_size(), _settings(guidance=2.5)
     for seed in (1, 2):
-        speculate.generate(parts, rule, settings, params, LABELS, index, np.uint32(seed))
-    assert speculate.generate._cache_size() <= before + 1
-    lowered = speculate.generate.lower(
+        drafted_lib.generate(parts, rule, settings, params, LABELS, index, np.uint32(seed))
+    assert drafted_lib.generate._cache_size() <= before + 1
+    lowered = drafted_lib.generate.lower(
         parts, rule, settings, params, LABELS, index, np.uint32(0)
     ).as_text()
     assert "stablehlo.while" in lowered and "callback" not in lowered
@@ -354,6 +355,7 @@ class FixedHost:
     std: float
     num_steps: int = 5
     branches: int = 1
+    draft: Any = None  # (last, tokens, step) -> encoding
 
     @property
     def num_tokens(self):
@@ -380,8 +382,14 @@ class FixedHost:
         encoding = encoding.replace(z=jnp.where(right[:, None, None], encoding.z, 99.0))
         return jax.tree.map(lambda a: jnp.stack([a] * contexts), encoding), memory + contexts
 
-    def keep(self, memory, step):
+    def roll_back(self, memory, step):
         return jnp.minimum(memory, step)
+
+    def read(self, encoding):
+        return encoding
+
+    def scales(self):
+        return np.ones(self.num_steps, np.float32)
 
     def take(self, tree, step):
         positions = jnp.tile(self.group(step)[0], (self.branches, 1))
@@ -413,12 +421,10 @@ def test_generated_starts_are_the_targets(std):
     @jax.jit
     def run(seed):
         keys = randomness.image_keys(seed, jnp.arange(batch))
-        rule, scales = speculative.Rule(gamma=3), np.ones(5, np.float32)
         tokens, priors = randomness.token_keys(keys, 5), randomness.prior_keys(keys)
-        made = speculative.Engine(
-            target, lambda *_: wrong, FixedHead(), tokens, priors, scales, rule
-        )
-        return made.run()
+        walk = dataclasses.replace(target, draft=lambda *_: wrong)
+        rule = speculative.Rule(gamma=3)
+        return speculative.Engine(walk, FixedHead(), tokens, priors, rule).run()
 
     tokens, spec = jax.tree.map(np.asarray, run(np.uint32(3)))
     whitened = (tokens.reshape(batch, 10) - np.tile(target.mean, 5)) / std
@@ -440,9 +446,10 @@ def test_drafting_ends_by_the_statistics_of_training():
 
     @jax.jit
     def run(tracker):
-        keys, scales = randomness.image_keys(np.uint32(0), jnp.arange(3)), np.ones(9, np.float32)
-        given = randomness.token_keys(keys, 9), randomness.prior_keys(keys), scales, rule, tracker
-        return speculative.Engine(host, lambda *_: drafted, FixedHead(), *given).run()[1]
+        keys = randomness.image_keys(np.uint32(0), jnp.arange(3))
+        given = randomness.token_keys(keys, 9), randomness.prior_keys(keys), rule, tracker
+        walk = dataclasses.replace(host, draft=lambda *_: drafted)
+        return speculative.Engine(walk, FixedHead(), *given).run()[1]
 
     # tau_g is 0.6: the average decides, 0.5 + 0.1 * 0.9^calls, and is under 0.5625 after 5 calls.
     low = run(early_stop.of_threshold(0.6).replace(ema=np.float32(0.6)))
@@ -458,7 +465,7 @@ def test_drafting_ends_by_the_statistics_of_training():
 def test_a_group_stands_while_all_before_it_and_both_branches_do():
     """Drafts of step 2 fail in the conditional rows, of step 4 in the others; timed in pieces."""
     host = FixedHost(3, (0.3, -0.2), 0.5, num_steps=10, branches=2)
-    rule, scales = speculative.Rule(gamma=3, name="feature", delta=0.1), np.ones(10, np.float32)
+    rule = speculative.Rule(gamma=3, name="feature", delta=0.1)
 
     def draft(last, tokens, step):
         wrong = jnp.concatenate([step == 2, step == 4])
@@ -467,8 +474,9 @@ def test_a_group_stands_while_all_before_it_and_both_branches_do():
 
     def bind(seed):
         keys = randomness.image_keys(seed, jnp.arange(3))
-        given = randomness.token_keys(keys, 10), randomness.prior_keys(keys), scales, rule
-        return speculative.Engine(host, draft, FixedHead(), *given)
+        given = randomness.token_keys(keys, 10), randomness.prior_keys(keys), rule
+        walk = dataclasses.replace(host, draft=draft)
+        return speculative.Engine(walk, FixedHead(), *given)
 
     _, spec = jax.jit(lambda seed: bind(seed).run())(np.uint32(0))
     # Groups 0; 1, 2; 3, 4; 5 to 8; 9: the last ones of each are the target's own.

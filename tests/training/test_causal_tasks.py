@@ -12,8 +12,9 @@ import tiny
 
 from driftar_jax import model
 from driftar_jax.data import captions
-from driftar_jax.heads import window
-from driftar_jax.sampling import generator, sampler, text_sampler
+from driftar_jax.heads import randomness, window
+from driftar_jax.hosts import nextstep_host
+from driftar_jax.sampling import batches, generator, plain, texts
 from driftar_jax.training import tasks
 
 pytestmark = pytest.mark.timeout(300)
@@ -124,7 +125,8 @@ def test_windows_end_with_the_token_before():
 @functools.cache
 def _loaded(name):
     config, task, params = _built(name)
-    return generator.Loaded(config, task.parts, params, 0, {}, sampler.as_pixels, BOOK)
+    reader = texts.Captions(BOOK)
+    return generator.Generator(config, task.parts, params, 0, {}, batches.as_pixels, reader)
 
 
 def test_one_token_after_another_is_one_call_over_all():
@@ -132,15 +134,20 @@ def test_one_token_after_another_is_one_call_over_all():
     loaded, rows = _loaded("drift"), jnp.asarray(BOOK.rows(["red fox", "", "bird here"]))
     settings = loaded.checked(guidance=2.0)
     keys = jax.random.split(jax.random.key(4), 3)
-    made = jax.jit(text_sampler.tokens, static_argnums=(0, 1))(
-        loaded.parts, settings, loaded.params, rows, keys
-    )
-    parts, params = loaded.parts, loaded.params
-    encode = jax.jit(text_sampler.encodings, static_argnums=0)
-    hidden = encode(parts, params, rows[:, 1:], rows[:, 0], made)
-    head = text_sampler.projected_head(parts, settings, params)
+    model, params = loaded.model, loaded.params
+
+    @jax.jit
+    def run(params, rows, keys):
+        head = plain.one_step_head(model, settings, params)
+        return model.family.plain(model, settings, params, rows, keys, head, None)
+
+    made = run(params, rows, keys)
+    encode = jax.jit(nextstep_host.encodings, static_argnums=0)
+    hidden = encode(model, params, rows[:, 1:], rows[:, 0], made)
+    hidden = nextstep_host.projected(model.host, params["host"], hidden)
+    head = plain.one_step_head(model, settings, params)
     mu, std = head.starts(hidden, keys)
-    eps = text_sampler.draws.normal(text_sampler.draws.token_keys(keys, N), 0, C)
+    eps = randomness.normal(randomness.token_keys(keys, N), 0, C)
     again = head.tokens(hidden, mu, std, eps, jnp.full(3, 2.0))
     np.testing.assert_allclose(made, again, atol=2e-5)
     assert (std[:, :2] == 0).all() and (std[:, 2:] > 0).all()

@@ -34,5 +34,5 @@ def test_captions_of_a_set_are_fitted(data_dir):
 @pytest.mark.parametrize("module", [nextstep_14b, drift_nextstep_14b])
 def test_random_weights_of_text_hosts_on_absent_latents(module):
     loaded, told = timing.open_subject(small_14b(module), None)
-    assert loaded.parts.images.text.vocab_size == 152064 and "random" in told
+    assert loaded.model.images.text.vocab_size == 152064 and "random" in told
     assert loaded.params["host"]["embed_tokens"].shape[0] == 152064

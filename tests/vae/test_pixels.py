@@ -11,7 +11,7 @@ from PIL import Image
 import driftar_jax
 from driftar_jax import checkpoints
 from driftar_jax.conversion import mar, rules
-from driftar_jax.sampling import generator, sampler
+from driftar_jax.sampling import load, plain
 from driftar_jax.vae import kl, pixels, stored
 
 pytestmark = pytest.mark.timeout(300)
@@ -64,7 +64,7 @@ def test_images_are_decoded_tokens(folders):
     index = jnp.arange(3, dtype=jnp.int32)
     settings = loaded.settings(ar_steps=3, nfe=2, guidance=1.0)
     label = jnp.array([4, -1, 0], jnp.int32)
-    grid, _ = sampler.generate(loaded.parts, settings, loaded.params, label, index, np.uint32(3))
+    grid, _ = plain.generate(loaded.parts, settings, loaded.params, label, index, np.uint32(3))
     module, params = stored.load(vae)
     want = module.apply({"params": params}, grid / 0.2325, method="decode")
     want = np.clip(np.round((np.asarray(want) + 1) / 2 * 255), 0, 255)
@@ -95,7 +95,7 @@ def test_tiles_bound_the_memory(folders):
 def test_a_missing_or_foreign_autoencoder_is_refused(folders, which, message):
     vae = folders[which] if isinstance(which, int) else which
     with pytest.raises(ValueError, match=message):
-        generator.load(folders[0], vae=vae).sample([0])
+        load.load(folders[0], vae=vae).sample([0])
 
 
 def test_the_command(folders, tmp_path, python):

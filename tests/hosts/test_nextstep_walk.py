@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from driftar_jax.hosts import nextstep
-from driftar_jax.hosts.nextstep_groups import NextStepGroups
+from driftar_jax.hosts.nextstep_host import NextStepWalk
 
 B, P, N, C, HOLD, S = 2, 4, 5, 3, 9, 3
 HOST = nextstep.NextStep(
@@ -40,7 +40,7 @@ def made():
     params = tiny.params(init, ids, twice, scale=0.4)["params"]
     whole = jax.jit(lambda p: HOST.apply({"params": p}, ids, twice, padding=PADDING))(params)
     want = jax.tree.map(lambda a: np.asarray(a[:, P - 1 : P + N - 1]), whole)
-    return NextStepGroups(HOST, params, IDS, PADDING, N, S, branches=2), tokens, want
+    return NextStepWalk.of(HOST, params, IDS, PADDING, N, S, branches=2), tokens, want
 
 
 def _agree(encoding, want, steps, contexts=S):

@@ -4,11 +4,13 @@ import numpy as np
 import pytest
 import tiny
 
-from driftar_jax.sampling import draft_count, sampler, speculate
+from driftar_jax.cli import sampling_flags
+from driftar_jax.sampling import batches, draft_count
+from driftar_jax.sampling.settings import Settings
 from driftar_jax.training import tasks
 from driftar_jax.types import Speculation
 
-SETTINGS = sampler.Settings(method="drift", ar_steps=4)
+SETTINGS = Settings(method="drift", ar_steps=4)
 
 
 def _found(lengths, calls):
@@ -42,12 +44,14 @@ class Machine:
             self.asked.append(rule.gamma)
             return None, _found(lengths[: rule.gamma + 1], calls=3)
 
-        monkeypatch.setattr(sampler, "generate", plain)
-        monkeypatch.setattr(speculate, "generate", drafted)
+        monkeypatch.setattr(draft_count.plain, "generate", plain)
+        monkeypatch.setattr(draft_count.drafted, "generate", drafted)
 
     def choose(self, **changes):
         parts = tiny.parts("drift")
-        return draft_count.choose(parts, SETTINGS.changed(**changes), {}, 2, clock=lambda: self.now)
+        labels = np.arange(3, dtype=np.int32)
+        settings = SETTINGS.changed(**changes)
+        return draft_count.choose(parts, settings, {}, 2, labels, clock=lambda: self.now)
 
 
 def test_the_fastest_is_chosen(monkeypatch):
@@ -77,15 +81,16 @@ def test_there_are_no_more_drafts_than_steps(monkeypatch):
     assert set(machine.asked) == {1}
 
 
-@pytest.mark.parametrize(("text", "want"), [(None, None), ("auto", -1), ("0", 0), ("12", 12)])
+@pytest.mark.parametrize(("text", "want"), [(None, None), ("auto", "auto"), ("0", 0), ("12", 12)])
 def test_a_flag_is_read(text, want):
-    assert draft_count.parse(text) == want
+    assert sampling_flags.parse_gamma(text) == want
+    assert SETTINGS.changed(gamma=want).gamma == {None: SETTINGS.gamma, "auto": -1}.get(want, want)
 
 
 @pytest.mark.parametrize("text", ["-1", "1.5", "many", ""])
 def test_a_flag_that_cannot_be_is_named(text):
     with pytest.raises(ValueError, match="^gamma: got .*, allowed auto or a whole number from 0"):
-        draft_count.parse(text)
+        sampling_flags.parse_gamma(text)
 
 
 @pytest.mark.parametrize(
@@ -112,10 +117,10 @@ def test_one_step_has_nothing_to_draft():
 
 
 def test_counts_of_batches_are_joined_without_their_padding():
-    found = speculate.joined([_found([1, 2, 0], 3), _found([0, 1, 1], 5)], num=3)
+    found = batches.joined([_found([1, 2, 0], 3), _found([0, 1, 1], 5)], num=3)
     np.testing.assert_array_equal(found.backbone_calls, [3, 3, 5])
     np.testing.assert_array_equal(found.batch_calls, [3, 5])
-    counts, summary = speculate.counts(found), speculate.summary(found)
+    counts, summary = batches.drafted_counts(found), batches.summary(found)
     assert counts.backbone_calls == 11 / 3 and counts.backbone_rows == 8
     assert summary["accepted_lengths"] == [2, 5, 1]
     assert summary["accepted_per_call"] == 7 / 8 and summary["calls_of_batch"] == 4
@@ -129,10 +134,10 @@ def test_drafts_make_images_of_the_same_kind():
     """Through `sample_images`: uint8, means of counts, no dependence on the batch."""
     parts = tiny.parts("drift")
     params = tiny.params(tasks.build(tiny.config("drift"), tiny.IMAGES).init)
-    settings = sampler.Settings(method="drift", ar_steps=4, gamma=2, rule="feature", delta=9.0)
+    settings = Settings(method="drift", ar_steps=4, gamma=2, rule="feature", delta=9.0)
     labels = np.array([0, 1, 2])
-    images, counts = sampler.sample_images(parts, settings, params, labels, 3)
-    again, found = sampler.sample_drafted(parts, settings, params, labels, 3, batch_size=2)
+    images, counts = batches.sample_images(parts, settings, params, labels, 3)
+    again, found = batches.sample_drafted(parts, settings, params, labels, 3, batch_size=2)
     assert images.shape == (3, 4, 6, 1) and images.dtype == np.uint8
     # uint8 of tokens that differ by rounding.
     assert np.abs(images.astype(int) - again).max() <= 1
@@ -140,4 +145,4 @@ def test_drafts_make_images_of_the_same_kind():
     np.testing.assert_array_equal(found.backbone_calls, [2, 2, 2])
     assert found.batch_calls.shape == (2,)
     with pytest.raises(ValueError, match="^gamma: got -1, allowed a number from 0"):
-        sampler.sample_drafted(parts, settings.changed(gamma=-1), params, labels, 3)
+        batches.sample_drafted(parts, settings.changed(gamma=-1), params, labels, 3)

@@ -18,8 +18,8 @@ from driftar_jax.types import Encoding
 
 
 @dataclasses.dataclass(frozen=True)
-class TransDiffGroups:
-    """A `Host` (`base.py`) over TransDiff; the tokens of an image in a row follow one another.
+class TransDiffWalk:
+    """A `Walk` (`base.py`) over TransDiff; the tokens of an image in a row follow one another.
 
     Attributes:
       module: the backbone, of several groups and with a content row for every token: a prior
@@ -98,12 +98,17 @@ class TransDiffGroups:
         a = rows.reshape(rows.shape[0], contexts, self.group_size, *rows.shape[2:])
         return jnp.moveaxis(a, 1, 0)
 
-    def keep(self, memory: Cache, step: jax.Array) -> Cache:
+    def roll_back(self, memory: Cache, step: jax.Array) -> Cache:
         length = jnp.clip(step, 0, self.num_steps).astype(jnp.int32)
         return memory.replace(length=jnp.concatenate([length] * self.branches))
 
     def take(self, tree: Any, step: jax.Array) -> Any:
+        """Return the tree: an encoding holds one group."""
         return tree
+
+    def read(self, encoding: Encoding) -> Encoding:
+        """Return the encoding as it is."""
+        return encoding
 
     @property
     def _apply(self):

@@ -13,7 +13,7 @@ from driftar_jax.drift.head import DriftHead
 from driftar_jax.drift.prior import Prior
 from driftar_jax.heads import randomness
 from driftar_jax.hosts.transdiff import TransDiff
-from driftar_jax.hosts.transdiff_groups import TransDiffGroups
+from driftar_jax.hosts.transdiff_walk import TransDiffWalk
 from driftar_jax.sampling import speculative, verify
 
 # Images of 2x3 tokens, four in a row, and two branches.
@@ -34,7 +34,7 @@ HOST = TransDiff(
 @pytest.fixture(scope="module")
 def groups():
     params = tiny.params(HOST.init, jnp.asarray(LABEL), jnp.zeros((B, T - 1, N, C)))["params"]
-    return TransDiffGroups(HOST, params, jnp.asarray(LABEL), (2, 3), branches=2)
+    return TransDiffWalk(HOST, params, jnp.asarray(LABEL), (2, 3), branches=2)
 
 
 @pytest.fixture(scope="module")
@@ -177,6 +177,6 @@ def test_hosts_that_cannot_be_drafted_are_named(groups):
     one = TransDiff(**{f: getattr(HOST, f) for f in ("width", "depth", "num_heads", "num_classes")},
                     num_rows=N, groups=1, reference_dim=C, buffer_size=2)  # fmt: skip
     with pytest.raises(ValueError, match="^groups: got 1, allowed at least 2 "):
-        TransDiffGroups(one, groups.params, groups.label, (2, 3))
+        TransDiffWalk(one, groups.params, groups.label, (2, 3))
     with pytest.raises(ValueError, match="^num_rows: got 6 for an image, allowed 24 "):
-        TransDiffGroups(HOST, groups.params, groups.label, (4, 6))
+        TransDiffWalk(HOST, groups.params, groups.label, (4, 6))

@@ -7,7 +7,9 @@ import pytest
 import tiny
 
 from driftar_jax import model
-from driftar_jax.sampling import grid_sampler, sampler
+from driftar_jax.hosts import schedules
+from driftar_jax.sampling import batches, plain
+from driftar_jax.sampling.settings import Settings
 from driftar_jax.training import tasks
 
 
@@ -21,8 +23,8 @@ def made(size):
 @pytest.mark.parametrize(("size", "steps"), [("tiny", 1), ("tiny_mrar", 4)])
 def test_an_image_does_not_depend_on_its_batch(size, steps):
     parts, params = made(size)
-    settings = sampler.Settings("own", steps, nfe=3, guidance=1.5, guidance_schedule="linear")
-    run = lambda label, index: sampler.generate(  # noqa: E731
+    settings = Settings("own", steps, nfe=3, guidance=1.5, guidance_schedule="linear")
+    run = lambda label, index: plain.generate(  # noqa: E731
         parts, settings, params, np.array(label), np.array(index), np.uint32(5)
     )
     grids, counts = run([0, 2, -1], [4, 7, 9])
@@ -35,9 +37,9 @@ def test_an_image_does_not_depend_on_its_batch(size, steps):
 
 
 def test_guidance_over_the_images_in_a_row():
-    assert grid_sampler.guidance_at(3.0, 4, "linear") == (1.5, 2.0, 2.5, 3.0)
-    assert grid_sampler.guidance_at(3.0, 2, "constant") == (3.0, 3.0)
-    assert grid_sampler.guidance_at(1.3, 1, "linear") == (1.3,)
+    assert schedules.grid_guidance_at(3.0, 4, "linear") == (1.5, 2.0, 2.5, 3.0)
+    assert schedules.grid_guidance_at(3.0, 2, "constant") == (3.0, 3.0)
+    assert schedules.grid_guidance_at(1.3, 1, "linear") == (1.3,)
 
 
 @pytest.mark.parametrize(
@@ -53,19 +55,19 @@ def test_guidance_over_the_images_in_a_row():
 def test_bad_settings_are_named(changes, message):
     parts, _ = made("tiny_mrar")
     with pytest.raises(ValueError, match=message):
-        sampler.Settings("own", 4, nfe=3).changed(**changes).check(parts)
+        Settings("own", 4, nfe=3).changed(**changes).check(parts)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 1.5])
 def test_a_table_of_classes_changes_the_calls_alone(guidance, monkeypatch):
     """What the class decides is encoded once for each, not once or twice for each image."""
     parts, params = made("tiny")
-    settings = sampler.Settings("own", 1, nfe=2, guidance=guidance)
+    settings = Settings("own", 1, nfe=2, guidance=guidance)
     classes = parts.images.num_classes
     labels = np.arange(2 * classes + 3) % (classes + 1) - 1
-    with_table, counts = sampler.sample_images(parts, settings, params, labels, 3, batch_size=8)
+    with_table, counts = batches.sample_images(parts, settings, params, labels, 3, batch_size=8)
     assert counts.backbone_calls == counts.backbone_rows == (classes + 1) / len(labels)
-    monkeypatch.setattr(grid_sampler, "with_table", lambda parts, params, rows: params)
-    without, counts = sampler.sample_images(parts, settings, params, labels, 3, batch_size=8)
+    monkeypatch.setattr(type(parts.family), "prepare", lambda self, m, params, rows: (params, None))
+    without, counts = batches.sample_images(parts, settings, params, labels, 3, batch_size=8)
     assert counts.backbone_calls == 1 and counts.backbone_rows == (1 if guidance == 1.0 else 2)
     assert np.abs(with_table.astype(int) - without).max() <= 1

@@ -1,0 +1,86 @@
+"""The flags of sampling settings, shared by the programs that sample or time sampling."""
+
+import math
+from typing import Any
+
+from absl import flags
+
+from driftar_jax.config import wrong
+
+# Settings that are plain values: flag, kind, help.
+_PLAIN = (
+    ("method", "string", "own | drift | mean; what the checkpoint holds."),
+    ("ar_steps", "integer", "AR steps; the config's by default."),
+    ("nfe", "integer", "Head evaluations per AR step (own head)."),
+    ("nfe_schedule", "string", "constant | two_stage | linear | cosine."),
+    ("nfe_last", "integer", "What --nfe falls to, unless constant."),
+    ("spacing", "string", "even | trimmed; steps of the diffusion head (MAR)."),
+    ("guidance", "float", "Guidance scale; 1 is none."),
+    ("guidance_form", "string", "extrapolate | trained."),
+    ("guidance_schedule", "string", "constant | linear | rising, over the AR steps."),
+    ("guidance_image", "float", "Guidance scale of a source image (prompts)."),
+    ("temperature", "float", "Temperature of the head or start noise."),
+    ("drift_scale", "float", "Factor of the drift of TransDiff's own sampler."),
+    ("shift", "float", "Shift of the token flow head's times (NextStep-1)."),
+    ("normalise", "bool", "Normalise each token, as for guidance 7.5 (NextStep-1)."),
+    ("rule", "string", "gaussian | coupled | feature; how drafts are accepted."),
+    ("delta", "float", "Bound of the rules coupled and feature."),
+)
+
+
+def define(*without: str) -> None:
+    """Define a flag for every sampling setting but those named, None where it is not given."""
+    makers = {
+        "string": flags.DEFINE_string,
+        "integer": flags.DEFINE_integer,
+        "float": flags.DEFINE_float,
+        "bool": flags.DEFINE_bool,
+    }
+    for name, kind, text in _PLAIN:
+        if name not in without:
+            makers[kind](name, None, text)
+    flags.DEFINE_string("gamma", None, "AR steps drafted per round: a number, 0 none; or auto.")
+    flags.DEFINE_string("stop", None, "Stop drafting below this mean entropy; 0 never, or auto.")
+
+
+def changes() -> dict[str, Any]:
+    """Return what the flags change of the settings; None where a flag was not given.
+
+    Raises:
+      ValueError: `--gamma` or `--stop` is neither `auto` nor a number that fits.
+    """
+    given = {name: flags.FLAGS[name].value for name, _, _ in _PLAIN if name in flags.FLAGS}
+    return given | {
+        "gamma": parse_gamma(flags.FLAGS.gamma),
+        "stop": parse_stop(flags.FLAGS.stop),
+    }
+
+
+def parse_gamma(text: str | None) -> int | str | None:
+    """Return `Settings.gamma` of a flag's text: `auto`, or a number; None stays None.
+
+    Raises:
+      ValueError: it is neither `auto` nor a whole number from 0.
+    """
+    if text is None or text == "auto":
+        return text
+    if not text.isdigit():
+        raise wrong("gamma", text, "auto or a whole number from 0")
+    return int(text)
+
+
+def parse_stop(text: str | None) -> float | str | None:
+    """Return `Settings.stop` of a flag's text: `auto`, or a number; None stays None.
+
+    Raises:
+      ValueError: it is neither `auto` nor a number from 0 to 1.
+    """
+    if text is None or text == "auto":
+        return text
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 <= value <= 1:
+        raise wrong("stop", text, "auto or 0 to 1 (an entropy)")
+    return value

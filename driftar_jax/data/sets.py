@@ -1,0 +1,10 @@
+"""Names of image sets that say what kind they are."""
+
+PREFIX = "latents:"
+# What a converted checkpoint says of its data: latents, but no set of them.
+CONVERTED = "latents"
+
+
+def is_latents(name: str) -> bool:
+    """Whether the tokens of a run on the set `name` are latents, not pixels."""
+    return name == CONVERTED or name.startswith(PREFIX)

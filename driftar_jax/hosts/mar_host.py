@@ -1,0 +1,298 @@
+"""MAR among the hosts: its family, and its walk for speculative decoding.
+
+A group is what one masked step reveals. Attention is bidirectional, so there is no cache: several
+contexts are stacked on the batch axis. They differ in their known counts, so the encoder masks
+unknown keys instead of dropping them.
+"""
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from driftar_jax.config import wrong
+from driftar_jax.heads import diffusion, randomness
+from driftar_jax.hosts import labels, mar_plain
+from driftar_jax.hosts.base import ImageSpec, Model
+from driftar_jax.hosts.mar import MAR
+from driftar_jax.hosts.schedules import cosine_counts, guidance_at
+from driftar_jax.types import Encoding
+
+
+@dataclasses.dataclass(frozen=True)
+class MARWalk:
+    """A `Walk` (`base.py`) over MAR.
+
+    Attributes:
+      module: the backbone.
+      params: its parameters.
+      label: `[B]` int32, -1 for none.
+      order: `[B, N]` int32; groups are revealed from its end.
+      rank: `[B, N]` int32; where each position stands in its order.
+      counts: T sizes of groups.
+      branches: 2 adds the unconditional rows.
+      draft_head: `DraftHead`; it predicts the encoding of all N positions.
+      draft_params: its parameters.
+      guidance: `[T]` float32.
+    """
+
+    module: MAR
+    params: Any
+    label: jax.Array
+    order: jax.Array
+    rank: jax.Array
+    counts: tuple[int, ...]
+    branches: int = 1
+    draft_head: Any = None
+    draft_params: Any = None
+    guidance: Any = None
+
+    @classmethod
+    def of(cls, *, order: jax.Array, **fields) -> "MARWalk":
+        """Make a walk with the rank of `order`: computed here once, and not in every round."""
+        return cls(order=order, rank=jnp.argsort(order, axis=-1), **fields)
+
+    @property
+    def num_steps(self) -> int:
+        return len(self.counts)
+
+    @property
+    def group_size(self) -> int:
+        return max(self.counts)
+
+    @property
+    def num_tokens(self) -> int:
+        return self.module.num_tokens
+
+    @property
+    def token_dim(self) -> int:
+        return self.module.token_dim
+
+    def _unknown(self, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Return the numbers of unknown tokens before and after the groups of `step`."""
+        before = self.num_tokens - np.cumsum((0, *self.counts))
+        step = jnp.clip(step, 0, self.num_steps - 1)
+        before = jnp.asarray(before, jnp.int32)
+        return before[step], before[step + 1]
+
+    def group(self, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """See `Walk.group`."""
+        before, after = self._unknown(step)
+        slots = after[:, None] + jnp.arange(self.group_size)[None]
+        positions = jnp.take_along_axis(self.order, jnp.minimum(slots, self.num_tokens - 1), axis=1)
+        return positions, slots < before[:, None]
+
+    def known(self, step: jax.Array) -> jax.Array:
+        """See `Walk.known`."""
+        return self.rank >= self._unknown(step)[0][:, None]
+
+    def memory(self) -> tuple[()]:
+        """Return nothing: calls share no cache."""
+        return ()
+
+    def encode(self, memory, tokens, step, contexts: int):
+        """Call the backbone once, on `contexts * branches * B` rows; see `Walk.encode`."""
+        known = jnp.concatenate([self.known(step + s) for s in range(contexts)])
+        tokens = jnp.concatenate([tokens] * contexts)
+        label = jnp.concatenate([self.label] * contexts)
+        if self.branches == 2:
+            known, tokens = jnp.concatenate([known] * 2), jnp.concatenate([tokens] * 2)
+            label = jnp.concatenate([label, jnp.full_like(label, -1)])
+        encoding = self.module.apply({"params": self.params}, tokens, known, label)
+        return jax.tree.map(lambda a: self._by_context(a, contexts), encoding), memory
+
+    def _by_context(self, rows: jax.Array, contexts: int) -> jax.Array:
+        """`[branches * S * B, ...]` -> `[S, branches * B, ...]`."""
+        a = rows.reshape(self.branches, contexts, -1, *rows.shape[1:])
+        return jnp.swapaxes(a, 0, 1).reshape(contexts, -1, *rows.shape[1:])
+
+    def roll_back(self, memory, step):
+        """Return `memory` as it is."""
+        return memory
+
+    def take(self, tree: Any, step: jax.Array) -> Any:
+        """See `Walk.take`."""
+        positions = jnp.concatenate([self.group(step)[0]] * self.branches)
+        return jax.tree.map(lambda a: mar_plain.take(a, positions), tree)
+
+    def read(self, encoding: Encoding) -> Encoding:
+        """Return the encoding as it is."""
+        return encoding
+
+    def draft(self, last: Encoding, tokens: jax.Array, step: jax.Array) -> Encoding:
+        """See `Walk.draft`."""
+        known = jnp.concatenate([self.known(step)] * self.branches)
+        tokens = jnp.concatenate([tokens] * self.branches)
+        return self.draft_head.apply({"params": self.draft_params}, last, tokens, known)
+
+    def scales(self) -> jax.Array:
+        """See `Walk.scales`."""
+        return self.guidance
+
+
+@dataclasses.dataclass(frozen=True)
+class MARFamily:
+    """The `Family` (`base.py`) of MAR: class-conditional, masked, tokens in any order."""
+
+    name: str = "mar"
+    order: str = "any"
+    drafts: bool = True
+
+    def backbone(self, config: Any, images: ImageSpec) -> MAR:
+        """See `Family.backbone`."""
+        return MAR(
+            num_tokens=images.num_tokens,
+            token_dim=images.token_dim,
+            num_classes=images.num_classes,
+            width=config.host.width,
+            encoder_depth=config.host.encoder_depth,
+            decoder_depth=config.host.decoder_depth,
+            num_heads=config.host.num_heads,
+            buffer_size=config.host.buffer_size,
+            attention_dropout=config.host.attention_dropout,
+            projection_dropout=config.host.projection_dropout,
+            remat=config.host.get("remat", "none"),
+            dtype=jnp.dtype(config.host.dtype),
+        )
+
+    def own_head(self, config: Any, images: ImageSpec) -> diffusion.DiffusionHead:
+        """See `Family.own_head`."""
+        return diffusion.DiffusionHead(
+            token_dim=images.token_dim,
+            width=config.head.width,
+            depth=config.head.depth,
+            dtype=jnp.dtype(config.host.dtype),
+        )
+
+    def examples(self, model: Model):
+        """See `Family.examples`."""
+        n, c = model.images.num_tokens, model.images.token_dim
+        z, x, e = jnp.zeros((1, n, model.host.width)), jnp.zeros((1, n, c)), jnp.zeros((1, n))
+
+        def head(key):
+            return model.head.init(key, x, jnp.zeros((1, 1), jnp.int32), z)
+
+        def draft(key):
+            return model.draft.init(key, Encoding(z=z, entropy=e), x, e.astype(bool))
+
+        def host(key):
+            return model.host.init(key, x, e.astype(bool), jnp.zeros((1,), jnp.int32))
+
+        return {"host": host, "head": head, "draft": draft}
+
+    def check_settings(self, settings: Any, model: Model) -> None:
+        """See `Family.check_settings`."""
+        if not 1 <= settings.ar_steps <= model.images.num_tokens:
+            allowed = f"1 to {model.images.num_tokens} (one per token)"
+            raise wrong("ar_steps", settings.ar_steps, allowed)
+        most = mar_plain.TRIMMED_LAST + 1 if settings.spacing == "trimmed" else 1000
+        if settings.nfe > most:
+            raise wrong("nfe", settings.nfe, f"1 to {most} (spacing {settings.spacing})")
+
+    def check_conditions(self, model: Model, condition: Any) -> None:
+        """See `Family.check_conditions`."""
+        labels.check(model, condition)
+
+    def prepare(self, model: Model, params: Any, rows: int) -> tuple[Any, None]:
+        """See `Family.prepare`."""
+        return params, None
+
+    def plain(self, model, settings, params, condition, keys, head, given=None):
+        """See `Family.plain`."""
+        return mar_plain.tokens_of(model, settings, params, condition, keys, head, given)
+
+    def walk(self, model, settings, params, condition, keys, contexts: int) -> MARWalk:
+        """See `Family.walk`."""
+        num_tokens = model.images.num_tokens
+        return MARWalk.of(
+            module=model.host,
+            params=params["host"],
+            label=condition,
+            order=randomness.orders(keys, num_tokens),
+            counts=cosine_counts(num_tokens, settings.ar_steps),
+            branches=2 if settings.guided else 1,
+            draft_head=model.draft,
+            draft_params=params.get("draft"),
+            guidance=guidance_at(
+                settings.guidance, num_tokens, settings.ar_steps, settings.guidance_schedule
+            ),
+        )
+
+    def pieces(self, model: Model, settings: Any, params, condition, index, head):
+        """Time backbone and head as the loop runs them, one without the other."""
+        return {
+            "backbone": (functools.partial(_backbone_alone, model, settings), (params, condition)),
+            "head": (functools.partial(_head_alone, model, settings, head), (params, index)),
+        }
+
+    def known_encoding(self, model: Model, params: Any, tokens, known, condition) -> Encoding:
+        """See `Family.known_encoding`."""
+        return model.host.apply({"params": params["host"]}, tokens, known, condition)
+
+    def own_draws(self, model: Model, settings: Any, params: Any, z, noise) -> jax.Array:
+        """See `Family.own_draws`."""
+        return diffusion.head_sample(
+            model.head,
+            params["head"],
+            z,
+            noise,
+            schedule=mar_plain.head_schedule(settings, settings.nfe),
+            temperature=settings.temperature,
+        )
+
+    def has_token_entropy(self, model: Model) -> bool:
+        """See `Family.has_token_entropy`."""
+        return True
+
+
+FAMILY = MARFamily()
+
+
+def _backbone_alone(model: Model, settings: Any, params, label):
+    """Run the loop's backbone calls, on contexts of the right sizes."""
+    images = model.images
+    batch, num_tokens = label.shape[0], images.num_tokens
+    tokens = jnp.zeros((batch, num_tokens, images.token_dim), jnp.float32)
+    rank = jnp.broadcast_to(jnp.arange(num_tokens), (batch, num_tokens))
+
+    def call(steps, total, step):
+        known = rank >= step["now"]
+        encoding = mar_plain.backbone(
+            model, settings, steps, params, tokens, known, label, step["keep"]
+        )
+        # Drift-AR reads the entropy, the own head does not: what is not read is not computed.
+        read = encoding.z.sum() + (encoding.entropy.sum() if model.prior is not None else 0.0)
+        return total + read, None
+
+    total = jnp.float32(0)
+    for steps in mar_plain.plans_of(model, settings):
+        total, _ = jax.lax.scan(functools.partial(call, steps), total, steps.columns())
+    return total
+
+
+def _head_alone(model: Model, settings: Any, head_of, params, index):
+    """Run the loop's head calls with what the backbone leaves to them, on features all alike."""
+    images = model.images
+    batch, num_tokens = index.shape[0], images.num_tokens
+    rows = 2 * batch if settings.guided else batch
+    encoding = Encoding(
+        z=jnp.ones((rows, model.host.buffer_size + num_tokens, model.host.width), jnp.float32),
+        entropy=jnp.full((rows, num_tokens), 0.5, jnp.float32),
+    )
+    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(0)))(index)
+    order = jnp.broadcast_to(jnp.arange(num_tokens), (batch, num_tokens))
+    head = head_of(params)
+
+    def call(steps, tokens, step):
+        made = mar_plain.reveal(
+            model, settings, steps, params, tokens, encoding, order, keys, step, head
+        )
+        return made, None
+
+    tokens = jnp.zeros((batch, num_tokens, images.token_dim), jnp.float32)
+    for steps in mar_plain.plans_of(model, settings):
+        tokens, _ = jax.lax.scan(functools.partial(call, steps), tokens, steps.columns())
+    return tokens

@@ -1,0 +1,189 @@
+"""MAR's lock-step loop: all images of a batch take the same AR steps together.
+
+The order of the tokens is drawn for each image; an AR step runs the backbone on what is known,
+then the head on the tokens that the step reveals.
+"""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from driftar_jax.heads import diffusion, randomness
+from driftar_jax.hosts import mar_plan
+from driftar_jax.hosts.base import Head, Model
+from driftar_jax.types import Encoding, Given
+
+# Last timestep of the spacing `trimmed`.
+TRIMMED_LAST = 950
+
+
+def tokens_of(
+    model: Model,
+    settings: Any,
+    params: Mapping[str, Any],
+    label: jax.Array,
+    keys: jax.Array,
+    head: Head | None,
+    given: Given | None = None,
+) -> jax.Array:
+    """Generate all tokens `[B, N, C]`; arguments as for `Family.plain`."""
+    images = model.images
+    shape = (label.shape[0], images.num_tokens, images.token_dim)
+    order, tokens = randomness.orders(keys, images.num_tokens), jnp.zeros(shape, jnp.float32)
+    if given is not None:
+        order = randomness.unknown_first(order, given.known)
+        tokens = jnp.where(given.known[None, :, None], given.tokens[None], tokens)
+    rank = jnp.argsort(order, axis=-1)
+
+    def ar_step(steps, tokens, step):
+        known = rank >= step["now"]
+        encoding = backbone(model, settings, steps, params, tokens, known, label, step["keep"])
+        tokens = reveal(model, settings, steps, params, tokens, encoding, order, keys, step, head)
+        return tokens, None
+
+    for steps in plans_of(model, settings, given and given.unknown):
+        tokens, _ = jax.lax.scan(functools.partial(ar_step, steps), tokens, steps.columns())
+    return tokens
+
+
+def plans_of(model: Model, settings: Any, unknown: int | None = None) -> tuple[mar_plan.Plan, ...]:
+    """Split the AR steps of checked settings into one or two plans, each compiled separately."""
+    steps = mar_plan.make(
+        model.images.num_tokens,
+        settings.ar_steps,
+        guidance=settings.guidance,
+        guidance_schedule=settings.guidance_schedule,
+        head_steps=settings.head_steps,
+        unknown=unknown,
+    )
+    return steps.first_apart() if settings.guided else (steps,)
+
+
+def backbone(
+    model: Model,
+    settings: Any,
+    steps: mar_plan.Plan,
+    params: Mapping[str, Any],
+    tokens: jax.Array,
+    known: jax.Array,
+    label: jax.Array,
+    keep: jax.Array,
+) -> Encoding:
+    """Run one backbone call of the AR loop, up to where the revealed tokens have to be known.
+
+    Args:
+      model, settings, params: as for `Family.plain`; `steps` of `plans_of`.
+      tokens: `[B, N, C]`; read where `known [B, N]` is True.
+      label: `[B]`.
+      keep: int32 scalar, index into `steps.keeps`: the encoder runs on about as many tokens as are
+        known, not on all.
+
+    Returns:
+      `Encoding` for `reveal`, `[B, ...]`, or `[2B, ...]` with the unconditional rows.
+    """
+    batch = label.shape[0]
+    # Without a known token the unconditional rows are all alike: one is run, and repeated below.
+    others = 0 if not settings.guided else 1 if steps.empty else batch
+    if others:
+        tokens, known = (jnp.concatenate([a, a[:others]]) for a in (tokens, known))
+        label = jnp.concatenate([label, jnp.full_like(label[:others], -1)])
+    variables = {"params": params["host"]}
+
+    def place(size):
+        size = None if size == model.images.num_tokens else size
+        return model.host.apply(variables, tokens, known, label, keep=size, method="place")
+
+    # One branch for each padded size: a traced size could not be an array's.
+    canvas = jax.lax.switch(keep, [functools.partial(place, size) for size in steps.keeps])
+    encoding = model.host.apply(variables, canvas, method="look")
+    if others < batch and settings.guided:
+        repeat = lambda a: jnp.concatenate([a[:batch], jnp.repeat(a[batch:], batch, axis=0)])  # noqa: E731
+        encoding = jax.tree.map(repeat, encoding)
+    return encoding
+
+
+def reveal(
+    model: Model,
+    settings: Any,
+    steps: mar_plan.Plan,
+    params: Mapping[str, Any],
+    tokens: jax.Array,
+    encoding: Encoding,
+    order: jax.Array,
+    keys: jax.Array,
+    step: dict[str, jax.Array],
+    head: Head | None,
+) -> jax.Array:
+    """Run the head's part of an AR step: `tokens [B, N, C]` with the step's group filled in.
+
+    Args:
+      model, settings, params, head: as for `Family.plain`; `steps` of `plans_of`.
+      tokens: so far.
+      encoding: of `backbone`.
+      order: `[B, N]` int32; `keys [B]`, one per image.
+      step: the step's entries of `steps.columns()`.
+    """
+    batch, num_tokens, _ = tokens.shape
+    shown = () if head is None else head.shown(encoding.entropy, randomness.prior_keys(keys))
+    token_keys = randomness.token_keys(keys, num_tokens)
+
+    def fill(size):
+        # The slots from `next` on are revealed; padding past `now` writes nowhere.
+        slots = step["next"] + jnp.arange(size)
+        positions = jnp.take(order, jnp.minimum(slots, num_tokens - 1), axis=1)
+        rows = jnp.concatenate([positions] * (encoding.z.shape[0] // batch))
+        variables = {"params": params["host"]}
+        revealed = Encoding(
+            z=model.host.apply(variables, encoding.z, rows, method="features"),
+            entropy=take(encoding.entropy, rows),
+        )
+        revealed_keys = take(token_keys, positions)
+        if head is None:
+            new = _by_own_head(model, settings, steps, params, revealed, revealed_keys, step)
+        else:
+            mu, std = head.starts_of(revealed.z, take(shown, rows))
+            eps = randomness.normal(revealed_keys, 0, model.images.token_dim)
+            new = head.tokens(revealed, mu, std, eps, step["scale"])
+        target = jnp.where(slots < step["now"], positions, num_tokens)
+        return jax.vmap(lambda t, p, x: t.at[p].set(x, mode="drop"))(tokens, target, new)
+
+    return jax.lax.switch(step["size"], [functools.partial(fill, size) for size in steps.sizes])
+
+
+def take(values: jax.Array, positions: jax.Array) -> jax.Array:
+    """Return `values [R, N, ...]` at `positions [R, M]`."""
+    return jax.vmap(lambda v, p: v[p])(values, positions)
+
+
+def _by_own_head(model, settings, steps, params, encoding, token_keys, step) -> jax.Array:
+    """Return tokens `[B, M, C]` of the diffusion head; `encoding` holds `[B or 2B, M, ...]`."""
+    batch, count = token_keys.shape
+    channels = model.images.token_dim
+    z = encoding.z.reshape(-1, encoding.z.shape[-1])
+    rows = batch * count
+    schedules = [head_schedule(settings, length) for length in steps.lengths]
+    schedule, num_steps = schedules[0], None
+    if len(schedules) > 1:
+        schedule, num_steps = diffusion.chosen(schedules, step["length"])
+    new = diffusion.head_sample(
+        model.head,
+        params["head"],
+        z[:rows],
+        lambda draw: randomness.normal(token_keys.reshape(-1), draw, channels),
+        schedule=schedule,
+        num_steps=num_steps,
+        guidance=step["scale"] if settings.guided else None,
+        z_uncond=z[rows:] if settings.guided else None,
+        temperature=settings.temperature,
+    )
+    return new.reshape(batch, count, channels)
+
+
+def head_schedule(settings: Any, num_steps: int) -> diffusion.Schedule:
+    """Return the diffusion head's schedule of `num_steps` steps."""
+    if settings.spacing == "trimmed" or num_steps == 1:
+        return diffusion.trimmed_schedule(num_steps, TRIMMED_LAST)
+    return diffusion.respaced_schedule(num_steps)

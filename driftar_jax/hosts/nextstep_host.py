@@ -1,0 +1,379 @@
+"""NextStep-1 among the hosts: its family, its lock-step loop, its walk for speculative decoding.
+
+A condition is a row of captions `[B, 1 + P]` (`data.captions`: the number of padded positions, then
+the ids), or a `Prompt` that says what each branch of guidance reads.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from driftar_jax.config import wrong
+from driftar_jax.data import captions
+from driftar_jax.heads import flow_token, randomness, window
+from driftar_jax.heads.flow_token import FlowTokenHead
+from driftar_jax.hosts import causal_walk
+from driftar_jax.hosts.base import Head, ImageSpec, Model
+from driftar_jax.hosts.nextstep import NextStep, guidance_at, normalise
+from driftar_jax.layers.causal import Cache
+from driftar_jax.types import Encoding, Given, Prompt
+
+
+def _branches(model: Model, settings: Any, condition: Any):
+    """Return `ids [m * B, P]`, `padding [m * B]` and sources, branch after branch."""
+    if isinstance(condition, Prompt):
+        rows = jnp.moveaxis(condition.rows, 1, 0)
+        rows = rows.reshape(-1, rows.shape[-1])
+        sources = condition.sources
+        if sources is not None:
+            # Rows without placeholders never read theirs.
+            sources = jnp.tile(sources, (settings.branches, 1, 1))
+        return rows[:, 1:], rows[:, 0], sources
+    rows = condition
+    if settings.guided:
+        nothing = jnp.asarray(captions.nothing(model.images.text))
+        rows = jnp.concatenate([rows, jnp.broadcast_to(nothing, rows.shape)])
+    return rows[:, 1:], rows[:, 0], None
+
+
+def encodings(model: Model, params: Mapping[str, Any], ids, padding, tokens) -> Encoding:
+    """Encode all tokens of known images in one call.
+
+    Args:
+      model, params: of a run.
+      ids: `[B, P]` int32 prompts, `padding [B]`.
+      tokens: `[B, N, C]`.
+
+    Returns:
+      `z [B, N, D]`, the hidden states before the tokens, and `E [B, N]`.
+    """
+    # The last token is in no context.
+    held = jnp.full((ids.shape[0], tokens.shape[1] - 1), model.host.placeholder, ids.dtype)
+    encoding = model.host.apply(
+        {"params": params["host"]},
+        jnp.concatenate([ids, held], axis=1),
+        tokens[:, :-1],
+        padding=padding,
+    )
+    return jax.tree.map(lambda a: a[:, ids.shape[1] - 1 :], encoding)
+
+
+def projected(host: NextStep, params: Any, encoding: Encoding) -> Encoding:
+    """Return what head, prior and decoder read of an encoding; `params` are the host's."""
+    z = host.apply({"params": params}, encoding.z, method="condition")
+    return encoding.replace(z=z.astype(jnp.float32))
+
+
+def tokens_of(
+    model: Model,
+    settings: Any,
+    params: Mapping[str, Any],
+    condition: Any,
+    keys: jax.Array,
+    head: Head | None,
+) -> jax.Array:
+    """Generate all tokens `[B, N, C]` in raster order; arguments as for `Family.plain`."""
+    images, host = model.images, model.host
+    token_keys = randomness.token_keys(keys, images.num_tokens)
+    ids, padding, sources = _branches(model, settings, condition)
+    if head is None:
+        one = own_tokens(host, model.head, settings, images.num_tokens, params)
+        noise = own_noise(model, settings, token_keys)
+
+        def make(encoding, k):
+            return one(encoding.z[:, -1], k, functools.partial(noise, k))
+    else:
+        schedule = settings.guidance_schedule
+        scale = jnp.asarray(guidance_at(settings.guidance, images.num_tokens, schedule))
+
+        def make(encoding, k):
+            encoding = projected(host, params["host"], encoding)
+            mu, std = head.starts(encoding, randomness.prior_keys(keys))
+            eps = randomness.normal(token_keys[:, k], 0, images.token_dim)
+            return head.tokens(encoding, mu, std, eps[:, None], scale[k])[:, 0]
+
+    prompt = ids, padding, sources
+    return decode(host, params["host"], *prompt, images.num_tokens, settings.branches, make)[0]
+
+
+def decode(
+    host: NextStep,
+    params: Any,
+    ids: jax.Array,
+    padding: jax.Array,
+    sources: jax.Array | None,
+    num_tokens: int,
+    branches: int,
+    make: Callable[[Encoding, jax.Array], jax.Array],
+) -> tuple[jax.Array, jax.Array]:
+    """Read the prompt in one call, then make one cached call for every token but the last.
+
+    Args:
+      host: the backbone, with its own `params`.
+      ids: `[m * n, P]` int32 prompts that end with the begin-of-image mark, branch after branch.
+      padding: `[m * n]` int32, leading positions that hold nothing.
+      sources: `[m * n, M, C]` tokens of source images, at the placeholders of `ids`; None: none.
+      num_tokens: N.
+      branches: m, rows per image.
+      make: `(encoding [m * n, 1, ...], token) -> [n, C]`, the head's part.
+
+    Returns:
+      tokens `[n, N, C]`, and `E [n, N]` of the conditional rows.
+    """
+    apply = functools.partial(host.apply, {"params": params})
+
+    def begin():
+        cache = host.empty_cache(ids.shape[1] + num_tokens, padding, ids.shape[1])
+        return apply(ids, cache, sources, method="prefill")
+
+    return causal_walk.in_turn(
+        begin,
+        functools.partial(apply, method="advance"),
+        make,
+        num_tokens=num_tokens,
+        branches=branches,
+    )
+
+
+def own_tokens(
+    host: NextStep,
+    head: FlowTokenHead,
+    settings: Any,
+    num_tokens: int,
+    params: Mapping[str, Any],
+) -> Callable[[jax.Array, jax.Array, Callable[[jax.Array], jax.Array]], jax.Array]:
+    """Return what the flow head makes of encodings.
+
+    Returns:
+      `(z [m * B, D], token, noise) -> [B, C]`: features, branch after branch; the number of the
+      token, an int32 scalar or `[B]`; and its noise, `draw -> [B, C]`.
+    """
+    branches = settings.branches
+    scales = [
+        jnp.asarray(guidance_at(scale, num_tokens, settings.guidance_schedule))
+        for scale in (settings.guidance, settings.guidance_image)
+    ]
+
+    def make(z, token, noise):
+        token = jnp.asarray(token)
+        index = jnp.tile(token, branches) if token.ndim else token
+        # One scale for all images, or one for each.
+        text, image = (scale[token].reshape(-1, 1) for scale in scales)
+        x = flow_token.flow_sample(
+            head,
+            params["head"],
+            host.apply({"params": params["host"]}, z, index, method="condition"),
+            noise,
+            steps=settings.nfe,
+            shift=settings.shift,
+            guidance=text if branches > 1 else None,
+            guidance_image=image if branches > 2 else None,
+            corrected=settings.corrected,
+        )
+        return normalise(x) if settings.normalise else x
+
+    return make
+
+
+def own_noise(model: Model, settings: Any, token_keys: jax.Array):
+    """Return `(token, draw) -> [B, C]`, the flow head's noise of every token and step.
+
+    The temperature scales the noise of the steps; the start of the head is no step of it.
+    """
+
+    def noise(token, draw):
+        eps = randomness.normal(token_keys[:, token], draw, model.images.token_dim)
+        return eps * jnp.where(draw > 0, settings.temperature, 1.0)
+
+    return noise
+
+
+@dataclasses.dataclass(frozen=True)
+class NextStepWalk(causal_walk.CausalWalk):
+    """A `Walk` (`base.py`) over NextStep-1; tokens come in raster order, one per step.
+
+    Attributes:
+      module: the backbone.
+      params: its parameters.
+      ids: `[branches * B, P]` int32 prompts that end with the begin-of-image mark.
+      padding: `[branches * B]` int32.
+      sources: `[branches * B, M, C]` tokens of source images; None: none.
+      model: of the run, for its draft head; `draft_params` are the head's.
+      guidance: `[N]` float32.
+    """
+
+    module: NextStep
+    params: Any
+    ids: jax.Array
+    padding: jax.Array
+    sources: jax.Array | None = None
+    model: Model | None = None
+    draft_params: Any = None
+    guidance: Any = None
+
+    @classmethod
+    def of(cls, module: NextStep, params, ids, padding, num_tokens, contexts, **rest):
+        """Make a walk; prefix and token width follow from the prompts and the module."""
+        shape = dict(prefix=ids.shape[1], token_dim=module.token_dim)
+        rest = {"branches": 1, **rest}
+        return cls(
+            num_tokens, contexts, module=module, params=params, ids=ids, padding=padding,
+            **shape, **rest,
+        )  # fmt: skip
+
+    def memory(self) -> Cache:
+        """Read the prompt without its last mark: one call, of the prompt's length."""
+        slots = self.prefix + self.num_tokens + self.contexts
+        cache = self.module.empty_cache(slots, self.padding, self.prefix)
+        _, cache = self._apply(self.ids[:, :-1], cache, self.sources, method="prefill")
+        return cache
+
+    def advance(self, pending, before_first, memory):
+        """See `CausalWalk.advance`."""
+        image = self._apply(pending, method="embed_image")
+        mark = self._apply(self.ids[:, -1:], method="embed")
+        x = jnp.where(before_first[..., None], mark, image)
+        return self._apply(x, memory, method="advance_inputs")
+
+    def read(self, encoding: Encoding) -> Encoding:
+        """Return the encoding through the host's projector, as the heads were trained."""
+        return projected(self.module, self.params, encoding)
+
+    def draft(self, last: Encoding, tokens: jax.Array, step: jax.Array) -> Encoding:
+        """See `Walk.draft`; the draft head reads the last tokens, not the whole image."""
+        latest, known = window.around(self.model, tokens, step[:, None])
+        latest, known = (jnp.concatenate([a] * self.branches) for a in (latest, known))
+        return window.predict(self.model, self.draft_params, last, latest, known)
+
+    def scales(self) -> jax.Array:
+        """See `Walk.scales`."""
+        return self.guidance
+
+    @property
+    def _apply(self):
+        return functools.partial(self.module.apply, {"params": self.params})
+
+
+@dataclasses.dataclass(frozen=True)
+class NextStepFamily:
+    """The `Family` (`base.py`) of NextStep-1: from text, one token after another."""
+
+    name: str = "nextstep"
+    order: str = "raster"
+    drafts: bool = True
+
+    def backbone(self, config: Any, images: ImageSpec) -> NextStep:
+        """See `Family.backbone`."""
+        return NextStep(
+            vocab_size=images.text.vocab_size,
+            placeholder=images.text.placeholder,
+            token_dim=images.token_dim,
+            width=config.host.width,
+            depth=config.host.depth,
+            num_heads=config.host.num_heads,
+            num_kv_heads=config.host.num_kv_heads,
+            head_dim=config.host.width // config.host.num_heads,
+            mlp_width=config.host.mlp_width,
+            norm_eps=config.host.norm_eps,
+            rope_theta=config.host.rope_theta,
+            remat=config.host.get("remat", "none"),
+            dtype=jnp.dtype(config.host.dtype),
+        )
+
+    def own_head(self, config: Any, images: ImageSpec) -> FlowTokenHead:
+        """See `Family.own_head`."""
+        dtype = jnp.dtype(config.host.dtype)
+        return FlowTokenHead(images.token_dim, config.head.width, config.head.depth, dtype)
+
+    def examples(self, model: Model):
+        """See `Family.examples`."""
+        x = jnp.zeros((1, model.images.token_dim))
+
+        def host(key):
+            ids = jnp.zeros((1, 2), jnp.int32)
+            return model.host.init(key, ids, x[:, None], method="everything")
+
+        def head(key):
+            return model.head.init(key, x, jnp.zeros(1), jnp.zeros((1, model.host.width)))
+
+        def draft(key):
+            return model.draft.init(key, *window.zeros(model))
+
+        return {"host": host, "head": head, "draft": draft}
+
+    def check_settings(self, settings: Any, model: Model) -> None:
+        """See `Family.check_settings`."""
+        num_tokens = model.images.num_tokens
+        if settings.ar_steps != num_tokens:
+            raise wrong("ar_steps", settings.ar_steps, f"{num_tokens} (one per token of this host)")
+        if settings.nfe_schedule != "constant":
+            raise wrong("nfe_schedule", settings.nfe_schedule, "constant (of this host)")
+        if not 0 < settings.shift < math.inf:
+            raise wrong("shift", settings.shift, "a number above 0")
+        for field in ("guidance", "guidance_image"):
+            value = getattr(settings, field)
+            if not 1 <= value < math.inf:
+                allowed = "1 (none) or more: below 1 it is no guidance, and the published program "
+                raise wrong(field, value, allowed + "pairs the wrong rows")
+        if settings.guidance_image > 1 and settings.guidance == 1:
+            allowed = "1 while guidance is 1: the image-only branch lies between the conditional "
+            raise wrong("guidance_image", settings.guidance_image, allowed + "and the other one")
+
+    def check_conditions(self, model: Model, condition: Any) -> None:
+        """See `Family.check_conditions`."""
+        rows = condition.rows if isinstance(condition, Prompt) else np.asarray(condition)
+        if isinstance(condition, Prompt):
+            if not len(rows):
+                raise wrong("prompt", None, "at least one text")
+            return
+        want = 1 + model.images.text.prompt
+        if rows.ndim != 2 or not len(rows) or rows.shape[1] != want:
+            raise wrong("captions", f"shape {rows.shape}", f"at least one row of {want} numbers")
+
+    def prepare(self, model: Model, params: Any, rows: int) -> tuple[Any, None]:
+        """See `Family.prepare`."""
+        return params, None
+
+    def plain(self, model, settings, params, condition, keys, head, given: Given | None = None):
+        """See `Family.plain`."""
+        return tokens_of(model, settings, params, condition, keys, head)
+
+    def walk(self, model, settings, params, condition, keys, contexts: int) -> NextStepWalk:
+        """See `Family.walk`."""
+        ids, padding, sources = _branches(model, settings, condition)
+        num_tokens = model.images.num_tokens
+        return NextStepWalk.of(
+            model.host,
+            params["host"],
+            ids,
+            padding,
+            num_tokens,
+            contexts,
+            branches=settings.branches,
+            sources=sources,
+            model=model,
+            draft_params=params.get("draft"),
+            guidance=guidance_at(settings.guidance, num_tokens, settings.guidance_schedule),
+        )
+
+    def pieces(self, model: Model, settings: Any, params, condition, index, head_of):
+        """Return nothing: one loop over a cache, whose pieces never run apart."""
+        return {}
+
+    def known_encoding(self, model: Model, params, tokens, known, condition) -> Encoding:
+        """See `Family.known_encoding`."""
+        encoding = encodings(model, params, condition[:, 1:], condition[:, 0], tokens)
+        return projected(model.host, params["host"], encoding)
+
+    def has_token_entropy(self, model: Model) -> bool:
+        """See `Family.has_token_entropy`."""
+        return True
+
+
+FAMILY = NextStepFamily()

@@ -1,0 +1,184 @@
+"""TransDiff among the hosts: its family, and its lock-step road.
+
+Its AR steps are whole grids: one of a class, or (MRAR) several images of a class in a row, the last
+of which counts.
+"""
+
+import dataclasses
+import functools
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from driftar_jax.config import GROUPS, wrong
+from driftar_jax.heads import randomness
+from driftar_jax.heads.flow import VelocityNet
+from driftar_jax.hosts import labels
+from driftar_jax.hosts.base import Head, ImageSpec, Model
+from driftar_jax.hosts.schedules import grid_guidance_at
+from driftar_jax.hosts.transdiff import TransDiff, class_table
+from driftar_jax.hosts.transdiff_flow import generate
+from driftar_jax.hosts.transdiff_walk import TransDiffWalk
+from driftar_jax.types import Encoding, Given
+
+_table = functools.partial(jax.jit, static_argnums=0)(class_table)
+
+
+def by_own_head(
+    model: Model, settings: Any, params: Mapping[str, Any], label: jax.Array, keys: jax.Array
+) -> jax.Array:
+    """Generate the last of the images in a row, `[B, N, C]` float32; arguments as for `plain`.
+
+    A group `table` of the parameters (of `class_table`) spares the 1-step form its backbone call.
+    """
+    token_keys = randomness.token_keys(keys, model.images.num_tokens)
+    most = max(settings.head_steps)
+
+    def noise(draw):
+        return randomness.normal(token_keys, draw, model.images.token_dim)
+
+    grids = generate(
+        model.host,
+        model.head,
+        params,
+        label,
+        noise(0),
+        lambda group, step: noise(1 + group * most + step),
+        shape=model.images.grid,
+        steps=settings.head_steps,
+        guidance=grid_guidance_at(settings.guidance, settings.ar_steps, settings.guidance_schedule),
+        scale_drift=settings.drift_scale,
+        scale_noise=settings.temperature,
+        table=params.get("table"),
+    )
+    return grids[-1]
+
+
+def by_one_step_head(
+    model: Model,
+    settings: Any,
+    params: Mapping[str, Any],
+    label: jax.Array,
+    keys: jax.Array,
+    head: Head,
+) -> jax.Array:
+    """Generate whole grids `[B, N, C]` float32 by the decoder, or the means of their prior."""
+    rows = jnp.concatenate([label, jnp.full_like(label, -1)]) if head.guided else label
+    if "table" in params:
+        encoding = jax.tree.map(lambda a: a[rows], params["table"])
+    else:
+        encoding = model.host.apply({"params": params["host"]}, rows)
+    mu, std = head.starts(encoding, randomness.prior_keys(keys))
+    noise_keys = randomness.token_keys(keys, model.images.num_tokens)
+    eps = randomness.normal(noise_keys, 0, model.images.token_dim)
+    return head.tokens(encoding, mu, std, eps, jnp.float32(settings.guidance))
+
+
+@dataclasses.dataclass(frozen=True)
+class TransDiffFamily:
+    """The `Family` (`base.py`) of TransDiff: class-conditional, whole grids."""
+
+    name: str = "transdiff"
+    order: str = "grid"
+    drafts: bool = False
+
+    def backbone(self, config: Any, images: ImageSpec) -> TransDiff:
+        """See `Family.backbone`; one content row stands for `row_patch` squared tokens."""
+        groups, square = GROUPS[config.host.form], config.host.row_patch**2
+        return TransDiff(
+            num_rows=groups * images.num_tokens // square,
+            groups=groups,
+            reference_dim=images.token_dim * (square if groups > 1 else 1),
+            num_classes=images.num_classes,
+            width=config.host.width,
+            depth=config.host.depth,
+            num_heads=config.host.num_heads,
+            buffer_size=config.host.buffer_size,
+            attention_dropout=config.host.attention_dropout,
+            projection_dropout=config.host.projection_dropout,
+            remat=config.host.get("remat", "none"),
+            dtype=jnp.dtype(config.host.dtype),
+        )
+
+    def own_head(self, config: Any, images: ImageSpec) -> VelocityNet:
+        """See `Family.own_head`."""
+        return VelocityNet(
+            token_dim=images.token_dim,
+            num_tokens=images.num_tokens,
+            width=config.host.width,
+            depth=config.head.depth,
+            num_heads=config.host.num_heads,
+            attention_dropout=config.host.attention_dropout,
+            projection_dropout=config.host.projection_dropout,
+            remat=config.host.get("remat", "none"),
+            dtype=jnp.dtype(config.host.dtype),
+        )
+
+    def examples(self, model: Model):
+        """See `Family.examples`."""
+        label = jnp.zeros((1,), jnp.int32)
+
+        def host(key):
+            return model.host.init(key, label)
+
+        def head(key):
+            x = jnp.zeros((1, model.head.num_tokens, model.head.token_dim))
+            z = jnp.zeros((1, model.host.group_rows, model.host.width))
+            return model.head.init(key, x, label, z)
+
+        return {"host": host, "head": head}
+
+    def check_settings(self, settings: Any, model: Model) -> None:
+        """See `Family.check_settings`."""
+        groups = model.host.groups
+        if settings.ar_steps != groups:
+            raise wrong("ar_steps", settings.ar_steps, f"{groups} (images in a row of this host)")
+        last = settings.nfe if settings.nfe_schedule == "constant" else settings.nfe_last
+        for field, value in (("nfe", settings.nfe), ("nfe_last", last)):
+            if settings.method == "own" and value < 2:
+                raise wrong(field, value, "at least 2 (of a flow head)")
+        if not 0 < settings.drift_scale < math.inf:
+            raise wrong("drift_scale", settings.drift_scale, "a number above 0")
+
+    def check_conditions(self, model: Model, condition: Any) -> None:
+        """See `Family.check_conditions`."""
+        labels.check(model, condition)
+
+    def prepare(self, model: Model, params: Any, rows: int) -> tuple[Any, float | None]:
+        """Add a group `table` where a table of the classes costs less than `rows` rows.
+
+        What the 1-step form encodes is its class alone: 1,000 images of 10 classes need 11 rows.
+        """
+        classes = model.images.num_classes + 1
+        if model.host.groups > 1 or rows <= classes:
+            return params, None
+        return {**params, "table": _table(model.host, params["host"])}, classes
+
+    def plain(self, model, settings, params, condition, keys, head, given: Given | None = None):
+        """See `Family.plain`."""
+        if head is None:
+            return by_own_head(model, settings, params, condition, keys)
+        return by_one_step_head(model, settings, params, condition, keys, head)
+
+    def walk(self, model, settings, params, condition, keys, contexts: int) -> TransDiffWalk:
+        """See `Family.walk`; of the images in a row."""
+        branches = 2 if settings.guided else 1
+        return TransDiffWalk(model.host, params["host"], condition, model.images.grid, branches)
+
+    def pieces(self, model: Model, settings: Any, params, condition, index, head_of):
+        """Return nothing: a grid's backbone and head take turns inside one function."""
+        return {}
+
+    def known_encoding(self, model: Model, params, tokens, known, condition) -> Encoding:
+        """See `Family.known_encoding`: the class alone is known."""
+        return model.host.apply({"params": params["host"]}, condition)
+
+    def has_token_entropy(self, model: Model) -> bool:
+        """See `Family.has_token_entropy`."""
+        return model.host.groups == 1 and model.host.num_rows == model.images.num_tokens
+
+
+FAMILY = TransDiffFamily()

@@ -1,0 +1,115 @@
+"""What images are asked for, as a model reads it; classes here, captions and prompts in `texts.py`.
+
+Each kind of checkpoint has one reader; the other kinds' requests are refused by it in one line.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from driftar_jax.config import nearest, wrong
+from driftar_jax.hosts.base import ImageSpec, Model
+from driftar_jax.sampling.settings import Settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What may be asked for beside the labels or texts.
+
+    Attributes:
+      size: height and width of the images in pixels; None: those of the model.
+      sources: uint8 source images `[h, w, 3]` of one size, one for each text.
+      positive: put behind every prompt.
+      negative: prompt that guidance leads away from.
+    """
+
+    size: tuple[int, int] | None = None
+    sources: Sequence[np.ndarray] = ()
+    positive: str = ""
+    negative: str = ""
+
+    def refuse(self, why: str) -> None:
+        """Raise ValueError where anything is asked for; `why` says why it is not read."""
+        height = self.size and self.size[0]
+        images = f"{len(self.sources)} images" if len(self.sources) else None
+        for name, value in (
+            ("height", height),
+            ("image", images),
+            ("positive", self.positive),
+            ("negative", self.negative),
+        ):
+            if value:
+                raise wrong(name, value, f"none: {why}")
+
+
+NOTHING_MORE = Request()
+
+
+class Reader(Protocol):
+    """Makes conditions of what is asked.
+
+    Attributes:
+      takes: `classes`, `captions` (and classes, whose captions are drawn) or `prompts`.
+    """
+
+    takes: str
+
+    def sized(self, model: Model, request: Request) -> Model:
+        """Return the model for images of the request's size, refusing what is not read."""
+
+    def texts(self, asked: Sequence, seed: int) -> list[str] | None:
+        """Return the texts that are asked for, drawn for classes; None where none are read."""
+
+    def conditions(
+        self, model: Model, settings: Settings, asked: Any, seed: int, request: Request
+    ) -> Any:
+        """Return conditions, leaves `[n, ...]`; ValueError (field, value, allowed) if none fit."""
+
+    def of_real(self, labels: np.ndarray, captions: Sequence[str] | None) -> Any:
+        """Return the conditions of real images: their classes `[n]`, or their captions."""
+
+    def trial(self, model: Model, settings: Settings, number: int) -> Any:
+        """Return `number` conditions to time with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Classes:
+    """Class numbers or names."""
+
+    takes = "classes"
+
+    def sized(self, model: Model, request: Request) -> Model:
+        """See `Reader.sized`."""
+        request.refuse("this checkpoint makes images of classes, of one size")
+        return model
+
+    def texts(self, asked: Sequence, seed: int) -> None:
+        """Return None: no text is read."""
+
+    def conditions(self, model, settings, asked, seed, request=NOTHING_MORE) -> np.ndarray:
+        """Return `[n]` int32 of class numbers, -1 for none, or names of classes."""
+        return class_numbers(asked, model.images)
+
+    def of_real(self, labels: np.ndarray, captions: Sequence[str] | None) -> np.ndarray:
+        """Return the classes."""
+        return labels
+
+    def trial(self, model: Model, settings: Settings, number: int) -> np.ndarray:
+        """Return the classes in turn."""
+        return np.arange(number, dtype=np.int32) % model.images.num_classes
+
+
+def class_numbers(asked: Sequence, images: ImageSpec) -> np.ndarray:
+    """Return `[n]` int32 of numbers and names.
+
+    Raises:
+      ValueError: a name that no class has; the nearest one is offered.
+    """
+    names = {name: number for number, name in enumerate(images.class_names)}
+    for word in asked:
+        if isinstance(word, str) and word not in names:
+            allowed = f"class numbers or names: this checkpoint reads no text{nearest(word, names)}"
+            raise wrong("labels", word, allowed)
+    return np.asarray([names[a] if isinstance(a, str) else a for a in asked], np.int32)

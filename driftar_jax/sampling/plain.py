@@ -1,0 +1,67 @@
+"""The lock-step road: all images of a batch take their AR steps together, in one program."""
+
+import functools
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from driftar_jax.data.patches import unpatchify
+from driftar_jax.drift.head import DriftHead
+from driftar_jax.heads import randomness
+from driftar_jax.hosts.base import Model
+from driftar_jax.sampling.settings import Settings
+from driftar_jax.types import Counts, Given
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def generate(
+    model: Model,
+    settings: Settings,
+    params: Mapping[str, Any],
+    condition: Any,
+    index: jax.Array,
+    seed: jax.Array,
+    given: Given | None = None,
+) -> tuple[jax.Array, Counts]:
+    """Generate a batch of images; the tokens are put back in their places.
+
+    Args:
+      model: modules of a run.
+      settings: checked against `model`.
+      params: parameter groups of the run.
+      condition: of the images, leaves `[B, ...]`; classes `[B]` int32, -1 for none, or what
+        `conditions.py` makes.
+      index: `[B]` int32 number of each image in the whole request; with `seed` it decides all of
+        an image's randomness, so an image does not depend on its batch.
+      seed: uint32 scalar.
+      given: tokens that stand; a host of any order fills in the others.
+
+    Returns:
+      float32 grid `[B, H, W, C]` of `model.images.image_shape`, and `Counts` per image.
+    """
+    keys = randomness.image_keys(seed, index)
+    head = one_step_head(model, settings, params)
+    tokens = model.family.plain(model, settings, params, condition, keys, head, given)
+    images = model.images
+    return unpatchify(tokens, *images.image_shape[:2], images.patch_size), counts(settings)
+
+
+def one_step_head(model: Model, settings: Settings, params: Mapping[str, Any]) -> DriftHead | None:
+    """Bind prior and decoder as checked settings want them; None where the host's own head runs."""
+    if settings.method == "own":
+        return None
+    decoder = model.decoder if settings.method == "drift" else None
+    trained = settings.guidance_form == "trained"
+    return DriftHead(model.prior, decoder, params, settings.guided, settings.temperature, trained)
+
+
+def counts(settings: Settings) -> Counts:
+    """Return what an image costs: every AR step is one backbone call of all its branches."""
+    return Counts(
+        backbone_calls=jnp.int32(settings.ar_steps),
+        head_evaluations=jnp.int32(sum(settings.head_steps)),
+        draft_calls=jnp.int32(0),
+        backbone_rows=jnp.int32(settings.ar_steps * settings.branches),
+    )

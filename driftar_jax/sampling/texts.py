@@ -1,0 +1,178 @@
+"""Readers of texts: captions of a run's own vocabulary, prompts of a converted NextStep-1."""
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from driftar_jax.config import wrong
+from driftar_jax.data import captions, prompts
+from driftar_jax.data.patches import patchify
+from driftar_jax.data.pixels import to_unit_range
+from driftar_jax.heads import randomness
+from driftar_jax.hosts.base import Model
+from driftar_jax.sampling.conditions import NOTHING_MORE, Request
+from driftar_jax.sampling.settings import Settings
+from driftar_jax.types import Prompt
+
+# Seeds of source latents, apart from those of tokens.
+_SOURCE = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Captions:
+    """Captions of a run's own vocabulary, or classes, whose captions are drawn.
+
+    Attributes:
+      book: captions and vocabulary; None for a model that nobody trained.
+    """
+
+    book: captions.Book | None
+    takes = "captions"
+
+    def sized(self, model: Model, request: Request) -> Model:
+        """See `Reader.sized`."""
+        request.refuse("this checkpoint was trained without it")
+        return model
+
+    def texts(self, asked: Sequence, seed: int) -> list[str] | None:
+        """Return the captions that are asked for, drawn for classes."""
+        if any(isinstance(a, str) for a in asked):
+            return list(asked)
+        return None if self.book is None else self.book.drawn(np.asarray(asked, np.int32), seed)
+
+    def conditions(self, model, settings, asked, seed, request=NOTHING_MORE) -> np.ndarray:
+        """Return rows `[n, 1 + P]` int32 of texts, of classes, or of such rows."""
+        if any(isinstance(a, str) for a in asked):
+            return self.book.rows(list(asked))
+        labels = np.asarray(asked, np.int32)
+        if labels.ndim == 2:
+            return labels
+        most = model.images.num_classes - 1
+        for label in labels[(labels < -1) | (labels > most)]:
+            raise wrong("labels", int(label), f"0 to {most}, or -1 for none")
+        if self.book is None:
+            return np.tile(captions.nothing(model.images.text), (len(labels), 1))
+        return self.book.rows(self.book.drawn(labels, seed))
+
+    def of_real(self, labels: np.ndarray, captions: Sequence[str] | None) -> np.ndarray:
+        """Return rows of the captions."""
+        return self.book.rows(captions)
+
+    def trial(self, model: Model, settings: Settings, number: int) -> np.ndarray:
+        """Return captions of the classes in turn."""
+        return self.conditions(model, settings, np.arange(number) % model.images.num_classes, 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prompts:
+    """Prompts of a converted NextStep-1, and source images for edits.
+
+    Attributes:
+      tokenizer: of the checkpoint.
+      marks: ids of its special tokens.
+      vae: the autoencoder; `vae_params` its parameters.
+      longest: most positions of a prompt and its image together.
+    """
+
+    tokenizer: prompts.Tokenizer
+    marks: dict[str, int]
+    vae: Any
+    vae_params: dict
+    longest: int = prompts.LONGEST
+    takes = "prompts"
+
+    def sized(self, model: Model, request: Request) -> Model:
+        """See `Reader.sized`."""
+        if request.size is None:
+            return model
+        images, side = model.images, self._side(model)
+        for name, value in zip(("height", "width"), request.size, strict=True):
+            if value < side or value % side:
+                raise wrong(name, value, f"a multiple of {side}")
+        height, width = (pixels // self.vae.factor for pixels in request.size)
+        images = dataclasses.replace(images, image_shape=(height, width, images.image_shape[2]))
+        if images.num_tokens >= self.longest:
+            allowed = f"an image of fewer than {self.longest} tokens"
+            raise wrong("height", request.size[0], allowed)
+        return dataclasses.replace(model, images=images)
+
+    def _side(self, model: Model) -> int:
+        """Pixels that a token stands for, per side: sides of images are multiples of it."""
+        return self.vae.factor * model.images.patch_size
+
+    def texts(self, asked: Sequence, seed: int) -> list[str]:
+        """Return the prompts."""
+        return list(asked)
+
+    def conditions(self, model, settings, asked, seed, request=NOTHING_MORE) -> Prompt:
+        """Return a `Prompt` whose rows hold every branch of guidance."""
+        texts = list(asked)
+        if not texts:
+            raise wrong("prompt", None, "at least one text")
+        for text in texts:
+            if not isinstance(text, str):
+                raise wrong("labels", text, "none: this checkpoint takes prompts, by --prompt")
+        sources, side = list(request.sources), self._side(model)
+        self._check_sources(sources, len(texts), side)
+        source = tuple(n // side for n in sources[0].shape[:2]) if sources else None
+        rows = prompts.rows(
+            self.tokenizer,
+            self.marks,
+            texts,
+            model.images.grid,
+            branches=settings.branches,
+            positive=request.positive,
+            negative=request.negative,
+            source=source,
+            longest=self.longest,
+        )
+        padded = np.concatenate([rows.padding[:, None], rows.ids], axis=1)
+        branches = padded.reshape(settings.branches, len(texts), -1)
+        tokens = self._encode(model, sources, seed) if sources else None
+        return Prompt(rows=np.moveaxis(branches, 1, 0), sources=tokens)
+
+    def _check_sources(self, sources: list[np.ndarray], number: int, side: int) -> None:
+        if not sources:
+            return
+        if len(sources) != number:
+            raise wrong("image", f"{len(sources)} images", f"one for each of {number} prompts")
+        sizes = {source.shape[:2] for source in sources}
+        if len(sizes) > 1:
+            got = ", ".join(f"{h}x{w}" for h, w in sorted(sizes))
+            raise ValueError(f"image: got sizes {got}, allowed one size for all source images")
+        for pixels in sources[0].shape[:2]:
+            if pixels % side:
+                raise wrong("image", f"a side of {pixels}", f"sides that {side} divides")
+
+    def _encode(self, model: Model, sources: list[np.ndarray], seed: int) -> np.ndarray:
+        """Return tokens `[n, M, C]` of source images, encoded one at a time."""
+        patch = model.images.patch_size
+        each = [
+            _source_tokens(
+                self.vae, patch, self.vae_params, source[None], np.int32([i]), np.uint32(seed)
+            )
+            for i, source in enumerate(sources)
+        ]
+        return np.concatenate([np.asarray(tokens) for tokens in each])
+
+    def of_real(self, labels: np.ndarray, captions: Sequence[str] | None) -> Prompt:
+        """Refuse: known images of a converted checkpoint have no judge here."""
+        raise wrong("workdir", "a converted checkpoint", "a run trained here, for the premise")
+
+    def trial(self, model: Model, settings: Settings, number: int) -> Prompt:
+        """Return one prompt, so many times."""
+        return self.conditions(model, settings, ["a photo"] * number, 0)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _source_tokens(vae: Any, patch: int, params, pixels, index, seed):
+    moments = vae.apply({"params": params}, to_unit_range(pixels), method="encode")
+    keys = randomness.image_keys(seed, index)
+    shape = moments.shape[1:3] + (vae.latent_channels,)
+    noise = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, _SOURCE), shape))(keys)
+    return patchify(vae.latents(moments, noise), patch).astype(jnp.float32)
