@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from driftar_jax import paths
-from driftar_jax.data import folder, latents, parquet, prepared, webdataset
+from driftar_jax.data import folder, latents, parquet, prepared, sets, webdataset
 from driftar_jax.data.source import READ_THREADS, ImageSource
 
 _END = 2**62  # positions are endless for every practical purpose
@@ -53,7 +53,7 @@ def load_source(
         raise ValueError(f"data.data_dir: got {data_dir!r}, allowed a folder or None")
     if paths.is_address(name):
         paths.local("data.name", name)
-    if latents.is_latents(name):
+    if sets.is_latents(name):
         return latents.open_latents(name, split, image_size=image_size)
     if name.startswith(folder.PREFIX):
         return folder.open_folder(name, split, image_size=image_size, center_crop=center_crop)

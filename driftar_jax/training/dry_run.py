@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from driftar_jax import model
-from driftar_jax.data import latents
+from driftar_jax.data import sets
 from driftar_jax.features import maps
 from driftar_jax.training import loop, masked, phi, specs, tasks
 
@@ -167,7 +167,7 @@ def _space(network: Any | None, images: model.ImageSpec):
 def _batch(settings: Any, images: model.ImageSpec) -> dict[str, jax.ShapeDtypeStruct]:
     size, (h, w, c) = settings.train.batch_size, images.image_shape
     batch = {"label": jax.ShapeDtypeStruct((size,), jnp.int32)}
-    if latents.is_latents(settings.data.name):
+    if sets.is_latents(settings.data.name):
         batch["moments"] = jax.ShapeDtypeStruct((size, 2, h, w, 2 * c), jnp.float32)
     else:
         batch["image"] = jax.ShapeDtypeStruct((size, h, w, c), jnp.uint8)

@@ -12,7 +12,7 @@ import numpy as np
 
 import driftar_jax
 from driftar_jax import checkpoints, config, model
-from driftar_jax.data import captions, latents, pictures, pipeline, prompts
+from driftar_jax.data import captions, pictures, pipeline, prompts, sets
 from driftar_jax.sampling import generator, load
 from driftar_jax.training import journal, locks, loop, phi, processes, specs, tasks
 
@@ -104,7 +104,7 @@ def open_run(settings: Any, workdir: str) -> Run:
         batch_size=settings.train.batch_size,
         seed=settings.seed,
         # Latents cannot be mirrored: the step chooses between the moments of both images.
-        flip=settings.data.flip and not latents.is_latents(settings.data.name),
+        flip=settings.data.flip and not sets.is_latents(settings.data.name),
         text=fitted and fitted.rows,
         process_index=jax.process_index(),
         process_count=jax.process_count(),

@@ -5,7 +5,7 @@ A checkpoint has its spec in its manifest; that one is read where checkpoints ar
 
 from typing import Any
 
-from driftar_jax.data import captions, latents
+from driftar_jax.data import captions, sets
 from driftar_jax.data.pipeline import open_data
 from driftar_jax.model import ImageSpec
 
@@ -22,7 +22,7 @@ def image_spec(settings: Any) -> ImageSpec:
     Raises:
       ValueError, OSError: the data cannot be opened, or its captions do not fit; one line.
     """
-    if not latents.is_latents(settings.data.name):
+    if not sets.is_latents(settings.data.name):
         source = open_data(settings, "train")
         return of_source(settings, source, fit_text(settings, source))
     side = settings.data.image_size

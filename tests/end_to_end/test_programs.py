@@ -153,7 +153,7 @@ def test_a_diverged_run_stops_with_one_line_and_status_1(call, tmp_path):
 def test_sample_writes_pictures_and_counts(
     call, workdirs, tmp_path, name, labels, classes, evaluations
 ):
-    names = driftar_jax.load(getattr(workdirs, name)).parts.images.class_names
+    names = driftar_jax.load(getattr(workdirs, name)).model.images.class_names
     flags = [f"--workdir={getattr(workdirs, name)}", f"--out={tmp_path / 'out'}", "--num=5"]
     if labels:
         flags.append("--labels=" + labels.replace("zero", names[0]))

@@ -64,7 +64,7 @@ def test_images_are_decoded_tokens(folders):
     index = jnp.arange(3, dtype=jnp.int32)
     settings = loaded.settings(ar_steps=3, nfe=2, guidance=1.0)
     label = jnp.array([4, -1, 0], jnp.int32)
-    grid, _ = plain.generate(loaded.parts, settings, loaded.params, label, index, np.uint32(3))
+    grid, _ = plain.generate(loaded.model, settings, loaded.params, label, index, np.uint32(3))
     module, params = stored.load(vae)
     want = module.apply({"params": params}, grid / 0.2325, method="decode")
     want = np.clip(np.round((np.asarray(want) + 1) / 2 * 255), 0, 255)
