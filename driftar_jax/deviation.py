@@ -26,11 +26,11 @@ flags.mark_flags_as_required(["workdir", "baseline", "out"])
 
 
 def main(_) -> None:
-    from driftar_jax.checkpoints import write_json
     from driftar_jax.data import pipeline
     from driftar_jax.data.pipeline import open_data
     from driftar_jax.evaluation import contexts, deviation
     from driftar_jax.reports import deviation_table
+    from driftar_jax.storage.checkpoints import write_json
     from driftar_jax.training import runs  # after the flags: loading takes seconds
 
     with cli.user_errors():

@@ -10,10 +10,10 @@ import shutil
 import jax
 from absl import flags
 
-from driftar_jax import checkpoints
 from driftar_jax.cli import program as cli
 from driftar_jax.config import wrong
 from driftar_jax.sampling import load
+from driftar_jax.storage import checkpoints
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder written by train.")
 _OUT = flags.DEFINE_string("out", None, "New workdir that sample, evaluate and init_from read.")

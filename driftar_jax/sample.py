@@ -14,7 +14,6 @@ import pathlib
 import numpy as np
 from absl import flags
 
-from driftar_jax.checkpoints import write_json
 from driftar_jax.cli import program as cli
 from driftar_jax.cli import sampling_flags
 from driftar_jax.config import wrong
@@ -22,6 +21,7 @@ from driftar_jax.data import images, pictures
 from driftar_jax.sampling import inpaint, load
 from driftar_jax.sampling.conditions import Request
 from driftar_jax.sharding import make_mesh
+from driftar_jax.storage.checkpoints import write_json
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder written by train or convert.")
 _OUT = flags.DEFINE_string("out", None, "New folder for grid.png, single files and counts.json.")

@@ -20,13 +20,14 @@ import numpy as np
 import tiny
 from jax.sharding import NamedSharding, PartitionSpec
 
-from driftar_jax import checkpoints, sharding
+from driftar_jax import sharding
 from driftar_jax.heads import randomness
 from driftar_jax.hosts import nextstep_host, nextstep_stored
 from driftar_jax.hosts.nextstep import PRESETS
 from driftar_jax.hosts.nextstep_stored import abstract_params, modules, trees, unstacked
 from driftar_jax.layers import causal
 from driftar_jax.sampling.settings import Settings
+from driftar_jax.storage import checkpoints
 
 # What the released checkpoint's own files say otherwise; they do not change the sizes asked here.
 ASSUMED = dict(vocab_size=152_064, placeholder=151_669, token_dim=64, norm_eps=1e-5, rope_theta=1e6)

@@ -14,10 +14,9 @@ STOREYS = {
     "jsons": -1,
     "types": 0,
     "config": 0,
-    "checkpoints": 0,
     "sharding": 0,
     "entropy": 0,
-    "paths": 0,
+    "storage": 0,
     "layers": 1,
     "data": 1,
     "cli": 1,  # names the fields of the config in its messages

@@ -16,9 +16,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from driftar_jax import checkpoints, paths
 from driftar_jax.conversion import formats, pickles, rules, shards
 from driftar_jax.conversion.families import FAMILIES, Described, Family
+from driftar_jax.storage import checkpoints, paths
 
 # Which tree of a workdir holds which copy of the weights.
 COPIES = {"model_ema": "ema", "model": "params"}

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import ml_dtypes
 import numpy as np
 
-from driftar_jax import jsons
 from driftar_jax.conversion import formats
+from driftar_jax.storage import jsons
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"

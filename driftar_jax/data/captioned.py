@@ -9,9 +9,9 @@ import csv
 import os
 from collections.abc import Sequence
 
-from driftar_jax import jsons
 from driftar_jax.config import wrong
 from driftar_jax.data import listing
+from driftar_jax.storage import jsons
 
 _TEXTS = ("text", "caption")
 _LARGEST = 2**16

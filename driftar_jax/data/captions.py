@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from driftar_jax import jsons
 from driftar_jax.config import wrong
 from driftar_jax.data import folder, parquet, prompts, subwords, webdataset
+from driftar_jax.storage import jsons
 from driftar_jax.types import TextSpec
 
 UNKNOWN = "[UNK]"

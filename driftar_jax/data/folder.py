@@ -4,9 +4,9 @@ import concurrent.futures
 import hashlib
 import os
 
-from driftar_jax import paths
 from driftar_jax.data import captioned, images, listing
 from driftar_jax.data.source import READ_THREADS, ImageSource
+from driftar_jax.storage import paths
 
 PREFIX = "folder:"
 SPLITS = ("train", "test")

@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 
-from driftar_jax import paths
 from driftar_jax.config import wrong
 from driftar_jax.data import images, npz
+from driftar_jax.storage import paths
 
 ARRAY = "arr_0"  # what ADM's evaluator reads
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")

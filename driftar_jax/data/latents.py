@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 
-from driftar_jax import paths
-from driftar_jax.checkpoints import write_json
 from driftar_jax.config import wrong
 from driftar_jax.data import listing, npz, tfds_files
 from driftar_jax.data.sets import CONVERTED, PREFIX
-from driftar_jax.jsons import read_json
+from driftar_jax.storage import paths
+from driftar_jax.storage.checkpoints import write_json
+from driftar_jax.storage.jsons import read_json
 
 FACTS = "latents.json"
 SET_NAME = "latents"

@@ -10,10 +10,10 @@ import os
 import re
 from collections.abc import Callable, Sequence
 
-from driftar_jax import paths
 from driftar_jax.config import wrong
 from driftar_jax.data import images, listing
 from driftar_jax.data.source import READ_THREADS, ImageSource
+from driftar_jax.storage import paths
 
 SPLITS = ("train", "test")
 HELD_OUT = 0.1  # share of each class that becomes `test` where the set has no part of its own

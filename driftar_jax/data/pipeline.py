@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from driftar_jax import paths
 from driftar_jax.data import folder, latents, parquet, prepared, sets, webdataset
 from driftar_jax.data.source import READ_THREADS, ImageSource
+from driftar_jax.storage import paths
 
 _END = 2**62  # positions are endless for every practical purpose
 _SEEDS = 2**32

@@ -13,9 +13,9 @@ import re
 import shutil
 import tempfile
 
-from driftar_jax import paths
 from driftar_jax.data import embedded, images, tfds_files, tfrecords
 from driftar_jax.data.source import ImageSource
+from driftar_jax.storage import paths
 
 _NAME = re.compile(r"(?P<set>\w+)(/(?P<config>[\w.-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")

@@ -6,8 +6,8 @@ import pathlib
 import re
 from typing import Any
 
-from driftar_jax import jsons, paths
 from driftar_jax.config import wrong
+from driftar_jax.storage import jsons, paths
 
 _LARGEST = 2**26  # bytes of a file, or of all files of a folder
 _NAME = re.compile(r"[\w.-]+")

@@ -2,7 +2,7 @@
 
 import pathlib
 
-from driftar_jax.jsons import read_json
+from driftar_jax.storage.jsons import read_json
 
 _OURS = "tensorflow_datasets."
 

@@ -11,10 +11,10 @@ import os
 import tarfile
 from typing import Any
 
-from driftar_jax import jsons
 from driftar_jax.config import wrong
 from driftar_jax.data import own
 from driftar_jax.data.source import READ_THREADS, ImageSource
+from driftar_jax.storage import jsons
 
 PREFIX = "webdataset:"
 CLASS_NAMES = "classnames.txt"  # beside the archives, a name a line

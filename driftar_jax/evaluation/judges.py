@@ -7,7 +7,6 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from driftar_jax.checkpoints import read_config
 from driftar_jax.config import wrong
 from driftar_jax.data import pipeline
 from driftar_jax.data.pipeline import open_data
@@ -15,6 +14,7 @@ from driftar_jax.evaluation import networks, quality
 from driftar_jax.features import inception
 from driftar_jax.features.classifier import SmallClassifier
 from driftar_jax.sampling import generator, load
+from driftar_jax.storage.checkpoints import read_config
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from driftar_jax.checkpoints import Checkpoints, read_config
+from driftar_jax.storage.checkpoints import Checkpoints, read_config
 
 TASK = "inception"
 SIZE = 299  # pixels of a side that the network was trained with

@@ -10,11 +10,11 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from driftar_jax.checkpoints import Checkpoints, abstract_like
 from driftar_jax.config import CONVERTED, wrong
 from driftar_jax.heads.flow_token import FlowTokenHead
 from driftar_jax.hosts.nextstep import NextStep
 from driftar_jax.sharding import state_shardings
+from driftar_jax.storage.checkpoints import Checkpoints, abstract_like
 
 # What `config.json` of a workdir says.
 TASK = CONVERTED

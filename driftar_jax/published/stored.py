@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from driftar_jax.checkpoints import Checkpoints, read_config
 from driftar_jax.config import PUBLISHED
 from driftar_jax.published.model import DriftAR
+from driftar_jax.storage.checkpoints import Checkpoints, read_config
 
 TASK = PUBLISHED
 # Of the published evaluation.

@@ -28,10 +28,10 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from driftar_jax.checkpoints import write_json
 from driftar_jax.config import wrong
 from driftar_jax.data import prompt_files
-from driftar_jax.jsons import read_json
+from driftar_jax.storage.checkpoints import write_json
+from driftar_jax.storage.jsons import read_json
 
 NAMES = ("folder", "torch_fidelity", "adm", "geneval", "dpg", "mjhq")
 ROUNDING = "round(255 x), clipped to 0..255"

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 
 from driftar_jax import config
-from driftar_jax.checkpoints import write_json
 from driftar_jax.evaluation import benchmark
 from driftar_jax.sampling import generator, load
+from driftar_jax.storage.checkpoints import write_json
 from driftar_jax.training import specs
 
 PIECES = ("backbone_s", "head_s", "rest_s")

@@ -12,7 +12,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from driftar_jax import model as models
-from driftar_jax.checkpoints import Checkpoints, abstract_like, read_config
 from driftar_jax.config import CONVERTED, PUBLISHED, check_stored, wrong
 from driftar_jax.data.sets import is_latents
 from driftar_jax.heads import early_stop
@@ -20,6 +19,7 @@ from driftar_jax.hosts.base import ImageSpec, Model
 from driftar_jax.sampling import batches, conditions
 from driftar_jax.sampling.generator import Generator
 from driftar_jax.sharding import make_mesh, replicated
+from driftar_jax.storage.checkpoints import Checkpoints, abstract_like, read_config
 from driftar_jax.types import TextSpec
 
 # Height and width of images that a converted checkpoint makes if nothing else is asked for.

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from driftar_jax import sharding
-from driftar_jax.checkpoints import Checkpoints, abstract_like
+from driftar_jax.storage.checkpoints import Checkpoints, abstract_like
 from driftar_jax.training import journal, optim, processes, tracing
 from driftar_jax.training.step import init_extra, make_step
 from driftar_jax.training.tasks import Task

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
-from driftar_jax.checkpoints import read_config
 from driftar_jax.config import wrong
 from driftar_jax.data.patches import unpatchify
 from driftar_jax.features import maps
 from driftar_jax.layers.blocks import TransformerBlock
 from driftar_jax.sampling import load as loading
+from driftar_jax.storage.checkpoints import read_config
 from driftar_jax.training import masked
 
 # What must agree, so that both networks see the same numbers.

@@ -11,9 +11,10 @@ import jax
 import numpy as np
 
 import driftar_jax
-from driftar_jax import checkpoints, config, model
+from driftar_jax import config, model
 from driftar_jax.data import captions, pictures, pipeline, prompts, sets
 from driftar_jax.sampling import generator, load
+from driftar_jax.storage import checkpoints
 from driftar_jax.training import journal, locks, loop, phi, processes, specs, tasks
 
 GRID_IMAGES = 64

@@ -6,9 +6,9 @@ import pathlib
 
 import jax
 
-from driftar_jax.checkpoints import read_config
 from driftar_jax.config import wrong
 from driftar_jax.data.pixels import to_uint8
+from driftar_jax.storage.checkpoints import read_config
 from driftar_jax.vae import kl, stored
 from driftar_jax.vae.f8 import F8VAE
 

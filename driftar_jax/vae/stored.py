@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from driftar_jax.checkpoints import Checkpoints, read_config
+from driftar_jax.storage.checkpoints import Checkpoints, read_config
 from driftar_jax.vae.f8 import F8VAE
 from driftar_jax.vae.kl import KLVAE
 

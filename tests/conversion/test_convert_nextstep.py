@@ -12,9 +12,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 from torch_files import tensor, write_zip
 
-from driftar_jax import checkpoints
 from driftar_jax.conversion import checkpoint, nextstep, nextstep_vae, rules, shards
 from driftar_jax.hosts.nextstep_stored import abstract_params, modules, unstacked
+from driftar_jax.storage import checkpoints
 from driftar_jax.vae import stored
 from driftar_jax.vae.f8 import F8VAE
 

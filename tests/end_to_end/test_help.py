@@ -6,7 +6,8 @@ import re
 import pytest
 from conftest import PROGRAMS
 
-from driftar_jax import checkpoints, config
+from driftar_jax import config
+from driftar_jax.storage import checkpoints
 
 PACKAGE = pathlib.Path(config.__file__).parent
 

@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 import driftar_jax
-from driftar_jax.checkpoints import read_config
 from driftar_jax.data import pipeline
 from driftar_jax.evaluation import frechet
+from driftar_jax.storage.checkpoints import read_config
 from driftar_jax.training import journal, loop, runs
 
 DRIFT = "--config=configs/drift_mar_small.py:tiny"

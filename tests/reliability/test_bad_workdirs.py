@@ -8,8 +8,9 @@ from damage import CHANGES, refused_in_one_line, spoiled, watched
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from driftar_jax import checkpoints, config
+from driftar_jax import config
 from driftar_jax.sampling import load
+from driftar_jax.storage import checkpoints
 
 pytestmark = pytest.mark.timeout(120)
 MANIFEST = {

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import runs_to_kill
 
-from driftar_jax import checkpoints
 from driftar_jax.data import latents
+from driftar_jax.storage import checkpoints
 
 
 def _flip(data, draw):

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import runs_to_kill
 
-from driftar_jax import checkpoints
+from driftar_jax.storage import checkpoints
 from driftar_jax.training import journal, locks
 
 pytestmark = pytest.mark.timeout(600)

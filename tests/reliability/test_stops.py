@@ -13,7 +13,7 @@ import pytest
 import runs_to_kill
 import tiny
 
-from driftar_jax import checkpoints
+from driftar_jax.storage import checkpoints
 from driftar_jax.training import locks, loop, processes, runs
 
 STEPS = 6

@@ -11,9 +11,10 @@ from PIL import Image
 
 import driftar_jax
 from configs import mar_base
-from driftar_jax import checkpoints, config
+from driftar_jax import config
 from driftar_jax.data import latents, pipeline
 from driftar_jax.data.pixels import to_unit_range
+from driftar_jax.storage import checkpoints
 from driftar_jax.training import runs
 from driftar_jax.training.tokens import tokenise
 from driftar_jax.vae import encoding, kl, stored

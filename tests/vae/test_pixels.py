@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 import driftar_jax
-from driftar_jax import checkpoints
 from driftar_jax.conversion import mar, rules
 from driftar_jax.sampling import load, plain
+from driftar_jax.storage import checkpoints
 from driftar_jax.vae import kl, pixels, stored
 
 pytestmark = pytest.mark.timeout(300)

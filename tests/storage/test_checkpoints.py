@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from driftar_jax import checkpoints, sharding
+from driftar_jax import sharding
+from driftar_jax.storage import checkpoints
 
 TREE = {"host": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "bias": np.ones(3)}}
 
