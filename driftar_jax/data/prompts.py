@@ -51,6 +51,9 @@ class _FromFile:
         except Exception as error:  # the library raises bare exceptions of its own
             reason = " ".join(str(error).split())[:200]
             raise wrong(FILE, str(path), f"a tokenizer file of the checkpoint ({reason})") from None
+        # A file may hold the last user's truncation and padding; the length is checked here, aloud.
+        self._made.no_truncation()
+        self._made.no_padding()
 
     def encode(self, text: str) -> list[int]:
         return list(self._made.encode(text, add_special_tokens=False).ids)

@@ -85,8 +85,12 @@ def test_a_real_tokenizer_file(tmp_path):
     made.pre_tokenizer = tokenizers.pre_tokenizers.Split("", "isolated")
     special = [*prompts.TOKENS.values(), prompts.AREA]
     made.add_special_tokens(special)
+    # As a trainer's last batch may have left the file.
+    made.enable_truncation(4)
+    made.enable_padding(length=12)
     made.save(str(tmp_path / "tokenizer.json"))
     marks = {mark: made.token_to_id(token) for mark, token in prompts.TOKENS.items()}
     loaded = prompts.load_tokenizer(tmp_path, marks)
     got = loaded.encode(f"abc{prompts.AREA}")
     assert got[-1] == made.token_to_id(prompts.AREA) and len(got) >= 2
+    assert loaded.encode("abcdefgh") == list(range(8)) and loaded.encode("a") == [0]
