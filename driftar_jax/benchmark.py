@@ -25,12 +25,14 @@ _BATCHES = flags.DEFINE_list("batch_sizes", ["1", "4"], "Images per call.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed calls of each kind.")
 _CONTROLS = flags.DEFINE_bool("controls", False, "Also fewer and falling head steps, AR steps.")
 sampling_flags.define()
+sampling_flags.define_size()
 
 
 def main(_) -> None:
     # After the flags: loading takes seconds.
     from driftar_jax.evaluation import benchmark, draft_timing
     from driftar_jax.reports import timing
+    from driftar_jax.sampling.conditions import Request
 
     with cli.user_errors():
         if not all(b.isdigit() and int(b) > 0 for b in _BATCHES.value) or not _BATCHES.value:
@@ -40,6 +42,7 @@ def main(_) -> None:
         if _RANDOM.value and _WORKDIR.value:
             raise config.wrong("random_weights", True, "false for a --workdir")
         subject, weights = timing.open_subject(_CONFIG.value, _WORKDIR.value, _VAE.value)
+        subject = subject.sized(Request(sampling_flags.size()))
         changes = sampling_flags.changes()
         if changes["gamma"] and _CONFIG.value is not None:
             raise config.wrong(

@@ -35,13 +35,12 @@ _IMAGE = flags.DEFINE_multi_string(
 _MASK = flags.DEFINE_string("mask", None, "Picture whose white part of --image is generated anew.")
 _NEGATIVE = flags.DEFINE_string("negative", "", "Prompt that guidance leads away from.")
 _POSITIVE = flags.DEFINE_string("positive", "", "Text put behind every prompt.")
-_HEIGHT = flags.DEFINE_integer("height", None, "Height of the images made from prompts; 512.")
-_WIDTH = flags.DEFINE_integer("width", None, "Width of the images made from prompts; 512.")
 _SEED = flags.DEFINE_integer("seed", 0, "Root of the randomness.")
 _BATCH = flags.DEFINE_integer("batch_size", None, "Images per call; 256, of converted prompts 1.")
 _FSDP = flags.DEFINE_integer("mesh_fsdp", 1, "Devices over which widths are split (converted).")
 _TENSOR = flags.DEFINE_integer("mesh_tensor", 1, "Devices over which heads are split (converted).")
 sampling_flags.define()
+sampling_flags.define_size()
 flags.mark_flags_as_required(["workdir", "out"])
 
 
@@ -132,15 +131,12 @@ def _count(texts: list[str]) -> int:
 
 def _request(number: int) -> Request:
     """Return what is asked for beside labels and texts."""
-    size = None
-    if _HEIGHT.present or _WIDTH.present:
-        size = (_HEIGHT.value or load.SIDE, _WIDTH.value or load.SIDE)
     sources = [] if _MASK.present else [_picture(path) for path in _IMAGE.value]
     if sources and _PROMPT.value and len(sources) != len(_PROMPT.value):
         allowed = f"one per --prompt, {len(_PROMPT.value)}"
         raise wrong("image", f"{len(sources)} images", allowed)
     sources = [sources[i % len(sources)] for i in range(number)] if sources else []
-    return Request(size, sources, _POSITIVE.value, _NEGATIVE.value)
+    return Request(sampling_flags.size(), sources, _POSITIVE.value, _NEGATIVE.value)
 
 
 def _picture(path: str) -> np.ndarray:

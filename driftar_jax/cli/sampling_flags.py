@@ -7,6 +7,8 @@ from absl import flags
 
 from driftar_jax.config import wrong
 
+# Of an image whose other side alone is asked for.
+SIDE = 512
 # Settings that are plain values: flag, kind, help.
 _PLAIN = (
     ("method", "string", "own | drift | mean; what the checkpoint holds."),
@@ -54,6 +56,20 @@ def changes() -> dict[str, Any]:
         "gamma": parse_gamma(flags.FLAGS.gamma),
         "stop": parse_stop(flags.FLAGS.stop),
     }
+
+
+def define_size() -> None:
+    """Define the flags of the size of images, for checkpoints that make images of any size."""
+    flags.DEFINE_integer("height", None, "Height of the images made from prompts; 512.")
+    flags.DEFINE_integer("width", None, "Width of the images made from prompts; 512.")
+
+
+def size() -> tuple[int, int] | None:
+    """Return height and width that the flags ask for; None where neither is given."""
+    height, width = flags.FLAGS["height"].value, flags.FLAGS["width"].value
+    if height is None and width is None:
+        return None
+    return (SIDE if height is None else height, SIDE if width is None else width)
 
 
 def parse_gamma(text: str | None) -> int | str | None:

@@ -122,22 +122,30 @@ def read_tokenizer(folder: str | pathlib.Path, spec: TextSpec) -> Vocabulary:
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise wrong(prompts.FILE, str(path), f"the file that the run wrote ({reason})") from None
-    if len(made.vocabulary) != spec.vocab_size:
+    words = len(made.vocabulary)
+    # The table of a converted checkpoint has more rows than its tokenizer has pieces.
+    if words > spec.vocab_size or (isinstance(made, WordTokenizer) and words < spec.vocab_size):
         allowed = f"{spec.vocab_size} words, as the run has them"
         raise wrong(prompts.FILE, f"{len(made.vocabulary)} words", allowed)
     prompts.check_tokenizer(made, spec.marks)
     return made
 
 
-def spec_of(tokenizer: Vocabulary, grid: tuple[int, int], length: int) -> TextSpec:
-    """What a vocabulary, a grid of image tokens and a room for words make of a host."""
+def spec_of(
+    tokenizer: Vocabulary, grid: tuple[int, int], length: int, rows: int | None = None
+) -> TextSpec:
+    """Return what a vocabulary, a grid of image tokens and a room for words make of a host.
+
+    `rows` of the embedding, where it has more than the vocabulary has words.
+    """
     marks = {mark: tokenizer.id_of(token) for mark, token in prompts.TOKENS.items()}
     size = tokenizer.encode(f"{prompts.AREA}{grid[0]}*{grid[1]}")
     return TextSpec(
-        vocab_size=len(tokenizer.vocabulary),
+        vocab_size=len(tokenizer.vocabulary) if rows is None else rows,
         length=length,
         pad=marks["pad"],
-        unknown=tokenizer.id_of(UNKNOWN),
+        # Pieces of words leave nothing unknown, and have no mark for it.
+        unknown=marks["pad"] if (unknown := tokenizer.id_of(UNKNOWN)) is None else unknown,
         end_image=marks["end_image"],
         placeholder=marks["placeholder"],
         suffix=(*size, marks["begin_image"]),
@@ -272,14 +280,42 @@ def longest_of(tokenizer: Vocabulary, captions: Sequence[str]) -> int:
     return max(len(tokenizer.encode(caption)) for caption in captions)
 
 
-def fit(name: str, captions: Sequence[str] | None, grid: tuple[int, int], length: int) -> Fitted:
-    """Vocabulary and rows of a training split.
+@dataclasses.dataclass(frozen=True)
+class Inherited:
+    """The vocabulary of a converted checkpoint that a run starts from.
+
+    Attributes:
+      file: its `tokenizer.json`.
+      rows: of its embedding.
+    """
+
+    file: dict
+    rows: int
+
+
+def read_inherited(folder: str | pathlib.Path, rows: int) -> Inherited:
+    """Read the vocabulary of a converted checkpoint; ValueError where it has none."""
+    path = pathlib.Path(folder) / prompts.FILE
+    if not path.is_file():
+        raise wrong(prompts.FILE, None, f"the checkpoint's own {prompts.FILE} in {folder}")
+    return Inherited(jsons.parse(path.read_bytes()), rows)
+
+
+def fit(
+    name: str,
+    captions: Sequence[str] | None,
+    grid: tuple[int, int],
+    length: int,
+    inherited: Inherited | None = None,
+) -> Fitted:
+    """Return vocabulary and rows of a training split.
 
     Args:
       name: of the set.
       captions: one for each image; None: the set has none.
       grid: rows and columns of image tokens.
       length: most words of a caption.
+      inherited: vocabulary to use; None: one is made of the captions.
 
     Raises:
       ValueError: the set has no captions, or one that is empty or too long.
@@ -289,10 +325,10 @@ def fit(name: str, captions: Sequence[str] | None, grid: tuple[int, int], length
     if empty := [i for i, caption in enumerate(captions) if not caption.strip()]:
         more = f" and {len(empty) - 1} others" if len(empty) > 1 else ""
         raise wrong("data.name", name, f"a caption for every image (image {empty[0]}{more}: none)")
-    file = fresh_vocabulary(name, captions)
+    file = fresh_vocabulary(name, captions) if inherited is None else inherited.file
     tokenizer = tokenizer_of(file)
     longest = longest_of(tokenizer, captions)
     if longest > length:
         raise wrong("text.length", length, f"at least {longest} (words of the longest caption)")
-    spec = spec_of(tokenizer, grid, length)
+    spec = spec_of(tokenizer, grid, length, inherited and inherited.rows)
     return Fitted(file, spec, rows(tokenizer, spec, captions, grid))

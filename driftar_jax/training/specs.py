@@ -3,11 +3,14 @@
 A checkpoint has its spec in its manifest; that one is read where checkpoints are.
 """
 
+import pathlib
 from typing import Any
 
+from driftar_jax.config import CONVERTED
 from driftar_jax.data import captions, sets
 from driftar_jax.data.pipeline import open_data
 from driftar_jax.model import ImageSpec
+from driftar_jax.storage.checkpoints import read_config
 
 # What a class-conditional set of latents is taken for: KL-16's channels, the classes of ImageNet.
 LATENT_CHANNELS, LATENT_CLASSES = 16, 1000
@@ -47,6 +50,9 @@ def of_source(settings: Any, source: Any, fitted: captions.Fitted | None) -> Ima
 def fit_text(settings: Any, source: Any) -> captions.Fitted | None:
     """Fit vocabulary and rows to the captions, for hosts that read text; None for others.
 
+    A run that starts from a converted checkpoint speaks its language: the host's embedding is
+    bound to it.
+
     Raises:
       ValueError: the set has no captions, or too long ones.
     """
@@ -54,7 +60,18 @@ def fit_text(settings: Any, source: Any) -> captions.Fitted | None:
         return None
     side = settings.data.image_size // settings.data.patch_size
     texts = getattr(source, "captions", None)
-    return captions.fit(settings.data.name, texts, (side, side), settings.text.length)
+    grid, length = (side, side), settings.text.length
+    return captions.fit(settings.data.name, texts, grid, length, _inherited(settings.init_from))
+
+
+def _inherited(init_from: str) -> captions.Inherited | None:
+    """Return the vocabulary of a converted checkpoint; None where `init_from` is none."""
+    if not init_from or not (pathlib.Path(init_from) / "config.json").is_file():
+        return None
+    config = read_config(init_from)
+    if config.get("task") != CONVERTED:
+        return None
+    return captions.read_inherited(init_from, config["host"]["vocab_size"])
 
 
 def _assumed_text(length: int) -> captions.TextSpec:

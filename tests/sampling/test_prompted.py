@@ -4,15 +4,15 @@ import importlib
 import json
 import sys
 
+import converted
 import jax
 import numpy as np
 import pytest
 from absl import flags
 from PIL import Image
-from safetensors.numpy import save_file
 from words import MARKS, VOCABULARY, Words
 
-from driftar_jax.conversion import checkpoint, nextstep, nextstep_vae, rules, shards
+from driftar_jax.conversion import nextstep, nextstep_vae, rules, shards
 from driftar_jax.data import prompts
 from driftar_jax.hosts.nextstep_stored import abstract_params, modules, unstacked
 from driftar_jax.sampling import load
@@ -63,32 +63,13 @@ VAE_OFFICIAL = {
 }
 
 
-def _convert(folder, family, abstract, rule_list, config):
-    """Random official arrays of moderate size, converted."""
-    empty = jax.tree.map(lambda a: np.broadcast_to(np.float32(0), a.shape), abstract)
-    names, report = rules.to_official(rules.flatten(empty), rule_list)
-    report.check()
-    rng = np.random.default_rng(0)
-    arrays = {}
-    for name, array in names.items():
-        fan = np.sqrt(array.shape[-1]) if array.ndim > 1 else 2.0
-        arrays[name] = (rng.standard_normal(array.shape) / fan).astype(np.float32)
-    official = folder / f"official_{family}"
-    official.mkdir()
-    save_file(arrays, official / "model.safetensors")
-    (official / "config.json").write_text(json.dumps(config))
-    out = str(folder / family)
-    checkpoint.forward(family, str(official), out, "model", tell=lambda line: None)
-    return out
-
-
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     folder = tmp_path_factory.mktemp("prompted")
     host = unstacked(abstract_params(*modules(FIELDS)))
     return (
-        _convert(folder, "nextstep", host, nextstep.RULES, OFFICIAL),
-        _convert(folder, "vae-f8", stored.abstract(VAE), nextstep_vae.RULES, VAE_OFFICIAL),
+        converted.convert(folder, "nextstep", host, nextstep.RULES, OFFICIAL),
+        converted.convert(folder, "vae-f8", stored.abstract(VAE), nextstep_vae.RULES, VAE_OFFICIAL),
     )
 
 
