@@ -48,6 +48,8 @@ def sigma(entropy: jax.Array, *, sigma_max: float, tau: float) -> jax.Array:
       Like `entropy`, float32 in [0, sigma_max].
     """
     e = jnp.clip(entropy.astype(jnp.float32), 0.0, 1.0)
+    # `expm1`, for `exp(x) - 1` loses its digits where the entropy is small, and sigma is smallest
+    # there.
     return sigma_max * jnp.expm1(e / tau) / jnp.expm1(1.0 / tau)
 
 

@@ -214,6 +214,7 @@ class Batches:
             )
             ready = reads.map(self._read_image).to_iter_dataset(options).batch(rows)
         self._iterator = iter(ready)
+        # Ends the reading threads also where the batches are dropped without `close`.
         self._stop = weakref.finalize(self, self._iterator.close)
 
     def _halt(self) -> None:
@@ -228,6 +229,7 @@ class Batches:
         image, label = self.source.gather(indices)
         if self.flip:
             mirrored = self._flips(first, self.local_batch_size)
+            # `gather` returns new arrays, so that the set itself is not mirrored.
             image[mirrored] = image[mirrored, :, ::-1]
         return {"image": image, "label": label, **self._text(indices)}
 
@@ -245,6 +247,8 @@ class Batches:
 
     def _indices(self, positions: np.ndarray) -> np.ndarray:
         """Which image stands at each of the ascending positions."""
+        # Positions never restart: position p is place p mod n of epoch p div n, so that a batch
+        # that spans two epochs needs no case of its own.
         epochs, places = np.divmod(positions, len(self.source))
         if not self.shuffle:
             return places
@@ -257,6 +261,8 @@ class Batches:
     def _order(self, epoch: int) -> np.ndarray:
         with self._lock:
             if epoch not in self._orders:
+                # A counter-based generator keyed by (seed, epoch): any epoch's order without those
+                # before it.
                 draw = np.random.Generator(np.random.Philox(key=[self.seed, 2 * epoch]))
                 self._orders[epoch] = draw.permutation(len(self.source))
                 # Threads that read ahead stand in two epochs at most.

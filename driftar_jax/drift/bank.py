@@ -98,6 +98,8 @@ def push(bank: Bank, label: jax.Array, samples: jax.Array) -> Bank:
     known = (label >= 0) & (label < bank.classes)
     label = jnp.where(known, label, bank.classes)
     same = (label[:, None] == label[None, :]) & known[None, :]
+    # Samples of one class in one batch take slots one after another: how many of the class came
+    # before in the batch is the offset from the pointer.
     earlier = jnp.sum(jnp.tril(same, -1), axis=1, dtype=jnp.int32)
     later = jnp.sum(jnp.triu(same, 1), axis=1, dtype=jnp.int32)
     slot = (bank.pointer[jnp.minimum(label, bank.classes - 1)] + earlier) % bank.size
@@ -139,8 +141,11 @@ def draw(bank: Bank, key: jax.Array, label: jax.Array, num: int) -> tuple[jax.Ar
     count = bank.count[label]
     score = jax.random.uniform(key, (*label.shape, bank.size))
     held = jnp.arange(bank.size)[None] < count[:, None]
+    # The places of the largest of independent random scores are a draw without replacement; empty
+    # slots score below all others and are taken last.
     _, slot = jax.lax.top_k(jnp.where(held, score, -1.0), num)
     samples = bank.data[label[:, None], slot].astype(jnp.float32)
+    # `top_k` sorts, so that samples that are there come first and the count alone says which.
     return samples, jnp.arange(num)[None] < count[:, None]
 
 

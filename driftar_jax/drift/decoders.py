@@ -25,6 +25,8 @@ class EntropyAdaLNBlock(nn.Module):
     def __call__(self, h: jax.Array, cond: jax.Array) -> jax.Array:
         """`h [..., G, width]`, `cond [..., width]` of the tokens -> like `h`."""
         zeros = nn.initializers.zeros_init()
+        # Conditions are per token and draws are not: the axis of size 1 broadcasts over the G
+        # draws.
         modulation = dense(3 * self.width, ("mlp", "embed"), self.dtype, zeros, "modulation")(cond)
         shift, scale, gate = jnp.split(modulation[..., None, :], 3, axis=-1)
         y = layer_norm(affine=False, name="norm")(h)
@@ -94,6 +96,8 @@ class TokenDecoder(nn.Module):
             e = entropy[..., None].astype(self.dtype)
             cond += dense(self.width, (None, "mlp"), self.dtype, name="cond_entropy")(e)
         if alpha is not None:
+            # The scale is a single number; as sinusoids the network tells 1.5 from 1.6 without
+            # large weights.
             h = sinusoid_features(alpha).astype(self.dtype)
             h = nn.silu(dense(self.width, (None, "embed"), self.dtype, name="alpha_in")(h))
             cond += dense(self.width, ("embed", "mlp"), self.dtype, name="alpha_out")(h)
@@ -112,6 +116,7 @@ class TokenDecoder(nn.Module):
         h = layer_norm(affine=False, name="norm")(h)
         h = (h * (1 + scale) + shift).astype(self.dtype)
         residual = dense(self.token_dim, ("embed", None), self.dtype, zeros, "output")(h)
+        # The sum is float32: in bfloat16 a small residual would vanish in the start.
         return x0 + residual.astype(jnp.float32)
 
 

@@ -42,6 +42,7 @@ def loss(
 
     def loss_of(group):
         x, y, n = group
+        # Every vector of phi is a row of its own of the field; those of a class share its weights.
         each = jax.tree.map(lambda w: jnp.repeat(w, x.shape[2], axis=0), weights)
         n = None if n is None else _rows(n)
         rows, info = losses[field](_rows(x), _rows(y), n, each, block_bytes=block_bytes)

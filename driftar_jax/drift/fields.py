@@ -47,6 +47,8 @@ def squared_distances(x: jax.Array, y: jax.Array) -> jax.Array:
     Exact float32 products; rounding may leave a small number of either sign where x = y.
     """
     x, y = x.astype(jnp.float32), y.astype(jnp.float32)
+    # The difference of large squares: products rounded to TF32 or bfloat16 would leave distances
+    # between near points that are mostly error.
     product = jnp.einsum("...gc,...tc->...gt", x, y, precision="highest")
     xx, yy = jnp.sum(x * x, axis=-1), jnp.sum(y * y, axis=-1)
     return xx[..., :, None] + yy[..., None, :] - 2.0 * product
@@ -107,6 +109,7 @@ def guided_energy(
     Returns:
       `[..., G, C]` float32.
     """
+    # Positives pull in both terms and add up to s; the draws push with 1 and `u` with s - 1.
     more = (scale - 1.0)[..., None, None] * energy(x, positives, unconditional)
     return energy(x, positives) + more
 
@@ -147,9 +150,11 @@ def _masses(points, weight, present) -> jax.Array:
 def _directed(x, points, mass) -> jax.Array:
     """`sum_t mass_gt u(points_t - x_g)`: `[..., G, C]` of `mass [..., G, T]`."""
     square = squared_distances(x, points)
+    # Rounding gives equal points a distance that is not quite 0, and its inverse would be enormous.
     near = square <= _COINCIDENT
     pair = mass * jnp.where(near, 0.0, jax.lax.rsqrt(jnp.where(near, 1.0, square)))
     moved = jnp.einsum("...gt,...tc->...gc", pair, points.astype(jnp.float32), precision="highest")
+    # sum_t m (y_t - x) / |y_t - x| as two products, without a `[G, T, C]` array of differences.
     return moved - jnp.sum(pair, axis=-1)[..., None] * x.astype(jnp.float32)
 
 
@@ -159,6 +164,8 @@ def drift_loss(x: jax.Array, field: jax.Array) -> jax.Array:
     Its gradient with respect to `x` is `-2 V`; its value is `|V|^2` and no measure of progress.
     """
     x = x.astype(jnp.float32)
+    # The target moves along with the sample and is no function of the parameters: what is left of
+    # the gradient is the field.
     return jnp.sum(jnp.square(x - jax.lax.stop_gradient(x + field)), axis=-1)
 
 

@@ -85,6 +85,7 @@ class GridDecoder(nn.Module):
         if (alpha is not None) != self.guidance:
             got = "none" if alpha is None else "a scale"
             raise ValueError(f"alpha: got {got}, allowed with guidance=True only, and needed there")
+        # One modulation per context, shared by its G grids: none of its inputs depends on the draw.
         modulation = self._modulation(len(z), entropy, alpha)
 
         parts = [x0]
@@ -95,8 +96,12 @@ class GridDecoder(nn.Module):
         h = dense(self.width, (None, "embed"), self.dtype, name="input")(h)
         h = h + self._table("position", (x0.shape[1], self.width), "position")[None, :, None]
         if entropy is not None:
+            # Where each token is uncertain enters once, at the input; how uncertain the grid is as
+            # a whole modulates every block.
             scale, shift = jnp.split(self._mlp("spatial", entropy[..., None], 2), 2, axis=-1)
             h = h * (1 + scale)[:, :, None] + shift[:, :, None]
+        # G grids of a context side by side, `[B * G, N, D]`: tokens attend within their own grid
+        # only.
         h = jnp.moveaxis(h, 2, 1).reshape(-1, x0.shape[1], self.width).astype(self.dtype)
 
         condition = dense(self.width, ("embed", "mlp"), self.dtype, name="cond_z")(

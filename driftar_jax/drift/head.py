@@ -44,6 +44,7 @@ class DriftHead:
 
     def shown(self, entropy: jax.Array, keys: jax.Array) -> jax.Array:
         """Entropies that sigma is made of, `[R, N]`; `keys` as in `starts`."""
+        # Both branches of an image are shuffled alike.
         keys = jnp.concatenate([keys] * (2 if self.guided else 1))
         return shown(self.prior.scale, entropy, keys)
 
@@ -71,13 +72,17 @@ class DriftHead:
             new = mu
         else:
             eps = self.temperature * jnp.concatenate([eps] * (2 if self.guided else 1))
+            # Each branch has its own prior and the same noise: their difference is then the
+            # condition's.
             x0 = entropy.prior_draw(mu, std, eps)
             variables = {"params": self.params["decoder"]}
             given = x0[:, :, None], mu, std, encoding.z, encoding.entropy, self._alpha(scale, std)
+            # An axis of one draw: decoders take G draws per token in training, and one here.
             new = self.decoder.apply(variables, *given)[:, :, 0]
         if not self.guided:
             return new
         conditional, unconditional = jnp.split(new, 2)
+        # Rows of a batch may stand at different AR steps, hence at different scales.
         scale = jnp.broadcast_to(scale, conditional.shape[:1])[:, None, None]
         return unconditional + scale * (conditional - unconditional)
 
@@ -88,5 +93,7 @@ class DriftHead:
         """
         if not self.decoder.guidance:
             return None
+        # A decoder that learned the scale still gets one where guidance comes from two branches:
+        # applied in both places it would count twice.
         scale = scale if self.trained_guidance else jnp.float32(1)
         return self.decoder.scales(scale, std.shape)

@@ -117,16 +117,23 @@ def force(
       ValueError: an array is not `[B, samples, S]`, no width, or `block_bytes` below one.
     """
     _check(x, positives, negatives, widths, block_bytes)
+    # The field is a target, not a function to be differentiated; stopping here also keeps the
+    # distance matrices of all widths out of the backward pass.
     x, targets, w, present = jax.lax.stop_gradient(_gather(x, positives, negatives, weights))
     draws, size = x.shape[1:]
     arrays = (x, targets, w, present)
     blocks = _num_blocks(arrays, block_bytes)
+    # A pass of its own before the forces: every block needs the mean over all of them.
     scale = _mean_distance(arrays, blocks)
+    # Divided by the root of the dimensions, so that a coordinate is of order 1 in every feature
+    # space.
     unit = jnp.maximum(scale / jnp.sqrt(jnp.float32(size)), _SCALE)
 
     def forces(rows):
         x, targets, w, present = rows
         distance = _distances(x, targets) / jnp.maximum(scale, _SCALE)
+        # Targets begin with the draws themselves, hence the diagonal: far away, a draw has no
+        # affinity to itself and does not push itself.
         distance += _SELF * jnp.eye(draws, targets.shape[1], dtype=jnp.float32)[None]
         num_negatives = targets.shape[1] - positives.shape[1]
         return jnp.stack(
@@ -139,6 +146,8 @@ def force(
 
     each = _in_blocks(forces, arrays, blocks)
     strength = jnp.mean(jnp.square(each), axis=(0, 2, 3))
+    # Every width has the same mean square after this: a narrow kernel's force would otherwise
+    # vanish beside a wide one's as long as samples are far apart.
     rescaled = each / jnp.sqrt(jnp.maximum(strength, _FORCE_SQUARE))[None, :, None, None]
     return jnp.sum(rescaled, axis=1), unit, Info(scale=scale, strength=strength)
 
@@ -232,10 +241,15 @@ def _force(distance, x, targets, w, present, num_negatives):
     rows = _softmax_of_present(-distance, present[:, None])
     # The column of an absent sample has no weight, so that its own softmax does not matter.
     columns = jax.nn.softmax(-distance, axis=1)
+    # Normalised over targets and over draws, then their geometric mean: a target near to all draws
+    # is shared between them. The floor is under the root, whose slope at 0 is infinite.
     affinity = jnp.sqrt(jnp.maximum(rows * columns, _AFFINITY_SQUARE)) * w[:, None]
     push, pull = affinity[:, :, :num_negatives], affinity[:, :, num_negatives:]
     coefficients = jnp.concatenate(
         [
+            # Attraction is weighted by the mass that pushes and repulsion by the mass that pulls,
+            # so that the coefficients of a draw sum to 0 and the force vanishes where both sides
+            # are alike.
             -push * jnp.sum(pull, axis=2, keepdims=True),
             pull * jnp.sum(push, axis=2, keepdims=True),
         ],
@@ -259,6 +273,7 @@ def _softmax_of_present(logits: jax.Array, present: jax.Array) -> jax.Array:
 def _num_blocks(arrays, block_bytes: int) -> int:
     x, targets = arrays[:2]
     rows, per_row = len(x), x.shape[1] * targets.shape[1] * 4
+    # At least one row in a block, even where a single row exceeds the limit.
     return min(rows, -(-rows * per_row // block_bytes))
 
 
@@ -271,6 +286,8 @@ def _in_blocks(function: Callable, arrays, blocks: int) -> jax.Array:
     pad = size * blocks - rows
 
     def split(a):
+        # Rows of zeros fill the last block; they cost one row of arithmetic each and are cut off
+        # below.
         a = jnp.pad(a, [(0, pad)] + [(0, 0)] * (a.ndim - 1))
         # A block takes every `blocks`-th row: rows split over devices then stay where they are.
         return jnp.swapaxes(a.reshape(size, blocks, *a.shape[1:]), 0, 1)

@@ -47,6 +47,8 @@ class Prior(nn.Module):
         kernel_init = nn.with_logical_partitioning(
             nn.initializers.xavier_uniform(), ("embed", None)
         )
+        # float32 whatever the model's type: mu is where the decoder starts, and it is compared with
+        # tokens.
         mu = nn.Dense(self.token_dim, dtype=jnp.float32, kernel_init=kernel_init, name="mean")(z)
         if self.scale == "constant":
             return mu, jnp.full(entropy.shape, self.constant, jnp.float32)
@@ -59,6 +61,8 @@ class Prior(nn.Module):
                 ),
                 name="scale",
             )(z)
+            # A sigmoid of a zero kernel: it starts at half of sigma_max everywhere and stays in Eq.
+            # 6's range.
             return mu, self.sigma_max * nn.sigmoid(logit[..., 0])
         return mu, entropy_lib.sigma(entropy, sigma_max=self.sigma_max, tau=self.tau)
 
@@ -75,4 +79,6 @@ def shown(scale: str, entropy: jax.Array, key: jax.Array | None) -> jax.Array:
         return entropy
     if key is None:
         raise ValueError("key: got None, allowed one key per image for prior.scale=shuffled")
+    # A permutation within the image keeps the distribution of its sigmas and breaks only their tie
+    # to the places, which is what the control has to tell apart.
     return jax.vmap(jax.random.permutation)(key, entropy)

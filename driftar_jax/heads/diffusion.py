@@ -80,6 +80,7 @@ class Schedule:
 
 def _schedule(timestep_map: np.ndarray, betas: np.ndarray) -> Schedule:
     cumprod = np.cumprod(1.0 - betas)
+    # Before the first step nothing is noise: a cumulative product of 1.
     previous = np.append(1.0, cumprod[:-1])
     variance = betas * (1.0 - previous) / (1.0 - cumprod)
     # The variance of index 0 is 0; its log borrows index 1, or beta where there is only one step.
@@ -102,6 +103,8 @@ def training_schedule() -> Schedule:
     """The cosine process of 1000 steps (arXiv 2102.09672); only the last beta is clipped."""
     u = np.arange(TRAIN_STEPS + 1, dtype=np.float64) / TRAIN_STEPS
     bar = np.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
+    # The cosine reaches 0 at the end, where beta would be 1, no signal would be left and its
+    # reciprocal would be infinite.
     betas = np.minimum(1.0 - bar[1:] / bar[:-1], 0.999)
     return _schedule(np.arange(TRAIN_STEPS), betas)
 
@@ -165,6 +168,8 @@ def respaced_schedule(steps: int | str) -> Schedule:
     if not kept:
         raise ValueError(f"steps: got {steps!r}, allowed at least one step")
     bar = training_schedule().alphas_cumprod[kept]
+    # A kept step stands for all that were left out before it: its beta is what takes one cumulative
+    # product to the next, and every other table follows from the betas.
     return _schedule(np.asarray(kept), 1.0 - bar / np.append(1.0, bar[:-1]))
 
 
@@ -182,6 +187,8 @@ def chosen(schedules: Sequence[Schedule], which: jax.Array) -> tuple[Schedule, j
 
     def table(name):
         rows = [getattr(s, name) for s in schedules]
+        # Shorter tables are padded behind their end, which a loop of their own number of steps
+        # never reads.
         stacked = np.stack([np.pad(r, (0, most - len(r))) for r in rows])
         dtype = jnp.int32 if name == "timestep_map" else jnp.float32
         return jnp.asarray(stacked, dtype)[which]
@@ -220,7 +227,9 @@ def predict(
     """
     at = lambda table: _at(table, index, x.ndim)  # noqa: E731
     clean = at(schedule.sqrt_recip_alphas_cumprod) * x
+    # Not clipped to [-1, 1], unlike the image programs this comes from: latents have no such range.
     clean = clean - at(schedule.sqrt_recipm1_alphas_cumprod) * eps
+    # The mean of q(x_{t-1} | x_t, x_0) with the predicted clean token in the place of x_0.
     mean = at(schedule.posterior_mean_coef1) * clean + at(schedule.posterior_mean_coef2) * x
     share = (v + 1.0) / 2.0
     log_variance = share * at(schedule.log_betas)
@@ -270,10 +279,13 @@ def head_loss_terms(
     """The two terms of `head_loss`, same arguments."""
     x0, noise = x0.astype(jnp.float32), noise.astype(jnp.float32)
     x_t = add_noise(schedule, x0, t, noise)
+    # The network counts in steps of the training process, whatever the schedule's own index.
     eps, v = denoise(x_t, jnp.asarray(schedule.timestep_map)[t])
     eps, v = eps.astype(jnp.float32), v.astype(jnp.float32)
     mse = jnp.mean((noise - eps) ** 2, axis=-1)
 
+    # The bound has a gradient for the variance alone (arXiv 2102.09672): through eps its noisy
+    # terms would disturb the squared error.
     model = predict(schedule, t, x_t, jax.lax.stop_gradient(eps), v)
     true_mean = _at(schedule.posterior_mean_coef1, t, x0.ndim) * x0
     true_mean = true_mean + _at(schedule.posterior_mean_coef2, t, x0.ndim) * x_t
@@ -281,6 +293,8 @@ def head_loss_terms(
     difference = true_log_variance - model.log_variance
     kl = jnp.exp(difference) + (true_mean - model.mean) ** 2 * jnp.exp(-model.log_variance)
     kl = 0.5 * (kl - 1.0 - difference)
+    # The true posterior of index 0 is a single point; the likelihood of the clean token takes the
+    # divergence's place.
     first = -_discretised_log_likelihood(x0, model.mean, 0.5 * model.log_variance)
     nats = jnp.where(lift(t[..., None], x0.ndim) == 0, first, kl)
     return Loss(mse, jnp.mean(nats, axis=-1) / math.log(2.0))
@@ -377,8 +391,10 @@ def head_sample(
         if guided:
             eps, eps_uncond = jnp.split(eps, 2)
             eps = eps_uncond + guidance * (eps - eps_uncond)
+            # The variance is the conditional branch's own.
             v = jnp.split(v, 2)[0]
         return reverse_step(schedule, index, x, eps, v, noise(index), temperature)
 
+    # Draw number S, which no step uses: steps ask for their own index, S - 1 down to 0.
     start = noise(jnp.int32(steps)).astype(jnp.float32)
     return jax.lax.fori_loop(0, steps, step, start)

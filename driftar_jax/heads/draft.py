@@ -47,6 +47,7 @@ class DraftHead(nn.Module):
         h = dense(self.width, ("embed", None), self.dtype, name="features_in")(
             last.z.astype(self.dtype)
         )
+        # Two kernels, not one over both: D + C + 1 rows would not divide over a mesh axis.
         h += dense(self.width, (None, "embed"), self.dtype, name="tokens_in")(given)
         h += position[None].astype(self.dtype)
         blocks = [
@@ -55,9 +56,12 @@ class DraftHead(nn.Module):
         ]
         for block in blocks[:-1]:
             h = block(h)
+        # All positions are content here: there are no buffer or text rows in the draft head.
         h, entropy = blocks[-1].with_entropy(h)
         zeros = nn.initializers.zeros_init()
         change = dense(self.features, (None, "embed"), self.dtype, zeros, "features_out")(
             layer_norm(name="norm")(h)
         )
+        # A residual on the last features: neighbouring contexts have encodings that differ by
+        # little.
         return Encoding(z=last.z.astype(jnp.float32) + change.astype(jnp.float32), entropy=entropy)

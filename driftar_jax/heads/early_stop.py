@@ -44,12 +44,15 @@ def of_training(mean: float, square: float) -> EntropyTracker:
     They weigh the last hundred batches or so, so that the mean is the average of what was seen
     lately as well. The count says only that there is something.
     """
+    # Two running means of slightly different batches: their difference may be negative by rounding.
     variance = max(square - mean**2, 0.0)
     return EntropyTracker(*map(np.float32, (mean, variance, 1, mean)))
 
 
 def of_threshold(tau_g: float, *, gamma: float = GAMMA) -> EntropyTracker:
     """A tracker whose `global_threshold` is `tau_g`, as after its first update; 0 never stops."""
+    # Solves tau_g = 0.3 mean - 0.1 std for a standard deviation of 0; the average starts where
+    # tau_c is tau_g as well, so that the fixed threshold rules from the first round on.
     return EntropyTracker(*map(np.float32, (tau_g / _OF_MEAN, 0, 1, tau_g / gamma)))
 
 

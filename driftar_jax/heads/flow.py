@@ -134,6 +134,7 @@ class VelocityNet(nn.Module):
         rows = (len(x), self.num_tokens, self.token_dim)
         if x.shape != rows:
             raise ValueError(f"x: got shape {x.shape}, allowed {('n', *rows[1:])}")
+        # A sampler embeds one time for all its grids; training has a time for each.
         time = jax.tree.map(lambda a: jnp.broadcast_to(a, (len(x), *a.shape[1:])), time)
         h = self.input_proj(x) + self.position.astype(self.dtype)[None]
 
@@ -144,6 +145,8 @@ class VelocityNet(nn.Module):
             arrays = h, keys_and_values, time.modulation
             h = recomputed(self.remat, call, block, *arrays)
         shift, scale = (time.embedding[:, None] + self.final_table[i][None, None] for i in (0, 1))
+        # The last modulation adds the raw time embedding to its table, not the projected one of the
+        # blocks.
         h = self.final_norm(h) * (1 + scale) + shift
         return self.final_linear(h.astype(self.dtype)).astype(jnp.float32)
 
@@ -175,6 +178,8 @@ def flow_loss(
     """
     x, noise = x.astype(jnp.float32), noise.astype(jnp.float32)
     step = jnp.clip(jnp.floor(TRAIN_STEPS * u).astype(jnp.int32), 0, TRAIN_STEPS - 1)
+    # The noise share is that of the rounded step: what the network is told and what it is shown
+    # agree.
     share = (step.astype(jnp.float32) / TRAIN_STEPS)[:, None, None]
     predicted = velocity((1.0 - share) * x + share * noise, step).astype(jnp.float32)
     return jnp.mean((predicted - (noise - x)) ** 2, axis=(1, 2))
@@ -288,6 +293,9 @@ def flow_sample(
             x, velocity(x, index), times_of[index], dt, noise(index), scale_drift, scale_noise
         )
 
+    # The condition's keys and values and all time embeddings are made before the loop; inside it
+    # only what depends on the grid is computed.
     x = jax.lax.fori_loop(0, steps - 1, step, start.astype(jnp.float32))
+    # With dt = -t and no noise the step lands at time 0 in one go; the published sampler ends so.
     v = velocity(x, steps - 1)
     return reverse_step(x, v, LAST_TIME, -LAST_TIME, jnp.zeros_like(x), 1.0, 0.0)

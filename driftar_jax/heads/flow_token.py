@@ -63,6 +63,7 @@ def flow_loss(
     """
     target, noise = target.astype(jnp.float32), noise.astype(jnp.float32)
     t = times(u)
+    # Time runs towards the data here, the other way round than in TransDiff's head (flow.py).
     x_t = t[..., None] * target + (1.0 - t[..., None]) * noise
     error = velocity(x_t, t).astype(jnp.float32) - (target - noise)
     return jnp.mean(error**2, axis=-1)
@@ -79,6 +80,8 @@ def masked_mean(loss: jax.Array, mask: jax.Array, floor: float = 0.0) -> jax.Arr
     """
     weight = mask.astype(jnp.float32)
     total = jnp.sum(weight) + floor
+    # Without a weighted token the sum is 0 as well; the guard makes it 0 / 1 and keeps the gradient
+    # finite.
     return jnp.sum(weight * loss) / jnp.where(total > 0, total, 1.0)
 
 
@@ -110,6 +113,7 @@ def grid(
     if not 0 < last < 1:
         raise ValueError(f"last: got {last}, allowed a number between 0 and 1")
     t = np.linspace(0.0, 1.0 - last, steps, dtype=np.float32)
+    # A monotone map of [0, 1] onto itself: the shift moves the steps between, not 0 and 1.
     t = t / (np.float32(shift) - np.float32(shift - 1.0) * t)
     return t, float(1.0 - t[-1]) if corrected else last
 
@@ -191,6 +195,7 @@ def flow_sample(
         raise ValueError(f"c: got {c.shape[0]} rows, allowed a multiple of {branches} branches")
     variables = {"params": params}
     condition = head.apply(variables, c, method="condition")
+    # A leading axis of branches, against which the one `x` of all branches broadcasts.
     condition = condition.reshape(branches, -1, condition.shape[-1])
     table, last = grid(steps, shift, corrected=corrected)
     table = jnp.asarray(table)
@@ -202,6 +207,8 @@ def flow_sample(
 
     def step(j, x):
         t, dt = table[j], table[j + 1] - table[j]
+        # Velocity plus (1 - t) times the score, where the score of a linear path is (t v - x) / (1
+        # - t): the division cancels, so that t = 1 needs no care.
         drift = (1.0 + t) * velocity(x, t) - x
         return x + drift * dt + jnp.sqrt(2.0 * (1.0 - t) * dt) * noise(j + 1)
 

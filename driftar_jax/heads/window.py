@@ -28,6 +28,7 @@ def around(parts: Any, tokens: jax.Array, step: jax.Array) -> tuple[jax.Array, j
     Returns:
       tokens `[B, K, W, C]`, and which of them there are, bool `[B, K, W]`.
     """
+    # The W tokens that end with token k - 1; before the first token of the image there is nothing.
     index = step[..., None] - size(parts) + jnp.arange(size(parts))[None, None]
     flat = jnp.clip(index, 0, tokens.shape[1] - 1).reshape(step.shape[0], -1, 1)
     seen = jnp.take_along_axis(tokens, flat, axis=1)
@@ -45,6 +46,7 @@ def predict(parts: Any, params: Any, last: Encoding, tokens: jax.Array, known: j
     Returns:
       `Encoding` with `z [R, 1, D]`, `entropy [R, 1]`.
     """
+    # Every place of the window gets the same last encoding; only the last place's answer is read.
     spread = jax.tree.map(lambda a: jnp.repeat(a, known.shape[2], axis=1), last)
     made = parts.draft.apply({"params": params}, spread, tokens[:, 0], known[:, 0])
     return jax.tree.map(lambda a: a[:, -1:], made)

@@ -38,10 +38,14 @@ def in_turn(
 
     def following(carry, k):
         cache, x = carry
+        # All branches read the token that guidance made of them; only their prefixes differ.
         encoding, cache = advance(jnp.tile(x, (branches, 1))[:, None], cache)
         x = make(encoding, k)
+        # Conditional rows come first, and theirs is the entropy that is reported.
         return (cache, x), (x, encoding.entropy[: len(x), -1])
 
+    # Token 0 is made outside the scan: its encoding comes from the prefix, and a scan that began
+    # with it would need a call of another shape.
     encoding, cache = begin()
     x = make(encoding, jnp.int32(0))
     first = x, encoding.entropy[: len(x), -1]
@@ -94,11 +98,14 @@ class CausalWalk:
         self, memory: Cache, tokens: jax.Array, step: jax.Array, contexts: int
     ) -> tuple[Encoding, Cache]:
         """Call the backbone once, on the pending token and drafts; see `Walk.encode`."""
+        # The encoding of token k is that of the slot before it, so context s reads token `step + s
+        # - 1`; -1 stands for the end of the prefix.
         before = self._last(step)[:, None] - 1 + jnp.arange(contexts)[None]
         at = jnp.clip(before, 0, self.num_tokens - 1)[..., None]
         pending = jnp.take_along_axis(tokens, at, axis=1)
         pending, before = (jnp.concatenate([a] * self.branches) for a in (pending, before))
         encoding, cache = self.advance(pending, before < 0, memory)
+        # `[R, S, ...]` of one causal call becomes S encodings of one place each, `[S, R, 1, ...]`.
         return jax.tree.map(lambda a: jnp.moveaxis(a, 1, 0)[:, :, None], encoding), cache
 
     def advance(
@@ -112,6 +119,8 @@ class CausalWalk:
 
     def roll_back(self, memory: Cache, step: jax.Array) -> Cache:
         """See `Walk.roll_back`."""
+        # The last slot of the prefix and the tokens before the pending one stand; the pending token
+        # goes in again with the next call.
         return memory.rolled_back(self.prefix - 1 + self._last(step))
 
     def take(self, tree: Any, step: jax.Array) -> Any:

@@ -68,6 +68,7 @@ class MAR(nn.Module):
                 raise ValueError(f"{field}: got {getattr(self, field)}, allowed at least {least}")
         rows = self.buffer_size + self.num_tokens
 
+        # Every table of the published program starts at a standard deviation of 0.02.
         def table(name, size, axis):
             init = nn.with_logical_partitioning(nn.initializers.normal(0.02), (axis, "embed"))
             return self.param(name, init, (size, self.width))
@@ -144,6 +145,8 @@ class MAR(nn.Module):
           raster order. Rows of unknown tokens, and of padding, hold nothing meaningful.
         """
         self._check(tokens, known, label, keep)
+        # Label -1 would index the last class from behind; it is clamped to a valid row first, and
+        # that row is replaced by the unconditional one.
         class_embedding = jnp.where(
             (label < 0)[:, None], self.fake_latent, self.class_emb[jnp.maximum(label, 0)]
         )
@@ -154,6 +157,8 @@ class MAR(nn.Module):
         image = self.z_proj(jnp.where(known[..., None], tokens, 0))
         positions = self.encoder_pos_embed
         if keep is not None:
+            # Only rows that stand for known tokens are run. Each carries the position embedding of
+            # its place in the grid: attention has no other notion of where a row came from.
             first = _first_known(known, keep)
             image = jnp.take_along_axis(image, first[..., None], axis=1)
             positions = jnp.concatenate(
@@ -163,11 +168,15 @@ class MAR(nn.Module):
                 ],
                 axis=1,
             )
+            # An image with fewer known tokens than `keep` has padding rows at the end; as keys they
+            # are masked, and what they hold themselves is never put on the canvas.
             known = jnp.take_along_axis(known, first, axis=1)
         else:
             positions = positions[None]
         h = jnp.concatenate([buffer.astype(image.dtype), image], axis=1) + positions
         h = self.z_proj_ln(h).astype(self.dtype)
+        # The buffer is always visible: an image without a known token still has keys to attend to,
+        # and no row of the softmax is empty.
         key_mask = jnp.concatenate([jnp.ones(buffer.shape[:2], bool), known], axis=1)
         for block in self.encoder_blocks:
             h = self._through(block, h, key_mask, deterministic)
@@ -196,9 +205,14 @@ class MAR(nn.Module):
         h = self.decoder_embed(rows)
         buffer, image = h[:, : self.buffer_size], h[:, self.buffer_size :]
         if keep is not None:
+            # The k-th known token in raster order is row k of the shortened encoder, the order in
+            # which `_first_known` took them.
             rank = jnp.cumsum(known, axis=1) - 1
+            # Known tokens that found no room get a mask token; reading a clamped row instead would
+            # put a wrong token in their place.
             known = known & (rank < keep)
             if keep:
+                # Unknown places read some row or other, which the `where` below replaces.
                 at = jnp.clip(rank, 0, keep - 1)[..., None]
                 image = jnp.take_along_axis(image, at, axis=1)
             else:
@@ -224,6 +238,8 @@ class MAR(nn.Module):
           What `features` reads in the place of `z`, `[B, F + N, D]`, and `E [B, N]`.
         """
         h, entropy = canvas, None
+        # The last block is left to `features`. A decoder of one block has no block before the last:
+        # that one is run here, and `features` only normalises.
         for i, block in enumerate(self.decoder_blocks[: max(self.decoder_depth - 1, 1)]):
             if i == max(self.decoder_depth - 2, 0):
                 h, entropy = recomputed(
@@ -265,6 +281,8 @@ class MAR(nn.Module):
         x = jnp.take_along_axis(h, rows, axis=1)
         for block in last:
             q, k, v = block.heads(h)
+            # Every row is a key and a value of the last block, but only wanted rows need to ask, to
+            # pass through the MLP and to be normalised.
             q = jnp.take_along_axis(q, rows[..., None], axis=1)
             x, _ = block.attend(x, q, k, v, content_start=None, deterministic=deterministic)
         return self.decoder_norm(x) + embed[0][positions]

@@ -73,6 +73,7 @@ class MARWalk:
 
     def _unknown(self, step: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return the numbers of unknown tokens before and after the groups of `step`."""
+        # T + 1 numbers, N first and 0 last: entry k is what is unknown before step k.
         before = self.num_tokens - np.cumsum((0, *self.counts))
         step = jnp.clip(step, 0, self.num_steps - 1)
         before = jnp.asarray(before, jnp.int32)
@@ -81,6 +82,8 @@ class MARWalk:
     def group(self, step: jax.Array) -> tuple[jax.Array, jax.Array]:
         """See `Walk.group`."""
         before, after = self._unknown(step)
+        # Groups differ in size along the cosine schedule; each is padded to the largest, and the
+        # second result says which slots are real.
         slots = after[:, None] + jnp.arange(self.group_size)[None]
         positions = jnp.take_along_axis(self.order, jnp.minimum(slots, self.num_tokens - 1), axis=1)
         return positions, slots < before[:, None]
@@ -95,17 +98,23 @@ class MARWalk:
 
     def encode(self, memory, tokens, step, contexts: int):
         """Call the backbone once, on `contexts * branches * B` rows; see `Walk.encode`."""
+        # One tensor of tokens serves all contexts: a context simply knows fewer of them, and tokens
+        # outside `known` are zeroed before the encoder.
         known = jnp.concatenate([self.known(step + s) for s in range(contexts)])
         tokens = jnp.concatenate([tokens] * contexts)
         label = jnp.concatenate([self.label] * contexts)
         if self.branches == 2:
             known, tokens = jnp.concatenate([known] * 2), jnp.concatenate([tokens] * 2)
+            # The branch is the slowest axis of the batch, the context the next: `_by_context`
+            # undoes just that.
             label = jnp.concatenate([label, jnp.full_like(label, -1)])
         encoding = self.module.apply({"params": self.params}, tokens, known, label)
         return jax.tree.map(lambda a: self._by_context(a, contexts), encoding), memory
 
     def _by_context(self, rows: jax.Array, contexts: int) -> jax.Array:
         """`[branches * S * B, ...]` -> `[S, branches * B, ...]`."""
+        # The order in which `encode` stacked them, made `[S, branches, B]`: for each context all
+        # conditional rows, then all unconditional ones.
         a = rows.reshape(self.branches, contexts, -1, *rows.shape[1:])
         return jnp.swapaxes(a, 0, 1).reshape(contexts, -1, *rows.shape[1:])
 
@@ -126,6 +135,7 @@ class MARWalk:
         """See `Walk.draft`."""
         known = jnp.concatenate([self.known(step)] * self.branches)
         tokens = jnp.concatenate([tokens] * self.branches)
+        # The draft head sees the whole grid at once: the next group may lie anywhere in it.
         return self.draft_head.apply({"params": self.draft_params}, last, tokens, known)
 
     def scales(self) -> jax.Array:
@@ -256,6 +266,7 @@ def _backbone_alone(model: Model, settings: Any, params, label):
     images = model.images
     batch, num_tokens = label.shape[0], images.num_tokens
     tokens = jnp.zeros((batch, num_tokens, images.token_dim), jnp.float32)
+    # Which tokens are known does not change the cost, how many does: any order will do.
     rank = jnp.broadcast_to(jnp.arange(num_tokens), (batch, num_tokens))
 
     def call(steps, total, step):
@@ -279,6 +290,8 @@ def _head_alone(model: Model, settings: Any, head_of, params, index):
     batch, num_tokens = index.shape[0], images.num_tokens
     rows = 2 * batch if settings.guided else batch
     encoding = Encoding(
+        # As `look` leaves it, buffer rows included: the last decoder block belongs to the head's
+        # part.
         z=jnp.ones((rows, model.host.buffer_size + num_tokens, model.host.width), jnp.float32),
         entropy=jnp.full((rows, num_tokens), 0.5, jnp.float32),
     )

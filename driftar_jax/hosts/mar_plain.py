@@ -34,17 +34,24 @@ def tokens_of(
     shape = (label.shape[0], images.num_tokens, images.token_dim)
     order, tokens = randomness.orders(keys, images.num_tokens), jnp.zeros(shape, jnp.float32)
     if given is not None:
+        # The order is revealed from its end, so tokens that are there already stand last: they
+        # count as revealed before the first step.
         order = randomness.unknown_first(order, given.known)
         tokens = jnp.where(given.known[None, :, None], given.tokens[None], tokens)
+    # The inverse permutation: at which turn each position is revealed. With it "known before the
+    # step" is one comparison per position instead of a scatter.
     rank = jnp.argsort(order, axis=-1)
 
     def ar_step(steps, tokens, step):
+        # The first `now` places of the order are still unknown, all behind them are known.
         known = rank >= step["now"]
         encoding = backbone(model, settings, steps, params, tokens, known, label, step["keep"])
         tokens = reveal(model, settings, steps, params, tokens, encoding, order, keys, step, head)
         return tokens, None
 
     for steps in plans_of(model, settings, given and given.unknown):
+        # A scan, not a Python loop: 64 or 256 copies of the backbone would take minutes to compile.
+        # What differs between steps is either a traced column or a branch of a `switch`.
         tokens, _ = jax.lax.scan(functools.partial(ar_step, steps), tokens, steps.columns())
     return tokens
 
@@ -88,11 +95,14 @@ def backbone(
     # Without a known token the unconditional rows are all alike: one is run, and repeated below.
     others = 0 if not settings.guided else 1 if steps.empty else batch
     if others:
+        # Both branches of guidance go through the backbone as one batch, conditional rows first;
+        # the unconditional ones see the same tokens and label -1.
         tokens, known = (jnp.concatenate([a, a[:others]]) for a in (tokens, known))
         label = jnp.concatenate([label, jnp.full_like(label[:others], -1)])
     variables = {"params": params["host"]}
 
     def place(size):
+        # With room for all tokens nothing needs to be gathered: the encoder masks instead.
         size = None if size == model.images.num_tokens else size
         return model.host.apply(variables, tokens, known, label, keep=size, method="place")
 
@@ -132,11 +142,16 @@ def reveal(
 
     def fill(size):
         # The slots from `next` on are revealed; padding past `now` writes nowhere.
+        # The group's slots of the order are `next..now-1`.
         slots = step["next"] + jnp.arange(size)
+        # Padding slots are clamped to stay inside the order; they cost arithmetic and are dropped
+        # below.
         positions = jnp.take(order, jnp.minimum(slots, num_tokens - 1), axis=1)
         rows = jnp.concatenate([positions] * (encoding.z.shape[0] // batch))
         variables = {"params": params["host"]}
         revealed = Encoding(
+            # The last decoder block runs here, with queries for the group alone: a step reveals a
+            # few tokens of hundreds.
             z=model.host.apply(variables, encoding.z, rows, method="features"),
             entropy=take(encoding.entropy, rows),
         )
@@ -144,6 +159,8 @@ def reveal(
         if head is None:
             new = _by_own_head(model, settings, steps, params, revealed, revealed_keys, step)
         else:
+            # `shown` was made for the whole grid outside the switch: a prior whose entropies are
+            # shuffled over the positions has to shuffle all of them, not those of one group.
             mu, std = head.starts_of(revealed.z, take(shown, rows))
             eps = randomness.normal(revealed_keys, 0, model.images.token_dim)
             new = head.tokens(revealed, mu, std, eps, step["scale"])
@@ -162,11 +179,15 @@ def _by_own_head(model, settings, steps, params, encoding, token_keys, step) -> 
     """Return tokens `[B, M, C]` of the diffusion head; `encoding` holds `[B or 2B, M, ...]`."""
     batch, count = token_keys.shape
     channels = model.images.token_dim
+    # The diffusion head works on tokens without order: images and positions become one axis, and
+    # the conditional rows come first, as the guidance below cuts them.
     z = encoding.z.reshape(-1, encoding.z.shape[-1])
     rows = batch * count
     schedules = [head_schedule(settings, length) for length in steps.lengths]
     schedule, num_steps = schedules[0], None
     if len(schedules) > 1:
+        # Several lengths in one plan (step annealing) share one loop with a traced end over padded
+        # tables: a branch for each length would compile the head as often.
         schedule, num_steps = diffusion.chosen(schedules, step["length"])
     new = diffusion.head_sample(
         model.head,
@@ -184,6 +205,8 @@ def _by_own_head(model, settings, steps, params, encoding, token_keys, step) -> 
 
 def head_schedule(settings: Any, num_steps: int) -> diffusion.Schedule:
     """Return the diffusion head's schedule of `num_steps` steps."""
+    # A single respaced step would be timestep 0, as in the official program, and hardly touch the
+    # initial noise; the trimmed schedule keeps its last timestep instead.
     if settings.spacing == "trimmed" or num_steps == 1:
         return diffusion.trimmed_schedule(num_steps, TRIMMED_LAST)
     return diffusion.respaced_schedule(num_steps)

@@ -47,8 +47,11 @@ class Plan:
         """The plan of AR steps that leave `next [T]` of `now [T]` unknown tokens."""
         counts, known = now - next, num_tokens - now
         many = num_tokens >= MANY_TOKENS
+        # The encoder's cost follows the known tokens, which grow from none to nearly all: a size
+        # for each step would save most and compile longest, so the steps share a few.
         keeps = padded(known, MOST_KEEPS) if many else np.array([num_tokens])
         sizes = padded(counts, MOST_SIZES if many else MOST_SIZES_OF_FEW)
+        # Head steps are not padded: an evaluation more is another distribution, not only lost time.
         lengths = np.unique(head_steps)
         return cls(
             num_tokens=num_tokens,
@@ -56,6 +59,8 @@ class Plan:
             next=next,
             scale=scale,
             keeps=tuple(int(k) for k in keeps),
+            # The smallest padded size that holds the value; each value fits, since `padded` keeps
+            # the largest.
             keep=np.searchsorted(keeps, known),
             sizes=tuple(int(s) for s in sizes),
             size=np.searchsorted(sizes, counts),
@@ -65,9 +70,13 @@ class Plan:
 
     def first_apart(self) -> tuple["Plan", ...]:
         """The first AR step, which knows no token, and the rest, where that pays for a program."""
+        # In the first step of a guided batch all unconditional rows are the same, and one row
+        # stands for all. That saves half a backbone call but compiles a program more, so only large
+        # grids get it.
         alike = self.now[0] < self.num_tokens or len(self.now) == 1
         if alike or self.num_tokens < MANY_TOKENS:
             return (self,)
+        # The padded sizes are chosen anew for each part: each pads less alone.
         steps = self.now, self.next, self.scale, np.take(self.lengths, self.length)
         return tuple(
             Plan.of(self.num_tokens, *(column[part] for column in steps))
@@ -81,6 +90,7 @@ class Plan:
 
     def columns(self) -> dict[str, np.ndarray]:
         """What each step has to know, for a scan over the steps."""
+        # int32, as everything on the device: NumPy's int64 would be cut down with a warning.
         whole = ("now", "next", "keep", "size", "length")
         columns = {name: getattr(self, name).astype(np.int32) for name in whole}
         return columns | {"scale": self.scale.astype(np.float32)}
@@ -105,6 +115,8 @@ def make(
       unknown: tokens to generate, the others are there; None: all.
     """
     unknown = num_tokens if unknown is None else unknown
+    # With tokens given the schedule runs over the unknown ones alone, as if the grid were smaller:
+    # by the whole grid's law the first steps would reveal tokens that are there.
     counts = np.asarray(cosine_counts(unknown, ar_steps))
     after = unknown - np.cumsum(counts)
     scale = guidance_at(guidance, unknown, ar_steps, guidance_schedule)
@@ -116,17 +128,24 @@ def padded(values: np.ndarray, most: int) -> np.ndarray:
     distinct, times = np.unique(values, return_counts=True)
     n = len(distinct)
     # cost[i, j]: padding of the values i..j when all of them take the size of j.
+    # Prefix sums give the padding of any range of values in one subtraction. Each value counts as
+    # often as it occurs: what is minimised is the work of the whole walk.
     total, filled = np.cumsum(np.append(0, times)), np.cumsum(np.append(0, times * distinct))
     i, j = np.meshgrid(np.arange(n), np.arange(n), indexing="ij")
     cost = (total[j + 1] - total[i]) * distinct[j] - (filled[j + 1] - filled[i])
+    # Empty ranges are forbidden by a cost that no sum of real ones reaches; a quarter of the
+    # maximum leaves room to add to it below.
     cost = np.where(i <= j, cost, np.iinfo(np.int64).max // 4)
     # best[j]: least padding of the values 0..j with the sizes used so far; first[..][j]: where the
     # last of these sizes begins to serve.
     best, first = cost[0], [np.zeros(n, int)]
     for _ in range(min(most, n) - 1):
+        # [i, j]: the last size serves i..j, the earlier ones 0..i-1 at their best; i = 0 leaves
+        # nothing to them. The exact dynamic programme: T is at most some hundred values.
         with_one_more = np.append(0, best[:-1])[:, None] + cost
         first.append(with_one_more.argmin(axis=0))
         best = with_one_more.min(axis=0)
+    # Walk back from the largest value: each size serves down to `begin`, where the one before ends.
     ends, end = [], n - 1
     for begin in reversed(first):
         if end < 0:

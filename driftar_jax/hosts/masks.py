@@ -48,6 +48,7 @@ def draw(key: jax.Array, batch: int, num_tokens: int, *, law: str, ratio_min: fl
 
     Source: mar.md section 3; DESIGN section 3.
     """
+    # All keys are split whatever the law, so that both laws see the same orders from the same key.
     key_order, key_rate, key_share = jax.random.split(key, 3)
     order = jax.vmap(lambda k: jax.random.permutation(k, num_tokens))(
         jax.random.split(key_order, batch)
@@ -58,6 +59,8 @@ def draw(key: jax.Array, batch: int, num_tokens: int, *, law: str, ratio_min: fl
     ratio = 1.0 + 0.25 * jax.random.truncated_normal(key_rate, low, 0.0, (rates,))
     num_unknown = jnp.broadcast_to(_count(ratio, num_tokens), (batch,))
     if law == "generation":
+        # With u the progress of sampling, cos(pi/2 u) is the unknown share of the cosine schedule
+        # at that point: each AR step is met equally often.
         share = jnp.cos(0.5 * jnp.pi * jax.random.uniform(key_share, (batch,)))
         first_half = jnp.arange(batch) < batch // 2
         num_unknown = jnp.where(first_half, num_unknown, _count(share, num_tokens))
@@ -65,6 +68,7 @@ def draw(key: jax.Array, batch: int, num_tokens: int, *, law: str, ratio_min: fl
 
 
 def _count(share: jax.Array, num_tokens: int) -> jax.Array:
+    # At least one unknown token, or an image would have nothing to learn from.
     return jnp.clip(jnp.ceil(share * num_tokens), 1, num_tokens).astype(jnp.int32)
 
 
@@ -76,6 +80,8 @@ def advance(masks: Masks, ar_steps: int) -> Masks:
     """
     num_tokens = masks.order.shape[1]
     share = masks.num_unknown / num_tokens
+    # Invert the cosine schedule to find where this context stands in it, go on by one step, and
+    # read the schedule there.
     progress = jnp.arccos(jnp.clip(share, 0.0, 1.0)) / (0.5 * jnp.pi) + 1.0 / ar_steps
     later = jnp.floor(num_tokens * jnp.cos(0.5 * jnp.pi * jnp.minimum(progress, 1.0)))
     later = jnp.clip(later.astype(jnp.int32), 1, jnp.maximum(masks.num_unknown - 1, 1))
@@ -95,6 +101,7 @@ def some_unknown(masks: Masks, count: int) -> tuple[jax.Array, jax.Array]:
       chosen positions are unbiased for sums over all unknown ones.
     """
     chosen = jnp.minimum(masks.num_unknown, count)
+    # The first entries of a random order are a random sample of the unknown ones.
     weight = masks.num_unknown / chosen
     real = jnp.arange(count)[None] < masks.num_unknown[:, None]
     return masks.order[:, :count], jnp.where(real, weight[:, None], 0.0)

@@ -48,6 +48,7 @@ def generation_positions(width: int) -> np.ndarray:
       says the column, the second the row, each all sines and then all cosines.
     """
     row, column = np.divmod(np.arange(_POSITION_SIDE**2), _POSITION_SIDE)
+    # float64 until the end: float32 angles would cost the table its last digits.
     omega = 10000.0 ** (-np.arange(width // 4) / (width / 4))
 
     def half(position):
@@ -93,6 +94,7 @@ class NextStep(nn.Module):
             raise ValueError(
                 f"placeholder: got {self.placeholder}, allowed 0..{self.vocab_size - 1}"
             )
+        # One initial scale for embedding, projectors and the layers of the stack.
         small = nn.initializers.normal(0.02)
         table = nn.with_logical_partitioning(small, (None, "table"))
         self.embed_tokens = self.param("embed_tokens", table, (self.vocab_size, self.width))
@@ -148,6 +150,7 @@ class NextStep(nn.Module):
     ) -> tuple[Encoding, jax.Array, jax.Array]:
         """`__call__`, head conditions `[B, T, D]` and `logits`: every parameter is used."""
         encoding = self(ids, tokens, padding=padding)
+        # Used by `init`: parameters exist only of modules that a call went through.
         index = jnp.zeros((1, 1), jnp.int32)
         return encoding, self.condition(encoding.z, index), self.logits(encoding.z)
 
@@ -272,6 +275,7 @@ def normalise(tokens: jax.Array) -> jax.Array:
 
     Clean tokens lie on that sphere; projecting a sampled one keeps high guidance stable.
     """
+    # In bfloat16 rounding would move even tokens that lie on the sphere already.
     x = tokens.astype(jnp.float32)
     x = x - jnp.mean(x, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6)
@@ -340,12 +344,16 @@ def training_losses(
     run = lambda *args, method=None, **kwargs: host.apply(  # noqa: E731
         {"params": params["host"]}, *args, method=method, **kwargs
     )
+    # One call for text and image losses alike: each position predicts what follows it.
     encoding = run(ids, tokens, padding=padding)
 
     held = ids == host.placeholder
+    # The slots of the placeholders, in order, come first; a stable sort keeps them so.
     order = jnp.argsort(~held, axis=1, stable=True)
     order = jnp.take_along_axis(order, chosen, axis=1)
     there = jnp.take_along_axis(held, order, axis=1)
+    # The hidden state that predicts a token stands in the slot before it. A placeholder in slot 0
+    # has none and is clamped; a sequence begins with text.
     z = jnp.take_along_axis(encoding.z, jnp.maximum(order - 1, 0)[..., None], axis=1)
     c = run(z, chosen, method="condition") if project else z
     weight = there.astype(jnp.float32)
@@ -354,6 +362,8 @@ def training_losses(
 
     target = jnp.take_along_axis(tokens, chosen[..., None], axis=1)[None]
     u = u.reshape(copies, batch, count)
+    # Copies are the leading axis and images the second, so that a device keeps all copies of its
+    # own images and the condition is broadcast instead of repeated.
     u, noise = (of_batch(a, 1) for a in (u, noise.reshape(*u.shape, channels)))
     look = lambda x, t: head.apply({"params": params["head"]}, x, t, c[None])  # noqa: E731
     rows = flow_token.flow_loss(look, target, noise, u)
@@ -364,6 +374,8 @@ def training_losses(
     if padding is not None:
         counts &= jnp.arange(ids.shape[1] - 1)[None] >= padding[:, None]
     logits = run(encoding.z[:, :-1], method="logits")
+    # Cross entropy as logsumexp minus one logit: log-softmax would hold another `[B, T,
+    # vocabulary]`.
     said = jnp.take_along_axis(logits, following[..., None], axis=-1)[..., 0]
     nats = jax.nn.logsumexp(logits, axis=-1) - said
     text = flow_token.masked_mean(nats, counts)

@@ -28,6 +28,8 @@ from driftar_jax.types import Encoding, Given, Prompt
 def _branches(model: Model, settings: Any, condition: Any):
     """Return `ids [m * B, P]`, `padding [m * B]` and sources, branch after branch."""
     if isinstance(condition, Prompt):
+        # A prompt has its branches beside each other, `[B, m, 1 + P]`; the model wants branch after
+        # branch.
         rows = jnp.moveaxis(condition.rows, 1, 0)
         rows = rows.reshape(-1, rows.shape[-1])
         sources = condition.sources
@@ -38,6 +40,7 @@ def _branches(model: Model, settings: Any, condition: Any):
     rows = condition
     if settings.guided:
         nothing = jnp.asarray(captions.nothing(model.images.text))
+        # The unconditional branch reads an empty caption, as it was trained with dropped ones.
         rows = jnp.concatenate([rows, jnp.broadcast_to(nothing, rows.shape)])
     return rows[:, 1:], rows[:, 0], None
 
@@ -61,6 +64,7 @@ def encodings(model: Model, params: Mapping[str, Any], ids, padding, tokens) -> 
         tokens[:, :-1],
         padding=padding,
     )
+    # From the begin-of-image mark on: its hidden state is the encoding of token 0.
     return jax.tree.map(lambda a: a[:, ids.shape[1] - 1 :], encoding)
 
 
@@ -93,8 +97,11 @@ def tokens_of(
         scale = jnp.asarray(guidance_at(settings.guidance, images.num_tokens, schedule))
 
         def make(encoding, k):
+            # The prior and the decoder were trained on projected features.
             encoding = projected(host, params["host"], encoding)
             mu, std = head.starts(encoding, randomness.prior_keys(keys))
+            # The first draw of the token's own key: the same noise that speculation and lookahead
+            # give it.
             eps = randomness.normal(token_keys[:, k], 0, images.token_dim)
             return head.tokens(encoding, mu, std, eps[:, None], scale[k])[:, 0]
 
@@ -129,6 +136,7 @@ def decode(
     apply = functools.partial(host.apply, {"params": params})
 
     def begin():
+        # Room for all tokens although the last is never put in: nobody reads an encoding after it.
         cache = host.empty_cache(ids.shape[1] + num_tokens, padding, ids.shape[1])
         return apply(ids, cache, sources, method="prefill")
 
@@ -162,6 +170,7 @@ def own_tokens(
 
     def make(z, token, noise):
         token = jnp.asarray(token)
+        # With one number per image, as in lookahead, every branch of an image needs its own copy.
         index = jnp.tile(token, branches) if token.ndim else token
         # One scale for all images, or one for each.
         text, image = (scale[token].reshape(-1, 1) for scale in scales)
@@ -229,6 +238,7 @@ class NextStepWalk(causal_walk.CausalWalk):
 
     def memory(self) -> Cache:
         """Read the prompt without its last mark: one call, of the prompt's length."""
+        # A call near the end overshoots the last token by up to `contexts` slots.
         slots = self.prefix + self.num_tokens + self.contexts
         cache = self.module.empty_cache(slots, self.padding, self.prefix)
         _, cache = self._apply(self.ids[:, :-1], cache, self.sources, method="prefill")
@@ -237,6 +247,8 @@ class NextStepWalk(causal_walk.CausalWalk):
     def advance(self, pending, before_first, memory):
         """See `CausalWalk.advance`."""
         image = self._apply(pending, method="embed_image")
+        # Before token 0 the pending input is the begin-of-image mark, which `memory` therefore left
+        # out: so the first call has the shape of all others.
         mark = self._apply(self.ids[:, -1:], method="embed")
         x = jnp.where(before_first[..., None], mark, image)
         return self._apply(x, memory, method="advance_inputs")

@@ -87,6 +87,7 @@ def head_steps(first: int, last: int, ar_steps: int, schedule: str) -> tuple[int
 
     Source: the idea and the names are DiSA's (arXiv 2505.20297); the formulas are ours.
     """
+    # 0 at the first AR step and 1 at the last; a single step counts as the first.
     progress = np.arange(ar_steps) / max(ar_steps - 1, 1)
     if schedule == "constant":
         share = np.zeros(ar_steps)
@@ -108,6 +109,8 @@ def _unknown(num_tokens: int, ar_steps: int) -> list[tuple[int, int]]:
     steps, before = [], num_tokens
     for k in range(ar_steps):
         after = math.floor(num_tokens * math.cos(math.pi / 2.0 * (k + 1) / ar_steps))
+        # Each step reveals at least one token and leaves one for the steps to come: where the
+        # cosine is flat and T near N, its rounded counts would repeat.
         after = max(1, min(before - 1, after)) if k + 1 < ar_steps else 0
         steps.append((before, after))
         before = after

@@ -174,6 +174,8 @@ class TransDiff(nn.Module):
             h.append(self._embed(references, label.shape[0], self.groups - 1))
         h = self._place(jnp.concatenate(h, axis=1), self.encoder_pos_embed[None])
         size = h.shape[1]
+        # Fewer references than steps need the top left corner of the mask only: earlier groups
+        # never look at later ones, so their rows are those of the full call.
         mask = None if self.groups == 1 else self.allowed[:size, :size]
         last_but_one = mask
         if penultimate_mask is not None:
@@ -184,6 +186,8 @@ class TransDiff(nn.Module):
             last_but_one = penultimate_mask if mask is None else penultimate_mask & mask
         entropy = None
         for i, block in enumerate(self.encoder_blocks):
+            # The entropy is read off the last block but one (Eq. 4); all others may use a fused
+            # attention that never holds its weights.
             if i == self.depth - 2:
                 h, entropy = recomputed(
                     self.remat,
@@ -259,12 +263,17 @@ class TransDiff(nn.Module):
             )
         h = self._embed(references, cache.length.shape[0], self.groups)
         first = self._first_group(h.shape[0])
+        # Rows of a batch may stand at different groups. Group 0 has no image before it and takes
+        # the mask tokens, whatever reference was handed over in its place.
         none_yet = (cache.length == 0)[:, None, None]
         rows = self.group_rows
         h = h.at[:, :rows].set(jnp.where(none_yet, first.astype(h.dtype), h[:, :rows]))
+        # Places are per row of the batch, since each has a length of its own.
         at = self.buffer_size + cache.length[:, None] * self.group_rows
         at = at + jnp.arange(h.shape[1])[None]
         encoding, cache = self._cached(h, at, cache)
+        # A call near the end overshoots: its surplus groups were dropped from the cache and must
+        # not count.
         length = jnp.minimum(cache.length + references.shape[1], self.groups)
         return encoding, cache.replace(length=length)
 
@@ -279,6 +288,8 @@ class TransDiff(nn.Module):
     def _cached(self, h, at, cache):
         """Rows `h [B, Q, D]` at places `at [B, Q]`; places beyond the last row are dropped."""
         last = self.buffer_size + self.num_rows - 1
+        # Places beyond the last are clamped for reading; their keys are dropped below, so that
+        # nothing that counts ever sees them.
         h = self._place(h, self.encoder_pos_embed[jnp.minimum(at, last)])
         # Keys behind the rows of this call are of later groups, stale or empty: masked as such.
         mask = self.allowed[jnp.minimum(at, last)]
@@ -288,11 +299,15 @@ class TransDiff(nn.Module):
             q, k, v = block.heads(h)
             k = cache.keys[i].at[batch, at].set(k, mode="drop")
             v = cache.values[i].at[batch, at].set(v, mode="drop")
+            # Asking for an entropy makes the attention hold its weights, so only that one block is
+            # asked.
             start = self.buffer_size if i == self.depth - 2 else None
             h, rows = block.attend(h, q, k, v, mask, content_start=start)
             entropy = entropy if rows is None else rows
             keys.append(k)
             values.append(v)
+        # Buffer rows have no place in this table; they are clamped to its first entry and cut off
+        # later.
         content = jnp.clip(at, self.buffer_size, last) - self.buffer_size
         z = self.encoder_norm(h) + self.diffusion_pos_embed[content]
         return Encoding(z, entropy), Cache(tuple(keys), tuple(values), cache.length)
@@ -306,6 +321,8 @@ class TransDiff(nn.Module):
         """
         if self.groups == 1:
             return jnp.zeros(self.buffer_size + self.num_rows, jnp.int32)
+        # The buffer is a group of its own, before all others: it sees itself alone, so that its
+        # keys do not depend on what follows and can be cached first.
         content = 1 + jnp.arange(self.num_rows, dtype=jnp.int32) // self.group_rows
         return jnp.concatenate([jnp.zeros(self.buffer_size, jnp.int32), content])
 
@@ -318,6 +335,8 @@ class TransDiff(nn.Module):
 
     def _first_group(self, batch: int) -> jax.Array:
         """Mask tokens, `[B, group_rows, D]`."""
+        # A first call without references would leave the projection without parameters, and a
+        # checkpoint that has them would not fit.
         if self.is_initializing():
             self.z_proj(jnp.zeros((1, self.reference_dim)))
         return jnp.broadcast_to(self.mask_token[None], (batch, self.group_rows, self.width))

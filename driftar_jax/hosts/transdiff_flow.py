@@ -32,6 +32,8 @@ def reference_rows(grids: jax.Array, shape: tuple[int, int], rows: int) -> jax.A
       ValueError: no patch size makes that many rows.
     """
     *leading, tokens, channels = grids.shape
+    # `max` lets zero rows reach the check below, which names the field, instead of a division by
+    # zero.
     patch = math.isqrt(tokens // max(rows, 1))
     if shape[0] * shape[1] != tokens or rows * patch**2 != tokens:
         raise ValueError(f"rows: got {rows}, allowed {tokens} over a square, grid {shape}")
@@ -83,6 +85,8 @@ def flow_terms(
             f"[{host.groups}, copies * {batch}, {net.num_tokens}, {net.token_dim}]"
         )
     train = dropout_key is not None
+    # One key for the backbone and one for each group's head: with a shared one the dropout masks of
+    # all groups would be the same.
     keys = jax.random.split(dropout_key, 1 + host.groups) if train else [None] * (1 + host.groups)
 
     def apply(module, name, key, *args, **kwargs):
@@ -91,8 +95,11 @@ def flow_terms(
 
     references = None
     if host.groups > 1:
+        # The last image is nobody's reference.
         references = reference_rows(grids[:, :-1], shape, host.group_rows)
     encoding = apply(host, "host", keys[0], label, references, deterministic=not train)
+    # Projected once for all groups: row r of the condition depends on row r of `z` alone, and group
+    # g then reads the first `rows` of them.
     condition = apply(net, "head", None, encoding.z, method="condition")
     losses = []
     for g in range(host.groups):
@@ -100,6 +107,8 @@ def flow_terms(
         # Copies of an image side by side: in this order devices keep the images that they have.
         seen = jax.tree.map(lambda a, r=rows: jnp.repeat(a[:, :r], copies, axis=0), condition)
 
+        # Defaults bind the loop's values now; a plain closure would see the last group's in every
+        # call.
         def velocity(x, t, seen=seen, key=keys[g + 1]):
             time = apply(net, "head", None, t, method="embed_time")
             return apply(
@@ -161,10 +170,12 @@ def generate(
     guided = [scale != 1.0 for scale in guidance]
     batch, twice = len(label), 2 if any(guided) else 1
     variables = {"params": params["host"]}
+    # Rows of both branches in one call, conditional ones first, throughout all groups.
     labels = jnp.concatenate([label, jnp.full_like(label, -1)]) if any(guided) else label
     if host.groups > 1:
         encoding, cache = host.apply(variables, labels, method="begin")
     elif table is not None:
+        # Label -1 takes the table's last row, which is the unconditional one.
         encoding = jax.tree.map(lambda rows: rows[labels], table)
     else:
         encoding = host.apply(variables, labels)
@@ -172,8 +183,12 @@ def generate(
     for g in range(host.groups):
         if g > 0:
             rows = reference_rows(grids[-1], shape, host.group_rows)
+            # Both branches look back at the same image: what is guided away from is the class
+            # alone.
             rows = jnp.tile(rows, (twice, 1, 1))[:, None]
             encoding, cache = host.apply(variables, rows, cache, method="extend")
+            # The head cross-attends to all groups so far, not to the newest alone; the sequence
+            # grows by a group each time, and each length compiles a sampler of its own.
             z = jnp.concatenate([z, encoding.z], axis=1)
         grids.append(
             flow.flow_sample(

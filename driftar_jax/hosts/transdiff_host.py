@@ -35,6 +35,8 @@ def by_own_head(
     A group `table` of the parameters (of `class_table`) spares the 1-step form its backbone call.
     """
     token_keys = randomness.token_keys(keys, model.images.num_tokens)
+    # Numbers of noise draws: 0 is the start, which all images in a row share, then `most` numbers
+    # for each group so that no two steps ever use the same.
     most = max(settings.head_steps)
 
     def noise(draw):
@@ -71,6 +73,7 @@ def by_one_step_head(
         encoding = jax.tree.map(lambda a: a[rows], params["table"])
     else:
         encoding = model.host.apply({"params": params["host"]}, rows)
+    # The whole grid is one AR step: prior, start and decoder see all of it at once.
     mu, std = head.starts(encoding, randomness.prior_keys(keys))
     noise_keys = randomness.token_keys(keys, model.images.num_tokens)
     eps = randomness.normal(noise_keys, 0, model.images.token_dim)
@@ -91,6 +94,8 @@ class TransDiffFamily:
         return TransDiff(
             num_rows=groups * images.num_tokens // square,
             groups=groups,
+            # The 1-step form keeps the released projection of single tokens, though nothing reads
+            # it.
             reference_dim=images.token_dim * (square if groups > 1 else 1),
             num_classes=images.num_classes,
             width=config.host.width,
@@ -153,6 +158,8 @@ class TransDiffFamily:
         What the 1-step form encodes is its class alone: 1,000 images of 10 classes need 11 rows.
         """
         classes = model.images.num_classes + 1
+        # MRAR encodes images as well as classes, so that a table of classes does not save its
+        # calls.
         if model.host.groups > 1 or rows <= classes:
             return params, None
         return {**params, "table": _table(model.host, params["host"])}, classes

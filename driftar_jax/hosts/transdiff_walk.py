@@ -84,6 +84,8 @@ class TransDiffWalk:
     ) -> tuple[Encoding, Cache]:
         """One call on `contexts` groups per row, each with the image before it."""
         images = tokens.reshape(tokens.shape[0], self.num_steps, self.group_size, -1)
+        # Context s of a row is the group `step + s`, whose input is the image before it. For step 0
+        # there is none; place 0 is read instead, and `extend` puts mask tokens there.
         before = step[:, None] - 1 + jnp.arange(contexts)[None]
         at = jnp.clip(before, 0, self.num_steps - 1)[..., None, None]
         images = jnp.take_along_axis(images, at, axis=1)
@@ -99,6 +101,8 @@ class TransDiffWalk:
         return jnp.moveaxis(a, 1, 0)
 
     def roll_back(self, memory: Cache, step: jax.Array) -> Cache:
+        # Unlike a causal host's, this cache holds group g only once g was encoded from image g - 1:
+        # for the context of `step` exactly `step` groups stand.
         length = jnp.clip(step, 0, self.num_steps).astype(jnp.int32)
         return memory.replace(length=jnp.concatenate([length] * self.branches))
 

@@ -127,13 +127,19 @@ class Lookahead:
     def round(self, state: State) -> State:
         """One backbone call, and what it settles."""
         walk, size = self.walk, self.size
+        # `[W, B]`: row w is the group w places behind the first that is not settled.
         steps = state.step[None] + jnp.arange(size)[:, None]
         encodings, memory = walk.encode(state.memory, state.tokens, state.step, size)
+        # Each group is made again with its own noise: were the noise drawn anew, a guess would move
+        # for ever.
         x, weight = jax.vmap(self.make)(encodings, steps)
         entropy = jax.vmap(lambda e, s: walk.take(e.entropy, s))(encodings, steps)[:, : self.batch]
         positions, real = jax.vmap(walk.group)(steps)
+        # The window reaches past the end of an image near its last groups. `group` repeats the last
+        # one there, and writing it again from the wrong context would spoil it.
         real &= (steps < walk.num_steps)[..., None]
 
+        # Read before the new tokens are written: the verdict is about the movement in this round.
         before = jax.vmap(lambda t, p: t[p], (0, 1), 1)(state.tokens, positions)
         put = lambda old, new: _write(old, new, positions, real)  # noqa: E731
         state = state.replace(
@@ -142,13 +148,21 @@ class Lookahead:
             entropy=put(state.entropy, entropy),
         )
         near = _rms(x - before) <= self._bounds(state, weight)
+        # A group without real tokens (behind the end) stands, so that it never ends an accepted
+        # run.
         stands = (near | ~real).all(axis=-1)
         # A guess is judged where all before it stand, and where another group stands on it.
         judged = jnp.concatenate([jnp.ones_like(stands[:1]), stands[:-1]]).cumprod(axis=0)
+        # The last guess of the window has no group behind it in this call, so its verdict settles
+        # nothing.
         judged = judged.astype(bool)[: size - 1] & (steps[1:] < walk.num_steps)
+        # Group 0 is settled for certain, its context being settled. Group j + 1 is settled too
+        # where the guesses 0..j, on which it was made, did not move.
         accepted = (judged & stands[: size - 1]).sum(axis=0, dtype=jnp.int32)
         live = state.step < walk.num_steps
         step = jnp.where(live, state.step + 1 + accepted, state.step)
+        # Verdicts behind the first failure were never used and would bias the acceptance per
+        # entropy bin.
         heard = judged[..., None] & real[:-1]
         return state.replace(
             step=step,
@@ -158,16 +172,24 @@ class Lookahead:
 
     def _bounds(self, state: State, weight: jax.Array) -> jax.Array:
         """How far each guess of the window may move, root mean square; `weight [W, B, K]`."""
+        # Tokens that no round has made yet hold zeros; they would pull the spread and the mean
+        # weight down.
         seen = state.weight >= 0
         count = seen.sum(axis=1)
         mean = lambda a: jnp.where(seen, a, 0).sum(axis=1) / count  # noqa: E731
         square = mean(jnp.square(state.tokens).mean(axis=-1))
+        # A given spread is a number known before tracing; the fallback is of each image so that a
+        # result does not depend on what else is in the batch.
         spread = self.window.spread or jnp.sqrt(self._variance(state.tokens, seen, count))
+        # Divided by the mean so that all kinds of bound move the same on average and `delta` can be
+        # compared between them. The guard is for an image whose entropies are all 0.
         scale = self.window.delta * spread / jnp.maximum(mean(state.weight), 1e-6)
+        # The floor keeps `delta = 0` from waiting for rounding errors that never vanish.
         return jnp.maximum(scale[None, :, None] * weight, SAME * jnp.sqrt(square)[None, :, None])
 
     def _variance(self, tokens, seen, count) -> jax.Array:
         """`[B]`, of the seen tokens of each image about their mean in each channel."""
+        # Two passes, mean first: the one-pass form E[x^2] - E[x]^2 cancels in float32.
         tokens = jnp.where(seen[..., None], tokens, 0)
         mean = tokens.sum(axis=1) / count[:, None]
         about = jnp.where(seen[..., None], tokens - mean[:, None], 0)
@@ -202,6 +224,8 @@ def one_step(
     batch = keys.shape[0]
 
     def make(encoding, step):
+        # All places first, the group after, as in the speculative engine: the prior may look at the
+        # whole.
         mu, std = head.starts(encoding, prior_keys)
         encoding, mu, std = walk.take((encoding, mu, std), step)
         eps = token_noise(walk, keys, step, 0)
@@ -230,6 +254,8 @@ def _rms(difference: jax.Array) -> jax.Array:
 
 def _write(old: jax.Array, new: jax.Array, positions: jax.Array, real: jax.Array) -> jax.Array:
     """`old [B, N, ...]` with `new [W, B, K, ...]` put at the `positions` that are `real`."""
+    # Place N is one past the end and dropped; the window's groups never overlap, so that the order
+    # of the writes does not matter.
     target = jnp.where(real, positions, old.shape[1])
     put = lambda row, at, value: row.at[at].set(value, mode="drop")  # noqa: E731
     return jax.vmap(put, (0, 1, 1))(old, target, new)

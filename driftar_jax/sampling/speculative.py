@@ -19,6 +19,8 @@ from driftar_jax.hosts.base import Head, Walk
 from driftar_jax.sampling import verify
 from driftar_jax.types import Encoding, Speculation
 
+# Bins of the entropy, over [0, 1], in which verdicts are counted: the report asks whether drafts of
+# low entropy are accepted more often.
 BINS = 20
 
 
@@ -155,6 +157,9 @@ class Engine:
         walk, batch = self.walk, self.keys.shape[0]
         tokens = jnp.zeros((batch, walk.num_tokens, walk.token_dim), jnp.float32)
         step, memory = jnp.zeros(batch, jnp.int32), walk.memory()
+        # The carry of the while loop needs its final shapes and types at once, but there is no
+        # encoding before the first call. Only the host knows how large one is; `eval_shape` asks it
+        # at no cost.
         shapes, _ = jax.eval_shape(lambda: walk.encode(memory, tokens, step, 1))
         return State(
             step=step,
@@ -175,6 +180,9 @@ class Engine:
             )
         else:
             tracker = self.tracker
+        # A restored tracker holds Python or NumPy numbers; a carry must be strongly typed float32.
+        # The average is spread over the images so that an image stops drafting alike in every
+        # batch.
         tracker = jax.tree.map(jnp.float32, tracker)
         return tracker.replace(ema=jnp.full(self.keys.shape[0], tracker.ema))
 
@@ -182,6 +190,8 @@ class Engine:
 
     def _rows(self, encoding: Encoding, step: jax.Array) -> _Rows:
         """The group of `step` in an encoding `[R, ...]`, with its prior."""
+        # Starts are made for all places before the group is taken: a control of the prior shuffles
+        # entropies over the whole grid, which a group alone could not reproduce.
         mu, std = self.head.starts(self.walk.read(encoding), self.prior_keys)
         return _Rows(*self.walk.take((encoding, mu, std), step))
 
@@ -194,6 +204,8 @@ class Engine:
         return randomness.normal(self._token_keys(step), 0, self.walk.token_dim)
 
     def _scale(self, step: jax.Array) -> jax.Array:
+        # Images that are done stand at step T and still run along in the batch: they read the last
+        # scale, and nobody reads their tokens.
         return jnp.asarray(self.walk.scales())[jnp.minimum(step, self.walk.num_steps - 1)]
 
     def _made(self, rows: _Rows, eps: jax.Array, step: jax.Array) -> jax.Array:
@@ -203,6 +215,9 @@ class Engine:
     def _write(self, tokens, x, step, where) -> jax.Array:
         """`tokens` with the group `x [B, K, C]` of `step` put in, for the images `where [B]`."""
         positions, real = self.walk.group(step)
+        # Padding and finished images aim at place N, one past the end, which `mode="drop"`
+        # discards: a scatter has no mask of its own, and any place inside the image would be
+        # overwritten.
         target = jnp.where(real & where[:, None], positions, self.walk.num_tokens)
         return jax.vmap(lambda t, p, v: t.at[p].set(v, mode="drop"))(tokens, target, x)
 
@@ -213,6 +228,9 @@ class Engine:
     def _prior(self, rows: _Rows) -> verify.Normal:
         """Distribution of the conditional rows' start."""
         batch = self.keys.shape[0]
+        # Verdicts are about the conditional row's start; the unconditional row follows with the
+        # same noise. The temperature belongs in: it is part of the law that the start was really
+        # drawn from.
         return verify.Normal(rows.mu[:batch], self.head.temperature * rows.std[:batch])
 
     # --- a round -------------------------------------------------------------------------------
@@ -225,23 +243,37 @@ class Engine:
         """Third piece: what stands, and the target's own group after it."""
         walk, gamma = self.walk, self.rule.gamma
         drafts, encodings = drafted.drafts, called.encodings
+        # `[gamma + 1, B]`: context s is the one behind the first s drafts, hence it encodes group
+        # `step + s`. The last of them serves the group after a round in which every draft stood.
         steps = state.step[None] + jnp.arange(gamma + 1)[:, None]
         rows = jax.vmap(self._rows)(encodings, steps)
         judged = self._judged(drafts, rows, steps)
+        # Padding of a group that is smaller than K has no verdict and must not fail the group; a
+        # draft that was never made must, or it would count as accepted.
         ok = (judged.accepted | ~judged.real).all(axis=-1) & judged.there
+        # The product is 1 up to the first failure and 0 from there on: its sum is the length of the
+        # accepted run. A later draft that passed does not count, for its context fell.
         accepted = jnp.cumprod(ok.astype(jnp.int32), axis=0).sum(axis=0)
         step = state.step + accepted
+        # The target's encoding of the first group that does not stand is valid: its context holds
+        # accepted drafts only. So the same call also yields this group, whatever was rejected.
         own = _chosen(rows, accepted, walk.branches)
         last = _chosen(encodings, accepted, walk.branches)
         eps = self._own_noise(drafts, own, accepted, step)
         x = self._made(own, eps, step)
+        # An image that is done keeps its tokens and counts while slower rows of its batch go on.
         live = state.step < walk.num_steps
         mean_entropy = self._entropy(last).mean(axis=-1)
         return State(
             step=jnp.where(live, step + 1, state.step),
             tokens=self._write(drafted.tokens, x, step, live),
             last=last,
+            # The call wrote keys of rejected drafts as well; everything behind the own group goes.
+            # The own group stays pending: keys in its place, if any, are those of the rejected
+            # draft.
             memory=walk.roll_back(called.memory, step + 1),
+            # Followed for finished images as well, where the value is never read: a mask would only
+            # cost.
             tracker=state.tracker.replace(ema=early_stop.follow(state.tracker.ema, mean_entropy)),
             found=self._counted(drafted, live, accepted, called.contexts, judged),
         )
@@ -251,6 +283,8 @@ class Engine:
         walk, gamma = self.walk, self.rule.gamma
         if not gamma:
             return Drafted(state.tokens, None, jnp.zeros_like(state.step), state.found)
+        # All drafts are kept for the verdict in buffers of static length gamma, whatever number a
+        # round makes; the shape of one draft tells their sizes.
         rows, x = jax.eval_shape(lambda: self._draft(state.last, state.tokens, state.step)[1:])
         empty = lambda s: jnp.zeros((gamma, *s.shape), s.dtype)  # noqa: E731
         drafts = _Drafts(
@@ -267,6 +301,8 @@ class Engine:
             turn, may, last, tokens, drafts, found = carry
             step = state.step + turn
             encoding, rows, x = self._draft(last, tokens, step)
+            # The stop is asked after the draft encoding is made and before its tokens count, so a
+            # draft call that ends drafting was paid for: `draft_calls` adds `may` and not `take`.
             ends = early_stop.stop(self._entropy(encoding), state.tracker, gamma=self.rule.share)
             take = may & ~ends
             put = lambda all_, one: all_.at[turn].set(one)  # noqa: E731
@@ -280,6 +316,8 @@ class Engine:
                 batch_draft_calls=found.batch_draft_calls + 1,
             )
             tokens = self._write(tokens, x, step, take)
+            # An image that stopped never drafts again in this round: a gap between drafts would
+            # leave the later ones without a context.
             return turn + 1, take & (step + 1 < walk.num_steps - 1), encoding, tokens, drafts, found
 
         start = jnp.int32(0), may, state.last, state.tokens, drafts, state.found
@@ -287,6 +325,9 @@ class Engine:
         return Drafted(tokens, drafts, drafts.count, found)
 
     def _draft(self, last, tokens, step):
+        # Drafted tokens take the noise that the target's own would take, so that where the draft's
+        # encoding is right its token is the plain sampler's, and `coupled` has something to
+        # compare.
         encoding = self.walk.draft(last, tokens, step)
         rows = self._rows(encoding, step)
         return encoding, rows, self._made(rows, self._noise(step), step)
@@ -300,11 +341,15 @@ class Engine:
 
         def call(contexts):
             made, memory = self.walk.encode(state.memory, drafted.tokens, state.step, contexts)
+            # Both branches of the `cond` must return the same shapes. The zeros stand where no
+            # draft was made, and `there` keeps them out of every verdict.
             lengthen = lambda a: jnp.pad(a, [(0, most - contexts)] + [(0, 0)] * (a.ndim - 1))  # noqa: E731
             return jax.tree.map(lengthen, made), memory
 
         if most == 1:
             return Called(*call(1), jnp.int32(1))
+        # One decision for the whole batch: shapes are static, so an image without drafts cannot
+        # have a shorter call of its own.
         several = drafted.count.max() > 0
         made, memory = jax.lax.cond(several, lambda: call(most), lambda: call(1))
         return Called(made, memory, jnp.where(several, most, 1))
@@ -316,6 +361,7 @@ class Engine:
         if not gamma:
             none = jnp.zeros(entropy.shape, bool)
             return _Judged(there=none[..., 0], accepted=none, real=none, entropy=entropy)
+        # The context after the last draft has no draft to judge.
         target = jax.tree.map(lambda a: a[:gamma], rows)
         accepted = jax.vmap(self._judge)(drafts.rows, drafts.x, target, steps[:gamma])
         return _Judged(
@@ -329,9 +375,12 @@ class Engine:
         """`[B, K]` bool: which tokens of one group stand."""
         if self.rule.name == "gaussian":
             q, p = self._prior(draft), self._prior(target)
+            # The draft's start is made again from its noise instead of being kept: noise is a
+            # function of the token, so that nothing but the keys has to be kept for it.
             x0 = q.mean + q.std[..., None] * self._noise(step)
             return verify.accepts(x0, q, p, randomness.verdict_keys(self._token_keys(step)))
         if self.rule.name == "coupled":
+            # The target's token from the same noise: the difference is then the encodings' alone.
             again = self._made(target, self._noise(step), step)
             return verify.coupled(x, again, self._prior(target).std, self.rule.delta)
         near = verify.feature(draft.encoding.z, target.encoding.z, self.rule.delta)
@@ -343,6 +392,8 @@ class Engine:
         eps = self._noise(step)
         if self.rule.name != "gaussian" or drafts is None:
             return eps
+        # Where all drafts stood there is no failed one; the index is clamped to stay inside, and
+        # `failed` below throws the result away.
         at = jnp.minimum(accepted, self.rule.gamma - 1)
         draft = _chosen(drafts.rows, at, self.walk.branches)
         q, p = self._prior(draft), self._prior(own)
@@ -352,7 +403,11 @@ class Engine:
             jnp.where(failed[..., None], q.mean, p.mean), jnp.where(failed, q.std, p.std)
         )
         x0 = q.mean + q.std[..., None] * eps
+        # The same keys as in `_judge`: the verdict must come out the same here, or a token could be
+        # corrected that was accepted, and the target's law would be lost.
         verdict = verify.gaussian(x0, q, p, randomness.verdict_keys(self._token_keys(step)))
+        # The head makes tokens from standard noise, so the corrected start is expressed as the
+        # noise that the target's prior turns into it. The floor is the one the verdict used.
         again = (verdict.x0 - p.mean) / p.floored().std[..., None]
         return jnp.where(failed[..., None], again, eps)
 
@@ -360,6 +415,7 @@ class Engine:
         """What was found, with this round's numbers added for the images still `live`."""
         gamma, one = self.rule.gamma, live.astype(jnp.int32)
         found, count = drafted.found, drafted.count
+        # A histogram per image: the mean alone would hide that rounds are often all or nothing.
         lengths = jax.nn.one_hot(accepted, gamma + 1, dtype=jnp.int32) * one[:, None]
         # Every draft's, the own group's, and what `coupled` makes to compare.
         made = count + 1 + ((count > 0) if self.rule.name == "coupled" else 0)
@@ -398,5 +454,6 @@ def nothing(batch: int, gamma: int) -> Speculation:
 
 def _chosen(tree: Any, index: jax.Array, branches: int) -> Any:
     """`[S, R, ...]` -> `[R, ...]`: for each image the entry `index [B]`."""
+    # The branches of guidance are rows of their own and move together.
     index = jnp.concatenate([index] * branches)
     return jax.tree.map(lambda a: jax.vmap(lambda v, i: v[i], (1, 0))(a, index), tree)

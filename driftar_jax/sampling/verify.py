@@ -51,16 +51,21 @@ def log_ratio(x: jax.Array, target: Normal, draft: Normal) -> jax.Array:
     channels = x.shape[-1]
     p = jnp.sum(jnp.square(x - target.mean), axis=-1) / jnp.square(target.std)
     q = jnp.sum(jnp.square(x - draft.mean), axis=-1) / jnp.square(draft.std)
+    # Densities are compared in logarithms: with tens of channels their ratio leaves the range of
+    # float32 long before it stops to matter. The factor (2 pi)^(-C/2) is the same on both sides.
     return channels * (jnp.log(draft.std) - jnp.log(target.std)) + 0.5 * (q - p)
 
 
 def accept_probability(x: jax.Array, target: Normal, draft: Normal) -> jax.Array:
     """`min(1, p(x) / q(x))`, `[...]` float32; arguments as `log_ratio`."""
+    # The minimum is taken before `exp`, which would overflow to infinity where p is far above q.
     return jnp.exp(jnp.minimum(log_ratio(x, target, draft), 0.0))
 
 
 def accepts(x0: jax.Array, draft: Normal, target: Normal, keys: jax.Array) -> jax.Array:
     """The verdicts of `gaussian` without the corrections: `[...]` bool, same arguments."""
+    # Number 0 of a token's verdict keys decides, number 1 corrects: the engine asks for verdicts
+    # and for corrections in two places and both must see the same decision.
     u = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 0)))(keys.reshape(-1))
     chance = accept_probability(x0, target.floored(), draft.floored())
     return u.reshape(chance.shape) < chance
@@ -92,15 +97,22 @@ def gaussian(x0: jax.Array, draft: Normal, target: Normal, keys: jax.Array) -> V
     Rabee, Eberle and Zimmer (arXiv 1805.00452), section 2.
     """
     shape, channels = x0.shape[:-1], x0.shape[-1]
+    # Tokens are one flat axis from here on: how they form groups and images does not matter to the
+    # law of any of them.
     accepted = accepts(x0, draft, target, keys).reshape(-1)
     x = x0.reshape(-1, channels)
     q, p = (Normal(n.mean.reshape(-1, channels), n.std.reshape(-1)) for n in (draft, target))
     q, p = q.floored(), p.floored()
     key_thin = jax.vmap(jax.random.fold_in, (0, None))(keys.reshape(-1), 1)
+    # Reflection is exact for equal standard deviations only. Thinning is exact always, but its rate
+    # is the total variation between the two, which goes to 0 as they agree.
     same = jnp.abs(jnp.log(p.std) - jnp.log(q.std)) <= AGREE
+    # A NaN would keep the thinning loop waiting forever, for no proposal ever passes.
     finite = jnp.isfinite(log_ratio(x, p, q))
     thinned = _thinned(p, q, key_thin, ~accepted & ~same & finite)
     corrected = jnp.where(same[:, None], _reflected(x, p, q), thinned)
+    # Both corrections are computed for all tokens, and the wrong ones thrown away: a branch per
+    # token does not exist inside one program.
     chosen = jnp.where((accepted | ~finite)[:, None], x, corrected)
     return Verdict(accepted.reshape(shape), chosen.reshape(x0.shape))
 
@@ -109,8 +121,11 @@ def _reflected(x: jax.Array, target: Normal, draft: Normal) -> jax.Array:
     """The draft's noise mirrored along the line between the means, put on the target."""
     line = target.mean - draft.mean
     length = jnp.sqrt(jnp.sum(jnp.square(line), axis=-1, keepdims=True))
+    # Equal means have no line between them: e is then 0 and nothing is mirrored, instead of 0 / 0.
     e = line / jnp.maximum(length, jnp.finfo(jnp.float32).tiny)
     eps = (x - draft.mean) / draft.std[:, None]
+    # A mirrored standard normal is standard normal, and the mirror maps the region where q > p onto
+    # the one where p > q: exactly the mass that the residual (p - q)+ needs.
     mirrored = eps - 2 * jnp.sum(eps * e, axis=-1, keepdims=True) * e
     return target.mean + target.std[:, None] * mirrored
 
@@ -122,14 +137,20 @@ def _thinned(target: Normal, draft: Normal, keys: jax.Array, wanted: jax.Array) 
     other = Normal(draft.mean[:, None], draft.std[:, None])
 
     def propose(key):
+        # Several proposals at once, since a turn of the loop costs more than eight draws; the first
+        # that passes is taken, as if they had been drawn one by one.
         key_noise, key_u = jax.random.split(key)
         noise = jax.random.normal(key_noise, (PROPOSALS, channels))
         return noise, jax.random.uniform(key_u, (PROPOSALS,))
 
     def body(state):
         turn, found, waiting = state
+        # Each token has its own key, folded with the turn: its correction does not depend on how
+        # long its neighbours in the batch make the loop run.
         noise, u = jax.vmap(propose)(jax.vmap(jax.random.fold_in, (0, None))(keys, turn))
         y = wide.mean + wide.std[..., None] * noise
+        # Accept a proposal with 1 - min(1, q/p). As `1 - exp` it would be rounded to 0 where the
+        # two are nearly equal, and no proposal would ever pass.
         passed = u < -jnp.expm1(jnp.minimum(-log_ratio(y, wide, other), 0.0))
         first = jnp.argmax(passed, axis=1)
         done = waiting & passed.any(axis=1)

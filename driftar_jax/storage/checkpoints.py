@@ -140,6 +140,8 @@ class Checkpoints:
         """Write the digests of the step that is about to be complete."""
         if jax.process_index():
             return
+        # Sealed while the step still has its temporary name: a step is never visible without its
+        # digests.
         for folder in (self.workdir / "checkpoints").glob(f"{self._saving}.*tmp*"):
             _seal_folder(folder)
 
@@ -156,6 +158,8 @@ class Checkpoints:
         Raises:
           SaveFailed: the save before this one failed.
         """
+        # One save in flight at a time: `_seal` must know which step it seals, and a second save
+        # would need a second copy of the arrays.
         self.wait()
         self._saving = step
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
@@ -206,6 +210,7 @@ class Checkpoints:
         Raises:
           ValueError: a name, shape or format does not fit, or a file is damaged; one line.
         """
+        # Damage first: Orbax reads flipped bits without a word.
         self._check_whole(step, (*abstract, "manifest", "position"))
         for name, tree in abstract.items():
             self._check_fits(step, name, tree)
@@ -254,6 +259,8 @@ class Checkpoints:
         # One process reads for all: digests cost as much as reading the arrays.
         if jax.process_index() or (wrong := self.damage(step, names)) is None:
             return
+        # Looked for only when there is damage: digests of every step take as long as reading them
+        # all.
         before = [s for s in self._manager.all_steps() if s < step and self.damage(s) is None]
         offer = "no earlier step is whole"
         if before:

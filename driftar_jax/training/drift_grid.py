@@ -48,6 +48,8 @@ class GuidanceLaw:
             alpha = self.low * (self.high / self.low) ** u
         else:
             p = 1.0 - self.power
+            # Inverse transform sampling of the density alpha^-power on [low, high]; power 1 is its
+            # limit above.
             alpha = (self.low**p + u * (self.high**p - self.low**p)) ** (1.0 / p)
         plain = jax.random.bernoulli(key_plain, self.plain, (rows,))
         return jnp.where(plain, 1.0, alpha)
@@ -148,10 +150,12 @@ class DriftGridTask:
         label = batch["label"][: self.samples.classes]
         rows = label.shape[0]
         dropped = jax.random.bernoulli(keys["drop"], self.label_drop, (rows,))
+        # A row without a label has nothing to be guided towards.
         alpha = jnp.where(dropped, 1.0, self.guidance.draw(keys["alpha"], rows))
         encoding = self.parts.host.apply(
             {"params": params["host"]},
             jnp.where(dropped, -1, label),
+            # Phase II freezes the backbone, so it is run as sampling will run it: without dropout.
             deterministic=frozen,
             rngs=None if frozen else {"dropout": keys["dropout"]},
         )
@@ -176,6 +180,7 @@ class DriftGridTask:
         def compare(grids):
             return jax.lax.stop_gradient(self._in_chunks(lambda g: self._features(phi, g), grids))
 
+        # Real samples need features and no gradient: nothing of their forward pass is kept.
         real = compare(positives)
         any_class = None
         if negatives is not None:
@@ -195,6 +200,8 @@ class DriftGridTask:
         }
         if frozen:
             return l_drift, metrics
+        # Against every real grid of the class, for a row has no grid that is its own: the mean of
+        # the prior goes to the class mean. Summed over the C channels, averaged over tokens.
         l_mu = _mean_of_present(
             jnp.square(mu[:, None] - positives).sum(axis=-1).mean(axis=-1), present
         )
@@ -251,6 +258,8 @@ class DriftGridTask:
             return None, weights
         negatives, there = bank_lib.draw_any(bank, key, alpha.shape[0], self.samples.unconditional)
         count = jnp.maximum(there.sum(axis=1), 1)
+        # The G - 1 other draws push with weight 1 each; the unconditional ones together weigh
+        # (alpha - 1) times that, however many of them the bank holds.
         each = (alpha - 1.0) * (self.samples.draws - 1) / count
         weights = weights.replace(
             negatives=jnp.broadcast_to(each[:, None], there.shape), negatives_present=there

@@ -15,6 +15,7 @@ class MetricsLog:
 
     def __init__(self, path: pathlib.Path, start: int):
         self._path = path
+        # Steps behind the checkpoint are done again; their first records would stand there twice.
         kept = [r for r in read_metrics(path) if r["step"] <= start] if path.exists() else []
         path.write_text("".join(json.dumps(record) + "\n" for record in kept))
         self._board = _tensorboard(path.parent)
@@ -90,11 +91,14 @@ class Goodput:
         for record in self._records:
             by_start.setdefault(record["start"], []).append(record)
         good, wall, redone, next_start = 0.0, 0.0, 0, None
+        # From the last start backwards: a start tells from which step on the work of the one before
+        # was lost.
         for records in reversed(list(by_start.values())):
             wall += records[-1]["wall"]
             kept = [r for r in records if next_start is None or r["step"] <= next_start]
             good += sum(r["stepping"] for r in kept)
             redone += records[-1]["step"] - kept[-1]["step"] if kept else 0
+            # Every start notes its first step at once, before it has made any.
             next_start = records[0]["step"]
         saving = sum(r["saving"] for r in self._records)
         wall = max(wall, 1e-9)
@@ -162,6 +166,7 @@ class Meter:
         self._saved += seconds
 
     def _skip(self, seconds: float) -> None:
+        # Moving the interval's begin forward takes the time out of it, as if it had not passed.
         self._begin += seconds
 
     def record(self, done: int, means: dict[str, float]) -> dict:

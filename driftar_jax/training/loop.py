@@ -47,6 +47,8 @@ class Loop:
         sharding.check_batch(config.train.batch_size // config.optim.accumulate, self.mesh)
         self.optimizer = optim.make_optimizer(config.optim, config.train.steps)
         self.compilations = 0
+        # Shapes alone: shardings must be known before the first parameter is made, or a model that
+        # fits the devices together would first be made on one of them.
         boxed = jax.eval_shape(self._init)
         self.shardings = sharding.state_shardings(boxed, self.mesh)
         self.abstract = abstract_like(nn.meta.unbox(boxed), self.shardings)
@@ -72,6 +74,9 @@ class Loop:
 
         def init():
             state = nn.meta.unbox(self._init())
+            # The optimizer and the average are made of what is trained on, not of what was drawn:
+            # an average that began at the drawn weights would take thousands of steps to forget
+            # them.
             params = {**state.params, **(weights or {})}
             return optim.init_state(params, self.optimizer, self.task.tracked, state.extra)
 
@@ -99,6 +104,7 @@ class Loop:
         a = self.abstract
         rest = {"opt_state": a.opt_state, "tracked": a.tracked, "step": a.step}
         own = {} if a.extra is None else {"extra": a.extra}
+        # The abstract arrays carry shardings, so that a run may go on on another number of devices.
         read = self.checkpoints.restore(step, params=a.params, ema=a.ema, train=rest, **own)
         batches.restore(read["position"])
         trees = {name: read[name] for name in ("params", "ema", *own)}
@@ -106,6 +112,8 @@ class Loop:
 
     def _set_damaged_aside(self, say: Callable[[str], None]) -> None:
         if processes.leads():
+            # One process looks and moves; the others wait, or they would see a folder that is being
+            # renamed.
             whole, bad = self.checkpoints.newest_whole()
             if bad and whole is None:
                 step, wrong = next(iter(bad.items()))
@@ -214,8 +222,12 @@ class Loop:
             with contextlib.ExitStack() as around:
                 if trace:
                     around.enter_context(trace.step(step))
+                # Two phases, two programs: what is frozen is known when the step is traced, so that
+                # the backward pass of frozen groups is never computed.
                 if frozen not in self._steps:
                     around.enter_context(meter.compiling())
+                # Metrics stay on the device until the next log line: reading them here would make
+                # the host wait for every step.
                 state, metrics = self.step_function(frozen)(state, arrays)
                 pending.append((step, metrics))
                 if wait_each_step or (trace and trace.waits(step)):
@@ -225,10 +237,14 @@ class Loop:
             last, logs = done == train.steps, done % train.log_every == 0
             due = ""
             if jax.process_count() == 1 or logs:
+                # Several processes ask at log lines alone, since agreeing is a collective: a
+                # process that stopped alone would leave the others waiting in the next step.
                 why = processes.agreed(stop())
                 due = processes.agreed(clock.due())
             save = last or why or due or done % train.checkpoint_every == 0
             if logs or save:
+                # Before the save: `_drain` raises on a loss that is not finite, and nothing of it
+                # may be saved.
                 record = meter.record(done, _drain(pending))
                 self.checkpoints.check()
                 if log:

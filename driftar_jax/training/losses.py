@@ -29,6 +29,7 @@ def draft_regression(
       float32 scalar, mean over weighted images, tokens and channels.
     """
     goal = jax.lax.stop_gradient(target.z).astype(jnp.float32)
+    # Huber at 1 is SmoothL1 at beta 1.
     per_image = optax.huber_loss(draft.z.astype(jnp.float32), goal).mean(axis=(1, 2))
     return jnp.sum(per_image * weight) / (at_least_one(weight) if total is None else total)
 
@@ -59,6 +60,7 @@ def draft_entropy(
     if kind == "match":
         per_image = jnp.abs(draft.entropy - jax.lax.stop_gradient(target.entropy)).mean(axis=1)
     elif kind == "maximize":
+        # Eq. 5 leaves the first row out of the sum and not out of the divisor R.
         per_image = -draft.entropy[:, 1:].sum(axis=1) / draft.entropy.shape[1]
     elif kind == "none":
         return jnp.zeros((), jnp.float32)
@@ -82,9 +84,11 @@ def prior_divergence(draft, target, weight: jax.Array, total: jax.Array | None =
       float32 scalar in nats, mean over weighted tokens and channels.
     """
     (mu_q, std_q), (mu_p, std_p) = draft, jax.lax.stop_gradient(target)
+    # A sigma of 0 (entropy 0) would make the divergence infinite for any difference of means.
     std_q, std_p = jnp.maximum(std_q, 1e-3), jnp.maximum(std_p, 1e-3)
     ratio = std_p / std_q
     far = jnp.mean(jnp.square(mu_q - mu_p), axis=-1) / jnp.square(std_q)
+    # KL of isotropic normals, per channel: the C channels share one standard deviation.
     nats = 0.5 * (jnp.square(ratio) - 1.0 + far) - jnp.log(ratio)
     return jnp.sum(nats * weight) / (at_least_one(weight) if total is None else total)
 
@@ -106,5 +110,6 @@ def alpha(step: jax.Array, steps: int, *, start: float, freeze_at: float) -> jax
     Returns:
       float32 scalar in [0, start].
     """
+    # A run of few steps may freeze at step 0, which would divide by zero.
     end = max(freeze_step(steps, freeze_at), 1)
     return start * jnp.clip(1.0 - jnp.asarray(step, jnp.float32) / end, 0.0, 1.0)

@@ -46,6 +46,8 @@ def decay_mask(params) -> Any:
 def learning_rate(lr: float, *, schedule: str, warmup_steps: int, steps: int) -> optax.Schedule:
     """Linear warm-up from 0, then `constant` or `cosine` down to 0 at the last step."""
     if schedule == "cosine":
+        # The steps of the decay include the warm-up, and optax wants some of them to be left after
+        # it: a run shorter than its warm-up must still be built.
         return optax.warmup_cosine_decay_schedule(
             0.0 if warmup_steps else lr, lr, warmup_steps, max(steps, warmup_steps + 1)
         )
@@ -60,6 +62,8 @@ def make_optimizer(optim: Any, steps: int) -> optax.GradientTransformation:
         optim.lr, schedule=optim.schedule, warmup_steps=optim.warmup_steps, steps=steps
     )
     return optax.chain(
+        # Clipped first: a norm taken after Adam's division would be that of the update, nearly
+        # constant.
         optax.clip_by_global_norm(optim.clip),
         optax.adamw(
             schedule,
@@ -88,4 +92,6 @@ def init_state(
 
 def update_ema(ema, params, decay: float):
     """`decay * ema + (1 - decay) * params`, in float32."""
+    # float32 even where parameters are not: with a decay of 0.9999 a step changes the average by
+    # less than bfloat16 can show.
     return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p.astype(jnp.float32), ema, params)

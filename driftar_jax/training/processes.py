@@ -57,6 +57,7 @@ def cluster(
             raise wrong("num_processes", count, "a whole number of at least 1")
         if not 0 <= index < count:
             raise wrong("process_id", index, f"0 to {count - 1}")
+        # A cluster of one is no cluster: no collective, no port, no waiting.
         return Cluster("flags", coordinator, count, index) if count > 1 else None
     if _number(environ, "SLURM_NTASKS", 1) > 1 and "SLURM_PROCID" in environ:
         return Cluster("SLURM")
@@ -107,6 +108,8 @@ def agreed(reason: str) -> str:
         return reason
     from jax.experimental import multihost_utils
 
+    # Whether, not why: strings have no fixed shape to gather, and each process knows its own
+    # reason.
     anyone = multihost_utils.process_allgather(np.array([bool(reason)]))
     return reason or ("another process" if anyone.any() else "")
 
@@ -122,6 +125,8 @@ def barrier(name: str) -> None:
 @contextlib.contextmanager
 def leader_first(name: str):
     """The first process runs the body, then the others do: for files that are made once."""
+    # Others wait before the body and the first waits after it: both meet at the same barrier, and
+    # each process runs the body once.
     if not leads():
         barrier(name)
     yield

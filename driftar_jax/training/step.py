@@ -59,6 +59,8 @@ def make_step(
 
     def gradient(params, loss):
         fixed = {name: tree for name, tree in params.items() if name not in learns}
+        # Differentiated with respect to what learns alone: zeros for the rest would cost a backward
+        # pass.
         moving = {name: params[name] for name in learns}
         made = jax.value_and_grad(lambda moving: loss({**fixed, **moving}), has_aux=True)(moving)
         (value, metrics), grads = made
@@ -71,6 +73,9 @@ def make_step(
         rows = batch
         if isinstance(task, Drawn):
             rows, totals = task.draw(batch, key, frozen, *own)
+            # Each part is divided by its share of the whole batch's denominator, and the mean over
+            # the parts is then the weighted mean over the batch, however unevenly its weights fall
+            # on the parts.
             share = jax.tree.map(lambda a: a / accumulate, totals)
 
         def part_of_step(part, key):
@@ -87,15 +92,19 @@ def make_step(
             return jax.tree.map(jnp.add, total, part_of_step(*part)), None
 
         first = jax.tree.map(lambda a: a[0], parts)
+        # The scan sums into zeros of the right shapes; starting from the first part instead would
+        # compile the backward pass twice.
         shapes = jax.eval_shape(lambda: part_of_step(first, keys[0]))
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         total, _ = jax.lax.scan(body, zeros, (parts, keys))
         return jax.tree.map(lambda a: a / accumulate, total)
 
     def step(state: TrainState, batch):
+        # From the step's number and nothing else: a resumed run draws what it would have drawn.
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         extra = state.extra
         if extra is not None:
+            # Before the loss: the first step's bank then holds the first batch.
             extra = task.update_extra(extra, batch, key)
         metrics, grads = accumulated(state.params, batch, key, state.step, extra)
         metrics["grad_norm"] = optax.global_norm(grads)
@@ -104,12 +113,16 @@ def make_step(
             for name, tree in state.params.items()
             if name not in learns
         }
+        # The optimizer's state has the same tree in both phases, or a checkpoint of one could not
+        # be read by the other; frozen groups get gradients of zero.
         updates, opt_state = optimizer.update({**zeros, **grads}, state.opt_state, state.params)
         # Momentum and decay would still move what has no gradient.
         moved = optax.apply_updates(
             {n: state.params[n] for n in learns}, {n: updates[n] for n in learns}
         )
         params = {**state.params, **moved}
+        # A plain mean of the first hundred steps, then an exponential one: without it the start
+        # value 0 would weigh on the mean for hundreds of steps.
         rate = jnp.minimum(TRACK_DECAY, state.step / (state.step + 1.0))
         tracked = {n: rate * v + (1 - rate) * metrics[n] for n, v in state.tracked.items()}
         return (
