@@ -87,6 +87,7 @@ def forward(
             )
     tell(f"{source}: {described.title}, {_count(wanted)} parameters in {len(found)} arrays")
     _check_constants(chosen.constants(described.config), state, report.dropped)
+    # Known from shapes alone, and better known now than after an hour of writing.
     _check_room(target, _bytes(state, report, chosen.dtype, wanted))
     for name, path, transform in report.mapped:
         tell(f"{name} {list(found[name])} -> {path} {list(wanted[path])} ({transform.name})")
@@ -257,6 +258,7 @@ def _check_constants(constants: Mapping[str, np.ndarray], state, dropped: Sequen
         if name not in constants:
             continue
         got, want = np.asarray(state[name]), constants[name]
+        # A table kept in half precision is right to two digits or three.
         rounding = 1e-6 if got.dtype == np.float32 else 1e-2
         same = got.shape == want.shape
         if not same or not np.allclose(got.astype(np.float32), want, rtol=0, atol=rounding):
@@ -268,6 +270,7 @@ def _converted(state, report: rules.Report, parts: Mapping[str, dict], dtype):
     last = list(parts)[-1]
     for part, tree in parts.items():
         shapes = rules.shapes_of(tree)
+        # Part by part: of a model larger than memory only one part is ever held.
         own = rules.Report(mapped=[mapped for mapped in report.mapped if mapped[1] in shapes])
         ours = rules.to_ours(state, own, shapes, dtype)
         report.not_finite += own.not_finite
@@ -298,7 +301,7 @@ def _write_workdir(
     facts: Callable[[], dict],
     copied: Sequence[pathlib.Path],
 ) -> None:
-    """Model as they come, the first with the manifest; `facts` is asked when all are written."""
+    """Write parts as they come, the first with the manifest; `facts` is asked for at the end."""
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = _temporary(target)
     try:

@@ -77,7 +77,7 @@ def sizes(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None = None) -
 
 
 def module(fields: Mapping, **overrides) -> DriftAR:
-    """Model of `sizes`; `overrides` are further fields of `DriftAR`."""
+    """Build the model of `sizes`; `overrides` are further fields of `DriftAR`."""
     return DriftAR(**{**{k: v for k, v in fields.items() if k != "phi"}, **overrides})
 
 

@@ -71,6 +71,8 @@ def sizes(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None = None) -
       ValueError: a name that the sizes are read from is missing, or the heads are not known.
     """
     shape = Shapes(shapes, "MAR")
+    # Sizes come from the arrays and not from a name of the model: fine-tuned and home-made ones fit
+    # too.
     num_classes, width = shape("class_emb.weight", 2)
     num_tokens = shape("diffusion_pos_embed_learned", 3)[1]
     found = dict(
@@ -180,6 +182,8 @@ def config_of(fields: Mapping) -> dict:
         },
         "mesh": {"data": -1, "fsdp": 1, "tensor": 1},
         "sample": {
+            # 64 steps are MAR's own default; its best published figures take 256, which cost four
+            # times as much.
             "ar_steps": min(64, fields["num_tokens"]),
             "nfe": 100,
             "nfe_schedule": "constant",

@@ -116,6 +116,7 @@ def sizes(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) ->
     vocab_size, width = shape("embed_tokens.weight", 2)
     queries = shape("layers.0.self_attn.q_proj.weight", 2)[0]
     num_heads = number("num_attention_heads")
+    # Named by some configs: it need not be the width over the heads.
     head_dim = number("head_dim") if said.get("head_dim") else width // num_heads
     num_kv_heads = number("num_key_value_heads")
     keys = shape("layers.0.self_attn.k_proj.weight", 2)[0]

@@ -156,6 +156,8 @@ class Tensor:
         flat = np.frombuffer(self.storage.buffer, self.dtype, count, start)
         strides = tuple(s * size for s in self.strides)
         view = np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False)
+        # A copy: the view would keep the file mapped, and strided reads of it page by page are
+        # slow.
         array = np.array(view, dtype or self.dtype, order="C")
         # What has been copied need not stay in memory a second time as pages of the file.
         if count:
@@ -191,6 +193,7 @@ def _tensor(storage: _Storage, offset, size, stride, dtype: np.dtype) -> Tensor:
     if not whole or len(shape) != len(strides):
         raise pickle.UnpicklingError("a tensor that is none")
     held = storage.count * storage.dtype.itemsize // dtype.itemsize
+    # Strides may be anything in a hostile file: what counts is the last element that they reach.
     larger = 0 not in shape and offset + _reach(shape, strides) >= held
     if larger or math.prod(shape) > max(held, _BROADCAST):
         raise pickle.UnpicklingError("a tensor larger than its storage")
@@ -232,6 +235,7 @@ def _attacks(module: str, name: str) -> bool:
         return False
     parts = module.split(".")
     around = {".".join(parts[: i + 1]) for i in range(len(parts))}
+    # A dotted name walks from an allowed module to whatever it imports: `collections` to `os`, say.
     part_of_allowed = "." in name and any(module == known for known, _ in _ALLOWED)
     return part_of_allowed or not around.isdisjoint(_ATTACKS) or (module, name) == ("torch", "load")
 
@@ -255,6 +259,7 @@ class _Program:
         self._steps -= count == 1  # every instruction begins with a byte of its own
         if self._left < 0 or self._steps < 0:
             raise pickle.UnpicklingError("more beside the tensors than a checkpoint can have")
+        # Bytes and not a view: strings and numbers of the pickle outlive the mapping.
         taken = self._buffer[self.at : self.at + count]
         self.at += count
         return taken
@@ -276,6 +281,8 @@ class _Reader(pickle._Unpickler):
             return _ALLOWED[module, name]
         if _attacks(module, name):
             raise _Refused(f"{module}.{name}")
+        # Unknown but not suspicious: optimizers and configs of trainers pickle classes of their own
+        # beside the weights, and nobody wants to lose the weights for them.
         return Inert(f"{module}.{name}")
 
     def persistent_load(self, pid):
@@ -286,6 +293,7 @@ class _Reader(pickle._Unpickler):
             raise pickle.UnpicklingError("an unknown kind of storage")
         if type(count) is not int or count < 0 or (len(pid) > 5 and pid[5] is not None):
             raise pickle.UnpicklingError("a storage of an unknown size or a view of another")
+        # Several tensors may share a storage (tied weights); they must agree on what it is.
         known = self.storages.setdefault(key, _Storage(kind.dtype, count, self._buffer))
         if (known.dtype, known.count) != (kind.dtype, count):
             raise pickle.UnpicklingError("one storage of two types")
@@ -407,9 +415,13 @@ def _load_zip(file, buffer) -> Any:
     with zipfile.ZipFile(file) as archive:
         infos = archive.infolist()
     members = {info.filename: info for info in infos}
+    # Two members of one name: readers disagree on which of them counts, and one could be checked
+    # while the other is read.
     if len(members) != len(infos):
         raise pickle.UnpicklingError("a member that stands there twice")
     for info in infos:
+        # Stored members can be mapped where they lie; a compressed one could also unpack to any
+        # size.
         if info.compress_type != zipfile.ZIP_STORED or info.compress_size != info.file_size:
             raise pickle.UnpicklingError(f"{info.filename[-80:]} is compressed, which no member is")
     if sum(info.file_size for info in infos) > len(buffer):
@@ -432,6 +444,7 @@ def _load_zip(file, buffer) -> Any:
         size = storage.count * storage.dtype.itemsize
         if info is None or info.file_size < size:
             raise pickle.UnpicklingError(f"storage {key[:40]} is missing or short")
+        # Only now is it known where the numbers lie; no tensor was read before.
         storage.start, _ = _place(buffer, info)
     return tree
 

@@ -78,7 +78,7 @@ def norm(official: str, ours: str) -> list[Rule]:
 
 
 def block(official: str, ours: str) -> list[Rule]:
-    """Rules of a `layers.TransformerBlock` under timm's names."""
+    """Rules of a `layers.blocks.TransformerBlock` under timm's names."""
     return [
         *norm(f"{official}.norm1", f"{ours}/norm1"),
         *linear(f"{official}.attn.qkv", f"{ours}/qkv"),
@@ -90,7 +90,7 @@ def block(official: str, ours: str) -> list[Rule]:
 
 
 def modulated_block(official: str, ours: str) -> list[Rule]:
-    """Rules of a `modulated.ModulatedBlock` under TransDiff's names."""
+    """Rules of a `layers.modulated.ModulatedBlock` under TransDiff's names."""
     return [
         Rule(f"{official}.scale_shift_table", f"{ours}/table", LEADING),
         *norm(f"{official}.norm1", f"{ours}/norm1"),
@@ -160,6 +160,8 @@ class Report:
 def _pattern(template: str) -> re.Pattern:
     parts = re.split(r"(\{\w+\})", template)
     return re.compile(
+        # Numbers without leading zeros: `block.01` is another name than `block.1`, and both would
+        # become one.
         "".join(rf"(?P<{p[1:-1]}>0|[1-9]\d*)" if p.startswith("{") else re.escape(p) for p in parts)
     )
 
@@ -202,6 +204,8 @@ def unwrap(names: Iterable[str], rules: Sequence[Rule]) -> tuple[dict[str, str],
     plain = {name: ".".join(p for p in name.split(".") if p not in _WRAPPERS) for name in names}
     if len(set(plain.values())) != len(plain):
         raise ValueError("checkpoint: got two names that differ in _orig_mod alone, allowed one")
+    # The cut that lets most names match wins, so that a prefix that is part of the official names
+    # stays.
     known = lambda cut: sum(find(n[cut:]) is not None for n in plain.values())  # noqa: E731
     best, most, cut = 0, known(0), 0
     first = next(iter(plain.values()), "")
@@ -270,6 +274,7 @@ def plan(
             report.wrong_shape.append((name, tuple(shape), path, want))
     filled = {path for _, path, _ in report.mapped}
     filled |= {path for _, _, path, _ in report.wrong_shape}
+    # A path whose array has the wrong shape is reported once, as that.
     report.missing = [path for path in shapes if path not in filled]
     return report
 
@@ -295,6 +300,7 @@ def to_ours(
     ours = {}
     for name, path, transform in report.mapped:
         value = transform.forward(np.asarray(official[name]), tuple(shapes[path]))
+        # Transposed views become arrays of their own: the official one can then be let go.
         ours[path] = np.ascontiguousarray(value, dtype)
         if not np.isfinite(ours[path]).all():
             report.not_finite.append(name)

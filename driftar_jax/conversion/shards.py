@@ -61,6 +61,8 @@ class Stored:
         count = math.prod(self.shape)
         with open(self.file, "rb") as file:
             file.seek(self.start)
+            # Read and not mapped: pages of a mapped file would count as this process's memory until
+            # all is done.
             flat = np.fromfile(file, self.dtype, count)
         if len(flat) != count:
             raise _bad(self.file, "it became shorter while it was read")
@@ -149,6 +151,8 @@ def read_file(path: str | pathlib.Path) -> dict[str, Stored]:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or length > size - 8:
                 raise _bad(path, "truncated or no safetensors file")
+            # The length is the file's own claim; believed, eight bytes could ask for any amount of
+            # memory.
             if length > _LONGEST_HEADER:
                 raise _bad(path, f"a header of {length} bytes, more than any file has")
             text = file.read(length)
@@ -190,6 +194,7 @@ def _entry(path, name: str, facts, begin: int) -> Stored:
 def _check_tiles(path, arrays: Mapping[str, Stored], begin: int, size: int) -> None:
     """Refuse arrays that leave gaps, overlap, or end before or behind the file."""
     at = begin
+    # Empty arrays share their start with the one behind them and must come before it.
     for name, stored in sorted(arrays.items(), key=lambda item: (item[1].start, item[1].nbytes)):
         if stored.start != at:
             raise _bad(path, f"a gap or an overlap before {name[:80]}")

@@ -241,6 +241,8 @@ def config_of(fields: Mapping) -> dict:
         },
     }
     if form == "mrar":
+        # Training of images in a row draws the earlier ones from a bank of real images of the
+        # class.
         made["bank"] = {"size": 16, "dtype": "bfloat16", "limit_gib": 1.0}
     config.check(made)
     return made

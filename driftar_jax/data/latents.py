@@ -107,10 +107,13 @@ def _shards(name: str, folder: pathlib.Path, split: str) -> LatentSource:
     def read(i: int) -> dict:
         try:
             record = records[i]
+            # Both, and the step chooses: which one a position takes is drawn on the device, with
+            # the step's key.
             moments = np.stack([record["moments"], record["mirrored"]])
             return {"moments": moments, "label": int(record["label"])}
         # ArrayRecord keeps hashes; whatever it or the decoder says, the file is not as written.
         except Exception as error:
+            # TFDS does not say which file it read; the number of the image does.
             size = facts["per_shard"]
             shard = folder / shard_name(split, i // size, -(-count // size))
             line = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -146,6 +149,7 @@ def _npz(name: str, folder: pathlib.Path) -> LatentSource:
             line = " ".join(str(error).split())[:200] or type(error).__name__
             allowed = f"files with moments and moments_flip ({line})"
             raise wrong("data.name", str(path), allowed) from error
+        # PyTorch's channels first to ours last.
         return {"moments": np.moveaxis(pair, 1, -1).astype(np.float32), "label": label}
 
     _, height, width, channels = read(0)["moments"].shape
@@ -210,6 +214,7 @@ def begin(out: str, facts: dict) -> pathlib.Path:
     """
     folder = pathlib.Path(paths.local("out", out)).absolute()
     if (folder / FACTS).is_file():
+        # Through JSON and back, so that tuples and lists compare equal.
         if (then := read_facts(folder)) != (now := json.loads(json.dumps(facts))):
             field = next(k for k in {**then, **now} if then.get(k) != now.get(k))
             raise wrong("out", out, f"a new folder (this one was begun with another {field})")
@@ -248,6 +253,8 @@ def write_shards(
             continue
         unfinished = path.with_name(f".{path.name}.tmp{os.getpid()}")
         try:
+            # Records one by one: training reads them in random order, and a group is decoded as a
+            # whole.
             writer = ArrayRecordWriter(str(unfinished), "group_size:1")
             try:
                 for item in items(numbers):

@@ -7,7 +7,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
-# Model of a set. A class of such a name alone is one too many: these are its splits.
+# Parts of a set. A class of such a name alone is one too many: these are its splits.
 _PARTS = (
     "train training trainset trainval valset testset val valid validation validate minival dev "
     "test testing eval evaluation holdout heldout unlabeled unlabelled"

@@ -16,6 +16,8 @@ def patchify(images: jax.Array, patch: int) -> jax.Array:
     if patch < 1 or height % patch or width % patch:
         raise ValueError(f"patch: got {patch}, allowed divisors of {height} and {width}")
     x = images.reshape(batch, height // patch, patch, width // patch, patch, channels)
+    # MAR's einsum `nchpwq->nhwcpq`: the channel comes before the place inside the patch, and
+    # released weights depend on that order.
     return x.transpose(0, 1, 3, 5, 2, 4).reshape(batch, -1, channels * patch * patch)
 
 

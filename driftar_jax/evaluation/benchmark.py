@@ -56,6 +56,7 @@ class Row:
         """Flat record; seconds are per image."""
         there = [n for n in PIECES if getattr(self, n) is not None]
         per_image = {n: getattr(self, n).median / self.batch_size for n in there}
+        # May come out negative by noise, for the pieces were timed apart; it is cut at 0 below.
         rest = per_image["whole"] - sum(per_image[n] for n in there[1:])
         steps, cost = self.settings.ar_steps, self.drafted
         evaluations = cost.head_evaluations if cost else sum(self.settings.head_steps)
@@ -160,6 +161,8 @@ def _row(subject: Generator, name: str, settings: Settings, batch_size: int, rou
         model, settings, params, condition, index
     ).items():
         start = time.perf_counter()
+        # Compiled apart from the first call, so that both times are known and neither holds the
+        # other.
         compiled = function.lower(*static, *arguments).compile()
         compile_s[piece] = time.perf_counter() - start
         calls[piece] = functools.partial(compiled, *arguments)

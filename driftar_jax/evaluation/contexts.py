@@ -68,6 +68,7 @@ def of_generation(
     n, num_tokens = tokens.shape[:2]
     order = np.argsort(rng.random((n, num_tokens)), axis=1)
     unknown = np.ceil(num_tokens * np.cos(0.5 * np.pi * rng.random(n))).astype(np.int64)
+    # At least M, for M unknown tokens of every image are asked for.
     unknown = np.clip(unknown, per_image, num_tokens)
     known = np.argsort(order, axis=1) >= unknown[:, None]
     # The order is random, so that its first positions are a fair choice of the unknown ones.
@@ -114,6 +115,7 @@ def _draw(model, settings, count, params, tokens, known, label, positions, index
     z, entropy = take(encoding.z, positions), take(encoding.entropy, positions)
     token_keys = take(randomness.token_keys(keys, tokens.shape[1]), positions)
     each = jax.vmap(jax.random.fold_in, (None, 0))
+    # A key for every draw `[B, M, G]`: draw g of a token is the same whatever G is.
     drawn = jax.vmap(jax.vmap(each, (0, None)), (0, None))(token_keys, jnp.arange(count))
     channels = tokens.shape[2]
     head = plain.one_step_head(model, settings, params)
@@ -130,6 +132,7 @@ def _draw(model, settings, count, params, tokens, known, label, positions, index
     prior = (take(a, positions) for a in head.starts(encoding, randomness.prior_keys(keys)))
     seen, eps = Encoding(z=z, entropy=entropy), randomness.normal(drawn, 0, channels)
     one = functools.partial(head.tokens, seen, *prior, scale=jnp.float32(1))
+    # The encoding is shared by all draws of a token; only the noise has the axis G.
     return jax.vmap(lambda e: one(eps=e), in_axes=2, out_axes=2)(eps), entropy
 
 

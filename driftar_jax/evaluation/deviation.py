@@ -63,6 +63,8 @@ def compare(own: np.ndarray, other: np.ndarray, real: np.ndarray) -> Deviation:
     for at in np.ndindex(shape):
         a, b, y = (v[at].astype(np.float64) for v in (own, other, real))
         within = _mean_distance(b, b)
+        # Distances within a set leave out pairs of a draw with itself, which makes the estimate
+        # unbiased.
         made["energy"][at] = 2 * _mean_distance(a, b) - _mean_distance(a, a) - within
         spread = _spread(a)
         made["shift"][at] = np.linalg.norm(a.mean(0) - b.mean(0)) / spread
@@ -137,6 +139,7 @@ def measure(
 
 
 def _by_entropy(found: dict[str, Deviation], entropy: np.ndarray) -> list[dict[str, Any]]:
+    # Quarters by rank hold equally many tokens, however the entropies are spread.
     rank = np.argsort(np.argsort(entropy, axis=None)).reshape(entropy.shape)
     rows = []
     for number in range(BINS):

@@ -118,6 +118,8 @@ def measure(bind: Callable[..., Engine], given: tuple, *, repetitions: int = 5) 
       repetitions: at least 1, after one that is not timed.
     """
     whole = jax.jit(lambda given: bind(*given).run())
+    # The number of rounds depends on what was accepted; with it known, a scan of that length can
+    # hand on what every round saw.
     count = int(whole(given)[1].batch_calls)
 
     @jax.jit
@@ -153,10 +155,12 @@ def measure(bind: Callable[..., Engine], given: tuple, *, repetitions: int = 5) 
         functools.partial(piece("called"), given, (before, drafted)),
         functools.partial(piece("settled"), given, (before, drafted, called)),
     ]
+    # The first call compiles, and is not timed.
     for call in calls:
         jax.block_until_ready(call())
     on_cpu = jax.default_backend() == "cpu"
     clock = time.process_time if on_cpu else time.perf_counter
+    # By turns, so that a slow moment of the machine hits whole and pieces alike.
     taken = np.array([[_seconds(call, clock) for call in calls] for _ in range(repetitions)])
     return Rounds(count, taken[:, 0], taken[:, 1:], "CPU ms" if on_cpu else "ms")
 

@@ -33,6 +33,7 @@ class Moments:
     @functools.cached_property
     def root(self) -> np.ndarray:
         """Symmetric square root of the covariance; the real set's serves every comparison."""
+        # Eigenvalues of a covariance may be negative by rounding; their root would be NaN.
         values, vectors = np.linalg.eigh(self.covariance)
         return (vectors * np.sqrt(np.maximum(values, 0.0))[None]) @ vectors.T
 
@@ -40,7 +41,7 @@ class Moments:
 class MomentSums:
     """Takes features in any number of parts and remembers `[d, d]` numbers, not the features.
 
-    Model are merged through their own means (Chan, Golub and LeVeque 1979), so that a mean far
+    Parts are merged through their own means (Chan, Golub and LeVeque 1979), so that a mean far
     from zero does not cost digits.
     """
 
@@ -67,6 +68,7 @@ class MomentSums:
         mean = part.mean(axis=0)
         part = part - mean[None]
         total = self.count + len(part)
+        # What two sets' squares about their own means lack: the distance between those means.
         apart = mean - self._mean
         self._squares += part.T @ part
         self._squares += np.outer(apart, apart) * (self.count * len(part) / total)
@@ -80,6 +82,7 @@ class MomentSums:
           ValueError: n <= d, where the covariance has no full rank and distances mean nothing.
         """
         check_count(self.count, len(self._mean))
+        # Unbiased, as published statistics are.
         return Moments(self._mean.copy(), self._squares / (self.count - 1), self.count)
 
 
@@ -187,6 +190,7 @@ def _member(archive: zipfile.ZipFile, name: str, kinds: str, shape: tuple[int, .
             found, fortran, dtype = readers[version](file)
             if found != shape:
                 raise _Unfit(f"{name} is of shape {list(found)}, not {list(shape)}")
+            # A type of text may be as wide as the header says; names of networks are short.
             if dtype.kind not in kinds or dtype.itemsize > 1024:
                 raise _Unfit(f"{name} is of type {dtype}")
             size = dtype.itemsize * int(np.prod(shape))

@@ -32,10 +32,12 @@ class ScoreSums:
                 f"{self._sums.shape[1]}]"
             )
         z = np.asarray(logits, np.float64)
+        # A softmax does not change by a constant, and without it large logits overflow.
         z = z - z.max(axis=1, keepdims=True)
         log_p = z - np.log(np.exp(z).sum(axis=1, keepdims=True))
         p = np.exp(log_p)
         index = self._taken + np.arange(len(z))
+        # Parts of the stream need not end where splits do.
         split = np.searchsorted(self._starts, index, side="right") - 1
         np.add.at(self._sums, split, p)
         np.add.at(self._negentropy, split, (p * log_p).sum(axis=1))

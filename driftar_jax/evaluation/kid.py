@@ -38,6 +38,7 @@ def kid(
     fewest = min(len(real), len(made))
     if fewest < 4:
         raise ValueError(f"num: got {fewest} images, allowed at least 4 (kernel distance)")
+    # Half at most, or subsets of a small set would be the same rows again and their spread 0.
     size = min(size, fewest // 2)
     rng = np.random.default_rng(seed)
     real, made = np.asarray(real, np.float64), np.asarray(made, np.float64)
@@ -55,6 +56,7 @@ def discrepancy(x: np.ndarray, y: np.ndarray) -> float:
     """Unbiased estimate of the squared discrepancy of `[n, d]` and `[m, d]`, float64."""
     n, m = len(x), len(y)
     within_x, within_y, across = _kernel(x, x), _kernel(y, y), _kernel(x, y)
+    # Pairs of a row with itself are left out: they would bias the estimate upwards.
     same_x = (within_x.sum() - np.trace(within_x)) / (n * (n - 1))
     same_y = (within_y.sum() - np.trace(within_y)) / (m * (m - 1))
     return float(same_x + same_y - 2.0 * across.mean())

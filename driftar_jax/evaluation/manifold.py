@@ -50,6 +50,7 @@ def _radii(points: np.ndarray, neighbours: int, block: int) -> np.ndarray:
     """Squared distance of every point to its k-th neighbour; the point itself comes first."""
     radii = []
     for squared in _squared(points, points, block):
+        # In place, and only as far as needed: nobody asks for the order of the others.
         squared.partition(neighbours, axis=1)
         radii.append(squared[:, neighbours].copy())  # a view would keep the whole block
     return np.concatenate(radii)
@@ -67,6 +68,8 @@ def _squared(a: np.ndarray, b: np.ndarray, block: int) -> Iterator[np.ndarray]:
     for first in range(0, len(a), block):
         part = a[first : first + block]
         sizes = np.square(part).sum(axis=1)[:, None] + norms[None]
+        # `|a|^2 + |b|^2 - 2 a b` in place: one block of distances, and no second one of
+        # differences.
         squared = part @ b.T
         squared *= -2.0
         squared += sizes
@@ -121,6 +124,8 @@ def nearest(
         part = _rows(small)
         best = np.full(len(part), np.inf, np.float32)
         index = np.zeros(len(part), np.int64)
+        # Thumbnails are made again for every block of images: all of them at once may not fit in
+        # memory.
         for start in range(0, len(training), 16 * block):
             other = _rows(thumbnails(training[start : start + 16 * block]))
             # |a|^2 is the same for all: the order is that of |b|^2 - 2 a b.
@@ -129,6 +134,7 @@ def nearest(
             value = score[np.arange(len(part)), closest]
             index = np.where(value < best, closest + start, index)
             best = np.minimum(value, best)
+        # The difference itself, for the winner alone: scores of near images cancel in float32.
         apart = small.astype(np.float64) - thumbnails(training[index])
         distances.append(np.sqrt(np.square(apart / 255.0).mean(axis=(1, 2, 3))))
         found.append(index)

@@ -37,6 +37,8 @@ def _encode(model: Model, params, tokens, known, condition):
     encoding = model.family.known_encoding(model, params, tokens, known, condition)
     if model.prior is None:
         return encoding, None
+    # Read by the control `shuffled` alone, whose mean does not depend on them: mu is all that is
+    # used.
     keys = jax.random.split(jax.random.key(0), tokens.shape[0])
     variables = {"params": params["prior"]}
     return encoding, model.prior.apply(variables, encoding.z, encoding.entropy, keys)[0]
@@ -89,6 +91,7 @@ def measure(
         known = np.argsort(order, axis=1) >= count
         encoding, mu = _encode(model, params, tokens, jnp.asarray(known), jnp.asarray(labels))
         z, x, e = (np.asarray(a, np.float64) for a in (encoding.z, tokens, encoding.entropy))
+        # A probe must not be judged on the images that it was fitted on.
         judged = np.arange(len(images)) >= (0 if mu is not None else len(images) // 2)
         if mu is None:
             mu = _probe(z, x, ~known & ~judged[:, None])
@@ -108,6 +111,7 @@ def _in_turn(model: Model, params, tokens, rows) -> list[Premise]:
     residual = np.linalg.norm(x - np.asarray(mu, np.float64), axis=-1)
     found, num_tokens = [], x.shape[1]
     for count in (num_tokens * quarters // 4 for quarters in (3, 2, 1)):
+        # With `count` tokens unknown, the one that comes next stands `count` places before the end.
         pairs = e[judged, -count], residual[judged, -count]
         found.append(Premise(count, float(stats.spearmanr(*pairs).statistic), *pairs))
     return found
@@ -122,6 +126,7 @@ def entropies(model: Model, params, images, labels, known) -> np.ndarray:
 
 def _probe(z: np.ndarray, x: np.ndarray, fit: np.ndarray) -> np.ndarray:
     """Ridge regression of tokens on features, fitted where `fit`; predictions everywhere."""
+    # A column of ones for the bias: tokens do not have mean 0 in every context.
     design = np.concatenate([z, np.ones((*z.shape[:2], 1))], axis=-1)
     a, b = design[fit], x[fit]
     gram = a.T @ a + RIDGE * len(a) * np.eye(a.shape[1])

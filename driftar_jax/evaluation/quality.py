@@ -239,6 +239,8 @@ class RealSet:
         """
         order = np.random.default_rng(seed).permutation(len(self.images))
         chosen, others = np.split(order, [min(num, len(order) // 2)])
+        # Real images are held against the others alone: against themselves their distance would be
+        # too small.
         rest = self._features[others]
         with self.ledger("metrics"):
             kept = None if self._against.features is None else rest

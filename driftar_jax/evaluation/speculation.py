@@ -36,7 +36,7 @@ def ways(
     Args:
       loaded: a Drift-AR checkpoint with its draft head.
       deltas: bounds to measure, of the rules that have one.
-      stop: of `sampler.Settings`; None: the checkpoint's own.
+      stop: of `sampling.settings.Settings`; None: the checkpoint's own.
     """
     plain = loaded.settings(gamma=0, stop=stop)
     rows = [Way("plain", plain)]
@@ -59,6 +59,7 @@ def energy_distance(a: np.ndarray, b: np.ndarray) -> float:
     def mean(x, y):
         square = (x**2).sum(1)[:, None] + (y**2).sum(1)[None] - 2 * x @ y.T
         far = np.sqrt(np.maximum(square, 0.0))
+        # Of two different sets as well: row i of both was made for one label.
         np.fill_diagonal(far, 0.0)
         return far.sum() / (len(x) * (len(x) - 1))
 

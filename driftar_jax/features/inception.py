@@ -240,10 +240,13 @@ def resize(images: jax.Array, size: int = SIZE) -> jax.Array:
 
     def along(x, axis):
         side = x.shape[axis]
+        # Without the half pixel that others add: published statistics were made with this resize,
+        # and another one changes the distance.
         at = jnp.arange(size, dtype=x.dtype) * (side / size)
         low = jnp.minimum(jnp.floor(at).astype(jnp.int32), side - 1)
         part = jnp.expand_dims(at - low, [i for i in range(x.ndim) if i != axis])
         first = jnp.take(x, low, axis=axis)
+        # The last target pixels lie behind the last source pixel and repeat it.
         second = jnp.take(x, jnp.minimum(low + 1, side - 1), axis=axis)
         return first + (second - first) * part
 

@@ -21,6 +21,7 @@ def _conv(features: int, size: int = 3, stride: int = 1, *, bias: bool = False, 
 
 def _norm(features: int, name: str | None = None) -> nn.GroupNorm:
     """Float32 group norm with the most groups, up to 32, that divide the channels."""
+    # Widths of small models need not be multiples of 32; 1 always divides.
     groups = next(g for g in range(min(_MOST_GROUPS, features), 0, -1) if features % g == 0)
     return nn.GroupNorm(num_groups=groups, dtype=jnp.float32, name=name)
 
@@ -70,11 +71,15 @@ class Encoder(nn.Module):
         for stage, count in enumerate(self.blocks):
             features = self.width * 2**stage
             for i in range(count):
+                # Latents are small already: the first stage keeps their size, unlike a ResNet for
+                # images.
                 stride = 2 if stage and not i else 1
                 name = f"layer{stage + 1}_blk{i + 1}"
                 h = BasicBlock(features, stride, self.dtype, name=name)(h)
                 if i % 2:
                     maps[name] = h
+            # A block ends in a ReLU of a sum, whose scale grows with depth; the norm gives what a
+            # stage hands on a scale of its own.
             h = _norm(features, f"layer{stage + 1}_norm")(h)
             maps[f"layer{stage + 1}"] = h
         return {name: m.astype(jnp.float32) for name, m in maps.items()}
@@ -101,6 +106,8 @@ class Decoder(nn.Module):
         skips = [f"layer{stage}" for stage in range(self.stages - 1, 0, -1)] + ["conv1"]
         for name in skips:
             skip = maps[name]
+            # To the size of the skip and not by a factor of 2: an odd side was rounded up on the
+            # way down.
             h = jax.image.resize(h, (*skip.shape[:3], h.shape[-1]), "bilinear")
             h = jnp.concatenate([h, skip], axis=-1)
             h = _norm(h.shape[-1], f"{name}_norm")(h)
@@ -171,6 +178,7 @@ def draw_mask(key: jax.Array, shape: tuple[int, int, int], share: float) -> jax.
     batch, height, width = shape
     cells = (batch, math.ceil(height / MASK_PATCH), math.ceil(width / MASK_PATCH))
     mask = jax.random.bernoulli(key, share, cells)
+    # Patches of a grid that covers odd sides too, cut off below.
     mask = jnp.repeat(jnp.repeat(mask, MASK_PATCH, axis=1), MASK_PATCH, axis=2)
     return mask[:, :height, :width]
 
@@ -187,6 +195,7 @@ def reconstruction_loss(made: jax.Array, image: jax.Array, mask: jax.Array) -> j
       `[B]` float32; 0 where nothing was masked.
     """
     hidden = mask.astype(jnp.float32)
+    # Visible places are left out: copying the input must not count as filling it in.
     error = jnp.sum(jnp.square(made - image), axis=-1) * hidden
     return error.sum(axis=(1, 2)) / jnp.maximum(hidden.sum(axis=(1, 2)), 1.0)
 

@@ -59,6 +59,8 @@ class Penultimate:
 
     def __call__(self, params, tokens):
         """`params` holds `projection [C, D]` and the parameters of the `block`."""
+        # float32 products: drift compares differences of near features, which TF32 would round
+        # away.
         h = jnp.einsum("rnc,cd->rnd", tokens, params["projection"], precision="highest")
         h = self.block(params["block"], h).astype(jnp.float32)
         return statistics({"block": h.reshape(len(h), *self.grid, -1)})
@@ -78,6 +80,7 @@ class Maps:
 
     def __call__(self, params, tokens):
         image = self.to_grid(tokens)
+        # The root has an infinite slope at 0, and gradients pass through here to the decoder.
         size = jnp.sqrt(jnp.mean(jnp.square(image), axis=(1, 2)) + _FLOOR)
         maps = self.module.apply({"params": params}, image, method="maps")
         own = {"norm": size[:, None], "sample": image.reshape(len(image), 1, -1)}
@@ -99,6 +102,7 @@ def statistics(maps: dict[str, jax.Array]) -> dict[str, jax.Array]:
         for side in CELLS:
             if height % side or width % side:
                 continue
+            # Cells tile the map and do not overlap, hence the sides that they must divide.
             cells = m.reshape(rows, height // side, side, width // side, side, channels)
             cells = jnp.moveaxis(cells, 3, 2)
             parts[str(side)] = cells.reshape(rows, -1, side * side, channels)

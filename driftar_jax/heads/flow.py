@@ -51,7 +51,7 @@ class VelocityNet(nn.Module):
       projection_dropout: in training, after projections.
       rounded_time: rounds what modulates the blocks to bfloat16 on its way, as the official program
         does whatever its type; off by 0.1 % of the velocity.
-      remat: as in `layers.recomputed`, of every block.
+      remat: as in `layers.remat.recomputed`, of every block.
       dtype: type of the matrix products; the time path, norms and softmax stay float32.
     """
 

@@ -44,7 +44,7 @@ class MAR(nn.Module):
       mlp_ratio: hidden width of a block's MLP over `width`.
       attention_dropout: in training, on attention weights.
       projection_dropout: in training, after projections.
-      remat: as in `layers.recomputed`, of every block.
+      remat: as in `layers.remat.recomputed`, of every block.
       dtype: type of the matrix products; norms, softmax and entropy stay float32.
     """
 

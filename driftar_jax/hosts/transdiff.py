@@ -68,7 +68,7 @@ class TransDiff(nn.Module):
       attention_dropout: in training, on attention weights.
       projection_dropout: in training, after projections.
       entropy_floor: floor of the weights in Eq. 4.
-      remat: as in `layers.recomputed`, of every block; caches are not for training.
+      remat: as in `layers.remat.recomputed`, of every block; caches are not for training.
       dtype: type of the matrix products; norms, softmax and entropy stay float32.
     """
 

@@ -25,6 +25,8 @@ class QKV(nn.Module):
         shape = (x.shape[-1], 3, self.num_heads, self.head_dim)
 
         def xavier_as_one_matrix(key, shape, dtype=jnp.float32):
+            # Xavier takes the last two axes for inputs and outputs; those of the split kernel are
+            # heads and channels of a head.
             flat = nn.initializers.xavier_uniform()(key, (shape[0], 3 * shape[2] * shape[3]), dtype)
             return flat.reshape(shape)
 
@@ -169,6 +171,8 @@ class TransformerBlock(nn.Module):
           Block output like `x`, and entropy `[B, Q]` float32 in [0, 1] or None.
         """
         dropout = 0.0 if deterministic else self.attention_dropout
+        # The fused attention where nothing is asked of its weights: neither an entropy nor a
+        # dropout.
         if content_start is None and dropout == 0.0:
             out, rows = attention(q, k, v, mask), None
         else:

@@ -106,6 +106,7 @@ def inverse_frequencies(head_dim: int, theta: float) -> jax.Array:
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
     """Rotary embedding of `x [B, N, H, K]` by `cos`, `sin` `[B, N, K]`; a pair spans the halves."""
     first, second = jnp.split(x, 2, axis=-1)
+    # Halves and not neighbours, as in the weights of the Llama family.
     turned = jnp.concatenate([-second, first], axis=-1)
     return x * cos[:, :, None] + turned * sin[:, :, None]
 
@@ -122,6 +123,7 @@ class RMSNorm(nn.Module):
         scale = self.param("scale", init, (x.shape[-1],))
         wide = x.astype(jnp.float32)
         wide = wide / jnp.sqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
+        # Axes of size 1 by hand: ranks are never promoted silently in this project.
         scale = scale.astype(x.dtype).reshape((1,) * (x.ndim - 1) + scale.shape)
         return scale * wide.astype(x.dtype)
 
@@ -165,6 +167,8 @@ class CausalLayer(nn.Module):
             at = (index, jnp.arange(x.shape[0])[:, None], context.slots)
             keys = keys.at[at].set(k.astype(keys.dtype), mode="drop")
             values = values.at[at].set(v.astype(values.dtype), mode="drop")
+            # The cache of all layers is the carry of the scan, written in place; a layer reads its
+            # slice of it.
             k = jax.lax.dynamic_index_in_dim(keys, index, keepdims=False).astype(self.dtype)
             v = jax.lax.dynamic_index_in_dim(values, index, keepdims=False).astype(self.dtype)
 
@@ -174,6 +178,8 @@ class CausalLayer(nn.Module):
             )
 
         def without(q, k, v):
+            # The other layers hand the entropy on; both branches of the `cond` return the same
+            # shapes, and only the taken one runs.
             return jax.nn.dot_product_attention(q, k, v, mask=context.mask[:, None]), entropy
 
         out, entropy = jax.lax.cond(index == self.entropy_layer, with_entropy, without, q, k, v)
@@ -201,7 +207,7 @@ class CausalStack(nn.Module):
       rope_theta: base of the rotary frequencies.
       attention_bias: biases of queries, keys and values.
       entropy_chunk: most query rows of attention weights held at once in the entropy layer.
-      remat: `none`, `dots` or `full`, as in `layers.recomputed`, of every layer.
+      remat: `none`, `dots` or `full`, as in `remat.recomputed`, of every layer.
       unroll: write the layers out instead of looping over them: slow to compile, easy to count.
       dtype: type of the matrix products and of the residual stream; norms, softmax and entropy are
         float32.
@@ -235,6 +241,7 @@ class CausalStack(nn.Module):
             layer = nn.remat(layer, prevent_cse=False, policy=remat_policy(self.remat))
         scanned = nn.scan(
             layer,
+            # One stacked array per parameter: the layer is compiled once, whatever the depth.
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),
@@ -301,6 +308,8 @@ class CausalStack(nn.Module):
         angles = slots[..., None] * inverse_frequencies(self.head_dim, self.rope_theta)[None, None]
         angles = jnp.concatenate([angles, angles], axis=-1)
         key = jnp.arange(keys)[None, None]
+        # By slots, so that one rule serves whole sequences, a prompt and single tokens: what stands
+        # behind a row's own slot is later or stale.
         mask = (key <= slots[..., None]) & (key >= padding[:, None, None])
         # Cast here and not after the rotation: released weights have seen cosines of their type.
         cos, sin = jnp.cos(angles).astype(self.dtype), jnp.sin(angles).astype(self.dtype)

@@ -54,6 +54,8 @@ def dense(
     init = nn.initializers.xavier_uniform() if init is None else init
     used = tuple(None if axis in _GATHERED else axis for axis in axes)
 
+    # The kernel is gathered where it is used and not where it lies: XLA would otherwise be free to
+    # move the activations to its pieces instead.
     def gathered(*arrays, **types):
         inputs, kernel, bias = nn.dtypes.promote_dtype(*arrays, **types)
         return inputs, nn.with_logical_constraint(kernel, used), bias

@@ -104,6 +104,8 @@ class ModulatedBlock(nn.Module):
           Like `x`.
         """
         contexts, grids = len(modulation), len(x) // len(modulation)
+        # Grids of one condition stand together, so that each modulation is repeated for its
+        # neighbours.
         rows = jnp.repeat(self.table[None] + modulation, grids, axis=0)[:, :, None]
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = (rows[:, i] for i in range(CHUNKS))
 
@@ -135,5 +137,6 @@ class ModulatedBlock(nn.Module):
         else:
             key = self.make_rng("dropout")
             dropout = dict(dropout=self.attention_dropout, dropout_key=key)
+            # The fused attention has no dropout on its weights.
             out, _ = attention_with_entropy(q, k, v, **dropout)
         return out.reshape(*out.shape[:2], self.width)

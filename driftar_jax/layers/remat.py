@@ -24,6 +24,8 @@ def recomputed(remat: str, call, block: nn.Module, *arrays):
     """
     if remat == "none":
         return call(block, *arrays)
+    # The lifted transform of flax and not `jax.checkpoint`: it knows the block's parameters and
+    # keys.
     return nn.remat(call, policy=remat_policy(remat))(block, *arrays)
 
 

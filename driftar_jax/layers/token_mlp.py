@@ -80,7 +80,11 @@ class TokenMLP(nn.Module):
         A scalar `t` embeds the time once for all rows.
         """
         time = self.time_embed_2(nn.silu(self.time_embed_0(sinusoid_features(t))))
+        # Leading axes of size 1 let one time serve all tokens and one condition all copies, without
+        # a repeat.
         ndim = max(x.ndim, time.ndim, c.ndim)
+        # SiLU once for all blocks: each of their modulations starts with it in the published
+        # program.
         y = nn.silu(lift(time, ndim) + lift(c, ndim))
         h = lift(self.input_proj(x), ndim)
         for block in self.res_blocks:

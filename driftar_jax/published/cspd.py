@@ -51,6 +51,7 @@ def probability(
     """
     far = lambda s: jnp.square((x - s.mean) / (inner_temperature * s.std))  # noqa: E731
     scale = jnp.log(draft.std) - jnp.log(target.std)
+    # The log ratio of two diagonal normals, summed over the channels of a token.
     exponent = jnp.sum(scale + 0.5 * (far(draft) - far(target)), axis=-1)
     return factor(draft, target) * jnp.exp(exponent)
 

@@ -38,6 +38,7 @@ class Terms(NamedTuple):
 
 def regression_loss(draft: jax.Array, z: jax.Array) -> jax.Array:
     """Smooth L1 between row r of `draft [B, N, D]` and row r + 1 of `z`, mean of all (Eq. 3)."""
+    # The target is detached (Eq. 3): otherwise the backbone would learn to be easy to predict.
     goal = jax.lax.stop_gradient(z[:, 1:])
     return jnp.mean(optax.huber_loss(draft[:, :-1], goal))
 
@@ -86,6 +87,7 @@ def terms(
 
     encoding = run("encode", label)
     if phase_two:
+        # Phase II of the published program detaches instead of freezing parameters.
         encoding = jax.lax.stop_gradient(encoding)
     draft: Encoding = run("propose", jax.lax.stop_gradient(encoding.z))
     tokens = run("generate", encoding, eps)

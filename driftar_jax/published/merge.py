@@ -40,6 +40,7 @@ def merge(draft_features: jax.Array, target_features: jax.Array, threshold: floa
     distance = jnp.sqrt(jnp.sum(jnp.square(gap), axis=-1))
     accepted = distance < threshold
     features = jnp.where(accepted[..., None], draft_features, target_features)
+    # Positions before the first rejected one, although acceptance above does not stop there.
     prefix = jnp.cumprod(accepted.astype(jnp.int32), axis=1).sum(axis=1)
     return Merge(features, accepted, distance, prefix)
 
@@ -67,6 +68,8 @@ def update(tracker: EntropyTracker, values: jax.Array, *, gamma: float = GAMMA) 
     new = n / total
     # The first update needs no case of its own: what stood before has weight 0.
     old = 1.0 - new
+    # Means and variances of two sets are merged by their counts (Chan's formula), never by sums of
+    # squares, which cancel in float32.
     step = jnp.mean(values) - tracker.mean
     variance = jnp.var(values, ddof=1) if values.size > 1 else jnp.zeros((), jnp.float32)
     merged = EntropyTracker(
@@ -75,5 +78,6 @@ def update(tracker: EntropyTracker, values: jax.Array, *, gamma: float = GAMMA) 
         count=total,
         ema=follow(tracker.ema, jnp.mean(values)),
     )
+    # The average has nothing to follow before the first update; started here, tau_c equals tau_g.
     first = global_threshold(merged) / gamma
     return merged.replace(ema=jnp.where(tracker.count > 0, merged.ema, first))

@@ -75,6 +75,7 @@ class CausalDraft(nn.Module):
         """`z [B, N, D]` -> encoding whose row r predicts row r + 1 of `z`."""
         if self.depth < 1:
             raise ValueError(f"draft_depth: got {self.depth}, allowed at least 1")
+        # Row r predicts row r + 1 and must not see it.
         mask = jnp.tril(jnp.ones((z.shape[1], z.shape[1]), bool))
         h, entropy = z.astype(self.dtype), None
         for i in range(self.depth):
@@ -208,6 +209,8 @@ def sampled_parts(fields: DriftAR) -> tuple[Encoder, Prior, GridDecoder]:
         fields.width,
         fields.decoder_depth,
         fields.num_heads,
+        # The bare form of the paper: the decoder reads the start once, and its output is the token
+        # itself.
         standardised=False,
         residual=False,
         zero_start=False,

@@ -79,7 +79,7 @@ def speculate(
     Args:
       model, params, label, eps, guidance: as in `samples`.
       tracker: statistics of the target's entropy; the program makes a fresh one for every batch.
-      threshold: of `speculative.verify.merge`.
+      threshold: of `merge`.
       gamma: of the early stop.
 
     Returns:
@@ -92,6 +92,8 @@ def speculate(
     draft = model.apply({"params": params}, target.z, method="propose")
     merged = merge(draft.z, target.z, threshold)
     if guidance == 1.0:
+        # Without guidance the merged features replace the target's everywhere, in the decoder as
+        # well.
         condition, mean = None, merged.features
     else:
         condition = encoding.z

@@ -52,6 +52,7 @@ def sample_images(
 
     check(model, settings, condition)
     number = size(condition)
+    # Before the batches: a table that serves all of them is made once.
     params, shared = model.family.prepare(model, params, number * settings.branches)
 
     def make(condition, index):
@@ -60,6 +61,7 @@ def sample_images(
     images, each = _in_batches(make, condition, batch_size, to_pixels)
     counts = jax.tree.map(int, each[0])
     if shared is not None:
+        # Calls that the request shares count for each image by its part.
         calls = shared / number
         counts = dataclasses.replace(counts, backbone_calls=calls, backbone_rows=calls)
     return images, counts

@@ -63,6 +63,8 @@ def choose(
     most = settings.ar_steps - 1
     candidates = [g for g in CANDIDATES if g <= most] or [most]
     index = np.arange(batch_size, dtype=np.int32)
+    # The batch is filled with the conditions in turn: time depends on its size, not on what is in
+    # it.
     condition = jax.tree.map(lambda a: np.asarray(a)[index % len(a)], condition)
     # As `batches.sample_drafted` asks: one compilation serves both.
     plainly = settings.changed(gamma=0)
@@ -74,6 +76,7 @@ def choose(
         rule, args = settings.draft_rule(gamma), (params, condition, index)
         return lambda seed: drafted.generate(model, rule, plainly, *args, np.uint32(seed))
 
+    # One probe with the most drafts tells the chance of every shorter run as well.
     _, speculation = jax.block_until_ready(with_drafts(candidates[-1])(0))
     chances = acceptance(np.asarray(speculation.lengths.sum(axis=0)))
     calls = {0: without_drafts} | {g: with_drafts(g) for g in candidates}
@@ -82,10 +85,13 @@ def choose(
     seconds, per_round = {}, {}
     for g, call in calls.items():
         _, counts = jax.block_until_ready(call(0))
+        # Seconds of a round: accepted lengths of the timed seeds must not decide between the
+        # candidates.
         rounds = settings.ar_steps if g == 0 else int(counts.batch_calls)
         seconds[g] = _fastest(call, clock)
         per_round[g] = seconds[g] / rounds
     predicted = best(chances, per_round)
+    # A prediction is believed only where the measured batch is faster as well.
     chosen = predicted if seconds[predicted] < seconds[0] else 0
     return Choice(
         settings=settings.changed(gamma=chosen),

@@ -57,6 +57,7 @@ def fill(
     if settings.gamma:
         raise wrong("gamma", settings.gamma, "0 together with a mask")
     given = _given(loaded, image, mask)
+    # Each step reveals a token at least; with a small hole there are not enough for all steps.
     settings = settings.changed(ar_steps=min(settings.ar_steps, given.unknown))
     made, counts = batches.sample_images(
         loaded.model,
@@ -68,6 +69,7 @@ def fill(
         to_pixels=loaded.to_pixels,
         given=given,
     )
+    # Tokens that the mask touches were made whole; outside of it the pixels are the image's own.
     return Samples(np.where(mask[None, :, :, None], made, image[None]), counts)
 
 

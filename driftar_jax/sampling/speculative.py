@@ -33,8 +33,8 @@ class Rule:
       name: one of `verify.RULES`.
       delta: bound of `coupled` (standard deviations) and `feature` (root mean square); not read by
         `gaussian`.
-      stop: tau_g of the early stop (`policy.stop`); 0 never stops, `policy.TRAINED` asks the
-        engine's tracker.
+      stop: tau_g of the early stop (`early_stop.stop`); 0 never stops, `early_stop.TRAINED` asks
+        the engine's tracker.
       share: gamma of tau_c.
     """
 

@@ -43,6 +43,8 @@ def encode_set(
         raise wrong("data.image_size", height, f"a multiple of {vae.factor}")
     if channels != vae.image_channels:
         raise wrong("data.name", sources[0].name, f"images of {vae.image_channels} channels")
+    # All that decides the numbers of a shard: a call that differs in any of it must not add to the
+    # set.
     facts = {
         "shape": [height // vae.factor, width // vae.factor, 2 * vae.latent_channels],
         "class_names": list(sources[0].class_names),
@@ -73,4 +75,6 @@ def _both(vae: kl.KLVAE, params, images: jax.Array) -> tuple[jax.Array, jax.Arra
     """Moments of uint8 `[B, H, W, 3]`, and of the images mirrored left to right."""
     x = to_unit_range(images)
     encode = lambda y: vae.apply({"params": params}, y, method="encode")  # noqa: E731
+    # The mirrored image is encoded, not its latent mirrored: convolutions of the encoder are not
+    # symmetric.
     return encode(x), encode(jnp.flip(x, axis=2))

@@ -42,6 +42,7 @@ class F8VAE(nn.Module):
         if self.patch < 1:
             raise ValueError(f"patch: got {self.patch}, allowed a whole number of at least 1")
         shared = (self.channels, self.multipliers, self.num_res_blocks)
+        # No attention on the levels, only in the middle: the difference between the two encoders.
         self.encoder = kl.Encoder(*shared, self.latent_channels, (), self.dtype)
         self.decoder = kl.Decoder(*shared, self.image_channels, self.dtype)
 
@@ -74,6 +75,7 @@ class F8VAE(nn.Module):
         if not self.normalise:
             return moments
         mean, log_variance = jnp.split(moments, 2, axis=-1)
+        # The means alone: the log variances belong to the posterior before it was normalised.
         return jnp.concatenate([normalise_patches(mean, self.patch), log_variance], axis=-1)
 
     def decode(self, z: jax.Array) -> jax.Array:
@@ -99,6 +101,7 @@ class F8VAE(nn.Module):
 def normalise_patches(x: jax.Array, patch: int) -> jax.Array:
     """`[B, h, w, c]` with mean 0 and standard deviation 1 in every patch of `patch x patch`."""
     batch, height, width, channels = x.shape
+    # With the released settings a patch is a token of the host, so that each token is normalised.
     folded = x.reshape(batch, height // patch, patch, width // patch, patch, channels)
     axes = (2, 4, 5)
     folded = folded - jnp.mean(folded, axis=axes, keepdims=True)

@@ -44,6 +44,7 @@ class AttentionBlock(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """`[B, H, W, C]` -> the same."""
         batch, height, width, channels = x.shape
+        # All positions are one sequence: this attention knows no grid.
         h = _norm("norm")(x).reshape(batch, height * width, channels)
         q, k, v = (nn.Dense(channels, dtype=self.dtype, name=n)(h)[:, :, None] for n in "qkv")
         h = jax.nn.dot_product_attention(q, k, v).reshape(x.shape)
@@ -109,9 +110,11 @@ class Decoder(nn.Module):
         x = _Middle(width, self.dtype, name="mid")(x)
         for level in reversed(range(len(self.multipliers))):
             width = self.channels * self.multipliers[level]
+            # One block more than the encoder has, as in the original.
             for i in range(self.num_res_blocks + 1):
                 x = ResBlock(width, self.dtype, name=f"up_{level}_block_{i}")(x)
             if level:
+                # Nearest-neighbour upsampling before a convolution, as released weights expect.
                 x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
                 x = conv(width, f"up_{level}_upsample")(x)
         return conv(self.image_channels, "conv_out")(nn.silu(_norm("norm_out")(x)))
@@ -227,6 +230,8 @@ def _tiled(function, x: jax.Array, tile: int) -> jax.Array:
     if batch <= tile:
         return function(x)
     tiles = -(-batch // tile)
+    # One compilation serves every batch: the last tile is filled with zeros, whose images are cut
+    # off.
     x = jnp.pad(x, [(0, tiles * tile - batch)] + [(0, 0)] * (x.ndim - 1))
     out = jax.lax.map(function, x.reshape(tiles, tile, *x.shape[1:]))
     return out.reshape(tiles * tile, *out.shape[2:])[:batch]

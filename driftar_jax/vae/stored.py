@@ -67,6 +67,8 @@ def load(
 def fingerprint(params: dict) -> str:
     """Text that tells autoencoders apart, by the arrays that every latent passes through."""
     digest = hashlib.sha256()
+    # A few kilobytes in place of hundreds of megabytes: training any part of an autoencoder moves
+    # these as well.
     for leaf in jax.tree.leaves([params["quant_conv"], params["post_quant_conv"]]):
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()[:16]
