@@ -44,10 +44,11 @@ def main(_) -> None:
         subject, weights = timing.open_subject(_CONFIG.value, _WORKDIR.value, _VAE.value)
         subject = subject.sized(Request(sampling_flags.size()))
         changes = sampling_flags.changes()
-        if changes["gamma"] and _CONFIG.value is not None:
-            raise config.wrong(
-                "gamma", changes["gamma"], "0: what random weights accept says nothing"
-            )
+        for name in ("gamma", "lookahead"):
+            if changes[name] and _CONFIG.value is not None:
+                raise config.wrong(
+                    name, changes[name], "0: what random weights accept says nothing"
+                )
         table = benchmark.methods(subject, subject.checked(**changes), _CONTROLS.value)
     before = os.getloadavg()[0]
     sizes = [int(b) for b in _BATCHES.value]

@@ -26,7 +26,8 @@ _PLAIN = (
     ("shift", "float", "Shift of the token flow head's times (NextStep-1)."),
     ("normalise", "bool", "Normalise each token, as for guidance 7.5 (NextStep-1)."),
     ("rule", "string", "gaussian | coupled | feature; how drafts are accepted."),
-    ("delta", "float", "Bound of the rules coupled and feature."),
+    ("delta", "float", "Bound of the rules coupled and feature, or of --lookahead (0.02)."),
+    ("bound", "string", "entropy | constant | sigma; what --delta of --lookahead is a share of."),
 )
 
 
@@ -42,6 +43,7 @@ def define(*without: str) -> None:
         if name not in without:
             makers[kind](name, None, text)
     flags.DEFINE_string("gamma", None, "AR steps drafted per round: a number, 0 none; or auto.")
+    flags.DEFINE_string("lookahead", None, "Tokens guessed and made in a call: a number; or auto.")
     flags.DEFINE_string("stop", None, "Stop drafting below this mean entropy; 0 never, or auto.")
 
 
@@ -49,11 +51,12 @@ def changes() -> dict[str, Any]:
     """Return what the flags change of the settings; None where a flag was not given.
 
     Raises:
-      ValueError: `--gamma` or `--stop` is neither `auto` nor a number that fits.
+      ValueError: `--gamma`, `--lookahead` or `--stop` is neither `auto` nor a number that fits.
     """
     given = {name: flags.FLAGS[name].value for name, _, _ in _PLAIN if name in flags.FLAGS}
     return given | {
-        "gamma": parse_gamma(flags.FLAGS.gamma),
+        "gamma": parse_count("gamma", flags.FLAGS.gamma),
+        "lookahead": parse_count("lookahead", flags.FLAGS.lookahead),
         "stop": parse_stop(flags.FLAGS.stop),
     }
 
@@ -72,8 +75,8 @@ def size() -> tuple[int, int] | None:
     return (SIDE if height is None else height, SIDE if width is None else width)
 
 
-def parse_gamma(text: str | None) -> int | str | None:
-    """Return `Settings.gamma` of a flag's text: `auto`, or a number; None stays None.
+def parse_count(name: str, text: str | None) -> int | str | None:
+    """Return what a flag of that name says: `auto`, or a number; None stays None.
 
     Raises:
       ValueError: it is neither `auto` nor a whole number from 0.
@@ -81,7 +84,7 @@ def parse_gamma(text: str | None) -> int | str | None:
     if text is None or text == "auto":
         return text
     if not text.isdigit():
-        raise wrong("gamma", text, "auto or a whole number from 0")
+        raise wrong(name, text, "auto or a whole number from 0")
     return int(text)
 
 

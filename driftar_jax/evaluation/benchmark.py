@@ -94,8 +94,12 @@ def methods(subject: Generator, settings: Settings, controls: bool) -> list[tupl
     if settings.drafts:
         auto = "auto" if settings.drafts < 0 else settings.drafts
         name = f"{settings.method}, gamma {auto} ({settings.rule})"
-        rows = [(settings.method, settings.changed(gamma=0)), (name, settings)]
-        settings = settings.changed(gamma=0)
+        rows = [(settings.method, settings.plainly), (name, settings)]
+    elif settings.lookahead:
+        auto = "auto" if settings.lookahead < 0 else settings.lookahead
+        name = f"{settings.method}, lookahead {auto} ({settings.bound} {settings.delta:g})"
+        rows = [(settings.method, settings.plainly), (name, settings)]
+    settings = settings.plainly
     if not controls:
         return rows
     change = functools.partial(dataclasses.replace, settings)
@@ -152,9 +156,9 @@ def _row(subject: Generator, name: str, settings: Settings, batch_size: int, rou
     model, params = subject.model, subject.params
     condition = subject.reader.trial(model, settings, batch_size)
     index = jnp.arange(batch_size, dtype=jnp.int32)
-    if settings.drafts < 0:
+    if settings.drafts < 0 or settings.lookahead < 0:
         settings = subject.with_draft_count(settings, condition, batch_size)
-        name = name.replace("auto", f"auto = {settings.gamma}")
+        name = name.replace("auto", f"auto = {settings.gamma or settings.lookahead}")
     condition = jax.tree.map(jnp.asarray, condition)
     calls, compile_s, temporary = {}, {}, 0
     for piece, (function, static, arguments) in _pieces(
@@ -178,7 +182,7 @@ def _row(subject: Generator, name: str, settings: Settings, batch_size: int, rou
             seconds[piece].append(time.perf_counter() - start)
     times = {p: Times(tuple(seconds[p]), compile_s[p]) if p in calls else None for p in PIECES}
     cost = None
-    if settings.drafts:
+    if settings.speculates:
         cost = batches.drafted_counts(batches.joined([results["whole"][1]], batch_size))
     memory = {"temporary_bytes": temporary, "peak_bytes": _peak()}
     return Row(name, settings, batch_size, **times, **memory, drafted=cost)
@@ -186,10 +190,10 @@ def _row(subject: Generator, name: str, settings: Settings, batch_size: int, rou
 
 def _pieces(model: Model, settings: Settings, params, condition, index) -> dict[str, tuple]:
     """Return what is timed, by name: a jitted function, its static and its other arguments."""
-    plainly = settings.changed(gamma=0)
+    plainly = settings.plainly
     whole = params, condition, index, jnp.uint32(0)
-    if settings.drafts:
-        static = model, settings.draft_rule(settings.drafts), plainly
+    if settings.speculates:
+        static = model, settings.speculation, plainly
         return {"whole": (drafted.generate, static, whole)}
 
     def head_of(params):

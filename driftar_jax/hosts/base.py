@@ -107,6 +107,8 @@ class Walk(Protocol):
       num_tokens: N.
       token_dim: C.
       branches: rows per image, 2 when guided, else 1.
+      above: the first guess of a group is what stands so many groups before it: the token above, in
+        raster order. Asked of the same hosts as `own`.
     """
 
     num_steps: int
@@ -114,6 +116,7 @@ class Walk(Protocol):
     num_tokens: int
     token_dim: int
     branches: int
+    above: int
 
     def group(self, step: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Return positions `[B, K]` int32 of each image's group, and which are real, `[B, K]`."""
@@ -160,6 +163,17 @@ class Walk(Protocol):
 
     def scales(self) -> jax.Array:
         """Return the guidance of each step, `[T]` float32."""
+
+    def own(self, encoding: Encoding, step: jax.Array, keys: jax.Array) -> jax.Array:
+        """Return what the host's own head makes of the group of `step [B]`, `[B, K, C]`.
+
+        Asked of hosts that make one token after another.
+
+        Args:
+          encoding: of the context of the step, `[R, ...]`.
+          step: `[B]`.
+          keys: `[B, K]`, of the group's tokens (`randomness.token_keys`).
+        """
 
 
 class Family(Protocol):

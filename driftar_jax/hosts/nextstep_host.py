@@ -215,6 +215,9 @@ class NextStepWalk(causal_walk.CausalWalk):
       sources: `[branches * B, M, C]` tokens of source images; None: none.
       model: of the run, for its draft head; `draft_params` are the head's.
       guidance: `[N]` float32.
+      make: of `own_tokens`, where the model has a flow head.
+      temperature: of that head's steps.
+      columns: of the grid of tokens.
     """
 
     module: NextStep
@@ -225,6 +228,9 @@ class NextStepWalk(causal_walk.CausalWalk):
     model: Model | None = None
     draft_params: Any = None
     guidance: Any = None
+    make: Callable | None = None
+    temperature: float = 1.0
+    columns: int = 1
 
     @classmethod
     def of(cls, module: NextStep, params, ids, padding, num_tokens, contexts, **rest):
@@ -266,6 +272,20 @@ class NextStepWalk(causal_walk.CausalWalk):
     def scales(self) -> jax.Array:
         """See `Walk.scales`."""
         return self.guidance
+
+    @property
+    def above(self) -> int:
+        """See `Walk.above`."""
+        return self.columns
+
+    def own(self, encoding: Encoding, step: jax.Array, keys: jax.Array) -> jax.Array:
+        """See `Walk.own`."""
+
+        def noise(draw):
+            eps = randomness.normal(keys[:, 0], draw, self.token_dim)
+            return eps * jnp.where(draw > 0, self.temperature, 1.0)
+
+        return self.make(encoding.z[:, -1], self._last(step), noise)[:, None]
 
     @property
     def _apply(self):
@@ -372,6 +392,9 @@ class NextStepFamily:
             model=model,
             draft_params=params.get("draft"),
             guidance=guidance_at(settings.guidance, num_tokens, settings.guidance_schedule),
+            make=model.head and own_tokens(model.host, model.head, settings, num_tokens, params),
+            temperature=settings.temperature,
+            columns=model.images.grid[1],
         )
 
     def pieces(self, model: Model, settings: Any, params, condition, index, head_of):

@@ -44,7 +44,7 @@ def sample_images(
     Raises:
       ValueError: a condition or the settings are out of range; nothing has been compiled.
     """
-    if settings.drafts:
+    if settings.speculates:
         images, speculation = sample_drafted(
             model, settings, params, condition, seed, batch_size=batch_size, to_pixels=to_pixels
         )
@@ -87,10 +87,11 @@ def sample_drafted(
       ValueError: as `sample_images`; or gamma is still to be chosen.
     """
     check(model, settings, condition)
-    if settings.gamma < 0:
-        raise wrong("gamma", settings.gamma, "a number from 0 (choose it first)")
-    rule = settings.draft_rule(settings.drafts)
-    plainly = settings.changed(gamma=0)  # as `draft_count` asks: one compilation serves both
+    for field in ("gamma", "lookahead"):
+        if getattr(settings, field) < 0:
+            raise wrong(field, getattr(settings, field), "a number from 0 (choose it first)")
+    # As `draft_count` and `window_size` ask: one compilation serves both.
+    rule, plainly = settings.speculation, settings.plainly
 
     def make(condition, index):
         return drafted.generate(model, rule, plainly, params, condition, index, np.uint32(seed))
@@ -156,17 +157,19 @@ def summary(speculation: Speculation) -> dict[str, Any]:
 
     Returns:
       `accepted_per_call` (groups, mean), `accepted_groups` (share of the drafted ones),
-      `accepted_lengths` (rounds with 0, 1, ... accepted groups), `calls_of_batch` (mean backbone
-      calls of a batch), and `by_entropy`: for each bin of the target's entropy that holds a judged
+      `calls` (of an image: mean, low, high), `accepted_lengths` (rounds with 0, 1, ... accepted
+      groups), `calls_of_batch` (mean backbone calls of a batch), and `by_entropy`: for each bin of the target's entropy that holds a judged
       token its bounds, the number of tokens and the accepted share.
     """
     lengths = speculation.lengths.sum(axis=0)
     groups = int((lengths * np.arange(len(lengths))).sum())
+    calls = speculation.backbone_calls
     judged, accepted = speculation.judged.sum(axis=0), speculation.accepted.sum(axis=0)
     edges = np.linspace(0, 1, len(judged) + 1)
     return {
         "accepted_per_call": groups / max(int(lengths.sum()), 1),
         "accepted_groups": groups / max(int(speculation.draft_calls.sum()), 1),
+        "calls": [float(calls.mean()), int(calls.min()), int(calls.max())],
         "accepted_lengths": lengths.tolist(),
         "calls_of_batch": float(speculation.batch_calls.mean()),
         "by_entropy": [

@@ -88,7 +88,7 @@ def choose(
         # Seconds of a round: accepted lengths of the timed seeds must not decide between the
         # candidates.
         rounds = settings.ar_steps if g == 0 else int(counts.batch_calls)
-        seconds[g] = _fastest(call, clock)
+        seconds[g] = fastest(call, clock)
         per_round[g] = seconds[g] / rounds
     predicted = best(chances, per_round)
     # A prediction is believed only where the measured batch is faster as well.
@@ -102,8 +102,8 @@ def choose(
     )
 
 
-def _fastest(call: Callable[[int], Any], clock) -> float:
-    """Seconds of the fastest of a few calls: what disturbs a call only makes it slower."""
+def fastest(call: Callable[[int], Any], clock) -> float:
+    """Return the seconds of the fastest of a few calls: what disturbs one only makes it slower."""
     taken = []
     for seed in range(ROUNDS):
         start = clock()

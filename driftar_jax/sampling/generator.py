@@ -23,13 +23,14 @@ from driftar_jax.types import Counts
 class Samples:
     """uint8 `images [n, H, W, C]`, what one image cost, and what was drafted, if anything was.
 
-    `speculation` is a `batches.summary`, `gamma` what was used for it.
+    `speculation` is a `batches.summary`, `gamma` or `lookahead` what was used for it.
     """
 
     images: np.ndarray
     counts: Counts
     gamma: int = 0
     speculation: dict | None = None
+    lookahead: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,12 +189,14 @@ class Generator:
     def with_draft_count(
         self, settings: Settings, condition: Any, batch_size: int | None
     ) -> Settings:
-        """Return settings whose `gamma` is a number: the fastest one, where it was left open."""
-        if settings.drafts >= 0:
+        """Return settings with a number for `gamma` and `lookahead`: the fastest, where open."""
+        if settings.drafts >= 0 and settings.lookahead >= 0:
             return settings
-        from driftar_jax.sampling import draft_count
+        from driftar_jax.sampling import draft_count, window_size
 
         batch = min(self._batch(batch_size), batches.size(condition))
+        if settings.lookahead < 0:
+            return window_size.choose(self.model, settings, self.params, batch, condition).settings
         choice = draft_count.choose(self.model, settings, self.params, batch, condition)
         return choice.settings
 
@@ -203,11 +206,12 @@ class Generator:
         """Generate the images of checked settings and conditions, batch by batch."""
         rest = {"batch_size": self._batch(batch_size), "to_pixels": self.to_pixels}
         args = self.model, settings, self.params, condition, seed
-        if not settings.drafts:
+        if not settings.speculates:
             return Samples(*batches.sample_images(*args, **rest))
         images, speculation = batches.sample_drafted(*args, **rest)
         counts = batches.drafted_counts(speculation)
-        return Samples(images, counts, settings.gamma, batches.summary(speculation))
+        summary = batches.summary(speculation)
+        return Samples(images, counts, settings.gamma, summary, settings.lookahead)
 
     def _batch(self, batch_size: int | None) -> int:
         if batch_size is not None:

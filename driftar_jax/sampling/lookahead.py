@@ -4,8 +4,9 @@ Every token has one noise, so plain decoding is a deterministic causal map `x_k 
 round is ONE backbone call on the pending group and the guesses behind it; every group of the window
 is made again with its own noise. The first is settled, for its context is. The next ones are
 settled as long as every guess before them moved by no more than its bound; the rest are the next
-round's guesses. There is no draft head and nothing to train. Rows of a batch move at their own
-pace; all of it is one `lax.while_loop` with fixed shapes.
+round's guesses. The next call reads the guesses that stood once more, as they were made again, so
+that the cache holds what is settled. There is no draft head and nothing to train. Rows of a batch
+move at their own pace; all of it is one `lax.while_loop` with fixed shapes.
 """
 
 import dataclasses
@@ -26,7 +27,9 @@ BOUNDS = ("entropy", "constant", "sigma")
 # A guess that moved by no more than this share of its image's root mean square has not moved: the
 # rows of a matrix product round differently where they stand in another place of the window. In
 # float32 that is some 1e-7, and what stands on it differs by as little.
-SAME = 1e-5
+SAME = 5e-6
+# For so many groups of a window, a call has room to read one settled group once more.
+REREAD = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,16 +38,20 @@ class Window:
 
     Attributes:
       size: W, groups made in one call; 1 is plain decoding.
-      delta: how far a guess may move, as a share of the tokens' spread; with 0 no guess may.
-      bound: what a token's share is of: `entropy` of the target, `sigma` of its start, or
-        `constant`. Shares have mean 1 over the tokens that an image has seen.
-      spread: standard deviation of the tokens; 0: of those that the image has seen so far.
+      delta: how far a guess may move, as a share of the spread of the tokens that were made of its
+        image so far (the standard deviation about the mean of each channel); with 0 no guess may.
+      bound: what the bound of a token is proportional to: `entropy` of the target, `sigma` of its
+        start, or `constant`. Bounds have mean delta over the tokens that were made of the image.
     """
 
     size: int
     delta: float = 0.0
     bound: str = "entropy"
-    spread: float = 0.0
+
+    @property
+    def contexts(self) -> int:
+        """Most contexts of one call: the window and what it reads once more."""
+        return self.size + self.size // REREAD
 
 
 @flax.struct.dataclass
@@ -53,6 +60,8 @@ class State:
 
     Attributes:
       step: `[B]` int32, groups that are settled.
+      base: `[B]` int32, at most `step`: the first context of the next call.
+      made: `[B]` int32, groups that were made at least once.
       tokens: `[B, N, C]` float32; behind the settled ones, guesses.
       weight: `[B, N]` float32, what the bound of a token is proportional to; -1 where none was
         made yet.
@@ -62,6 +71,8 @@ class State:
     """
 
     step: jax.Array
+    base: jax.Array
+    made: jax.Array
     tokens: jax.Array
     weight: jax.Array
     entropy: jax.Array
@@ -85,6 +96,7 @@ class Lookahead:
       window: how far, and when.
       batch: B.
       evaluations: of the head, for one group.
+      above: see `Walk.above`.
     """
 
     walk: Walk
@@ -92,6 +104,7 @@ class Lookahead:
     window: Window
     batch: int
     evaluations: int = 1
+    above: int = 1
 
     def run(self) -> tuple[jax.Array, Speculation]:
         """Generate all groups of all images.
@@ -108,15 +121,22 @@ class Lookahead:
         """Groups made in one call; an image has no more than T."""
         return min(self.window.size, self.walk.num_steps)
 
+    @property
+    def contexts(self) -> int:
+        """Contexts of one call; an image has no more than T."""
+        return min(self.window.contexts, self.walk.num_steps)
+
     def goes_on(self, state: State) -> jax.Array:
         """Whether an image of the batch is not finished; bool scalar."""
         return (state.step < self.walk.num_steps).any()
 
     def start(self) -> State:
         """Before the first round."""
-        shape = self.batch, self.walk.num_tokens
+        shape, zero = (self.batch, self.walk.num_tokens), jnp.zeros(self.batch, jnp.int32)
         return State(
-            step=jnp.zeros(self.batch, jnp.int32),
+            step=zero,
+            base=zero,
+            made=zero,
             tokens=jnp.zeros((*shape, self.walk.token_dim), jnp.float32),
             weight=jnp.full(shape, -1.0, jnp.float32),
             entropy=jnp.zeros(shape, jnp.float32),
@@ -129,7 +149,9 @@ class Lookahead:
         walk, size = self.walk, self.size
         # `[W, B]`: row w is the group w places behind the first that is not settled.
         steps = state.step[None] + jnp.arange(size)[:, None]
-        encodings, memory = walk.encode(state.memory, state.tokens, state.step, size)
+        state = state.replace(tokens=self._guessed(state, steps))
+        encodings, memory = walk.encode(state.memory, state.tokens, state.base, self.contexts)
+        encodings = self._window(encodings, state.step - state.base)
         # Each group is made again with its own noise: were the noise drawn anew, a guess would move
         # for ever.
         x, weight = jax.vmap(self.make)(encodings, steps)
@@ -140,7 +162,7 @@ class Lookahead:
         real &= (steps < walk.num_steps)[..., None]
 
         # Read before the new tokens are written: the verdict is about the movement in this round.
-        before = jax.vmap(lambda t, p: t[p], (0, 1), 1)(state.tokens, positions)
+        before = _read(state.tokens, positions)
         put = lambda old, new: _write(old, new, positions, real)  # noqa: E731
         state = state.replace(
             tokens=put(state.tokens, x),
@@ -164,11 +186,29 @@ class Lookahead:
         # Verdicts behind the first failure were never used and would bias the acceptance per
         # entropy bin.
         heard = judged[..., None] & real[:-1]
+        base = jnp.maximum(state.step + 1, step - (self.contexts - size))
+        base = jnp.where(live, base, state.base)
         return state.replace(
             step=step,
-            memory=walk.roll_back(memory, step),
+            base=base,
+            made=jnp.maximum(state.made, steps[-1] + 1),
+            memory=walk.roll_back(memory, base),
             found=self._counted(state.found, live, accepted, heard, near[:-1], entropy[:-1]),
         )
+
+    def _guessed(self, state: State, steps: jax.Array) -> jax.Array:
+        """The tokens, with first guesses for the groups `steps [W, B]` that were never made."""
+        source = jnp.where(steps < self.above, steps - 1, steps - self.above)
+        source = jnp.clip(source, 0, jnp.maximum(state.made - 1, 0)[None])
+        guess = _read(state.tokens, jax.vmap(self.walk.group)(source)[0])
+        positions, real = jax.vmap(self.walk.group)(steps)
+        real &= ((steps >= state.made[None]) & (steps < self.walk.num_steps))[..., None]
+        return _write(state.tokens, guess, positions, real)
+
+    def _window(self, encodings: Any, first: jax.Array) -> Any:
+        """`[S, R, ...]` -> `[W, R, ...]`: for each image the contexts from `first [B]` on."""
+        index = jnp.tile(first, self.walk.branches)[None] + jnp.arange(self.size)[:, None]
+        return jax.tree.map(lambda a: jax.vmap(lambda v, i: v[i], (1, 1), 1)(a, index), encodings)
 
     def _bounds(self, state: State, weight: jax.Array) -> jax.Array:
         """How far each guess of the window may move, root mean square; `weight [W, B, K]`."""
@@ -178,9 +218,8 @@ class Lookahead:
         count = seen.sum(axis=1)
         mean = lambda a: jnp.where(seen, a, 0).sum(axis=1) / count  # noqa: E731
         square = mean(jnp.square(state.tokens).mean(axis=-1))
-        # A given spread is a number known before tracing; the fallback is of each image so that a
-        # result does not depend on what else is in the batch.
-        spread = self.window.spread or jnp.sqrt(self._variance(state.tokens, seen, count))
+        # Of each image, so that a result does not depend on what else is in the batch.
+        spread = jnp.sqrt(self._variance(state.tokens, seen, count))
         # Divided by the mean so that all kinds of bound move the same on average and `delta` can be
         # compared between them. The guard is for an image whose entropies are all 0.
         scale = self.window.delta * spread / jnp.maximum(mean(state.weight), 1e-6)
@@ -205,7 +244,7 @@ class Lookahead:
             backbone_calls=found.backbone_calls + one,
             head_evaluations=found.head_evaluations + one * size * self.evaluations,
             batch_calls=found.batch_calls + 1,
-            batch_rows=found.batch_rows + size * self.walk.branches,
+            batch_rows=found.batch_rows + self.contexts * self.walk.branches,
             lengths=found.lengths + lengths * one[:, None],
             judged=found.judged + hot.sum(axis=(0, 2)),
             accepted=found.accepted + (hot * near[..., None]).sum(axis=(0, 2)),
@@ -213,43 +252,56 @@ class Lookahead:
 
 
 def one_step(
-    walk: Walk,
-    head: Head,
-    keys: jax.Array,
-    prior_keys: jax.Array,
-    scales: jax.Array,
-    bound: str,
+    walk: Walk, head: Head, keys: jax.Array, prior_keys: jax.Array, bound: str
 ) -> Callable[[Encoding, jax.Array], tuple[jax.Array, jax.Array]]:
-    """`Lookahead.make` of a one-step head; arguments as for `speculative.Engine`."""
+    """Return `Lookahead.make` of a one-step head; arguments as for `speculative.Engine`."""
     batch = keys.shape[0]
 
     def make(encoding, step):
+        encoding = walk.read(encoding)
         # All places first, the group after, as in the speculative engine: the prior may look at the
         # whole.
         mu, std = head.starts(encoding, prior_keys)
         encoding, mu, std = walk.take((encoding, mu, std), step)
-        eps = token_noise(walk, keys, step, 0)
-        scale = jnp.asarray(scales)[jnp.minimum(step, walk.num_steps - 1)]
+        eps = randomness.normal(_of_group(walk, keys, step), 0, walk.token_dim)
+        scale = jnp.asarray(walk.scales())[jnp.minimum(step, walk.num_steps - 1)]
         x = head.tokens(encoding, mu, std, eps, scale)
         return x, weights(bound, encoding.entropy[:batch], std[:batch])
 
     return make
 
 
+def own(
+    walk: Walk, keys: jax.Array, bound: str
+) -> Callable[[Encoding, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Return `Lookahead.make` of the host's own head, which knows no `sigma`."""
+    batch = keys.shape[0]
+
+    def make(encoding, step):
+        x = walk.own(encoding, step, _of_group(walk, keys, step))
+        return x, weights(bound, walk.take(encoding.entropy, step)[:batch])
+
+    return make
+
+
 def weights(bound: str, entropy: jax.Array, std: jax.Array | None = None) -> jax.Array:
-    """What bounds are proportional to, like `entropy`; one of `BOUNDS`."""
+    """Return what bounds are proportional to, like `entropy`; `bound` is one of `BOUNDS`."""
     return {"entropy": entropy, "sigma": std, "constant": jnp.ones_like(entropy)}[bound]
 
 
-def token_noise(walk: Walk, keys: jax.Array, step: jax.Array, draw: jax.Array | int) -> jax.Array:
-    """Noise number `draw` of the tokens of each image's group, `[B, K, C]`; `keys [B, N]`."""
-    of_group = jax.vmap(lambda k, p: k[p])(keys, walk.group(step)[0])
-    return randomness.normal(of_group, draw, walk.token_dim)
+def _of_group(walk: Walk, keys: jax.Array, step: jax.Array) -> jax.Array:
+    """Keys `[B, K]` of the tokens of each image's group; `keys [B, N]`."""
+    return jax.vmap(lambda k, p: k[p])(keys, walk.group(step)[0])
 
 
 def _rms(difference: jax.Array) -> jax.Array:
     """Root mean square over the channels."""
     return jnp.sqrt(jnp.mean(jnp.square(difference), axis=-1))
+
+
+def _read(tokens: jax.Array, positions: jax.Array) -> jax.Array:
+    """`tokens [B, N, C]` at `positions [W, B, K]`, `[W, B, K, C]`."""
+    return jax.vmap(lambda row, at: row[at], (0, 1), 1)(tokens, positions)
 
 
 def _write(old: jax.Array, new: jax.Array, positions: jax.Array, real: jax.Array) -> jax.Array:

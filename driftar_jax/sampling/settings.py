@@ -8,6 +8,14 @@ from driftar_jax.heads import early_stop
 from driftar_jax.hosts.base import Model
 from driftar_jax.hosts.schedules import GUIDANCE_SCHEDULES, NFE_SCHEDULES, head_steps
 from driftar_jax.sampling import speculative, verify
+from driftar_jax.sampling.lookahead import BOUNDS, Window
+
+LOOKAHEAD_DELTA = 0.02
+# Why a host has no next token to guess, by the order of its tokens.
+_NO_NEXT = {
+    "any": "this host reveals tokens in any order: none follows from the others",
+    "grid": "this host makes whole grids, no token after another",
+}
 
 GUIDANCE_FORMS = ("extrapolate", "trained")
 SPACINGS = ("even", "trimmed")
@@ -45,7 +53,12 @@ class Settings:
         the fastest, which is found by measuring (`draft_count.py`). With one AR step there is
         nothing to draft, and decoding is plain.
       rule: what drafts are accepted by, one of `verify.RULES`.
-      delta: bound of the rules `coupled` and `feature`.
+      delta: bound of the rules `coupled` and `feature`; with `lookahead`, how far a guess may move
+        as a share of the tokens' spread (`lookahead.Window`), then 0.02 by default.
+      lookahead: tokens made in one call from guesses, without drafts; 0 is plain decoding, -1
+        stands for the fastest, which is found by measuring (`window_size.py`). Of hosts that make
+        one token after another.
+      bound: what the bound of a guess is proportional to, one of `lookahead.BOUNDS`.
       stop: tau_g of the published early stop of drafting; 0 never stops, `early_stop.TRAINED` takes
         the checkpoint's statistics.
     """
@@ -69,6 +82,8 @@ class Settings:
     shift: float = 1.0
     corrected: bool = False
     normalise: bool = False
+    lookahead: int = 0
+    bound: str = "entropy"
 
     def check(self, model: Model) -> None:
         """Raise ValueError (field, value, allowed) where this model cannot sample so."""
@@ -96,6 +111,7 @@ class Settings:
         if not 0 < self.temperature < math.inf:
             raise wrong("temperature", self.temperature, "a number above 0")
         self._check_drafts(model)
+        self._check_lookahead(model)
 
     def _check_trained_guidance(self, model: Model) -> None:
         if model.decoder is None or not model.decoder.guidance:
@@ -119,15 +135,32 @@ class Settings:
         if not (0 <= self.stop <= 1 or self.stop == early_stop.TRAINED):
             raise wrong("stop", self.stop, "auto or 0 to 1 (an entropy)")
 
+    def _check_lookahead(self, model: Model) -> None:
+        if not self.lookahead:
+            return
+        if model.family.order in _NO_NEXT:
+            raise wrong("lookahead", self.lookahead, f"0 ({_NO_NEXT[model.family.order]})")
+        if self.gamma:
+            raise wrong("lookahead", self.lookahead, f"0 with gamma {self.gamma}: one or the other")
+        if not -1 <= self.lookahead <= self.ar_steps:
+            allowed = f"-1 (chosen by measuring) or 0 to {self.ar_steps} (tokens of an image)"
+            raise wrong("lookahead", self.lookahead, allowed)
+        bounds = BOUNDS if model.prior is not None else BOUNDS[:2]
+        if self.bound not in bounds:
+            raise wrong("bound", self.bound, f"{' | '.join(bounds)} (of this head)")
+
     def changed(self, **changes) -> "Settings":
         """Return these settings with the given fields changed; None leaves a field as it is.
 
-        `auto` is allowed for `gamma` (the fastest, by measuring) and `stop` (as trained).
+        `auto` is allowed for `gamma` and `lookahead` (the fastest, by measuring) and `stop` (as
+        trained). Looking ahead without a `delta` takes `LOOKAHEAD_DELTA`.
         """
         changes = {k: v for k, v in changes.items() if v is not None}
-        for name, auto in (("gamma", -1), ("stop", early_stop.TRAINED)):
+        for name, auto in (("gamma", -1), ("lookahead", -1), ("stop", early_stop.TRAINED)):
             if changes.get(name) == "auto":
                 changes[name] = auto
+        if changes.get("lookahead"):
+            changes.setdefault("delta", LOOKAHEAD_DELTA)
         return dataclasses.replace(self, **changes)
 
     @property
@@ -138,6 +171,23 @@ class Settings:
     def draft_rule(self, gamma: int) -> speculative.Rule:
         """Return what the engine is asked for with so many drafts."""
         return speculative.Rule(gamma, self.rule, self.delta, self.stop)
+
+    @property
+    def speculates(self) -> bool:
+        """Whether the speculative road is taken: with drafts, or looking ahead."""
+        return bool(self.drafts or self.lookahead)
+
+    @property
+    def speculation(self) -> speculative.Rule | Window:
+        """What that road is asked for."""
+        if self.lookahead:
+            return Window(self.lookahead, self.delta, self.bound)
+        return self.draft_rule(self.drafts)
+
+    @property
+    def plainly(self) -> "Settings":
+        """These settings for plain decoding; equal ones share a compiled program."""
+        return dataclasses.replace(self, gamma=0, lookahead=0)
 
     @property
     def guided(self) -> bool:
@@ -165,19 +215,22 @@ class Settings:
 
 # What every model reads, by method, and by the order of its host; `drafts` with a draft head.
 _ALWAYS = {"method", "ar_steps", "guidance", "guidance_form", "guidance_schedule", "temperature"}
+_ALWAYS |= {"lookahead"}  # refused with a reason of its own
 _OWN = {
     "any": {"nfe", "nfe_schedule", "nfe_last", "spacing"},
     "grid": {"nfe", "nfe_schedule", "nfe_last", "drift_scale"},
     "raster": {"nfe", "shift", "corrected", "normalise", "guidance_image"},
 }
 _DRAFTS = {"gamma", "rule", "delta", "stop"}
+_AHEAD = {"raster": {"delta", "bound"}}
 
 
 def read_by(model: Model) -> set[str]:
     """Return the names of the settings that a model reads."""
+    always = _ALWAYS | _AHEAD.get(model.family.order, set())
     if model.head is not None:
-        return _ALWAYS | _OWN[model.family.order]
-    return _ALWAYS | (_DRAFTS if model.draft is not None else set())
+        return always | _OWN[model.family.order]
+    return always | (_DRAFTS if model.draft is not None else set())
 
 
 def refuse_unread(model: Model, base: Settings, changes: dict) -> None:

@@ -83,14 +83,14 @@ def test_there_are_no_more_drafts_than_steps(monkeypatch):
 
 @pytest.mark.parametrize(("text", "want"), [(None, None), ("auto", "auto"), ("0", 0), ("12", 12)])
 def test_a_flag_is_read(text, want):
-    assert sampling_flags.parse_gamma(text) == want
+    assert sampling_flags.parse_count("gamma", text) == want
     assert SETTINGS.changed(gamma=want).gamma == {None: SETTINGS.gamma, "auto": -1}.get(want, want)
 
 
 @pytest.mark.parametrize("text", ["-1", "1.5", "many", ""])
 def test_a_flag_that_cannot_be_is_named(text):
     with pytest.raises(ValueError, match="^gamma: got .*, allowed auto or a whole number from 0"):
-        sampling_flags.parse_gamma(text)
+        sampling_flags.parse_count("gamma", text)
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,10 @@ MIX = 0.6 * np.linalg.qr(tiny.normal(2, C, C))[0].astype(np.float32)
 
 @dataclasses.dataclass(frozen=True)
 class Toy:
-    """A `Host` without memory: a feature is a sum over the tokens of the context."""
+    """A `Host` of a sum: a feature is that of the tokens of the context as they were read.
+
+    Its memory is what was read, and a call reads from the group before its first context on.
+    """
 
     images: tuple = (0, 1, 2)
     num_steps: int = T
@@ -52,12 +55,14 @@ class Toy:
         return positions, jnp.arange(K)[None] < jnp.asarray(SIZES)[step][:, None]
 
     def memory(self):
-        return ()
+        return jnp.zeros((len(self.images), N, C))
 
     def encode(self, memory, tokens, step, contexts):
+        before = lambda s: jnp.arange(N)[None] < jnp.asarray(FIRST)[jnp.clip(s, 0, T - 1)][:, None]  # noqa: E731
+        memory = jnp.where(before(step - 1)[..., None], memory, tokens)
+
         def one(s):
-            known = jnp.arange(N)[None] < jnp.asarray(FIRST)[jnp.minimum(s, T - 1)][:, None]
-            z = jnp.where(known[..., None], tokens, 0).sum(axis=1) @ MIX
+            z = jnp.where(before(s)[..., None], memory, 0).sum(axis=1) @ MIX
             return Encoding(z[:, None], jnp.stack([jnp.abs(jnp.sin(z[:, 0])), s / T], axis=1))
 
         return jax.vmap(one)(step[None] + jnp.arange(contexts)[:, None]), memory
@@ -78,41 +83,52 @@ class Toy:
         return make
 
 
-def _by_hand(image, window):
-    """One image: tokens, guesses that stood in each round, and (entropy, moved enough) judged."""
-    positions = [np.arange(FIRST[k], FIRST[k] + SIZES[k]) for k in range(T)]
-    tokens, weight, entropy = np.zeros((N, C)), np.full(N, np.nan), np.zeros(N)
-    step, stood, judged = 0, [], []
+def _by_hand(image, window, above=2):
+    """One image: tokens, guesses that stood in each round, and (entropy, near) of what was judged.
+
+    `read` is what the backbone was last given of each token: the cache, without a cache.
+    """
+    places = [np.arange(FIRST[k], FIRST[k] + SIZES[k]) for k in range(T)]
+    size = min(window.size, T)
+    again = min(window.contexts, T) - size
+    tokens, read = np.zeros((N, C)), np.zeros((N, C))
+    weight, entropy = np.full(N, np.nan), np.zeros(N)
+    step, base, made, stood, judged = 0, 0, 0, [], []
     while step < T:
+        end = min(T, step + size)
+        for k in range(max(made, step), end):
+            source = min(max(k - 1 if k < above else k - above, 0), max(made - 1, 0))
+            tokens[places[k]] = tokens[FIRST[source] + np.arange(SIZES[k])]
+        pending = FIRST[max(base - 1, 0)]
+        read[pending:] = tokens[pending:]
         before = tokens.copy()
-        for k in range(step, min(T, step + window.size)):
-            z = before[: FIRST[k]].sum(axis=0) @ MIX.astype(float)
+        for k in range(step, end):
+            z = read[: FIRST[k]].sum(axis=0) @ MIX.astype(float)
             e = np.array([abs(np.sin(z[0])), k / T])[: SIZES[k]]
-            tokens[positions[k]] = np.tanh(z + NOISE[image, positions[k]])
-            entropy[positions[k]] = e
-            weight[positions[k]] = {"entropy": e, "sigma": 1 + e, "constant": 1 + 0 * e}[
-                window.bound
-            ]
+            tokens[places[k]] = np.tanh(z + NOISE[image, places[k]])
+            entropy[places[k]] = e
+            weight[places[k]] = {"entropy": e, "sigma": 1 + e, "constant": 1 + 0 * e}[window.bound]
+        made = max(made, end)
         seen = ~np.isnan(weight)
-        spread = window.spread or np.sqrt(tokens[seen].var(axis=0).mean())
+        spread = np.sqrt(tokens[seen].var(axis=0).mean())
         most = window.delta * spread * weight / max(weight[seen].mean(), 1e-6)
         most = np.maximum(most, lookahead.SAME * np.sqrt((tokens[seen] ** 2).mean()))
         moved = np.sqrt(((tokens - before) ** 2).mean(axis=1))
         k = step
-        while k + 1 < min(T, step + window.size):
-            near = moved[positions[k]] <= most[positions[k]]
-            judged += zip(entropy[positions[k]], near, strict=True)
+        while k + 1 < end:
+            near = moved[places[k]] <= most[places[k]]
+            judged += zip(entropy[places[k]], near, strict=True)
             if not near.all():
                 break
             k += 1
         stood.append(k - step)
-        step = k + 1
+        step, base = k + 1, max(step + 1, k + 1 - again)
     return tokens, stood, judged
 
 
 def _toy(window, images=(0, 1, 2)):
     host = Toy(images)
-    run = lookahead.Lookahead(host, host.make(window.bound), window, len(images), 3).run
+    run = lookahead.Lookahead(host, host.make(window.bound), window, len(images), 3, 2).run
     return jax.tree.map(np.asarray, jax.jit(run)())
 
 
@@ -122,7 +138,7 @@ WINDOWS = [
     lookahead.Window(1, 0.4),
     lookahead.Window(4, 0.4),
     lookahead.Window(4, 0.5, "constant"),
-    lookahead.Window(4, 0.3, "sigma", spread=1.3),
+    lookahead.Window(5, 0.3, "sigma"),
     lookahead.Window(T, 50.0, "constant"),
 ]
 
@@ -143,7 +159,7 @@ def test_a_plain_loop_makes_the_same_tokens(window):
         np.testing.assert_array_equal(found.judged[i], count(bins))
         np.testing.assert_array_equal(found.accepted[i], count(bins[near]))
     assert found.batch_calls == found.backbone_calls.max()
-    assert found.batch_rows == size * found.batch_calls
+    assert found.batch_rows == min(window.contexts, T) * found.batch_calls
     assert not found.draft_calls.any()
 
 
@@ -176,7 +192,6 @@ HOST = nextstep.NextStep(
     mlp_width=10,
     norm_eps=1e-5,
     rope_theta=50.0,
-    positions=True,
 )
 SOURCE = 2  # tokens of a source image in each prompt
 IDS = np.array([[1, 2, HOLD, HOLD, 3, 7], [10, 4, HOLD, HOLD, 5, 7], [10, 10, HOLD, HOLD, 6, 7]])
@@ -211,6 +226,11 @@ class Case:
     branches: int = 1
 
     @property
+    def host(self):
+        """The own head of a released model may be told the number of the token."""
+        return HOST.clone(positions=self.own)
+
+    @property
     def settings(self):
         scale = 1.0 if self.branches == 1 else 2.0
         image = 1.5 if self.branches == 3 else 1.0
@@ -232,25 +252,19 @@ class Case:
         ids, padding, sources = self.rows(images)
         keys = randomness.image_keys(np.uint32(4), jnp.asarray(images))
         token_keys = randomness.token_keys(keys, TOKENS)
-        rest = dict(sources=sources, branches=self.branches)
+        rest = dict(
+            sources=sources,
+            branches=self.branches,
+            guidance=nextstep.guidance_at(self.settings.guidance, TOKENS, "linear"),
+            make=nextstep_host.own_tokens(self.host, FLOW, self.settings, TOKENS, _nextstep()),
+        )
         params = _nextstep()["host"]
-        host = NextStepWalk.of(HOST, params, ids, padding, TOKENS, window.size, **rest)
-        scales = nextstep.guidance_at(self.settings.guidance, TOKENS, "linear")
+        host = NextStepWalk.of(self.host, params, ids, padding, TOKENS, window.contexts, **rest)
         if self.own:
-            one = nextstep_host.own_tokens(HOST, FLOW, self.settings, TOKENS, _nextstep())
-
-            def make(encoding, step):
-                step = jnp.minimum(step, TOKENS - 1)
-                noise = lambda draw: lookahead.token_noise(host, token_keys, step, draw)[:, 0]  # noqa: E731
-                x = one(encoding.z[:, 0], step, noise)
-                weight = lookahead.weights(window.bound, encoding.entropy[: len(images)])
-                return x[:, None], weight
-
+            make = lookahead.own(host, token_keys, window.bound)
         else:
-            head = self.head()
-            make = lookahead.one_step(
-                host, head, token_keys, randomness.prior_keys(keys), scales, window.bound
-            )
+            prior_keys = randomness.prior_keys(keys)
+            make = lookahead.one_step(host, self.head(), token_keys, prior_keys, window.bound)
         found = lookahead.Lookahead(host, make, window, len(images), 3 if self.own else 1)
         return jax.tree.map(np.asarray, jax.jit(found.run)())
 
@@ -264,23 +278,26 @@ class Case:
         keys = randomness.image_keys(np.uint32(4), jnp.asarray(images))
         if self.own:
             own_keys = randomness.token_keys(keys, TOKENS)
-            one = nextstep_host.own_tokens(HOST, FLOW, self.settings, TOKENS, _nextstep())
+            one = nextstep_host.own_tokens(self.host, FLOW, self.settings, TOKENS, _nextstep())
 
             def own(encoding, k):
                 noise = lambda draw: randomness.normal(own_keys[:, k], draw, CHANNELS)  # noqa: E731
                 return one(encoding.z[:, -1], k, noise)
 
-            given = HOST, _nextstep()["host"], ids, padding, sources, TOKENS, self.branches, own
-            return np.asarray(jax.jit(lambda: nextstep_host.decode(*given)[0])())
+            return self.decoded(own, ids, padding, sources)
         head, token_keys = self.head(), randomness.token_keys(keys, TOKENS)
         scales = jnp.asarray(nextstep.guidance_at(self.settings.guidance, TOKENS, "linear"))
 
         def make(encoding, k):
+            encoding = nextstep_host.projected(self.host, _nextstep()["host"], encoding)
             mu, std = head.starts(encoding, randomness.prior_keys(keys))
             eps = randomness.normal(token_keys[:, k], 0, CHANNELS)
             return head.tokens(encoding, mu, std, eps[:, None], scales[k])[:, 0]
 
-        given = HOST, _nextstep()["host"], ids, padding, sources, TOKENS, self.branches, make
+        return self.decoded(make, ids, padding, sources)
+
+    def decoded(self, make, *prompt):
+        given = self.host, _nextstep()["host"], *prompt, TOKENS, self.branches, make
         return np.asarray(jax.jit(lambda: nextstep_host.decode(*given)[0])())
 
 
@@ -291,13 +308,14 @@ CASES = [Case(True, 1), Case(True, 2), Case(True, 3), Case(False, 1), Case(False
 def test_nextstep_without_a_bound_is_plain_decoding(case):
     """Guidance branches, prompts of several lengths and source images included."""
     want = case.plain()
-    for size in (1, 3, TOKENS + 2) if case.branches == 3 else (3,):
-        tokens, found = case.run(lookahead.Window(size))
+    for size in (1, 4, TOKENS + 2) if case.branches == 3 else (4,):
+        window = lookahead.Window(size)
+        tokens, found = case.run(window)
         np.testing.assert_allclose(tokens, want, atol=2e-5)
         assert (found.backbone_calls <= TOKENS).all()
         settled = (found.lengths * (1 + np.arange(found.lengths.shape[1]))).sum(axis=1)
         np.testing.assert_array_equal(settled, TOKENS)
-        assert found.batch_rows == min(size, TOKENS) * case.branches * found.batch_calls
+        assert found.batch_rows == min(window.contexts, TOKENS) * case.branches * found.batch_calls
         assert size > 1 or (found.backbone_calls == TOKENS).all()
 
 
@@ -356,16 +374,22 @@ GRID = GridDecoder(
 )
 
 
+class Row(TransDiffWalk):
+    """With a scale for each image in a row."""
+
+    def scales(self):
+        return np.linspace(1.0, 1.5, ROW_T)
+
+
 @pytest.mark.parametrize("branches", [1, 2])
 def test_images_in_a_row_without_a_bound_are_plain_decoding(branches):
     params, label = _row_params(), jnp.array([1, -1, 2])
-    host = TransDiffWalk(ROW, params["host"], label, (2, 3), branches)
+    host = Row(ROW, params["host"], label, (2, 3), branches)
     head = DriftHead(ROW_PRIOR, GRID, params, branches == 2, 0.9)
     keys = randomness.image_keys(np.uint32(4), jnp.arange(B))
     token_keys, prior_keys = randomness.token_keys(keys, ROW_T * ROW_N), randomness.prior_keys(keys)
-    scales = np.linspace(1.0, 1.5, ROW_T)
-    given = token_keys, prior_keys, scales
-    plain = speculative.Engine(host, None, head, *given, speculative.Rule(0))
+    given = token_keys, prior_keys
+    plain = speculative.Engine(host, head, *given, speculative.Rule(0))
     want = np.asarray(jax.jit(lambda: plain.run()[0])())
     calls = []
     for window in (lookahead.Window(1), lookahead.Window(3), lookahead.Window(5, 1.0)):

@@ -183,6 +183,25 @@ def test_drafts_that_must_agree_change_nothing():
     assert loose.counts.backbone_calls < N - 1 and loose.counts.draft_calls > 0
 
 
+@pytest.mark.parametrize("name", ["host", "drift"])
+def test_looking_ahead_without_a_bound_changes_nothing(name):
+    """Both heads, guided rows, a batch that is not full; calls are counted as they are made."""
+    asked = ["red fox", "blue fox sits", "bird"]
+    rest = dict(seed=5, batch_size=2, guidance=2.0) | ({"nfe": 3} if name == "host" else {})
+    plain = _loaded(name).sample(asked, **rest)
+    made = _loaded(name).sample(asked, **rest, lookahead=4, delta=0.0)
+    assert np.abs(made.images.astype(int) - plain.images).max() <= 1
+    assert made.lookahead == 4 and made.gamma == 0
+    lengths = made.speculation["accepted_lengths"]
+    assert sum((n + 1) * rounds for n, rounds in enumerate(lengths)) == 3 * N
+    mean, low, high = made.speculation["calls"]
+    assert low <= mean == made.counts.backbone_calls <= high <= N
+    evaluations = 4 * mean * (3 if name == "host" else 1)
+    assert made.counts.head_evaluations == pytest.approx(evaluations)
+    loose = _loaded(name).sample(asked, **rest, lookahead=4, delta=1e6)
+    assert loose.counts.backbone_calls == 2 and loose.counts.draft_calls == 0
+
+
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
@@ -192,6 +211,10 @@ def test_drafts_that_must_agree_change_nothing():
         ({"nfe_schedule": "linear"}, "nfe_schedule: got 'linear', allowed constant"),
         ({"method": "own"}, "method: got 'own', allowed drift"),
         ({"gamma": 6}, "gamma: got 6, allowed"),
+        ({"lookahead": 7}, "lookahead: got 7, allowed -1 (chosen by measuring) or 0 to 6"),
+        ({"lookahead": 4, "gamma": 2}, "lookahead: got 4, allowed 0 with gamma 2"),
+        ({"lookahead": 4, "bound": "even"}, "bound: got 'even', allowed entropy | constant"),
+        ({"lookahead": 4, "delta": -0.1}, "delta: got -0.1, allowed a number from 0"),
         ({"labels": ["zebra"]}, "prompt: got 'zebra', allowed at least one word"),
         ({"labels": [2]}, "labels: got 2, allowed 0 to 1"),
     ],

@@ -1,0 +1,91 @@
+"""`lookahead=auto`: how far to look ahead with this checkpoint, on this machine, in this batch.
+
+How many tokens a call settles and what a longer call costs are both in the time of a batch, so that
+batches are what is timed: plain, then with one window after another as long as that helps.
+"""
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from driftar_jax.hosts.base import Model
+from driftar_jax.sampling import drafted, plain
+from driftar_jax.sampling.draft_count import fastest
+from driftar_jax.sampling.settings import Settings
+
+CANDIDATES = (4, 8, 16, 32)
+# What a window has to win: less is what one measurement differs from the next.
+MARGIN = 0.97
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What was found out.
+
+    Attributes:
+      settings: with the chosen window.
+      seconds: of generating a batch, by window; plain decoding is 0.
+      finding_out: seconds that all this took.
+    """
+
+    settings: Settings
+    seconds: dict[int, float]
+    finding_out: float
+
+
+_FOUND: dict[tuple, Choice] = {}
+
+
+def choose(
+    model: Model,
+    settings: Settings,
+    params: Mapping[str, Any],
+    batch_size: int,
+    condition: Any,
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Choice:
+    """Find the fastest window for these settings, once in a process; 0 where none pays.
+
+    Args:
+      model, params: of a host that makes one token after another.
+      settings: checked; its window is not read.
+      batch_size: of the calls to come, at least 1.
+      condition: of some images, leaves `[n, ...]`; what it is tried with, in turn.
+      clock: seconds; another one for tests.
+    """
+    asked = model, settings, batch_size
+    if asked not in _FOUND:
+        _FOUND[asked] = _measured(*asked, params, condition, clock)
+    return _FOUND[asked]
+
+
+def _measured(model, settings, batch_size, params, condition, clock) -> Choice:
+    begin = clock()
+    index = np.arange(batch_size, dtype=np.int32)
+    condition = jax.tree.map(lambda a: np.asarray(a)[index % len(a)], condition)
+    args = params, condition, index
+
+    def with_window(size):
+        ahead = dataclasses.replace(settings, lookahead=size)
+        if not size:
+            return lambda seed: plain.generate(model, ahead, *args, np.uint32(seed))
+        given = model, ahead.speculation, ahead.plainly
+        return lambda seed: drafted.generate(*given, *args, np.uint32(seed))
+
+    seconds, best = {}, 0
+    for size in (0, *(w for w in CANDIDATES if w <= settings.ar_steps)):
+        call = with_window(size)
+        jax.block_until_ready(call(0))
+        seconds[size] = fastest(call, clock)
+        if seconds[size] >= seconds[best] and size > CANDIDATES[0]:
+            break
+        if seconds[size] < seconds[best]:
+            best = size
+    chosen = best if seconds[best] < MARGIN * seconds[0] else 0
+    settings = dataclasses.replace(settings, lookahead=chosen)
+    return Choice(settings, seconds, clock() - begin)

@@ -1,0 +1,72 @@
+"""`lookahead=auto` and its settings: a window is taken where it pays, and nowhere else."""
+
+import numpy as np
+import pytest
+import tiny
+
+from driftar_jax.cli import sampling_flags
+from driftar_jax.sampling import window_size
+from driftar_jax.sampling.settings import Settings
+
+SETTINGS = Settings(method="drift", ar_steps=20)
+
+
+class Machine:
+    """A clock that samplers move: so many seconds for plain decoding and for each window."""
+
+    def __init__(self, monkeypatch, seconds):
+        self.now, self.asked, self.seconds = 0.0, [], seconds
+        monkeypatch.setattr(window_size, "_FOUND", {})
+
+        def made(size):
+            self.now += seconds[size]
+            self.asked.append(size)
+
+        def plain(model, settings, *_):
+            assert settings == SETTINGS.plainly
+            made(0)
+
+        def drafted(model, window, settings, *_):
+            assert settings == SETTINGS.plainly and window.delta == SETTINGS.delta
+            made(window.size)
+
+        monkeypatch.setattr(window_size.plain, "generate", plain)
+        monkeypatch.setattr(window_size.drafted, "generate", drafted)
+
+    def choose(self, batch_size=2):
+        args = tiny.parts("drift"), SETTINGS, {}, batch_size, np.arange(3, dtype=np.int32)
+        return window_size.choose(*args, clock=lambda: self.now)
+
+
+def test_the_fastest_is_chosen_once(monkeypatch):
+    machine = Machine(monkeypatch, {0: 8.0, 4: 6.0, 8: 5.0, 16: 5.5})
+    found = machine.choose()
+    assert found.settings.lookahead == 8 and found.seconds == machine.seconds
+    assert found.finding_out == machine.now
+    before = list(machine.asked)
+    assert machine.choose() == found and machine.asked == before
+    assert machine.choose(batch_size=1).settings.lookahead == 8 and machine.asked != before
+
+
+@pytest.mark.parametrize("seconds", [{0: 8.0, 4: 9.0, 8: 9.5}, {0: 8.0, 4: 7.9, 8: 8.0}])
+def test_what_does_not_pay_is_plain(monkeypatch, seconds):
+    """Longer windows are not tried where two lost; what timing cannot tell is not believed."""
+    machine = Machine(monkeypatch, seconds | {16: 1.0})
+    assert machine.choose().settings.lookahead == 0
+    assert set(machine.asked) == {0, 4, 8}
+
+
+@pytest.mark.parametrize(("text", "want"), [(None, 0), ("auto", -1), ("0", 0), ("12", 12)])
+def test_a_flag_is_read(text, want):
+    made = SETTINGS.changed(lookahead=sampling_flags.parse_count("lookahead", text))
+    assert made.lookahead == want
+    assert made.delta == (0.02 if want else SETTINGS.delta)
+    assert SETTINGS.changed(lookahead=4, delta=0.0).delta == 0
+    with pytest.raises(ValueError, match="^lookahead: got '-2', allowed auto or a whole number"):
+        sampling_flags.parse_count("lookahead", "-2")
+
+
+def test_hosts_without_a_next_token_say_so():
+    model = tiny.parts("drift")
+    with pytest.raises(ValueError, match=r"^lookahead: got 4, allowed 0 \(this host reveals"):
+        SETTINGS.changed(lookahead=4, ar_steps=4).check(model)
