@@ -156,10 +156,11 @@ def summary(speculation: Speculation) -> dict[str, Any]:
     """Return joined counts as plain numbers, for reports.
 
     Returns:
-      `accepted_per_call` (groups, mean), `accepted_groups` (share of the drafted ones),
-      `calls` (of an image: mean, low, high), `accepted_lengths` (rounds with 0, 1, ... accepted
-      groups), `calls_of_batch` (mean backbone calls of a batch), and `by_entropy`: for each bin of the target's entropy that holds a judged
-      token its bounds, the number of tokens and the accepted share.
+      `accepted_per_call` (groups, mean), `accepted_groups` (share of the drafted ones), `calls` (of
+      an image: mean, low, high), `accepted_lengths` (rounds with 0, 1, ... accepted groups),
+      `calls_of_batch` (mean backbone calls of a batch), and `by_entropy`: for each bin of the
+      target's entropy that holds a judged token its bounds, the number of tokens and the accepted
+      share.
     """
     lengths = speculation.lengths.sum(axis=0)
     groups = int((lengths * np.arange(len(lengths))).sum())
