@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from driftar_jax import hosts
@@ -133,7 +134,8 @@ def shapes(config: Any, images: ImageSpec) -> dict[str, Any]:
         return stored.abstract(stored.module(config), config.phi)
     if config.task in ("classifier", "mae"):
         module = _feature_network(config, images)
-        image = jnp.zeros((1, *images.image_shape))
+        # Of numpy: nothing is compiled to learn shapes.
+        image = np.zeros((1, *images.image_shape), np.float32)
 
         def make(key):
             return {config.task: module.init(key, image)["params"]}

@@ -199,7 +199,7 @@ class MARFamily:
             allowed = f"1 to {model.images.num_tokens} (one per token)"
             raise wrong("ar_steps", settings.ar_steps, allowed)
         most = mar_plain.TRIMMED_LAST + 1 if settings.spacing == "trimmed" else 1000
-        if settings.nfe > most:
+        if not 1 <= settings.nfe <= most:
             raise wrong("nfe", settings.nfe, f"1 to {most} (spacing {settings.spacing})")
 
     def check_conditions(self, model: Model, condition: Any) -> None:

@@ -90,9 +90,9 @@ class Settings:
         has = ("own",) if model.head is not None else ("drift", "mean")
         if self.method not in has:
             raise wrong("method", self.method, f"{' | '.join(has)} (in this checkpoint)")
+        model.family.check_settings(self, model)
         if self.nfe < 1:
             raise wrong("nfe", self.nfe, "a whole number of at least 1")
-        model.family.check_settings(self, model)
         if self.nfe_schedule not in NFE_SCHEDULES:
             raise wrong("nfe_schedule", self.nfe_schedule, " | ".join(NFE_SCHEDULES))
         if self.nfe_schedule != "constant" and not 1 <= self.nfe_last <= self.nfe:

@@ -64,7 +64,8 @@ def _forget_flags(program, foreign):
     flags.FLAGS.unparse_flags()
     for name in set(flags.FLAGS) - foreign:
         module = flags.FLAGS.find_module_defining_flag(name)
-        if module == program or name.startswith("config."):
+        shared = module and module.endswith("sampling_flags")
+        if module == program or shared or name.startswith("config."):
             delattr(flags.FLAGS, name)
 
 

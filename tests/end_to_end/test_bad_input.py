@@ -6,8 +6,7 @@ import shutil
 
 import pytest
 
-from driftar_jax.evaluation import networks
-from driftar_jax.reports import session
+from driftar_jax.evaluation import judges, networks
 
 DRIFT = "--config=configs/drift_mar_small.py:tiny"
 OWN = "--config=configs/mar_small.py:tiny"
@@ -155,7 +154,8 @@ def sample(call, tmp_path):
         (["--ar_steps=5"], "ar_steps", "1 to 4"),
         (["--ar_steps=0"], "ar_steps", "1 to 4"),
         (["--method=own"], "method", "drift | mean"),
-        (["--nfe=0"], "nfe", "1 to 951 (spacing trimmed)"),
+        (["--nfe=0"], "nfe", "this model does not read it"),
+        (["--spacing=even"], "spacing", "this model does not read it"),
         (["--guidance=-1"], "guidance", "a number from 0"),
         (["--guidance=nan"], "guidance", "a number from 0"),
         (["--temperature=0"], "temperature", "above 0"),
@@ -164,6 +164,10 @@ def sample(call, tmp_path):
 )
 def test_a_bad_sampling_setting_is_named(sample, workdirs, words, field, allowed):
     _refused(sample(f"--workdir={workdirs.drift}", *words), field, allowed)
+
+
+def test_head_steps_of_the_own_head_are_bounded(sample, workdirs):
+    _refused(sample(f"--workdir={workdirs.own}", "--nfe=0"), "nfe", "1 to 951 (spacing trimmed)")
 
 
 def test_a_method_of_another_checkpoint_is_named(sample, workdirs):
@@ -236,7 +240,7 @@ def test_a_bad_comparison_is_named(call, workdirs, tmp_path, change, field, allo
 def test_a_set_too_small_for_its_features_is_named(call, workdirs, tmp_path, monkeypatch):
     """Half of the real images must be more than the features; the network itself is not run."""
     wide = networks.Network("inception", 2048, 1008, 1, apply=None, params=None)
-    monkeypatch.setattr(session, "_inception", lambda workdir: wide)
+    monkeypatch.setattr(judges, "open_inception", lambda workdir: wide)
     done = call(
         "evaluate",
         f"--workdir={workdirs.drift}",
