@@ -28,7 +28,7 @@ flags.mark_flags_as_required(["workdir", "baseline", "out"])
 def main(_) -> None:
     from driftar_jax.data import pipeline
     from driftar_jax.data.pipeline import open_data
-    from driftar_jax.evaluation import contexts, deviation
+    from driftar_jax.evaluation import contexts, deviation, judges
     from driftar_jax.reports import deviation_table
     from driftar_jax.storage.checkpoints import write_json
     from driftar_jax.training import runs  # after the flags: loading takes seconds
@@ -42,8 +42,8 @@ def main(_) -> None:
             raise config.wrong("baseline", len(_BASELINE.value), allowed)
         if _DRAWS.value < 4 or _DRAWS.value % 2:
             raise config.wrong("draws", _DRAWS.value, "an even number of at least 4")
-        drifts = [_load(w, "workdir", "drift") for w in _WORKDIR.value]
-        owns = [_load(w, "baseline", "host") for w in _BASELINE.value]
+        drifts = [judges.open_subject(w, "drift", "workdir") for w in _WORKDIR.value]
+        owns = [judges.open_subject(w, "host", "baseline") for w in _BASELINE.value]
         images = drifts[0].model.images
         for run in (*owns, *drifts):
             if run.model.images != images or not contexts.possible(run):
@@ -76,15 +76,6 @@ def main(_) -> None:
     text = "\n".join(deviation_table.lines(record))
     (out / "deviation.md").write_text(text + "\n")
     print(text)
-
-
-def _load(workdir: str, flag: str, task: str):
-    from driftar_jax.sampling import load
-
-    loaded = load.load(workdir)
-    if loaded.config.task != task:
-        raise config.wrong(flag, workdir, f"a run of task {task}, not {loaded.config.task}")
-    return loaded
 
 
 if __name__ == "__main__":

@@ -53,7 +53,7 @@ def main(_) -> None:
         for flag in (_WORKDIR, _BASELINE, _JUDGE):
             if not flag.value:
                 raise ValueError(f"{flag.name}: got nothing, allowed --{flag.name}=VALUE")
-        compared = session.open_session(
+        request = session.Request(
             drifts=_WORKDIR.value,
             baselines=_BASELINE.value,
             judge=_JUDGE.value,
@@ -68,6 +68,7 @@ def main(_) -> None:
             controls=_CONTROLS.value,
             guidance=_GUIDANCE.value,
         )
+        compared = session.open_session(request)
     print(compared.run())
 
 

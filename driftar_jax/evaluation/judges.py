@@ -55,6 +55,37 @@ def open_judge(workdir: str) -> Judge:
     return Judge(workdir, settings, network, tuple(manifest["image_shape"]))
 
 
+def open_subject(workdir: str, task: str, flag: str) -> generator.Generator:
+    """Load a run that will be measured; raises ValueError, of `flag`, where its task is another."""
+    loaded = load.load(workdir)
+    if loaded.config.task != task:
+        raise wrong(flag, workdir, f"a run of task {task}, not {loaded.config.task}")
+    return loaded
+
+
+def some_real(
+    loaded: generator.Generator,
+    images: np.ndarray,
+    labels: np.ndarray,
+    captions: list[str] | None,
+    most: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Choose real images, always the same, and say what they are.
+
+    Args:
+      loaded: the checkpoint that is told.
+      images: `[N, H, W, C]` of a set, `labels [N]` and, for hosts that read text, its captions.
+      captions: of the images; None where nobody reads them.
+      most: images chosen at most.
+
+    Returns:
+      At most so many images, and their classes or rows of their captions.
+    """
+    chosen = np.random.default_rng(0).permutation(len(images))[:most]
+    words = None if captions is None else [captions[i] for i in chosen]
+    return images[chosen], loaded.reader.of_real(labels[chosen], words)
+
+
 def open_inception(workdir: str) -> networks.Network:
     """InceptionV3 of a converted folder; raises ValueError where it is another."""
     try:

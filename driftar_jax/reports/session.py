@@ -13,7 +13,7 @@ from driftar_jax.evaluation import compare, frechet, judges, networks, premise, 
 from driftar_jax.evaluation.stopwatch import Ledger
 from driftar_jax.features import inception
 from driftar_jax.reports import report
-from driftar_jax.sampling import generator, load
+from driftar_jax.sampling import generator
 from driftar_jax.training import journal
 
 SHOWN = 64
@@ -87,11 +87,8 @@ class Session:
         return "\n".join([*report.summary(rows, reached), "", f"time: {ledger.line()}"])
 
     def _judged(self, most: int, loaded: generator.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Real images, and what a checkpoint is told of them: their class or their caption."""
-        chosen = np.random.default_rng(0).permutation(len(self.images))[:most]
-        labels = self.labels[chosen]
-        captions = None if self.captions is None else [self.captions[i] for i in chosen]
-        return self.images[chosen], loaded.reader.of_real(labels, captions)
+        """Return real images, and what a checkpoint is told of them."""
+        return judges.some_real(loaded, self.images, self.labels, self.captions, most)
 
     def _facts(self, real_accuracy: float) -> dict:
         drift = self.drifts[0]
@@ -153,72 +150,98 @@ class Session:
         )
 
 
-def open_session(
-    *,
-    drifts: Sequence[str],
-    baselines: Sequence[str],
-    judge: str,
-    out: str,
-    num: int,
-    seeds: int,
-    batch_sizes: Sequence[str],
-    overwrite: bool,
-    inception_dir: str | None = None,
-    reference: str | None = None,
-    metrics: Sequence[str] = quality.OPTIONAL,
-    controls: bool = False,
-    guidance: Sequence[str] = (),
-) -> Session:
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a user asks of an evaluation, as the flags of `evaluate` say it.
+
+    Attributes:
+      drifts, baselines: workdirs of tasks drift and host, one pair for each training seed.
+      judge: workdir of task classifier.
+      out: folder of the report.
+      num: images per method and seed.
+      seeds: sampling seeds per pair.
+      batch_sizes: of the speed table, in digits.
+      overwrite: whether a report that is there may go.
+      inception_dir: folder of InceptionV3, whose features measure instead.
+      reference: file of moments that samples are compared with instead.
+      metrics: of `quality.OPTIONAL`.
+      controls: whether the controls of the own head are measured too.
+      guidance: further scales, in digits.
+    """
+
+    drifts: Sequence[str]
+    baselines: Sequence[str]
+    judge: str
+    out: str
+    num: int
+    seeds: int
+    batch_sizes: Sequence[str]
+    overwrite: bool
+    inception_dir: str | None = None
+    reference: str | None = None
+    metrics: Sequence[str] = quality.OPTIONAL
+    controls: bool = False
+    guidance: Sequence[str] = ()
+
+    def check(self) -> None:
+        """Raise ValueError (field, value, allowed) where flags alone show a mistake."""
+        if (pathlib.Path(self.out) / "report.json").exists() and not self.overwrite:
+            raise config.wrong("out", self.out, "a folder without a report, or --overwrite")
+        pairs, owns = len(self.drifts), len(self.baselines)
+        if pairs != owns:
+            raise config.wrong("baseline", owns, f"as many runs as --workdir, {pairs}")
+        if self.seeds < 1:
+            raise config.wrong("seeds", self.seeds, "a whole number of at least 1")
+        sizes = self.batch_sizes
+        if not sizes or not all(b.isdigit() and int(b) > 0 for b in sizes):
+            raise config.wrong("batch_sizes", ",".join(sizes), "whole numbers of at least 1")
+        for metric in self.metrics:
+            if metric not in quality.OPTIONAL:
+                raise config.wrong("metrics", metric, " | ".join(quality.OPTIONAL))
+
+
+def open_session(request: Request) -> Session:
     """Read checkpoints and data; raises ValueError, one line, before anything is compiled."""
-    folder, network_dir = pathlib.Path(out), inception_dir or judge
-    if (folder / "report.json").exists() and not overwrite:
-        raise config.wrong("out", out, "a folder without a report, or --overwrite")
-    if len(drifts) != len(baselines):
-        raise config.wrong("baseline", len(baselines), f"as many runs as --workdir, {len(drifts)}")
-    if seeds < 1:
-        raise config.wrong("seeds", seeds, "a whole number of at least 1")
-    if not batch_sizes or not all(b.isdigit() and int(b) > 0 for b in batch_sizes):
-        raise config.wrong("batch_sizes", ",".join(batch_sizes), "whole numbers of at least 1")
-    for metric in metrics:
-        if metric not in quality.OPTIONAL:
-            raise config.wrong("metrics", metric, " | ".join(quality.OPTIONAL))
-    asked = compare.Asked(controls, tuple(_scale(word) for word in guidance))
-    opened = judges.open_judge(judge)
-    judges.check_num(num, inception.WIDTH if inception_dir else opened.network.width)
+    request.check()
+    folder, inception_dir = pathlib.Path(request.out), request.inception_dir
+    asked = compare.Asked(request.controls, tuple(_scale(word) for word in request.guidance))
+    opened = judges.open_judge(request.judge)
+    judges.check_num(request.num, inception.WIDTH if inception_dir else opened.network.width)
     network = judges.open_inception(inception_dir) if inception_dir else opened.network
+    reference = request.reference
     moved = frechet.read(reference, network.name, network.width) if reference else None
-    loaded_drifts = [_load(path, "drift", "workdir") for path in drifts]
-    loaded_baselines = [_load(path, "host", "baseline") for path in baselines]
-    opened.check((*loaded_drifts, *loaded_baselines))
-    for method in compare.methods(loaded_baselines[0], loaded_drifts[0], asked):
-        loaded = loaded_baselines[0] if method.baseline else loaded_drifts[0]
-        loaded.check(method.settings)
+    drifts = [judges.open_subject(path, "drift", "workdir") for path in request.drifts]
+    baselines = [judges.open_subject(path, "host", "baseline") for path in request.baselines]
+    opened.check((*drifts, *baselines))
+    for method in compare.methods(baselines[0], drifts[0], asked):
+        (baselines[0] if method.baseline else drifts[0]).check(method.settings)
     sources = opened.open_sources()
     if (there := sum(map(len, sources))) // 2 <= network.width:
         allowed = f"a set of more than {2 * network.width + 1} images for its features, not {there}"
-        raise config.wrong("inception" if inception_dir else "judge", network_dir, allowed)
+        field = "inception" if inception_dir else "judge"
+        raise config.wrong(field, inception_dir or request.judge, allowed)
     images, labels = judges.all_images(sources)
     captions = None
-    if any(loaded.reader.takes != "classes" for loaded in (*loaded_drifts, *loaded_baselines)):
+    if any(loaded.reader.takes != "classes" for loaded in (*drifts, *baselines)):
         captions = judges.all_captions(sources)
     folder.mkdir(parents=True, exist_ok=True)
     return Session(
-        drifts=loaded_drifts,
-        baselines=loaded_baselines,
+        drifts=drifts,
+        baselines=baselines,
         classifier=opened.network,
         network=network,
-        network_dir=network_dir,
+        network_dir=inception_dir or request.judge,
         reference=moved,
-        metrics=tuple(metrics),
-        workdirs={"own": baselines[0], "drift": drifts[0]},
+        metrics=tuple(request.metrics),
+        workdirs={"own": request.baselines[0], "drift": request.drifts[0]},
         images=images,
         labels=labels,
         captions=captions,
         num_training=len(sources[0]),
         out=folder,
-        num=num,
-        seeds=seeds,
-        batch_sizes=tuple(int(b) for b in batch_sizes),
+        num=request.num,
+        seeds=request.seeds,
+        batch_sizes=tuple(int(b) for b in request.batch_sizes),
         asked=asked,
     )
 
@@ -239,10 +262,3 @@ def _records(workdir: str) -> list[dict]:
     """The training log; empty for a converted checkpoint, which has none."""
     path = pathlib.Path(workdir) / "metrics.jsonl"
     return journal.read_metrics(path) if path.exists() else []
-
-
-def _load(path: str, task: str, flag: str) -> generator.Generator:
-    loaded = load.load(path)
-    if loaded.config.task != task:
-        raise config.wrong(flag, path, f"a run of task {task}, not {loaded.config.task}")
-    return loaded

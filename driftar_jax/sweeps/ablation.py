@@ -245,15 +245,13 @@ class Ablation:
         return contexts.of_generation(images[chosen], labels[chosen], patch, per_image=few)
 
     def _told(self, loaded: generator.Generator) -> tuple[np.ndarray, np.ndarray]:
-        """Real images, and what a checkpoint is told of them: their class or their caption."""
-        chosen = np.random.default_rng(0).permutation(len(self._real.images))[:PREMISE]
-        told = self._real.labels[chosen]
+        """Return real images, and what a checkpoint is told of them."""
         captions = None
         if loaded.reader.takes != "classes":
             workdir = str(self._workdir(self.sweep.judge, 0))
-            every = judges.all_captions(judges.open_judge(workdir).open_sources())
-            captions = [every[i] for i in chosen]
-        return self._real.images[chosen], loaded.reader.of_real(told, captions)
+            captions = judges.all_captions(judges.open_judge(workdir).open_sources())
+        images, labels = self._real.images, self._real.labels
+        return judges.some_real(loaded, images, labels, captions, PREMISE)
 
     def _acceptance(self, loaded, asked: Settings, labels, seed: int) -> dict[str, Any]:
         given = loaded.model, asked, loaded.params, loaded.conditions(labels, seed), seed
