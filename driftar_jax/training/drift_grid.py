@@ -18,6 +18,10 @@ from driftar_jax.features import maps
 from driftar_jax.training import losses
 from driftar_jax.training.tokens import tokenise
 
+# Density alpha^-3 of the guidance scale, and the share of the rows that learn without guidance
+# (the laws of arXiv 2602.04770).
+SCALE_POWER, UNGUIDED = 3.0, 0.5
+
 
 @dataclasses.dataclass(frozen=True)
 class GuidanceLaw:
@@ -32,7 +36,7 @@ class GuidanceLaw:
 
     low: float = 1.0
     high: float = 1.0
-    power: float = 3.0
+    power: float = SCALE_POWER
     plain: float = 0.0
 
     @property
@@ -328,7 +332,7 @@ def build(
         phi=phi,
         phi_params=phi_params,
         samples=Samples(c.classes, c.draws, c.positives, c.unconditional),
-        guidance=GuidanceLaw(high=c.guidance_max, power=c.guidance_power, plain=c.guidance_none),
+        guidance=GuidanceLaw(high=c.guidance_max, power=SCALE_POWER, plain=UNGUIDED),
         bank_size=config.bank.size,
         bank_dtype=config.bank.dtype,
         freeze_at=config.loss.freeze_at,

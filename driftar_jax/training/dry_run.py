@@ -180,7 +180,8 @@ def _loop(settings: Any, images: model.ImageSpec, space, *, unroll: bool = False
     task = tasks.build(settings, images, space)
     if unroll and _has_layer_loop(task):
         parts = dataclasses.replace(task.parts, host=task.parts.host.clone(unroll=True))
-        task = dataclasses.replace(task, parts=parts)
+        contexts = dataclasses.replace(task.contexts, model=parts)
+        task = dataclasses.replace(task, contexts=contexts)
     return loop.Loop(task, settings, None, {})
 
 

@@ -145,8 +145,8 @@ class RowHostTask(GridHostTask):
         return loss, metrics | {"bank_present": rows["weight"].mean()}
 
 
-def build(config: Any, parts: model.Model) -> GridHostTask:
-    """The task of a checked config of task `host` with host.name `transdiff`.
+def build(config: Any, parts: model.Model, space: None = None) -> GridHostTask:
+    """Return the task of a checked config of task `host` on a host of whole grids.
 
     Raises:
       ValueError: the bank is larger than its limit.

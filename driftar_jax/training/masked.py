@@ -76,8 +76,6 @@ def build(config: Any, images: model.ImageSpec) -> MaskedTask:
         module(config, images),
         images,
         steps=config.train.steps,
-        mask_share=config.mae.mask_share,
-        label_weight=config.mae.label_weight,
         label_from=config.mae.label_from,
         mirror=config.data.flip,
     )

@@ -9,6 +9,8 @@ import optax
 
 # Groups whose parameters are never decayed: MAR decays nothing of its head (mar.md section 8.1).
 UNDECAYED_GROUPS = ("head",)
+# Decay of AdamW's first moment: the value of MAR, TransDiff and NextStep-1 alike.
+B1 = 0.9
 
 
 @flax.struct.dataclass
@@ -67,7 +69,7 @@ def make_optimizer(optim: Any, steps: int) -> optax.GradientTransformation:
         optax.clip_by_global_norm(optim.clip),
         optax.adamw(
             schedule,
-            b1=optim.b1,
+            b1=B1,
             b2=optim.b2,
             weight_decay=optim.weight_decay,
             mask=decay_mask,

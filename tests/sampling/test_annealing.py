@@ -27,7 +27,7 @@ def made():
     """A small host with random arrays (a fresh head would return its noise)."""
     config = mar_small.get_config("tiny")
     parts = model.build(config, model.ImageSpec((5, 5, 2), ("a", "b", "c", "d"), 1))
-    return config, parts, tiny.params(tasks.HostTask(parts, None, 1).init)
+    return config, parts, tiny.params(tasks.build(config, parts.images).init)
 
 
 def _generate(parts, params, **changes):

@@ -32,7 +32,7 @@ BATCH = {
     "label": np.array([0, 0, 1, 1], np.int32),
     "text": FITTED.rows,
 }
-FILES = {"host": "nextstep_small", "drift": "drift_nextstep"}
+FILES = {"host": "nextstep_small", "drift": "drift_nextstep", "draft": "draft_nextstep"}
 
 
 def _config(name, **changes):
@@ -40,7 +40,7 @@ def _config(name, **changes):
     made.host.update(width=12, num_heads=2, mlp_width=14)
     made.mask.tokens_per_image = 3
     made.sample.ar_steps = N
-    if name == "drift":
+    if name != "host":
         made.drift.update(width=10, draws=3)
         made.draft.update(width=8)
     for field, value in changes.items():
@@ -98,18 +98,37 @@ def test_the_loss_reaches_every_parameter_and_falls(name, quiet):
 def test_dropped_captions_leave_nothing_to_read():
     """With all captions dropped the loss does not depend on them."""
     task = _built("drift")[1]
-    bare = dataclasses.replace(task.prompts, drop=1.0, unknown=0.0)
-    tokens, ids, padding, dropped = bare.read(BATCH, jax.random.key(0), 2)
+    bare = dataclasses.replace(task.contexts, drop=1.0, unknown=0.0)
+    rows = bare.conditions(jax.random.key(0), BATCH)
     want = np.tile(captions.nothing(FITTED.spec), (4, 1))
-    np.testing.assert_array_equal(np.concatenate([padding[:, None], ids], axis=1), want)
-    assert tokens.shape == (4, N, C) and dropped.all()
-    some = dataclasses.replace(task.prompts, drop=0.0, unknown=0.9)
-    _, ids, padding, _ = some.read(BATCH, jax.random.key(0), 2)
-    np.testing.assert_array_equal(padding, BATCH["text"][:, 0])
+    read = np.concatenate([rows["padding"][:, None], rows["ids"]], axis=1)
+    np.testing.assert_array_equal(read, want)
+    assert rows["dropped"].all()
+    some = dataclasses.replace(task.contexts, drop=0.0, unknown=0.9)
+    rows = some.conditions(jax.random.key(0), BATCH)
+    ids = rows["ids"]
+    np.testing.assert_array_equal(rows["padding"], BATCH["text"][:, 0])
     given = BATCH["text"][:, 1:]
     assert set(ids[ids != given].tolist()) == {FITTED.spec.unknown}
     words = (given != FITTED.spec.pad) & (np.arange(given.shape[1]) < 4)
     assert ((ids == given) | words).all() and (ids != given).mean() > 0.2
+
+
+@pytest.mark.parametrize("name", ["host", pytest.param("drift", marks=pytest.mark.slow), "draft"])
+def test_parts_of_a_batch_have_its_loss_together(name):
+    """Captions of unequal lengths and rounds of unequal numbers: still one mean over all."""
+    _, task, params = _built(name)
+    key = jax.random.key(3)
+    rows, totals = jax.jit(task.draw, static_argnums=2)(BATCH, key, False)
+    terms = jax.jit(lambda rows, totals: task.terms(params, rows, totals, key, 2, False))
+    value, metrics = terms(rows, totals)
+    share = jax.tree.map(lambda a: a / 2, totals)
+    halves = [terms(jax.tree.map(lambda a, i=i: a[i::2], rows), share) for i in range(2)]
+    np.testing.assert_allclose(np.mean([half[0] for half in halves]), value, rtol=1e-5)
+    assert halves[0][0] != pytest.approx(float(halves[1][0]), rel=1e-4)
+    for field, whole in metrics.items():
+        mean = np.mean([half[1][field] for half in halves])
+        np.testing.assert_allclose(mean, whole, rtol=1e-5, atol=1e-6, err_msg=field)
 
 
 def test_windows_end_with_the_token_before():

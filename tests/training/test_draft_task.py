@@ -32,7 +32,7 @@ def _loss(seed=0, **changes):
 
 
 def test_contexts_are_those_of_sampling_one_step_apart():
-    contexts = _task()._contexts(jax.random.key(0), jax.random.key(1), 64)
+    contexts = _task().contexts.rounds(jax.random.key(0), jax.random.key(1), 64, 2)
     known = np.cumsum((0, *cosine_counts(N, T)))
     first, second, third = (N - np.asarray(c.num_unknown) for c in contexts)
     assert set(first) == set(known[:2]) and set(second) == set(known[1:3])
@@ -73,7 +73,7 @@ def test_only_the_draft_head_moves_and_it_gets_better():
 
 
 def test_a_fresh_head_is_not_the_teachers(monkeypatch):
-    monkeypatch.setattr(runs.generator, "read_weights", lambda folder: (_params(), {}, 0))
+    monkeypatch.setattr(runs.load, "read_weights", lambda folder: (_params(), {}, 0))
     monkeypatch.setattr(runs.checkpoints, "read_config", lambda folder: {})
     training = types.SimpleNamespace(abstract=types.SimpleNamespace(params=_params()))
     for fresh in (False, True):

@@ -140,7 +140,7 @@ def test_gradients_are_clipped_to_the_norm_of_the_config(state):
     after, metrics = _step()(state, batch)
     assert metrics["grad_norm"] > 100 * SECTION.clip
     norm = optax.global_norm(after.opt_state[1][0].mu)
-    np.testing.assert_allclose(norm, (1 - SECTION.b1) * SECTION.clip, rtol=1e-4)
+    np.testing.assert_allclose(norm, (1 - optim.B1) * SECTION.clip, rtol=1e-4)
 
 
 def test_weight_decay_spares_vectors_and_the_head():

@@ -1,0 +1,120 @@
+"""The contexts in which NextStep-1 is trained: captions, and its published loss.
+
+Head, prior and decoder read encodings through `image_out_projector`, as they do in sampling.
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from driftar_jax.hosts import nextstep, nextstep_host
+from driftar_jax.hosts.causal_contexts import CausalContexts
+from driftar_jax.hosts.contexts import by_image
+from driftar_jax.types import Encoding
+
+# Weights of text and image in the published loss (released training code of NextStep-1).
+LOSS_WEIGHTS = (0.01, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class CaptionContexts(CausalContexts):
+    """`Contexts` of NextStep-1.
+
+    Attributes:
+      drop: share of the images that lose their caption.
+      unknown: share of the words that become `[UNK]`.
+    """
+
+    drop: float
+    unknown: float
+
+    @property
+    def text(self):
+        """Ids and lengths of the data."""
+        return self.model.images.text
+
+    def conditions(self, key, batch):
+        """See `CausalContexts.conditions`: `ids [B, P]` and `padding [B]`."""
+        key_drop, key_unknown = jax.random.split(jax.random.fold_in(key, 65))
+        padding, ids = batch["text"][:, 0], batch["text"][:, 1:]
+        words = jnp.arange(ids.shape[1]) < self.text.length
+        words = words[None] & (jnp.arange(ids.shape[1])[None] >= padding[:, None])
+        hidden = jax.random.bernoulli(key_unknown, jnp.float32(self.unknown), ids.shape)
+        ids = jnp.where(words & hidden, self.text.unknown, ids)
+        dropped = jax.random.bernoulli(key_drop, jnp.float32(self.drop), padding.shape)
+        return self._without_caption({"ids": ids, "padding": padding, "dropped": dropped})
+
+    def _without_caption(self, rows):
+        """Return rows whose `dropped [B]` images have no caption."""
+        ids, dropped = rows["ids"], rows["dropped"]
+        caption = (jnp.arange(ids.shape[1]) < self.text.length)[None] & dropped[:, None]
+        padding = jnp.where(dropped, self.text.length, rows["padding"])
+        return rows | {"ids": jnp.where(caption, self.text.pad, ids), "padding": padding}
+
+    def without_condition(self, rows):
+        """See `Contexts.without_condition`."""
+        everywhere = jnp.ones_like(rows["dropped"])
+        return self._without_caption(rows | {"dropped": everywhere})
+
+    def encode(self, params, rows, dropout_key) -> Encoding:
+        """See `Contexts.encode`; this host drops nothing out."""
+        ids, padding, tokens = rows["ids"], rows["padding"], rows["tokens"]
+        return nextstep_host.encodings(self.model, params, ids, padding, tokens)
+
+    def read(self, params, encoding) -> Encoding:
+        """Return the encoding through the host's projector."""
+        return nextstep_host.projected(self.model.host, params["host"], encoding)
+
+    def draw_own(self, key, tokens, batch, copies):
+        """See `Contexts.draw_own`."""
+        key_chosen, key_noise, key_time = jax.random.split(key, 3)
+        rows = self.conditions(key, batch) | {"tokens": tokens}
+        rows["positions"] = self.chosen(key_chosen, *tokens.shape[:2])
+        shape = (copies, *rows["positions"].shape)
+        flat = (rows["positions"].size * copies, tokens.shape[2])
+        noise = jax.random.normal(key_noise, flat, dtype=jnp.float32)
+        u = jax.random.normal(key_time, flat[:1], dtype=jnp.float32)
+        rows["noise"], rows["u"] = by_image(noise.reshape(*shape, -1)), by_image(u.reshape(shape))
+        return rows, {"words": self._words(rows)}
+
+    def _words(self, rows) -> jax.Array:
+        """Return how many positions the text loss counts: prompts without their padding.
+
+        All ids but the first follow one of them, and so does the end of the image.
+        """
+        return jnp.sum(rows["ids"].shape[1] - rows["padding"]).astype(jnp.float32)
+
+    def own_terms(self, params, rows, totals, key):
+        """See `Contexts.own_terms`: flow matching and a little text loss, as published."""
+        ids, tokens = rows["ids"], rows["tokens"]
+        held = jnp.full(tokens.shape[:2], self.text.placeholder, ids.dtype)
+        end = jnp.full((len(ids), 1), self.text.end_image, ids.dtype)
+        noise, u = by_image(rows["noise"]), by_image(rows["u"])
+        found = nextstep.training_losses(
+            self.model.host,
+            self.model.head,
+            params,
+            jnp.concatenate([ids, held, end], axis=1),
+            tokens,
+            noise.reshape(-1, noise.shape[-1]),
+            u.reshape(-1),
+            padding=rows["padding"],
+            chosen=rows["positions"],
+            weights=LOSS_WEIGHTS,
+        )
+        # A mean over words of the whole batch, also where these rows are a part of it.
+        text = found.text * (self._words(rows) / totals["words"])
+        loss = LOSS_WEIGHTS[0] * text + LOSS_WEIGHTS[1] * found.image
+        return loss, {"text": text, "image": found.image}
+
+
+def contexts(config: Any, model: Any) -> CaptionContexts:
+    """Return the contexts of a checked config."""
+    return CaptionContexts(
+        model,
+        tokens_per_image=config.mask.tokens_per_image,
+        drop=config.host.label_drop,
+        unknown=config.text.unknown,
+    )

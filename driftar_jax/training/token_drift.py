@@ -1,0 +1,182 @@
+"""Drift-AR on a host that makes single tokens: prior, one-step decoder, draft head (Eq. 3-10).
+
+The prior is bound to the encodings of single tokens, and the field is `energy`: every context has
+one real continuation. How the host meets an image is its own affair (`hosts/contexts.py`).
+"""
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from driftar_jax import entropy, model
+from driftar_jax.drift import fields
+from driftar_jax.hosts.contexts import Contexts, take, weighted_mean
+from driftar_jax.training import losses
+from driftar_jax.training.drawn import Drawn
+from driftar_jax.training.tokens import tokenise
+
+Params = dict[str, Any]
+
+# Share of the images that learn without guidance, so that a scale of 1 stays the data's own.
+_UNGUIDED = 0.3
+
+
+@dataclasses.dataclass(frozen=True)
+class DriftTask(Drawn):
+    """Task `drift` of hosts that make single tokens, in two phases.
+
+    Attributes:
+      contexts: how the host meets images.
+      draws: G, of the decoder for each token.
+      entropy_loss: of `losses.draft_entropy`.
+      alpha_start: alpha of Eq. 9 at step 0.
+      freeze_at: share of the run after which the decoder alone learns.
+      steps: length of the run.
+      guidance_max: largest scale that the decoder learns; 1: none.
+      entropy_gradient: whether the drift shapes the entropy that it reads.
+      mirror: of latents; pixels were mirrored when they were read.
+    """
+
+    contexts: Contexts
+    draws: int
+    entropy_loss: str
+    alpha_start: float
+    freeze_at: float
+    steps: int
+    guidance_max: float = 1.0
+    entropy_gradient: bool = True
+    mirror: bool = False
+    tracked: tuple[str, ...] = ("entropy_mean", "entropy_square")
+
+    @property
+    def parts(self):
+        return self.contexts.model
+
+    @property
+    def freeze_step(self) -> int:
+        return losses.freeze_step(self.steps, self.freeze_at)
+
+    def init(self, key: jax.Array) -> Params:
+        return model.init(self.parts, key)
+
+    def trainable(self, frozen: bool) -> tuple[str, ...]:
+        return ("decoder",) if frozen else ("host", "prior", "decoder", "draft")
+
+    def draw(self, batch, key, frozen):
+        images, keys = self.parts.images, self.contexts.keys(key)
+        tokens = tokenise(batch, key, patch_size=images.patch_size, mirror=self.mirror)
+        rows = self.contexts.draw(key, tokens, batch)
+        shape = (*rows["positions"].shape, self.draws, images.token_dim)
+        rows["eps"] = jax.random.normal(keys["eps"], shape, dtype=jnp.float32)
+        rows["prior_keys"] = jax.random.split(keys["prior"], len(tokens))
+        if self.parts.decoder.guidance:
+            rows["scale"] = self._scales(keys["scale"], self.contexts.unguided(rows))
+            rows["free_keys"] = jax.random.split(keys["free_prior"], len(tokens))
+            rows["free_eps"] = jax.random.normal(keys["free_eps"], shape, dtype=jnp.float32)
+        return rows, {
+            "chosen": jnp.sum(rows["weight"]),
+            "counted": jnp.sum(self.contexts.counted(rows)),
+            "rounds": losses.at_least_one(self.contexts.weights(rows, 1)[0]),
+        }
+
+    def terms(self, params, rows, totals, key, step, frozen):
+        contexts, tokens, positions = self.contexts, rows["tokens"], rows["positions"]
+        # Phase II trains the decoder alone: the features it reads are those of sampling.
+        dropout_key = None if frozen else contexts.keys(key)["dropout"]
+        own = contexts.encode(params, rows, dropout_key)
+        if not self.entropy_gradient:
+            # The drift still reads the entropy, and no longer shapes it.
+            own = own.replace(entropy=jax.lax.stop_gradient(own.entropy))
+        encoding = contexts.read(params, own)
+        mu, std = self._prior(params, encoding, rows["prior_keys"])
+        y, scale = take(tokens, positions), None
+        if self.parts.decoder.guidance:
+            scale = jnp.broadcast_to(rows["scale"][:, None], positions.shape)
+        x = self._draws(params, encoding, mu, std, positions, rows["eps"], scale)
+        # Each token has G draws and one real value: the field pulls to it and pushes them apart.
+        if scale is None:
+            field = fields.energy(x, y[:, :, None])
+        else:
+            free = self._unconditional(params, rows)
+            field = fields.guided_energy(x, y[:, :, None], free, scale)
+
+        def over_chosen(values):
+            return weighted_mean(values, rows["weight"], totals["chosen"])
+
+        def over_counted(values):
+            return weighted_mean(values, contexts.counted(rows), totals["counted"])
+
+        l_drift = over_chosen(fields.drift_loss(x, field).mean(axis=-1))
+        metrics = {
+            "drift": l_drift,
+            "energy_score": over_chosen(fields.energy_score(x, y)),
+            "sigma_mean": over_counted(std),
+            "entropy_mean": over_counted(encoding.entropy),
+            "entropy_square": over_counted(jnp.square(encoding.entropy)),
+        }
+        if frozen:
+            return l_drift, metrics
+        # The mean alone has to point at the token: the drift only sees where draws end up.
+        l_mu = over_counted(jnp.sum(jnp.square(mu - tokens), axis=-1))
+        draft_terms = self._draft_terms(params, own, rows, totals["rounds"])
+        a = losses.alpha(step, self.steps, start=self.alpha_start, freeze_at=self.freeze_at)
+        loss = a * sum(draft_terms.values()) + (1 - a) * (l_drift + l_mu)  # Eq. 9
+        return loss, metrics | draft_terms | {"mu": l_mu, "alpha": a}
+
+    def _prior(self, params, encoding, keys):
+        return self.parts.prior.apply(
+            {"params": params["prior"]}, encoding.z, encoding.entropy, keys
+        )
+
+    def _scales(self, key, unguided):
+        """Draw the guidance scale of each image: 1 for three in ten and without a condition."""
+        key_scale, key_none = jax.random.split(key)
+        shape, most = unguided.shape, self.guidance_max
+        scale = jax.random.uniform(key_scale, shape, minval=1.0, maxval=most, dtype=jnp.float32)
+        none = jax.random.bernoulli(key_none, jnp.float32(_UNGUIDED), shape)
+        return jnp.where(none | unguided, 1.0, scale)
+
+    def _unconditional(self, params, rows):
+        """Return the decoder's own draws without a condition; nothing learns here."""
+        params, contexts = jax.lax.stop_gradient(params), self.contexts
+        encoding = contexts.encode(params, contexts.without_condition(rows), None)
+        encoding = contexts.read(params, encoding)
+        mu, std = self._prior(params, encoding, rows["free_keys"])
+        positions, plain = rows["positions"], jnp.ones(rows["positions"].shape)
+        return self._draws(params, encoding, mu, std, positions, rows["free_eps"], plain)
+
+    def _draws(self, params, encoding, mu, std, positions, eps, scale):
+        """Return G decoded draws `[B, M, G, C]` of every chosen token (Eq. 7, then the decoder)."""
+        mu, std = take(mu, positions), take(std, positions)
+        x0 = entropy.prior_draw(mu[:, :, None], std[:, :, None], eps)
+        z, e = take(encoding.z, positions), take(encoding.entropy, positions)
+        return self.parts.decoder.apply({"params": params["decoder"]}, x0, mu, std, z, e, scale)
+
+    def _draft_terms(self, params, own, rows, total):
+        """Return Eq. 3 and the draft's entropy term, one AR step ahead of the batch's contexts."""
+        last, target = self.contexts.targets(params, rows, 1, first=own)
+        draft = self.contexts.predict(params, last, rows, 1)
+        weight = self.contexts.weights(rows, 1)[0]
+        kind = self.entropy_loss
+        return {
+            "draft_reg": losses.draft_regression(draft, target, weight, total),
+            "draft_entropy": losses.draft_entropy(draft, target, weight, kind, total),
+        }
+
+
+def build(config: Any, contexts: Contexts) -> DriftTask:
+    """Return the task of a checked config of task `drift` or `draft`."""
+    return DriftTask(
+        contexts,
+        draws=config.drift.draws,
+        entropy_loss=config.loss.entropy_loss,
+        alpha_start=config.loss.alpha_start,
+        freeze_at=config.loss.freeze_at,
+        steps=config.train.steps,
+        # Not in configs of older runs.
+        guidance_max=config.drift.get("guidance_max", 1.0),
+        entropy_gradient=config.drift.get("entropy_gradient", True),
+        mirror=config.data.flip,
+    )
