@@ -16,8 +16,6 @@ def get_config(size: str = "fashion28") -> ml_collections.ConfigDict:
         width=16,
         patch=2 if size in ("fashion28", "emoji32") else 1,
         blocks="1,2,1",
-        mask_share=0.5,
-        label_weight=0.1,  # of the classifier, late in the run
         label_from=0.7,
         dtype="float32",
     )

@@ -19,7 +19,7 @@ def own_head(size: str, variant: str) -> ml_collections.ConfigDict:
     c = _shared("host", size, variant)
     depth, width = SIZES[size]["head"]
     c.head = dict(width=width, depth=depth, copies=4)
-    c.mask = dict(law="mar", ratio_min=0.7, tokens_per_image=0)
+    c.mask = dict(law="mar", tokens_per_image=0)
     if variant == "tiny":
         _shrink(c)
         c.head.update(width=16, depth=1, copies=2)
@@ -43,7 +43,7 @@ def drift(size: str, variant: str) -> ml_collections.ConfigDict:
     )
     c.draft = dict(width=512, depth=2, num_heads=8)
     c.loss = dict(entropy_loss="match", alpha_start=0.95, freeze_at=0.8)  # Eq. 9-10
-    c.mask = dict(law="generation", ratio_min=0.7, tokens_per_image=64)
+    c.mask = dict(law="generation", tokens_per_image=64)
     c.optim.update(lr=1e-4, schedule="cosine", warmup_steps=2_000)
     c.train.update(batch_size=512, steps=100_000)
     c.sample.update(ar_steps=64)  # as the draft head is trained for; hold the own head to the same
@@ -89,7 +89,6 @@ def _shared(task: str, size: str, variant: str) -> ml_collections.ConfigDict:
         schedule="constant",
         warmup_steps=62_500,  # 100 epochs
         weight_decay=0.02,
-        b1=0.9,
         b2=0.95,
         clip=3.0,
         ema=0.9999,

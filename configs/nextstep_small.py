@@ -14,7 +14,6 @@ def get_config(size: str = "emoji32") -> ml_collections.ConfigDict:
     """Everything a run needs; `size` is the word after the colon."""
     c = generative("host", size)
     c.head = dict(width=192, depth=3, copies=2)
-    c.text.loss = 0.01  # as published; images weigh 1
     if size == "tiny":
         c.head.update(width=16, depth=1)
     return c

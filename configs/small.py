@@ -27,7 +27,6 @@ def base(task: str, size: str) -> ml_collections.ConfigDict:
         schedule="cosine",
         warmup_steps=100,
         weight_decay=0.02,
-        b1=0.9,
         b2=0.95,
         clip=3.0,
         ema=0.995,
@@ -71,7 +70,6 @@ def generative(task: str, size: str) -> ml_collections.ConfigDict:
     )
     c.mask = dict(
         law="generation",  # half MAR's law, half the contexts that sampling meets
-        ratio_min=0.7,
         tokens_per_image=4,  # unknown tokens per image whose head is trained; 0: all
     )
     c.sample = dict(

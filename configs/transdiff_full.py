@@ -84,7 +84,6 @@ def own_head(size: str, variant: str) -> ml_collections.ConfigDict:
         schedule="constant",
         warmup_steps=recipe["warmup_steps"],
         weight_decay=0.02,
-        b1=0.9,
         b2=0.95,
         clip=3.0,
         ema=recipe["ema"],

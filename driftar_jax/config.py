@@ -1,42 +1,83 @@
-"""Checks of a run's config. Every message about a bad field is written here.
+"""Checks of a run's config. Every message about a bad field has its form here.
 
 A config is an `ml_collections.ConfigDict` of plain data; `check` reads it once, before any device
-work, and below the tasks and factories only plain arguments travel.
+work, and below the tasks and factories only plain arguments travel. What every run has stands in
+this file; a host brings the fields of its own (`hosts/*_fields.py`).
 """
 
 import dataclasses
 import difflib
+import importlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 TASKS = ("host", "drift", "draft", "classifier", "mae")
+GENERATIVE = ("host", "drift", "draft")
 # Tasks of workdirs that `convert` writes and nobody trains: Drift-AR as published, NextStep-1.
 PUBLISHED, CONVERTED = "published", "nextstep"
+# The order of sections in messages and pages; a host may have others, which come last.
+SECTIONS = ("task", "seed", "init_from", "data", "host", "head", "text", "mask", "prior", "drift")
+SECTIONS += ("bank", "draft", "loss", "classifier", "mae", "optim", "train", "sample", "teacher")
+SECTIONS += ("mesh",)
+
+_REQUIRED = object()
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """One allowed setting: its type, the rule its value obeys and the words for that rule."""
+    """One allowed setting.
+
+    Attributes:
+      kind: its type.
+      rule: what its value obeys.
+      allowed: the words for that rule.
+      says: one sentence: what it does.
+      tasks: the tasks that have it; (): all.
+      when: of the flat config, whether it has the field; None: always.
+      before: what runs did before the field was there.
+      may_miss: whether a config may lack it.
+      changeable: whether a resumed run may change it: no step that has been made alters.
+      former: whether it is a setting no more: configs may still say its one value.
+    """
 
     kind: type
     rule: Callable[[Any], bool]
     allowed: str
+    says: str
+    tasks: tuple[str, ...] = ()
+    when: Callable[[Mapping[str, Any]], bool] | None = None
+    before: Any = _REQUIRED
+    may_miss: bool = False
+    changeable: bool = False
+    former: bool = False
 
 
-def _whole(low: int) -> Field:
-    return Field(int, lambda v: v >= low, f"a whole number of at least {low}")
+def whole(low: int, says: str, **rest) -> Field:
+    """Return the field of a whole number of at least `low`."""
+    return Field(int, lambda v: v >= low, f"a whole number of at least {low}", says, **rest)
 
 
-def _blocks(low: int) -> Field:
-    """Blocks are built one by one: a number without end would be a program without end."""
-    return Field(int, lambda v: low <= v <= 1000, f"a whole number from {low} to 1000")
+def blocks(low: int, says: str, **rest) -> Field:
+    """Return the field of a number of blocks.
+
+    They are built one by one: a number without end would be a program without end.
+    """
+    allowed = f"a whole number from {low} to 1000"
+    return Field(int, lambda v: low <= v <= 1000, allowed, says, **rest)
 
 
-def _real(
-    low: float, high: float = math.inf, *, open_low: bool = False, open_high: bool = False
+def real(
+    low: float,
+    high: float,
+    says: str,
+    *,
+    open_low: bool = False,
+    open_high: bool = False,
+    **rest,
 ) -> Field:
+    """Return the field of a number from `low` to `high`; an open end is no value itself."""
     words = f"a number {'above' if open_low else 'from'} {low:g}"
     words += f" to {'below ' if open_high else ''}{high:g}" if high != math.inf else ""
 
@@ -44,215 +85,168 @@ def _real(
         above = low < v if open_low else low <= v
         return math.isfinite(v) and above and (v < high if open_high else v <= high)
 
-    return Field(float, rule, words)
+    return Field(float, rule, words, says, **rest)
 
 
-def _choice(*values: str) -> Field:
-    return Field(str, lambda v: v in values, " | ".join(values))
+def choice(values: tuple[str, ...], says: str, **rest) -> Field:
+    """Return the field of one of several words."""
+    return Field(str, lambda v: v in values, " | ".join(values), says, **rest)
 
 
-_FLAG = Field(bool, lambda v: True, "true | false")
-_TEXT = Field(str, lambda v: True, "text")
-# TransDiff's forms: images of a class that are made in a row, one for each AR step.
-GROUPS = {"one_step": 1, "mrar": 4}
+def flag(says: str, **rest) -> Field:
+    """Return the field of true or false."""
+    return Field(bool, lambda v: True, "true | false", says, **rest)
 
-_AXIS = Field(int, lambda v: v == -1 or v >= 1, "-1 or a whole number of at least 1")
 
-FIELDS: dict[str, Field] = {
-    "task": _choice(*TASKS),
-    "seed": Field(int, lambda v: 0 <= v < 2**31, "a whole number from 0 to 2147483647"),
-    "init_from": _TEXT,
-    "data.name": Field(str, lambda v: bool(v), "the name of an image set or folder:PATH"),
-    "data.data_dir": _TEXT,
-    "data.image_size": _whole(1),
-    "data.patch_size": _whole(1),
-    "data.center_crop": _FLAG,
-    "data.flip": _FLAG,
-    "host.name": _choice("mar", "transdiff", "nextstep"),
-    "host.width": _whole(1),
-    "host.encoder_depth": _blocks(1),
-    "host.decoder_depth": _blocks(2),
-    "host.form": _choice(*GROUPS),
-    "host.depth": _blocks(2),
-    "host.row_patch": _whole(1),
-    "host.num_heads": _whole(1),
-    "host.num_kv_heads": _whole(1),
-    "host.mlp_width": _whole(1),
-    "host.norm_eps": _real(0, open_low=True),
-    "host.rope_theta": _real(1),
-    "host.buffer_size": _whole(1),
-    "host.attention_dropout": _real(0, 1, open_high=True),
-    "host.projection_dropout": _real(0, 1, open_high=True),
-    "host.label_drop": _real(0, 1),
-    "host.dtype": _choice("float32", "bfloat16"),
-    "host.remat": _choice("none", "dots", "full"),
-    "head.width": _whole(1),
-    "head.depth": _blocks(1),
-    "head.copies": _whole(1),
-    "text.length": _whole(1),
-    "text.unknown": _real(0, 1, open_high=True),
-    "text.loss": _real(0),
-    "mask.law": _choice("mar", "generation"),
-    "mask.ratio_min": _real(0, 1),
-    "mask.tokens_per_image": _whole(0),
-    "prior.scale": _choice("entropy", "constant", "shuffled", "learned"),
-    "prior.sigma_max": _real(0, open_low=True),
-    "prior.tau": _real(0, open_low=True),
-    "prior.constant": _real(0),
-    "drift.field": _choice("energy", "laplace"),
-    "drift.draws": _whole(2),
-    "drift.width": _whole(1),
-    "drift.depth": _blocks(1),
-    "drift.standardised": _FLAG,
-    "drift.entropy_adaln": _FLAG,
-    "drift.entropy_gradient": _FLAG,
-    "drift.guidance_max": _real(1),
-    "drift.num_heads": _whole(1),
-    "drift.guidance_power": _real(0),
-    "drift.guidance_none": _real(0, 1),
-    "drift.features": _choice("identity", "penultimate", "mae"),
-    "drift.features_from": _TEXT,
-    "drift.classes": _whole(1),
-    "drift.positives": _whole(1),
-    "drift.unconditional": _whole(0),
-    "drift.chunk": _whole(0),
-    "bank.size": _whole(1),
-    "bank.dtype": _choice("float32", "bfloat16"),
-    "bank.limit_gib": _real(0, open_low=True),
-    "draft.width": _whole(1),
-    "draft.depth": _blocks(1),
-    "draft.num_heads": _whole(1),
-    "loss.entropy_loss": _choice("match", "maximize", "none"),
-    "loss.alpha_start": _real(0, 1),
-    "loss.freeze_at": _real(0, 1, open_low=True),
-    "classifier.width": _whole(1),
-    "mae.width": _whole(1),
-    "mae.blocks": Field(
+def text(says: str, **rest) -> Field:
+    """Return the field of any text."""
+    return Field(str, lambda v: True, "text", says, **rest)
+
+
+def former(value: Any, says: str, **rest) -> Field:
+    """Return a field that is a constant now, `value`; older configs name it."""
+    allowed = f"{value:g} (a constant now)"
+    return Field(
+        float, lambda v: v == value, allowed, says, before=value, may_miss=True, former=True, **rest
+    )
+
+
+def of_tasks(tasks: tuple[str, ...], fields: Mapping[str, Field]) -> dict[str, Field]:
+    """Return the fields as some tasks alone have them."""
+    return {name: dataclasses.replace(field, tasks=tasks) for name, field in fields.items()}
+
+
+_ANY = math.inf
+_AXIS = (int, lambda v: v == -1 or v >= 1, "-1 or a whole number of at least 1")
+
+_DATA = {
+    "data.name": Field(
         str,
-        lambda v: re.fullmatch(r"[1-9]\d{0,2}(,[1-9]\d{0,2}){0,9}", v) is not None,
-        "blocks of each stage as in 3,4,6,3",
+        lambda v: bool(v),
+        "the name of an image set or folder:PATH",
+        "Image set: a prepared one by name, or folder: webdataset: parquet: latents:PATH.",
     ),
-    "mae.patch": _whole(1),
-    "mae.mask_share": _real(0, 1, open_low=True),
-    "mae.label_weight": _real(0, 1),
-    "mae.label_from": _real(0, 1, open_high=True),
-    "mae.dtype": _choice("float32", "bfloat16"),
-    "optim.lr": _real(0, open_low=True),
-    "optim.schedule": _choice("constant", "cosine"),
-    "optim.warmup_steps": _whole(0),
-    "optim.weight_decay": _real(0),
-    "optim.b1": _real(0, 1, open_high=True),
-    "optim.b2": _real(0, 1, open_high=True),
-    "optim.clip": _real(0, open_low=True),
-    "optim.ema": _real(0, 1),
-    "optim.accumulate": _whole(1),
-    "train.batch_size": _whole(1),
-    "train.steps": _whole(1),
-    "train.log_every": _whole(1),
-    "train.sample_every": _whole(0),
-    "train.checkpoint_every": _whole(1),
-    "train.checkpoint_minutes": _real(0),
-    "train.keep": _whole(1),
-    "sample.ar_steps": _whole(1),
-    "sample.nfe": _whole(1),
-    "sample.nfe_schedule": _choice("constant", "two_stage", "linear", "cosine"),
-    "sample.nfe_last": _whole(1),
-    "sample.guidance": _real(0),
-    "sample.guidance_schedule": _choice("linear", "constant"),
-    "sample.spacing": _choice("even", "trimmed"),
-    "sample.temperature": _real(0, open_low=True),
-    "sample.drift_scale": _real(0, open_low=True),
-    "sample.gamma": Field(int, lambda v: v >= -1, "-1 (chosen by measuring) or groups from 0"),
-    "sample.rule": _choice("gaussian", "coupled", "feature"),
-    "sample.delta": _real(0),
-    "teacher.unroll": _blocks(1),
-    "teacher.prior": _real(0),
-    "teacher.fresh_head": _FLAG,
-    "mesh.data": _AXIS,
-    "mesh.fsdp": _AXIS,
-    "mesh.tensor": _AXIS,
+    "data.data_dir": text("Folder of prepared and downloaded sets; '' is TFDS_DATA_DIR or ~."),
+    "data.image_size": whole(1, "Side of the square images, or of the grid of latents."),
+    "data.patch_size": whole(1, "Side of a patch; one patch is one token."),
+    "data.center_crop": flag("Whether pictures of another shape are cut to their middle square."),
+    "data.flip": flag("Whether training mirrors half of the images at random."),
+}
+_NETWORKS = {
+    **of_tasks(
+        ("classifier",),
+        {"classifier.width": whole(1, "Channels of the first block of the classifier.")},
+    ),
+    **of_tasks(
+        ("mae",),
+        {
+            "mae.width": whole(1, "Channels of the first stage; they double with each."),
+            "mae.blocks": Field(
+                str,
+                lambda v: re.fullmatch(r"[1-9]\d{0,2}(,[1-9]\d{0,2}){0,9}", v) is not None,
+                "blocks of each stage as in 3,4,6,3",
+                "Blocks of each stage; each after the first halves the resolution.",
+            ),
+            "mae.patch": whole(1, "Side of the patches that are masked as one."),
+            "mae.mask_share": former(0.5, "Probability of a patch to be masked."),
+            "mae.label_weight": former(0.1, "Largest weight of the classifier's loss."),
+            "mae.label_from": real(
+                0, 1, "Share of the run after which the label is learnt too.", open_high=True
+            ),
+            "mae.dtype": choice(("float32", "bfloat16"), "Type of the network's activations."),
+        },
+    ),
+}
+_OPTIM = {
+    "optim.lr": real(0, _ANY, "Learning rate of AdamW after the warm-up.", open_low=True),
+    "optim.schedule": choice(
+        ("constant", "cosine"), "Whether the rate stays, or falls to 0 at the last step."
+    ),
+    "optim.warmup_steps": whole(0, "Steps in which the rate rises from 0."),
+    "optim.weight_decay": real(
+        0, _ANY, "Decay of matrices; not of biases, norms and what lies under a head."
+    ),
+    "optim.b1": former(0.9, "First moment's decay of AdamW."),
+    "optim.b2": real(0, 1, "Second moment's decay of AdamW.", open_high=True),
+    "optim.clip": real(0, _ANY, "Largest global norm of the gradient.", open_low=True),
+    "optim.ema": real(0, 1, "Decay of the averaged parameters, which sampling reads."),
+    "optim.accumulate": whole(1, "Micro-batches of a step, a divisor of the batch."),
+}
+_TRAIN = {
+    "train.batch_size": whole(1, "Images of a step."),
+    "train.steps": whole(1, "Steps of the run."),
+    "train.log_every": whole(1, "Steps between two lines of the log.", changeable=True),
+    "train.sample_every": whole(
+        0, "Steps between two sheets of pictures; 0: none.", changeable=True
+    ),
+    "train.checkpoint_every": whole(1, "Steps between two checkpoints.", changeable=True),
+    "train.checkpoint_minutes": real(
+        0, _ANY, "Minutes after which a checkpoint is due; 0: by steps alone.", changeable=True
+    ),
+    "train.keep": whole(1, "Newest checkpoints that stay.", changeable=True),
+}
+_MESH = {
+    "mesh.data": Field(
+        *_AXIS, "Devices that share the images; -1: what the others leave.", changeable=True
+    ),
+    "mesh.fsdp": Field(
+        *_AXIS, "Devices that share images and parameters; -1: the rest.", changeable=True
+    ),
+    "mesh.tensor": Field(
+        *_AXIS, "Devices that share heads and hidden channels; -1: the rest.", changeable=True
+    ),
+}
+# What every run has, whatever its host.
+_SHARED: dict[str, Field] = {
+    "task": choice(TASKS, "What is trained."),
+    "seed": Field(
+        int,
+        lambda v: 0 <= v < 2**31,
+        "a whole number from 0 to 2147483647",
+        "Root of all randomness of the run.",
+    ),
+    "init_from": text("Workdir whose host (task draft: whose Drift-AR) the run starts from; ''."),
+    **_DATA,
+    **_NETWORKS,
+    **_OPTIM,
+    **_TRAIN,
+    **_MESH,
 }
 
-_SHARED = ("task", "seed", "init_from", "data", "optim", "train", "mesh")
-_GENERATIVE = (*_SHARED, "host", "text", "mask", "sample")
-SECTIONS = {
-    "host": (*_GENERATIVE, "head"),
-    "drift": (*_GENERATIVE, "prior", "drift", "draft", "loss"),
-    "draft": (*_GENERATIVE, "prior", "drift", "draft", "loss", "teacher"),
-    "classifier": (*_SHARED, "classifier"),
-    "mae": (*_SHARED, "mae"),
-}
 
-# Fields and whole sections that some hosts alone have.
-OF_HOSTS = {
-    "host.form": ("transdiff",),
-    "host.depth": ("transdiff", "nextstep"),
-    "host.row_patch": ("transdiff",),
-    "host.encoder_depth": ("mar",),
-    "host.decoder_depth": ("mar",),
-    "host.buffer_size": ("mar", "transdiff"),
-    "host.attention_dropout": ("mar", "transdiff"),
-    "host.projection_dropout": ("mar", "transdiff"),
-    "host.num_kv_heads": ("nextstep",),
-    "host.mlp_width": ("nextstep",),
-    "host.norm_eps": ("nextstep",),
-    "host.rope_theta": ("nextstep",),
-    "text": ("nextstep",),
-    "head.width": ("mar", "nextstep"),
-    "mask": ("mar",),
-    "mask.tokens_per_image": ("mar", "nextstep"),
-    "draft": ("mar", "nextstep"),
-    "drift.entropy_adaln": ("mar",),
-    "drift.entropy_gradient": ("mar",),
-    "drift.num_heads": ("transdiff",),
-    "drift.guidance_power": ("transdiff",),
-    "drift.guidance_none": ("transdiff",),
-    "drift.features": ("transdiff",),
-    "drift.features_from": ("transdiff",),
-    "drift.classes": ("transdiff",),
-    "drift.positives": ("transdiff",),
-    "drift.unconditional": ("transdiff",),
-    "drift.chunk": ("transdiff",),
-    "loss.entropy_loss": ("mar", "nextstep"),
-    "loss.alpha_start": ("mar", "nextstep"),
-    "sample.spacing": ("mar",),
-    "sample.drift_scale": ("transdiff",),
-    "sample.nfe_schedule": ("mar", "transdiff"),
-    "sample.nfe_last": ("mar", "transdiff"),
-    "sample.gamma": ("mar", "nextstep"),
-    "sample.rule": ("mar", "nextstep"),
-    "sample.delta": ("mar", "nextstep"),
-}
-# Fields that some tasks alone have, of those that have the section.
-OF_TASKS = {name: ("drift", "draft") for name in ("sample.gamma", "sample.rule", "sample.delta")}
-OF_TASKS["text.loss"] = ("host",)
+def hosts() -> tuple[str, ...]:
+    """Return the names of the hosts."""
+    return tuple(_room().FILES)
 
-# What a resumed run may change: none of these alters a step that has been made.
-CHANGEABLE = (
-    "train.log_every",
-    "train.sample_every",
-    "train.checkpoint_every",
-    "train.checkpoint_minutes",
-    "train.keep",
-    "mesh",
-    "host.remat",
-    "sample.nfe_schedule",
-    "sample.nfe_last",
-    "sample.gamma",
-    "sample.rule",
-    "sample.delta",
-)
 
-# What runs did before these fields were there.
-BEFORE = {
-    "drift.guidance_max": 1.0,
-    "drift.entropy_adaln": True,
-    "drift.entropy_gradient": True,
-    "teacher.fresh_head": False,
-    "host.remat": "none",
-}
-# Fields of training alone, which older workdirs lack.
-MAY_MISS = ("host.remat",)
+def host(name: str) -> Any:
+    """Return the family of a host; of it, `fields`, `tasks` and `check` are read here."""
+    return _room().family(name)
+
+
+def _room():
+    # Hosts stand above this file and are built on JAX: imported when one is asked for.
+    return importlib.import_module("driftar_jax.hosts")
+
+
+def _host_name() -> Field:
+    return choice(hosts(), "The autoregressive backbone.", tasks=GENERATIVE)
+
+
+def fields() -> dict[str, Field]:
+    """Return every field of every host and task, section after section."""
+    table = {**_SHARED, "host.name": _host_name()}
+    for name in hosts():
+        table |= {n: field for n, field in host(name).fields.items() if n not in table}
+    return _in_order(table)
+
+
+def _in_order(table: Mapping[str, Field]) -> dict[str, Field]:
+    def place(name):
+        section = name.split(".")[0]
+        return SECTIONS.index(section) if section in SECTIONS else len(SECTIONS)
+
+    return {name: table[name] for name in sorted(table, key=place)}
 
 
 def flatten(config) -> dict[str, Any]:
@@ -286,17 +280,19 @@ def check(config) -> None:
     flat = flatten(config)
     if "task" not in flat:
         raise wrong("task", None, " | ".join(TASKS))
-    _check_value("task", flat["task"])
-    needed = _needed(flat)
+    _check_value("task", _SHARED["task"], flat["task"])
+    table = _fields_of(flat)
+    # Values first: which fields there are may hang on one of them.
+    for name, field in table.items():
+        if name in flat:
+            _check_value(name, field, flat[name])
+    table = {n: f for n, f in table.items() if f.when is None or f.when(flat)}
     for name in flat:
-        if name not in needed:
-            raise wrong("config field", name, f"the fields of configs/{nearest(name, needed)}")
-    for name in needed:
-        if name not in flat and name in MAY_MISS:
-            continue
-        if name not in flat:
-            raise wrong(name, None, FIELDS[name].allowed)
-        _check_value(name, flat[name])
+        if name not in table:
+            raise wrong("config field", name, f"the fields of configs/{nearest(name, table)}")
+    for name, field in table.items():
+        if name not in flat and not field.may_miss:
+            raise wrong(name, None, field.allowed)
     _check_together(flat)
 
 
@@ -308,36 +304,40 @@ def check_stored(stored: dict[str, Any]) -> None:
     Raises:
       ValueError: the first bad field as one line: field, value, allowed.
     """
-    for name, value in flatten(stored).items():
-        if name in FIELDS:
-            _check_value(name, value)
+    flat = flatten(stored)
+    table = _known(flat)
+    for name, value in flat.items():
+        if name in table and not table[name].former:
+            _check_value(name, table[name], value)
 
 
-def _needed(flat: dict[str, Any]) -> list[str]:
-    """Names of the fields that a config of this task and host has."""
-    sections = list(SECTIONS[flat["task"]])
-    host = flat.get("host.name") if "host" in sections else None
-    if host is not None:
-        _check_value("host.name", host)
-    if host == "transdiff" and "host.form" in flat:
-        _check_value("host.form", flat["host.form"])
-    if host == "transdiff" and flat["task"] == "draft":
-        raise wrong("host.name", host, "mar | nextstep for task draft: these have drafts so far")
-    if host == "transdiff" and (flat["task"] == "drift" or flat.get("host.form") == "mrar"):
-        sections.append("bank")
-
-    def has(name):
-        section = name.split(".")[0]
-        hosts = OF_HOSTS.get(name, OF_HOSTS.get(section, ()))
-        if flat["task"] not in OF_TASKS.get(name, (flat["task"],)):
-            return False
-        return section in sections and (not hosts or (host or "mar") in hosts)
-
-    return [name for name in FIELDS if has(name)]
+def _known(flat: dict[str, Any]) -> dict[str, Field]:
+    """Return all fields of the host that a stored config names, for its values alone."""
+    table = {**_SHARED, "host.name": _host_name()}
+    name = flat.get("host.name")
+    return table | (host(name).fields if isinstance(name, str) and name in hosts() else {})
 
 
-def _check_value(name: str, value) -> None:
-    field = FIELDS[name]
+def _fields_of(flat: dict[str, Any]) -> dict[str, Field]:
+    """Return the fields that a config of this task and host may have."""
+    task, table = flat["task"], dict(_SHARED)
+    if task in GENERATIVE:
+        table["host.name"] = _host_name()
+        name = flat.get("host.name")
+        _check_value("host.name", table["host.name"], name)
+        family = host(name)
+        if task not in family.tasks:
+            able = " | ".join(n for n in hosts() if task in host(n).tasks)
+            allowed = f"{able} for task {task}: these have {_HAVE.get(task, 'it')} so far"
+            raise wrong("host.name", name, allowed)
+        table |= family.fields
+    return _in_order({n: f for n, f in table.items() if not f.tasks or task in f.tasks})
+
+
+_HAVE = {"draft": "drafts"}
+
+
+def _check_value(name: str, field: Field, value) -> None:
     kind = (int, float) if field.kind is float else field.kind
     if not isinstance(value, kind) or (isinstance(value, bool) and field.kind is not bool):
         raise wrong(name, value, field.allowed)
@@ -346,7 +346,7 @@ def _check_value(name: str, value) -> None:
 
 
 def _check_together(flat: dict[str, Any]) -> None:
-    """Rules that bind several fields: sizes that must divide, counts that must fit."""
+    """Check what binds several fields: sizes that must divide, counts that must fit."""
     size, patch = flat["data.image_size"], flat["data.patch_size"]
     if size % patch:
         raise wrong("data.patch_size", patch, f"a divisor of data.image_size {size}")
@@ -355,104 +355,8 @@ def _check_together(flat: dict[str, Any]) -> None:
         raise wrong("optim.accumulate", parts, f"a divisor of train.batch_size {batch}")
     if flat["task"] == "mae" and size % flat["mae.patch"]:
         raise wrong("mae.patch", flat["mae.patch"], f"a divisor of data.image_size {size}")
-    if flat["task"] in ("classifier", "mae"):
-        return
-    for width, heads in (
-        ("host.width", "host.num_heads"),
-        ("draft.width", "draft.num_heads"),
-        ("drift.width", "drift.num_heads"),
-    ):
-        if heads in flat and flat[width] % flat[heads]:
-            raise wrong(heads, flat[heads], f"a divisor of {width} {flat[width]}")
-    tokens = (size // patch) ** 2
-    if flat["host.name"] == "mar":
-        _check_masks(flat, tokens)
-    elif flat["host.name"] == "nextstep":
-        _check_causal(flat, tokens)
-    else:
-        _check_transdiff(flat, size // patch)
-    if flat["sample.nfe"] > 1000:
-        raise wrong("sample.nfe", flat["sample.nfe"], "1 to 1000")
-    last, most = flat.get("sample.nfe_last", 1), flat["sample.nfe"]
-    if flat.get("sample.nfe_schedule", "constant") != "constant" and last > most:
-        raise wrong("sample.nfe_last", last, f"1 to sample.nfe {most}: steps fall")
-
-
-def _check_masks(flat: dict[str, Any], tokens: int) -> None:
-    """What a host that fills masked tokens needs."""
-    _check_tokens(flat, tokens)
-    if flat["sample.ar_steps"] > tokens:
-        raise wrong("sample.ar_steps", flat["sample.ar_steps"], f"1 to {tokens} (one per token)")
-
-
-def _check_tokens(flat: dict[str, Any], tokens: int) -> None:
-    """What a host that makes single tokens needs."""
-    if flat["mask.tokens_per_image"] > tokens:
-        raise wrong("mask.tokens_per_image", flat["mask.tokens_per_image"], f"0 to {tokens}")
-    if flat.get("drift.field") == "laplace":
-        allowed = "energy (a token has one real continuation, and laplace needs many)"
-        raise wrong("drift.field", "laplace", allowed)
-
-
-def _check_causal(flat: dict[str, Any], tokens: int) -> None:
-    """What a host that makes one token after another needs."""
-    _check_tokens(flat, tokens)
-    heads, shared = flat["host.num_heads"], flat["host.num_kv_heads"]
-    if heads % shared:
-        raise wrong("host.num_kv_heads", shared, f"a divisor of host.num_heads {heads}")
-    if flat["host.width"] // heads % 2:
-        raise wrong("host.num_heads", heads, "heads of an even width: they are rotated in pairs")
-    if flat["sample.ar_steps"] != tokens:
-        raise wrong("sample.ar_steps", flat["sample.ar_steps"], f"{tokens} (one per token)")
-    if flat.get("prior.scale") == "shuffled":
-        allowed = "entropy | constant | learned (tokens come one by one, with nobody to swap with)"
-        raise wrong("prior.scale", "shuffled", allowed)
-    if flat["task"] == "host" and flat["sample.nfe"] < 2:
-        raise wrong("sample.nfe", flat["sample.nfe"], "2 to 1000 (of a flow head)")
-
-
-def _check_grid_drift(flat: dict[str, Any]) -> None:
-    """What drifting of whole grids needs; a single draw would have nothing that repels it."""
-    images = flat["train.batch_size"] // flat["optim.accumulate"]
-    if flat["drift.classes"] > images:
-        raise wrong("drift.classes", flat["drift.classes"], f"1 to {images} images of a batch")
-    chunk = flat["drift.chunk"]
-    if chunk and flat["drift.classes"] % chunk:
-        raise wrong(
-            "drift.chunk", chunk, f"0 or a divisor of drift.classes {flat['drift.classes']}"
-        )
-    if flat["drift.positives"] > flat["bank.size"]:
-        allowed = f"1 to bank.size {flat['bank.size']}"
-        raise wrong("drift.positives", flat["drift.positives"], allowed)
-    for field, want in (("host.form", "one_step"), ("host.row_patch", 1)):
-        if flat[field] != want:
-            raise wrong(field, flat[field], f"{want} (task drift has a prior for every token)")
-    if flat["drift.guidance_max"] > 1 and not flat["drift.unconditional"]:
-        allowed = "at least 1: unconditional samples carry the guidance of drift.guidance_max"
-        raise wrong("drift.unconditional", 0, allowed)
-    trained, given = flat["drift.features"] != "identity", bool(flat["drift.features_from"])
-    if trained != given:
-        allowed = "the workdir of a trained network" if trained else "'' for identity"
-        raise wrong("drift.features_from", flat["drift.features_from"], allowed)
-
-
-def _check_transdiff(flat: dict[str, Any], side: int) -> None:
-    if side % flat["host.row_patch"]:
-        raise wrong(
-            "host.row_patch", flat["host.row_patch"], f"a divisor of the grid's side {side}"
-        )
-    form = flat["host.form"]
-    if flat["sample.ar_steps"] != GROUPS[form]:
-        allowed = f"{GROUPS[form]} (host.form is {form})"
-        raise wrong("sample.ar_steps", flat["sample.ar_steps"], allowed)
-    if flat.get("bank.size", GROUPS[form]) < GROUPS[form]:
-        raise wrong("bank.size", flat["bank.size"], f"at least {GROUPS[form]} images in a row")
-    if flat["task"] == "drift":
-        _check_grid_drift(flat)
-        return
-    for field in ("sample.nfe", "sample.nfe_last"):
-        if flat[field] < 2:
-            raise wrong(field, flat[field], "a whole number of at least 2")
+    if flat["task"] in GENERATIVE:
+        host(flat["host.name"]).check(flat, (size // patch) ** 2)
 
 
 def check_same_run(config, saved: dict) -> None:
@@ -462,13 +366,16 @@ def check_same_run(config, saved: dict) -> None:
       ValueError: the first field that differs: field, value now, value of the run.
     """
     now, then = flatten(config), flatten(saved)
+    table = _known(then) | _known(now)
     for name in sorted(now.keys() | then.keys()):
-        if any(name == c or name.startswith(c + ".") for c in CHANGEABLE):
+        field = table.get(name)
+        if field is not None and field.changeable:
             continue
-        was = then.get(name, BEFORE.get(name))
-        if now.get(name) != was:
+        # Of a field that was not there yet, or is there no more.
+        missing = None if field is None or field.before is _REQUIRED else field.before
+        has = now.get(name, missing if field is not None and field.may_miss else None)
+        was = then.get(name, missing)
+        if has != was:
             raise wrong(
-                name,
-                now.get(name),
-                f"{was!r} (this workdir belongs to another config; use a new one)",
+                name, has, f"{was!r} (this workdir belongs to another config; use a new one)"
             )

@@ -99,7 +99,7 @@ def change(settings: ml_collections.ConfigDict, changes: Sequence[str]) -> None:
     """
     for word in changes:
         name, equals, text = word.partition("=")
-        if not equals or name not in config.FIELDS or name not in config.flatten(settings):
+        if not equals or name not in config.fields() or name not in config.flatten(settings):
             near = config.nearest(name, config.flatten(settings))
             raise wrong("set", word, f"FIELD=VALUE of a field of the config{near}")
         assign(settings, name, _value(name, text))
@@ -112,12 +112,12 @@ def assign(settings: ml_collections.ConfigDict, name: str, value) -> None:
 
 
 def _value(name: str, text: str):
-    kind = config.FIELDS[name].kind
+    kind = config.fields()[name].kind
     if kind is bool:
         if text not in ("true", "false"):
-            raise wrong(name, text, config.FIELDS[name].allowed)
+            raise wrong(name, text, config.fields()[name].allowed)
         return text == "true"
     try:
         return kind(text)
     except ValueError:
-        raise wrong(name, text, config.FIELDS[name].allowed) from None
+        raise wrong(name, text, config.fields()[name].allowed) from None

@@ -72,7 +72,9 @@ def _flag(flag: flags.Flag, width: int) -> list[str]:
 def _config(width: int) -> list[str]:
     """Configs of the package, and the fields that `--config.FIELD=VALUE` changes."""
     rooms: dict[str, list[str]] = {}
-    for field in config.FIELDS:
+    for field, spec in config.fields().items():
+        if spec.former:
+            continue
         room, _, name = field.rpartition(".")
         rooms.setdefault(room, []).append(name)
     indent = " " * 18

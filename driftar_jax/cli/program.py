@@ -124,8 +124,8 @@ def _explain(error: Exception, argv: list[str]) -> str:
     for word in argv[1:]:
         name = word.lstrip("-").partition("=")[0]
         field = name.removeprefix("config.")
-        if field != name and field not in config.FIELDS:
-            near = config.nearest(field, config.FIELDS)
+        if field != name and field not in config.fields():
+            near = config.nearest(field, config.fields())
             return str(config.wrong("config field", field, f"the fields of configs/{near}"))
     text = str(error.args[0] if error.args else error).strip()
     last = text.splitlines()[-1]
@@ -146,7 +146,7 @@ def _explain(error: Exception, argv: list[str]) -> str:
         return message if known else f"config: got {value!r}, allowed a file that loads ({last})"
     if name.startswith("config."):
         field = name.removeprefix("config.")
-        return str(config.wrong(field, value, config.FIELDS[field].allowed))
+        return str(config.wrong(field, value, config.fields()[field].allowed))
     if value == "None":
         return f"{name}: got nothing, allowed --{name}=VALUE"
     return f"{name}: got {value!r}, allowed {_KINDS.get(flags.FLAGS[name].flag_type(), 'text')}"

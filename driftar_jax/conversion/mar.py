@@ -158,14 +158,13 @@ def config_of(fields: Mapping) -> dict:
             "remat": "none",
         },
         "head": {"width": fields["head_width"], "depth": fields["head_depth"], "copies": 4},
-        "mask": {"law": "mar", "ratio_min": 0.7, "tokens_per_image": 0},
+        "mask": {"law": "mar", "tokens_per_image": 0},
         # 800 epochs of 625 steps, as released: warm-up over 100, then constant.
         "optim": {
             "lr": 8e-4,
             "schedule": "constant",
             "warmup_steps": 62_500,
             "weight_decay": 0.02,
-            "b1": 0.9,
             "b2": 0.95,
             "clip": 3.0,
             "ema": 0.9999,

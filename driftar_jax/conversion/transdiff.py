@@ -16,6 +16,7 @@ from driftar_jax.conversion import rules as r
 from driftar_jax.conversion.shapes import Shapes, attention_heads
 from driftar_jax.heads.flow import VelocityNet
 from driftar_jax.hosts.transdiff import PRESETS, TransDiff
+from driftar_jax.hosts.transdiff_fields import GROUPS
 
 # Recipe and evaluation of the released weights: steps are 625 an epoch. By form and resolution.
 _RECIPES = {
@@ -156,7 +157,7 @@ def _form(fields: Mapping) -> tuple[str, int]:
     Raises:
       ValueError: none do.
     """
-    forms = {groups: form for form, groups in config.GROUPS.items()}
+    forms = {groups: form for form, groups in GROUPS.items()}
     if fields["groups"] not in forms:
         allowed = " | ".join(map(str, forms))
         raise ValueError(f"groups: got {fields['groups']}, allowed {allowed} images in a row")
@@ -213,7 +214,6 @@ def config_of(fields: Mapping) -> dict:
             "schedule": "constant",
             "warmup_steps": recipe["warmup_steps"],
             "weight_decay": 0.02,
-            "b1": 0.9,
             "b2": 0.95,
             "clip": 3.0,
             "ema": recipe["ema"],
@@ -261,7 +261,7 @@ def fields_of(settings: Mapping, manifest: Mapping) -> dict:
     height, width, channels = manifest["image_shape"]
     size, host = manifest["patch_size"], settings["host"]
     tokens, token_dim = (height // size) * (width // size), channels * size**2
-    groups, square = config.GROUPS[host["form"]], host["row_patch"] ** 2
+    groups, square = GROUPS[host["form"]], host["row_patch"] ** 2
     return {
         **{name: host[name] for name in ("width", "depth", "num_heads", "buffer_size")},
         "num_rows": groups * tokens // square,

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import jax
 from flax import linen as nn
 
+from driftar_jax.config import Field
 from driftar_jax.types import Encoding, Given, TextSpec
 
 
@@ -184,11 +185,15 @@ class Family(Protocol):
       order: how tokens are revealed: in `any` order, one after another (`raster`), or as a whole
         `grid`. Decides which decoder the one-step head has: one per token, or one per grid.
       drafts: whether its groups can be drafted.
+      fields: its part of a config, by name.
+      tasks: what can be trained on it, of host, drift and draft.
     """
 
     name: str
     order: str
     drafts: bool
+    fields: Mapping[str, Field]
+    tasks: tuple[str, ...]
 
     def backbone(self, config: Any, images: ImageSpec) -> nn.Module:
         """Build the host of a checked config."""
@@ -198,6 +203,12 @@ class Family(Protocol):
 
     def examples(self, model: Model) -> dict[str, Callable[[jax.Array], Any]]:
         """Return, for every group that the model has, `key -> variables` that makes it fresh."""
+
+    def check(self, flat: Mapping[str, Any], tokens: int) -> None:
+        """Raise ValueError where values of a flat config of N tokens do not fit together."""
+
+    def contexts(self, config: Any, model: Model) -> Any:
+        """Return how the host meets images in training (`contexts.py`); None for whole grids."""
 
     def check_settings(self, settings: Any, model: Model) -> None:
         """Raise ValueError (field, value, allowed) where this host cannot sample so."""

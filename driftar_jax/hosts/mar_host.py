@@ -15,7 +15,7 @@ import numpy as np
 
 from driftar_jax.config import wrong
 from driftar_jax.heads import diffusion, randomness
-from driftar_jax.hosts import labels, mar_plain
+from driftar_jax.hosts import labels, mar_fields, mar_plain
 from driftar_jax.hosts.base import ImageSpec, Model
 from driftar_jax.hosts.mar import MAR
 from driftar_jax.hosts.schedules import cosine_counts, guidance_at
@@ -150,6 +150,9 @@ class MARFamily:
     name: str = "mar"
     order: str = "any"
     drafts: bool = True
+    fields = mar_fields.fields
+    tasks = mar_fields.tasks
+    check = staticmethod(mar_fields.check)
 
     def backbone(self, config: Any, images: ImageSpec) -> MAR:
         """See `Family.backbone`."""
@@ -192,6 +195,12 @@ class MARFamily:
             return model.host.init(key, x, e.astype(bool), jnp.zeros((1,), jnp.int32))
 
         return {"host": host, "head": head, "draft": draft}
+
+    def contexts(self, config: Any, model: Model):
+        """See `Family.contexts`."""
+        from driftar_jax.hosts import mar_contexts  # of training alone
+
+        return mar_contexts.contexts(config, model)
 
     def check_settings(self, settings: Any, model: Model) -> None:
         """See `Family.check_settings`."""

@@ -18,7 +18,7 @@ from driftar_jax.config import wrong
 from driftar_jax.data import captions
 from driftar_jax.heads import flow_token, randomness, window
 from driftar_jax.heads.flow_token import FlowTokenHead
-from driftar_jax.hosts import causal_walk
+from driftar_jax.hosts import causal_walk, nextstep_fields
 from driftar_jax.hosts.base import Head, ImageSpec, Model
 from driftar_jax.hosts.nextstep import NextStep, guidance_at, normalise
 from driftar_jax.layers.causal import Cache
@@ -299,6 +299,9 @@ class NextStepFamily:
     name: str = "nextstep"
     order: str = "raster"
     drafts: bool = True
+    fields = nextstep_fields.fields
+    tasks = nextstep_fields.tasks
+    check = staticmethod(nextstep_fields.check)
 
     def backbone(self, config: Any, images: ImageSpec) -> NextStep:
         """See `Family.backbone`."""
@@ -338,6 +341,12 @@ class NextStepFamily:
             return model.draft.init(key, *window.zeros(model))
 
         return {"host": host, "head": head, "draft": draft}
+
+    def contexts(self, config: Any, model: Model):
+        """See `Family.contexts`."""
+        from driftar_jax.hosts import nextstep_contexts  # of training alone
+
+        return nextstep_contexts.contexts(config, model)
 
     def check_settings(self, settings: Any, model: Model) -> None:
         """See `Family.check_settings`."""

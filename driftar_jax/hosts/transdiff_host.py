@@ -13,13 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from driftar_jax.config import GROUPS, wrong
+from driftar_jax.config import wrong
 from driftar_jax.heads import randomness
 from driftar_jax.heads.flow import VelocityNet
-from driftar_jax.hosts import labels
+from driftar_jax.hosts import labels, transdiff_fields
 from driftar_jax.hosts.base import Head, ImageSpec, Model
 from driftar_jax.hosts.schedules import grid_guidance_at
 from driftar_jax.hosts.transdiff import TransDiff, class_table
+from driftar_jax.hosts.transdiff_fields import GROUPS
 from driftar_jax.hosts.transdiff_flow import generate
 from driftar_jax.hosts.transdiff_walk import TransDiffWalk
 from driftar_jax.types import Encoding, Given
@@ -87,6 +88,9 @@ class TransDiffFamily:
     name: str = "transdiff"
     order: str = "grid"
     drafts: bool = False
+    fields = transdiff_fields.fields
+    tasks = transdiff_fields.tasks
+    check = staticmethod(transdiff_fields.check)
 
     def backbone(self, config: Any, images: ImageSpec) -> TransDiff:
         """See `Family.backbone`; one content row stands for `row_patch` squared tokens."""
@@ -135,6 +139,9 @@ class TransDiffFamily:
             return model.head.init(key, x, label, z)
 
         return {"host": host, "head": head}
+
+    def contexts(self, config: Any, model: Model) -> None:
+        """See `Family.contexts`: none, for whole grids have tasks of their own."""
 
     def check_settings(self, settings: Any, model: Model) -> None:
         """See `Family.check_settings`."""
