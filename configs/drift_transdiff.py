@@ -40,6 +40,8 @@ def get_config(size: str = "digits8") -> ml_collections.ConfigDict:
         label_drop=0.1,
         dtype="float32",
         remat="none",  # of activations: dots | full; memory for time, same gradients
+        scan=False,  # blocks as one loop in training, with remat: for TPUs
+        attention="auto",  # by platform; or xla | cudnn | pallas
     )
     c.prior = dict(scale="entropy", sigma_max=0.5, tau=2.0, constant=0.25)  # Eq. 6
     c.drift = dict(

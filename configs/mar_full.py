@@ -83,6 +83,8 @@ def _shared(task: str, size: str, variant: str) -> ml_collections.ConfigDict:
         label_drop=0.1,
         dtype="float32",
         remat="none",  # of activations: dots | full; memory for time, same gradients
+        scan=False,  # blocks as one loop in training, with remat: for TPUs
+        attention="auto",  # by platform; or xla | cudnn | pallas
     )
     c.optim = dict(
         lr=8e-4,  # 1e-4 for each 256 images of the batch

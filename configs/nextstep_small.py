@@ -36,6 +36,7 @@ def generative(task: str, size: str) -> ml_collections.ConfigDict:
         label_drop=0.1,  # share of the captions that are dropped
         dtype="float32",
         remat="none",  # of activations: dots | full; memory for time, same gradients
+        attention="auto",  # by platform; or xla | cudnn | pallas
     )
     c.text = dict(
         length=16,  # most words of a caption

@@ -67,6 +67,8 @@ def generative(task: str, size: str) -> ml_collections.ConfigDict:
         label_drop=0.1,
         dtype="float32",
         remat="none",  # of activations: dots | full; memory for time, same gradients
+        scan=False,  # blocks as one loop in training, with remat: for TPUs
+        attention="auto",  # by platform; or xla | cudnn | pallas
     )
     c.mask = dict(
         law="generation",  # half MAR's law, half the contexts that sampling meets

@@ -75,6 +75,8 @@ def own_head(size: str, variant: str) -> ml_collections.ConfigDict:
         label_drop=0.1,
         dtype="float32",
         remat="none",  # of activations: dots | full; memory for time, same gradients
+        scan=False,  # blocks as one loop in training, with remat: for TPUs
+        attention="auto",  # by platform; or xla | cudnn | pallas
     )
     c.head = dict(depth=of["head"], copies=recipe["copies"])
     if row:

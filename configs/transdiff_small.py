@@ -34,6 +34,8 @@ def get_config(size: str = "digits8") -> ml_collections.ConfigDict:
         label_drop=0.1,
         dtype="float32",
         remat="none",  # of activations: dots | full; memory for time, same gradients
+        scan=False,  # blocks as one loop in training, with remat: for TPUs
+        attention="auto",  # by platform; or xla | cudnn | pallas
     )
     c.head = dict(depth=3, copies=4)
     if row:

@@ -5,6 +5,8 @@ r"""Time the sampler: seconds per image, where they go, and the memory it takes.
       --ar_steps=8 --nfe=25 --batch_sizes=1,4 --out=runs/speed
 
 With a config the weights are random: the times are those of any weights, the images mean nothing.
+With `--dry_run --target=tpu:v5e:1x1` or `gpu:h100:1` nothing is timed: the compiler of that chip
+says what the sampler needs, and no such chip is needed.
 """
 
 import os
@@ -14,7 +16,7 @@ from ml_collections import config_flags
 
 from driftar_jax import config
 from driftar_jax.cli import program as cli
-from driftar_jax.cli import sampling_flags
+from driftar_jax.cli import sampling_flags, target_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, FILE.py[:SIZE].")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder written by train or convert.")
@@ -26,22 +28,27 @@ _ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed calls of each kind.")
 _CONTROLS = flags.DEFINE_bool("controls", False, "Also fewer and falling head steps, AR steps.")
 sampling_flags.define()
 sampling_flags.define_size()
+target_flags.define()
 
 
 def main(_) -> None:
     # After the flags: loading takes seconds.
     from driftar_jax.evaluation import benchmark, draft_timing
     from driftar_jax.reports import timing
+    from driftar_jax.sampling import dry_run
     from driftar_jax.sampling.conditions import Request
 
     with cli.user_errors():
+        target = target_flags.described()
         if not all(b.isdigit() and int(b) > 0 for b in _BATCHES.value) or not _BATCHES.value:
             raise config.wrong("batch_sizes", ",".join(_BATCHES.value), "numbers of at least 1")
         if _ROUNDS.value < 1:
             raise config.wrong("rounds", _ROUNDS.value, "a whole number of at least 1")
         if _RANDOM.value and _WORKDIR.value:
             raise config.wrong("random_weights", True, "false for a --workdir")
-        subject, weights = timing.open_subject(_CONFIG.value, _WORKDIR.value, _VAE.value)
+        subject, weights = timing.open_subject(
+            _CONFIG.value, _WORKDIR.value, _VAE.value, drawn=target is None
+        )
         subject = subject.sized(Request(sampling_flags.size()))
         changes = sampling_flags.changes()
         for name in ("gamma", "lookahead"):
@@ -52,6 +59,14 @@ def main(_) -> None:
         table = benchmark.methods(subject, subject.checked(**changes), _CONTROLS.value)
     before = os.getloadavg()[0]
     sizes = [int(b) for b in _BATCHES.value]
+    if target is not None:
+        with cli.user_errors():
+            for size in sizes:
+                for name, settings in table:
+                    condition = subject.reader.trial(subject.model, settings, size)
+                    lines = dry_run.lines(subject, settings, condition, target)
+                    print("\n".join([f"method             {name}", *lines]), flush=True)
+        return
     rows = benchmark.measure(subject, table, batch_sizes=sizes, rounds=_ROUNDS.value)
     draft_timing.tell(subject, rows, repetitions=_ROUNDS.value)
     if _OUT.value:

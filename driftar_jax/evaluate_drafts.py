@@ -24,6 +24,7 @@ from driftar_jax.evaluation import judges, quality, speculation
 from driftar_jax.heads import early_stop
 from driftar_jax.reports import speculation_report
 from driftar_jax.sampling import load
+from driftar_jax.targets import precision
 
 _WORKDIR = flags.DEFINE_list("workdir", None, "Drift-AR or draft runs, one per training seed.")
 _JUDGE = flags.DEFINE_string("judge", None, "Run of the classifier whose features measure.")
@@ -95,6 +96,7 @@ def _facts(loaded, real: quality.RealSet, stop: float) -> dict[str, str]:
         "distance": f"fd_{real.network.name} to {len(real.images)} real images of "
         f"{first.config.data.name}; {real.floor():.2f} between two halves of them",
         "device": f"{device.device_kind}, {os.cpu_count()} CPU cores",
+        "products of float32": precision.words(),
         "load average": f"{os.getloadavg()[0]:.1f}",
     }
 

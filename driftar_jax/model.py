@@ -1,5 +1,6 @@
 """The modules of a run, built from its config: the one place where names become modules."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -13,6 +14,7 @@ from driftar_jax.drift.decoders import TokenDecoder
 from driftar_jax.drift.prior import Prior
 from driftar_jax.heads.draft import DraftHead
 from driftar_jax.hosts.base import Family, ImageSpec, Model
+from driftar_jax.layers import stacked
 
 # What is folded into the key of a fresh run for each group; the host takes the key itself.
 _FOLDS = {"host": None, "head": 1, "prior": 2, "decoder": 3, "draft": 4}
@@ -119,6 +121,21 @@ def _examples(model: Model):
         return model.decoder.init(key, *model.decoder.example(n, width))
 
     return {"prior": prior, "decoder": decoder}
+
+
+def looped(model: Model, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Make one tree of the host's equal blocks (`layers.stacked`), as chips want to compile them.
+
+    On CPUs they stay apart: compiling gains nothing there, and a call copies each block's weights.
+
+    Args:
+      model: modules of a run.
+      params: its groups, arrays as they are stored.
+    """
+    loops, host = getattr(model.host, "loops", {}), params["host"]
+    if not loops or not all(f"{name}_0" in host for name in loops):
+        return dict(params)
+    return {**params, "host": stacked.stack(host, loops)}
 
 
 def shapes(config: Any, images: ImageSpec) -> dict[str, Any]:

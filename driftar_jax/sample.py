@@ -6,19 +6,23 @@ python -m driftar_jax.sample --workdir=runs/drift --image=shoe.png --mask=heel.p
 python -m driftar_jax.sample --workdir=runs/drift_next --prompt="red heart, heart" --out=runs/hearts
 python -m driftar_jax.sample --workdir=runs/nextstep --vae=runs/f8 --image=fox.png \
     --prompt="<image> in the snow" --out=runs/edits
+python -m driftar_jax.sample --workdir=runs/drift --num=8 --dry_run --target=tpu:v5e:1x1
+
+The last one draws nothing: the compiler of that chip says what the sampler needs there.
 """
 
 import dataclasses
 import pathlib
 
+import jax
 import numpy as np
 from absl import flags
 
 from driftar_jax.cli import program as cli
-from driftar_jax.cli import sampling_flags
+from driftar_jax.cli import sampling_flags, target_flags
 from driftar_jax.config import wrong
 from driftar_jax.data import images, pictures
-from driftar_jax.sampling import inpaint, load
+from driftar_jax.sampling import dry_run, inpaint, load
 from driftar_jax.sampling.conditions import Request
 from driftar_jax.sharding import make_mesh
 from driftar_jax.storage.checkpoints import write_json
@@ -41,12 +45,14 @@ _FSDP = flags.DEFINE_integer("mesh_fsdp", 1, "Devices over which widths are spli
 _TENSOR = flags.DEFINE_integer("mesh_tensor", 1, "Devices over which heads are split (converted).")
 sampling_flags.define()
 sampling_flags.define_size()
-flags.mark_flags_as_required(["workdir", "out"])
+target_flags.define()
+flags.mark_flag_as_required("workdir")
 
 
 def main(_) -> None:
     with cli.user_errors():
-        out = _new_folder(_OUT.value)
+        target = target_flags.described()
+        out = None if target is not None else _new_folder(_OUT.value)
         for flag in (_NUM, _BATCH, _FSDP, _TENSOR):
             if flag.value is not None and flag.value < 1:
                 raise wrong(flag.name, flag.value, "a whole number of at least 1")
@@ -60,6 +66,11 @@ def main(_) -> None:
         sized = generator.sized(request)
         settings = sized.checked(**sampling_flags.changes())
         condition = sized.conditions(asked, _SEED.value, settings, request)
+    if target is not None:
+        with cli.user_errors():
+            few = jax.tree.map(lambda a: a[: sized.batch(_BATCH.value)], condition)
+            print("\n".join(dry_run.lines(sized, settings, few, target)))
+        return
     if settings.gamma and not settings.drafts:
         print("gamma: one AR step makes the whole image, so there is nothing to draft: plain")
     if hole is None:
@@ -158,7 +169,9 @@ def _hole(generator) -> tuple[np.ndarray, np.ndarray] | None:
     return inpaint.read(_IMAGE.value[0], _MASK.value, inpaint.pixel_shape(generator)[-1])
 
 
-def _new_folder(path: str) -> pathlib.Path:
+def _new_folder(path: str | None) -> pathlib.Path:
+    if path is None:
+        raise ValueError("out: got nothing, allowed --out=VALUE")
     out = pathlib.Path(path)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise wrong("out", path, "a new or empty folder")

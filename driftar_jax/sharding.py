@@ -1,6 +1,7 @@
 """Where arrays live: one mesh, one table of logical axes, shardings of state and batch."""
 
 import contextlib
+from collections.abc import Sequence
 
 import flax.linen as nn
 import jax
@@ -27,13 +28,18 @@ RULES = (
 MAY_STAY_WHOLE = ("bank",)
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
-    """Mesh over all devices; one axis may be -1, whatever the others leave.
+def make_mesh(
+    data: int = -1,
+    fsdp: int = 1,
+    tensor: int = 1,
+    devices: Sequence[jax.Device] | None = None,
+) -> Mesh:
+    """Mesh over `devices`, all that are here by default; an axis of -1 is what the others leave.
 
     Raises:
       ValueError: the axes do not multiply to the number of devices, or `tensor` spans processes.
     """
-    devices = jax.devices()
+    devices = jax.devices() if devices is None else devices
     sizes = [data, fsdp, tensor]
     fixed = int(np.prod([s for s in sizes if s != -1]))
     shape = [len(devices) // fixed if s == -1 else s for s in sizes]
@@ -43,10 +49,10 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
             f"allowed axes whose product is the device count {len(devices)} (one may be -1)"
         )
     # A process reads whole rows of a batch, so the devices that share a row must all be its own.
-    if jax.local_device_count() % shape[2]:
+    own = sum(device.process_index == devices[0].process_index for device in devices)
+    if own % shape[2]:
         raise ValueError(
-            f"mesh.tensor: got {shape[2]}, "
-            f"allowed a divisor of the {jax.local_device_count()} devices of a process"
+            f"mesh.tensor: got {shape[2]}, allowed a divisor of the {own} devices of a process"
         )
     return Mesh(np.asarray(devices).reshape(shape), AXES)
 

@@ -16,6 +16,7 @@ from ml_collections import config_flags
 from driftar_jax import config
 from driftar_jax.cli import program as cli
 from driftar_jax.data import sizes
+from driftar_jax.targets import chips
 from driftar_jax.training import processes, runs, stopping, tracing
 from driftar_jax.training.dry_run import measure, report, simulate
 
@@ -34,6 +35,9 @@ _COUNT = flags.DEFINE_integer("num_processes", 0, "Processes that train together
 _INDEX = flags.DEFINE_integer("process_id", -1, "Number of this process, from 0.")
 _DRY_RUN = flags.DEFINE_bool("dry_run", False, "Compile the step, say what it needs, and end.")
 _DEVICES = flags.DEFINE_integer("devices", 0, "With --dry_run: devices to simulate.", lower_bound=0)
+_TARGET = flags.DEFINE_string(
+    "target", "", f"With --dry_run: chips to compile for, {chips.ALLOWED}"
+)
 _TFLOPS = flags.DEFINE_float("peak_tflops", 0.0, "With --dry_run: ceiling of a device.")
 _GB_S = flags.DEFINE_float("peak_gb_s", 0.0, "With --dry_run: ceiling of its memory.")
 flags.mark_flag_as_required("config")
@@ -46,10 +50,15 @@ def main(_) -> None:
         config.check(settings)
         print("".join(f"{line}\n" for line in decided), end="")
         if _DRY_RUN.value:
+            if _TARGET.value and _DEVICES.value:
+                raise config.wrong("target", _TARGET.value, "none with --devices")
+            target = chips.describe(_TARGET.value) if _TARGET.value else None
             simulate(_DEVICES.value)
-            needs = measure(settings)
+            needs = measure(settings, target=target)
             print("\n".join(report(settings, needs, _TFLOPS.value, _GB_S.value)))
             return
+        if _TARGET.value:
+            raise config.wrong("target", _TARGET.value, "none without --dry_run")
         if not _WORKDIR.value:
             raise ValueError("workdir: got nothing, allowed --workdir=VALUE")
         trace = None
@@ -80,4 +89,4 @@ def _train(run, state, **options) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(main)
+    cli.run(main, matmul="default")  # as TPUs train everywhere

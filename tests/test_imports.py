@@ -19,7 +19,8 @@ STOREYS = {
     "storage": 0,
     "layers": 1,
     "data": 1,
-    "cli": 1,  # names the fields of the config in its messages
+    "targets": 1,
+    "cli": 1.5,  # names the fields of the config in its messages
     "heads": 2,
     "drift": 2,
     "features": 2,

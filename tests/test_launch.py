@@ -43,6 +43,13 @@ def _dry(script, *words, **environ):
             ["--coordinator=a:12 --num_processes=2 --process_id=1"],
         ),
         (
+            "chips.sh",
+            ["runs/chips"],
+            {"TARGETS": "gpu:h100:8"},
+            ["source", "mkdir", *["python"] * 22],
+            ["requirements-aot.txt", "--target=gpu:h100:1", "--config.mesh.fsdp=8"],
+        ),
+        (
             "slurm.sbatch",
             [*TRAIN, "--config.data.name=folder:my pictures"],
             {},

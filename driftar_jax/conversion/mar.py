@@ -156,6 +156,8 @@ def config_of(fields: Mapping) -> dict:
             "label_drop": 0.1,
             "dtype": "float32",
             "remat": "none",
+            "scan": False,
+            "attention": "auto",
         },
         "head": {"width": fields["head_width"], "depth": fields["head_depth"], "copies": 4},
         "mask": {"law": "mar", "tokens_per_image": 0},

@@ -207,6 +207,8 @@ def config_of(fields: Mapping) -> dict:
             "label_drop": 0.1,
             "dtype": "float32",
             "remat": "none",
+            "scan": False,
+            "attention": "auto",
         },
         "head": {"depth": fields["head_depth"], "copies": recipe["copies"]},
         "optim": {

@@ -27,8 +27,21 @@ BACKBONE: dict[str, Field] = {
         may_miss=True,
         changeable=True,
     ),
+    "host.attention": choice(
+        ("auto", "xla", "cudnn", "pallas"),
+        "Who computes attention; auto: what is best on the platform.",
+        before="auto",
+        may_miss=True,
+        changeable=True,
+    ),
 }
 DROPOUT: dict[str, Field] = {
+    "host.scan": flag(
+        "Whether training goes through the blocks in one loop, with host.remat: for TPUs.",
+        before=False,
+        may_miss=True,
+        changeable=True,
+    ),
     "host.attention_dropout": real(
         0, 1, "Dropout of attention weights in training.", open_high=True
     ),
@@ -164,10 +177,14 @@ _PAIRS += (("drift.width", "drift.num_heads"),)
 
 
 def check_sizes(flat: dict[str, Any]) -> None:
-    """Raise ValueError where heads do not divide their width."""
+    """Raise ValueError where heads do not divide their width, or blocks cannot run as is asked."""
     for width, heads in _PAIRS:
         if heads in flat and flat[width] % flat[heads]:
             raise wrong(heads, flat[heads], f"a divisor of {width} {flat[width]}")
+    if flat.get("host.scan") and flat.get("host.remat", "none") == "none":
+        raise wrong("host.scan", True, "false where host.remat is none: a loop would keep too much")
+    if flat.get("host.attention") == "cudnn" and flat["host.dtype"] != "bfloat16":
+        raise wrong("host.attention", "cudnn", f"another with host.dtype {flat['host.dtype']}")
 
 
 def check_tokens(flat: dict[str, Any], tokens: int) -> None:

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from driftar_jax.layers import stacked
 from driftar_jax.layers.blocks import TransformerBlock
 from driftar_jax.layers.dense import dense, layer_norm
 from driftar_jax.layers.remat import recomputed
@@ -45,6 +46,8 @@ class MAR(nn.Module):
       attention_dropout: in training, on attention weights.
       projection_dropout: in training, after projections.
       remat: as in `layers.remat.recomputed`, of every block.
+      scan: as in `stacked.run`, with dropout.
+      attention: as in `TransformerBlock`.
       dtype: type of the matrix products; norms, softmax and entropy stay float32.
     """
 
@@ -60,6 +63,8 @@ class MAR(nn.Module):
     attention_dropout: float = 0.1
     projection_dropout: float = 0.1
     remat: str = "none"
+    scan: bool = False
+    attention: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
@@ -81,6 +86,7 @@ class MAR(nn.Module):
                     self.mlp_ratio,
                     self.attention_dropout,
                     self.projection_dropout,
+                    attention=self.attention,
                     dtype=self.dtype,
                 )
                 for _ in range(depth)
@@ -178,8 +184,10 @@ class MAR(nn.Module):
         # The buffer is always visible: an image without a known token still has keys to attend to,
         # and no row of the softmax is empty.
         key_mask = jnp.concatenate([jnp.ones(buffer.shape[:2], bool), known], axis=1)
-        for block in self.encoder_blocks:
-            h = self._through(block, h, key_mask, deterministic)
+        # With `keep` the buffer and the known tokens come first, and padding last.
+        h = self._run(
+            "encoder_blocks", self.encoder_blocks, h, key_mask, deterministic, keep is not None
+        )
         return self.encoder_norm(h)
 
     def decode(
@@ -237,21 +245,18 @@ class MAR(nn.Module):
         Returns:
           What `features` reads in the place of `z`, `[B, F + N, D]`, and `E [B, N]`.
         """
-        h, entropy = canvas, None
         # The last block is left to `features`. A decoder of one block has no block before the last:
         # that one is run here, and `features` only normalises.
-        for i, block in enumerate(self.decoder_blocks[: max(self.decoder_depth - 1, 1)]):
-            if i == max(self.decoder_depth - 2, 0):
-                h, entropy = recomputed(
-                    self.remat,
-                    lambda block, h: block.with_entropy(
-                        h, content_start=self.buffer_size, deterministic=deterministic
-                    ),
-                    block,
-                    h,
-                )
-            else:
-                h = self._through(block, h, None, deterministic)
+        plain = self.loops["decoder_blocks"]
+        h = self._run("decoder_blocks", self.decoder_blocks[:plain], canvas, None, deterministic)
+        h, entropy = recomputed(
+            self.remat,
+            lambda block, h: block.with_entropy(
+                h, content_start=self.buffer_size, deterministic=deterministic
+            ),
+            self.decoder_blocks[plain],
+            h,
+        )
         return Encoding(z=h, entropy=entropy)
 
     def features(
@@ -287,9 +292,22 @@ class MAR(nn.Module):
             x, _ = block.attend(x, q, k, v, content_start=None, deterministic=deterministic)
         return self.decoder_norm(x) + embed[0][positions]
 
-    def _through(self, block, h, key_mask, deterministic):
+    @property
+    def loops(self) -> dict[str, int]:
+        """Blocks that `stacked.stack` may make one tree of: those before the entropy's."""
+        plain = max(self.decoder_depth - 2, 0)
+        return {"encoder_blocks": self.encoder_depth, "decoder_blocks": plain}
+
+    def _run(self, name, blocks, h, key_mask, deterministic, first_keys=False):
+        def call(block, h):
+            return self._through(block, h, key_mask, deterministic, first_keys)
+
+        scan = self.scan and not deterministic
+        return stacked.run(self, name, blocks, call, h, scan=scan)
+
+    def _through(self, block, h, key_mask, deterministic, first_keys=False):
         def call(block, h, key_mask):
-            return block(h, key_mask, deterministic=deterministic)
+            return block(h, key_mask, first_keys=first_keys, deterministic=deterministic)
 
         return recomputed(self.remat, call, block, h, key_mask)
 

@@ -168,6 +168,8 @@ class MARFamily:
             attention_dropout=config.host.attention_dropout,
             projection_dropout=config.host.projection_dropout,
             remat=config.host.get("remat", "none"),
+            scan=config.host.get("scan", False),
+            attention=config.host.get("attention", "auto"),
             dtype=jnp.dtype(config.host.dtype),
         )
 
@@ -288,7 +290,7 @@ def _backbone_alone(model: Model, settings: Any, params, label):
         return total + read, None
 
     total = jnp.float32(0)
-    for steps in mar_plain.plans_of(model, settings):
+    for steps in mar_plain.plans_of(model, settings, params):
         total, _ = jax.lax.scan(functools.partial(call, steps), total, steps.columns())
     return total
 
@@ -315,6 +317,6 @@ def _head_alone(model: Model, settings: Any, head_of, params, index):
         return made, None
 
     tokens = jnp.zeros((batch, num_tokens, images.token_dim), jnp.float32)
-    for steps in mar_plain.plans_of(model, settings):
+    for steps in mar_plain.plans_of(model, settings, params):
         tokens, _ = jax.lax.scan(functools.partial(call, steps), tokens, steps.columns())
     return tokens

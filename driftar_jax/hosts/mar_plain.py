@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from driftar_jax.heads import diffusion, randomness
 from driftar_jax.hosts import mar_plan
 from driftar_jax.hosts.base import Head, Model
+from driftar_jax.layers import stacked
 from driftar_jax.types import Encoding, Given
 
 # Last timestep of the spacing `trimmed`.
@@ -49,15 +50,22 @@ def tokens_of(
         tokens = reveal(model, settings, steps, params, tokens, encoding, order, keys, step, head)
         return tokens, None
 
-    for steps in plans_of(model, settings, given and given.unknown):
+    for steps in plans_of(model, settings, params, given and given.unknown):
         # A scan, not a Python loop: 64 or 256 copies of the backbone would take minutes to compile.
         # What differs between steps is either a traced column or a branch of a `switch`.
         tokens, _ = jax.lax.scan(functools.partial(ar_step, steps), tokens, steps.columns())
     return tokens
 
 
-def plans_of(model: Model, settings: Any, unknown: int | None = None) -> tuple[mar_plan.Plan, ...]:
+def plans_of(
+    model: Model, settings: Any, params: Mapping[str, Any], unknown: int | None = None
+) -> tuple[mar_plan.Plan, ...]:
     """Split the AR steps of checked settings into one or two plans, each compiled separately."""
+    most = None
+    if stacked.is_stack(params["host"], model.host.loops):
+        # The host's own head takes nearly all of the time, and each row of it many evaluations.
+        sizes = mar_plan.MOST_SIZES if settings.method == "own" else mar_plan.LOOP_SIZES
+        most = mar_plan.LOOP_KEEPS, sizes
     steps = mar_plan.make(
         model.images.num_tokens,
         settings.ar_steps,
@@ -65,6 +73,7 @@ def plans_of(model: Model, settings: Any, unknown: int | None = None) -> tuple[m
         guidance_schedule=settings.guidance_schedule,
         head_steps=settings.head_steps,
         unknown=unknown,
+        most=most,
     )
     return steps.first_apart() if settings.guided else (steps,)
 

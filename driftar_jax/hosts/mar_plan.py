@@ -16,6 +16,10 @@ MANY_TOKENS = 128
 MOST_KEEPS = 8
 MOST_SIZES = 8
 MOST_SIZES_OF_FEW = 4
+# The same for a host whose blocks are one loop, as on chips, whose compilers take a minute a size:
+# three sizes of the encoder instead of eight cost 4 % more rows of the backbone in 8 AR steps.
+LOOP_KEEPS = 3
+LOOP_SIZES = 2
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -29,6 +33,7 @@ class Plan:
       keeps: padded numbers of tokens the encoder runs on; `keep` is the step's index there.
       sizes: padded numbers of new tokens; `size` is the step's index.
       lengths: distinct numbers of head evaluations; `length` is the step's index.
+      most: sizes of the encoder and of the head, at most; None: those of this file.
     """
 
     num_tokens: int
@@ -41,16 +46,18 @@ class Plan:
     size: np.ndarray
     lengths: tuple[int, ...]
     length: np.ndarray
+    most: tuple[int, int] | None = None
 
     @classmethod
-    def of(cls, num_tokens: int, now, next, scale, head_steps) -> "Plan":
+    def of(cls, num_tokens: int, now, next, scale, head_steps, most=None) -> "Plan":
         """The plan of AR steps that leave `next [T]` of `now [T]` unknown tokens."""
         counts, known = now - next, num_tokens - now
         many = num_tokens >= MANY_TOKENS
         # The encoder's cost follows the known tokens, which grow from none to nearly all: a size
         # for each step would save most and compile longest, so the steps share a few.
-        keeps = padded(known, MOST_KEEPS) if many else np.array([num_tokens])
-        sizes = padded(counts, MOST_SIZES if many else MOST_SIZES_OF_FEW)
+        most_keeps, most_sizes = most or (MOST_KEEPS, MOST_SIZES)
+        keeps = padded(known, most_keeps) if many else np.array([num_tokens])
+        sizes = padded(counts, most_sizes if many else min(most_sizes, MOST_SIZES_OF_FEW))
         # Head steps are not padded: an evaluation more is another distribution, not only lost time.
         lengths = np.unique(head_steps)
         return cls(
@@ -66,6 +73,7 @@ class Plan:
             size=np.searchsorted(sizes, counts),
             lengths=tuple(int(n) for n in lengths),
             length=np.searchsorted(lengths, head_steps),
+            most=most,
         )
 
     def first_apart(self) -> tuple["Plan", ...]:
@@ -79,7 +87,7 @@ class Plan:
         # The padded sizes are chosen anew for each part: each pads less alone.
         steps = self.now, self.next, self.scale, np.take(self.lengths, self.length)
         return tuple(
-            Plan.of(self.num_tokens, *(column[part] for column in steps))
+            Plan.of(self.num_tokens, *(column[part] for column in steps), most=self.most)
             for part in (slice(0, 1), slice(1, None))
         )
 
@@ -104,6 +112,7 @@ def make(
     guidance_schedule: str,
     head_steps: tuple[int, ...],
     unknown: int | None = None,
+    most: tuple[int, int] | None = None,
 ) -> Plan:
     """The plan of MAR's cosine schedule.
 
@@ -113,6 +122,7 @@ def make(
       guidance, guidance_schedule: as in `guidance_at`.
       head_steps: T head evaluations.
       unknown: tokens to generate, the others are there; None: all.
+      most: as in `Plan`.
     """
     unknown = num_tokens if unknown is None else unknown
     # With tokens given the schedule runs over the unknown ones alone, as if the grid were smaller:
@@ -120,7 +130,7 @@ def make(
     counts = np.asarray(cosine_counts(unknown, ar_steps))
     after = unknown - np.cumsum(counts)
     scale = guidance_at(guidance, unknown, ar_steps, guidance_schedule)
-    return Plan.of(num_tokens, after + counts, after, scale, head_steps)
+    return Plan.of(num_tokens, after + counts, after, scale, head_steps, most)
 
 
 def padded(values: np.ndarray, most: int) -> np.ndarray:

@@ -66,7 +66,7 @@ class NextStep(nn.Module):
       placeholder: token id whose positions hold image tokens.
       token_dim: C, channels of an image token.
       width, depth, num_heads, num_kv_heads, head_dim, mlp_width, norm_eps, rope_theta,
-        attention_bias, entropy_chunk, remat, unroll, dtype: as in `causal.CausalStack`.
+        attention_bias, entropy_chunk, remat, attention, unroll, dtype: as in `causal.CausalStack`.
       positions: whether `gen_pos_embed` is added before the head's projector; released models do
         without.
     """
@@ -86,6 +86,7 @@ class NextStep(nn.Module):
     positions: bool = False
     entropy_chunk: int = 256
     remat: str = "none"
+    attention: str = "auto"
     unroll: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -113,6 +114,7 @@ class NextStep(nn.Module):
             attention_bias=self.attention_bias,
             entropy_chunk=self.entropy_chunk,
             remat=self.remat,
+            attention=self.attention,
             unroll=self.unroll,
             dtype=self.dtype,
         )

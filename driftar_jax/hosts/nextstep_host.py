@@ -318,6 +318,7 @@ class NextStepFamily:
             norm_eps=config.host.norm_eps,
             rope_theta=config.host.rope_theta,
             remat=config.host.get("remat", "none"),
+            attention=config.host.get("attention", "auto"),
             dtype=jnp.dtype(config.host.dtype),
         )
 

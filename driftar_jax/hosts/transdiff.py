@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from driftar_jax.layers import stacked
 from driftar_jax.layers.blocks import TransformerBlock
 from driftar_jax.layers.dense import dense, layer_norm
 from driftar_jax.layers.remat import recomputed
@@ -69,6 +70,8 @@ class TransDiff(nn.Module):
       projection_dropout: in training, after projections.
       entropy_floor: floor of the weights in Eq. 4.
       remat: as in `layers.remat.recomputed`, of every block; caches are not for training.
+      scan: as in `stacked.run`, with dropout.
+      attention: as in `TransformerBlock`.
       dtype: type of the matrix products; norms, softmax and entropy stay float32.
     """
 
@@ -85,6 +88,8 @@ class TransDiff(nn.Module):
     projection_dropout: float = 0.1
     entropy_floor: float = 0.0
     remat: str = "none"
+    scan: bool = False
+    attention: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
     @property
@@ -122,6 +127,7 @@ class TransDiff(nn.Module):
                 self.attention_dropout,
                 self.projection_dropout,
                 entropy_floor=self.entropy_floor,
+                attention=self.attention,
                 dtype=self.dtype,
             )
             for _ in range(self.depth)
@@ -184,33 +190,38 @@ class TransDiff(nn.Module):
                     f"penultimate_mask: got shape {penultimate_mask.shape}, allowed {(size, size)}"
                 )
             last_but_one = penultimate_mask if mask is None else penultimate_mask & mask
-        entropy = None
-        for i, block in enumerate(self.encoder_blocks):
-            # The entropy is read off the last block but one (Eq. 4); all others may use a fused
-            # attention that never holds its weights.
-            if i == self.depth - 2:
-                h, entropy = recomputed(
-                    self.remat,
-                    lambda block, h, mask: block.with_entropy(
-                        h,
-                        mask=mask,
-                        content_start=self.buffer_size,
-                        deterministic=deterministic,
-                    ),
-                    block,
-                    h,
-                    last_but_one,
-                )
-            else:
-                h = recomputed(
-                    self.remat,
-                    lambda block, h, mask: block(h, mask=mask, deterministic=deterministic),
-                    block,
-                    h,
-                    mask,
-                )
+
+        def call(block, h):
+            return recomputed(
+                self.remat,
+                lambda block, h, mask: block(h, mask=mask, deterministic=deterministic),
+                block,
+                h,
+                mask,
+            )
+
+        # The entropy is read off the last block but one (Eq. 4); all others may use a fused
+        # attention that never holds its weights.
+        *plain, entropy_block, last = self.encoder_blocks
+        scan = self.scan and not deterministic
+        h = stacked.run(self, "encoder_blocks", plain, call, h, scan=scan)
+        h, entropy = recomputed(
+            self.remat,
+            lambda block, h, mask: block.with_entropy(
+                h, mask=mask, content_start=self.buffer_size, deterministic=deterministic
+            ),
+            entropy_block,
+            h,
+            last_but_one,
+        )
+        h = call(last, h)
         z = self.encoder_norm(h)[:, self.buffer_size :]
         return Encoding(z, entropy), self.diffusion_pos_embed[: z.shape[1]]
+
+    @property
+    def loops(self) -> dict[str, int]:
+        """Blocks that `stacked.stack` may make one tree of; with a cache each has its own keys."""
+        return {"encoder_blocks": self.depth - 2} if self.groups == 1 else {}
 
     @property
     def allowed(self) -> jax.Array:

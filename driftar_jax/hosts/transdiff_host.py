@@ -109,6 +109,8 @@ class TransDiffFamily:
             attention_dropout=config.host.attention_dropout,
             projection_dropout=config.host.projection_dropout,
             remat=config.host.get("remat", "none"),
+            scan=config.host.get("scan", False),
+            attention=config.host.get("attention", "auto"),
             dtype=jnp.dtype(config.host.dtype),
         )
 

@@ -68,6 +68,7 @@ class TransformerBlock(nn.Module):
       projection_dropout: after the attention projection and twice in the MLP, in training.
       entropy_chunk: most query rows of attention weights held at once.
       entropy_floor: `floor` of `attention_with_entropy`.
+      attention: `kind` of both attentions.
       dtype: type of the matrix products and of the result; norms and softmax stay float32.
     """
 
@@ -78,6 +79,7 @@ class TransformerBlock(nn.Module):
     projection_dropout: float = 0.0
     entropy_chunk: int = 256
     entropy_floor: float = 0.0
+    attention: str = "auto"
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
@@ -99,12 +101,20 @@ class TransformerBlock(nn.Module):
         key_mask: jax.Array | None = None,
         *,
         mask: jax.Array | None = None,
+        first_keys: bool = False,
         deterministic: bool = True,
     ) -> jax.Array:
-        """`x [B, N, width]` -> like `x`; masks as in `with_entropy`."""
+        """`x [B, N, width]` -> like `x`; masks of `with_entropy`, `first_keys` of `attention`."""
         q, k, v = self.heads(x)
         out, _ = self.attend(
-            x, q, k, v, _both(key_mask, mask), content_start=None, deterministic=deterministic
+            x,
+            q,
+            k,
+            v,
+            _both(key_mask, mask),
+            content_start=None,
+            first_keys=first_keys,
+            deterministic=deterministic,
         )
         return out
 
@@ -154,6 +164,7 @@ class TransformerBlock(nn.Module):
         mask: jax.Array | None = None,
         *,
         content_start: int | None,
+        first_keys: bool = False,
         deterministic: bool = True,
     ) -> tuple[jax.Array, jax.Array | None]:
         """All of the block behind `heads`, on keys and values from wherever (a cache).
@@ -165,6 +176,7 @@ class TransformerBlock(nn.Module):
           v: `[B, N, H, K]`.
           mask: bool, three axes broadcastable to `[B, Q, N]`, True where a row may look.
           content_start: first content key of the entropy; None asks for no entropy.
+          first_keys: as in `attention`.
           deterministic: False draws dropout from the `dropout` key.
 
         Returns:
@@ -174,7 +186,8 @@ class TransformerBlock(nn.Module):
         # The fused attention where nothing is asked of its weights: neither an entropy nor a
         # dropout.
         if content_start is None and dropout == 0.0:
-            out, rows = attention(q, k, v, mask), None
+            out = attention(q, k, v, mask, kind=self.attention, first_keys=first_keys)
+            rows = None
         else:
             out, rows = attention_with_entropy(
                 q,
@@ -186,6 +199,7 @@ class TransformerBlock(nn.Module):
                 chunk=self.entropy_chunk,
                 dropout=dropout,
                 dropout_key=self.make_rng("dropout") if dropout > 0.0 else None,
+                kind=self.attention,
             )
         return self._after_attention(x, out, deterministic), rows
 

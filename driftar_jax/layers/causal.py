@@ -142,6 +142,7 @@ class CausalLayer(nn.Module):
     entropy_layer: int
     attention_bias: bool
     entropy_chunk: int
+    attention: str
     dtype: jnp.dtype
 
     @nn.compact
@@ -174,7 +175,13 @@ class CausalLayer(nn.Module):
 
         def with_entropy(q, k, v):
             return attention_with_entropy(
-                q, k, v, context.mask, content=context.content, chunk=self.entropy_chunk
+                q,
+                k,
+                v,
+                context.mask,
+                content=context.content,
+                chunk=self.entropy_chunk,
+                kind=self.attention,
             )
 
         def without(q, k, v):
@@ -208,6 +215,7 @@ class CausalStack(nn.Module):
       attention_bias: biases of queries, keys and values.
       entropy_chunk: most query rows of attention weights held at once in the entropy layer.
       remat: `none`, `dots` or `full`, as in `remat.recomputed`, of every layer.
+      attention: `kind` of `attention_with_entropy`.
       unroll: write the layers out instead of looping over them: slow to compile, easy to count.
       dtype: type of the matrix products and of the residual stream; norms, softmax and entropy are
         float32.
@@ -224,6 +232,7 @@ class CausalStack(nn.Module):
     attention_bias: bool = True
     entropy_chunk: int = 256
     remat: str = "none"
+    attention: str = "auto"
     unroll: bool = False
     dtype: jnp.dtype = jnp.float32
 
@@ -258,6 +267,7 @@ class CausalStack(nn.Module):
             entropy_layer=self.depth - 2,
             attention_bias=self.attention_bias,
             entropy_chunk=self.entropy_chunk,
+            attention=self.attention,
             dtype=self.dtype,
         )
         self.norm = RMSNorm(self.norm_eps)

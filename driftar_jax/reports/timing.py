@@ -12,13 +12,14 @@ from driftar_jax import config
 from driftar_jax.evaluation import benchmark
 from driftar_jax.sampling import generator, load
 from driftar_jax.storage.checkpoints import write_json
+from driftar_jax.targets import precision
 from driftar_jax.training import specs
 
 PIECES = ("backbone_s", "head_s", "rest_s")
 
 
 def open_subject(
-    settings: Any, workdir: str | None, vae: str | None = None
+    settings: Any, workdir: str | None, vae: str | None = None, *, drawn: bool = True
 ) -> tuple[generator.Generator, str]:
     """The checkpoint of a workdir, or random weights in the shapes of a config.
 
@@ -26,6 +27,7 @@ def open_subject(
       settings: config, or None where `workdir` is given.
       workdir: folder written by `train` or `convert`, or None.
       vae: folder of the autoencoder, where tokens are latents and none is known.
+      drawn: False leaves random weights shapes alone, for a subject that nothing is run on.
 
     Returns:
       The subject, and what its weights are, for a reader.
@@ -42,7 +44,7 @@ def open_subject(
     config.check(settings)
     if settings.task not in ("host", "drift"):
         raise config.wrong("task", settings.task, "host | drift")
-    loaded = load.random(settings, specs.image_spec(settings))
+    loaded = (load.random if drawn else load.shapes)(settings, specs.image_spec(settings))
     return loaded, "random: speed only, the images mean nothing"
 
 
@@ -62,6 +64,7 @@ def write(out: str, rows: Sequence[benchmark.Row], weights: str, averages: tuple
         "command": "python -m driftar_jax.benchmark " + " ".join(sys.argv[1:]),
         "weights": weights,
         "device": f"{device.device_kind}, {os.cpu_count()} CPU cores",
+        "products of float32": precision.words(),
         "load average before and after": " and ".join(f"{x:.1f}" for x in averages),
         "jax": jax.__version__,
     }

@@ -194,7 +194,7 @@ class Generator:
             return settings
         from driftar_jax.sampling import draft_count, window_size
 
-        batch = min(self._batch(batch_size), batches.size(condition))
+        batch = min(self.batch(batch_size), batches.size(condition))
         if settings.lookahead < 0:
             return window_size.choose(self.model, settings, self.params, batch, condition).settings
         choice = draft_count.choose(self.model, settings, self.params, batch, condition)
@@ -204,7 +204,7 @@ class Generator:
         self, settings: Settings, condition: Any, seed: int, batch_size: int | None = None
     ) -> Samples:
         """Generate the images of checked settings and conditions, batch by batch."""
-        rest = {"batch_size": self._batch(batch_size), "to_pixels": self.to_pixels}
+        rest = {"batch_size": self.batch(batch_size), "to_pixels": self.to_pixels}
         args = self.model, settings, self.params, condition, seed
         if not settings.speculates:
             return Samples(*batches.sample_images(*args, **rest))
@@ -213,7 +213,8 @@ class Generator:
         summary = batches.summary(speculation)
         return Samples(images, counts, settings.gamma, summary, settings.lookahead)
 
-    def _batch(self, batch_size: int | None) -> int:
+    def batch(self, batch_size: int | None) -> int:
+        """Return the images per call: what is asked for, or 256, of prompts 1."""
         if batch_size is not None:
             return batch_size
         return 1 if self.reader.takes == "prompts" else 256

@@ -71,10 +71,9 @@ def of_run(workdir, config: Any, params, manifest: dict, step: int, to_pixels) -
         statistics = tracked["entropy_mean"], tracked["entropy_square"]
         params = params | {"tracker": early_stop.of_training(*statistics)}
     images = image_spec(manifest)
-    reader = reader_of(workdir, images)
-    return Generator(
-        config, models.build(config, images), params, step, manifest, to_pixels, reader
-    )
+    reader, modules = reader_of(workdir, images), models.build(config, images)
+    params = _placed(modules, params)
+    return Generator(config, modules, params, step, manifest, to_pixels, reader)
 
 
 def reader_of(workdir: str | pathlib.Path, images: ImageSpec) -> conditions.Reader:
@@ -143,14 +142,26 @@ def random(config: Any, images: ImageSpec, seed: int = 0) -> Generator:
     def draw(shape):
         return jax.device_put(0.02 * rng.standard_normal(shape.shape, np.float32))
 
-    params = jax.tree.map(draw, models.shapes(config, images))
+    generator = shapes(config, images)
+    params = jax.tree.map(draw, generator.params)
+    return dataclasses.replace(generator, params=_placed(generator.model, params))
+
+
+def shapes(config: Any, images: ImageSpec) -> Generator:
+    """Return a generator whose parameters are shapes: good for compiling alone."""
     reader = conditions.Classes()
     if images.text is not None:
         from driftar_jax.sampling import texts
 
         reader = texts.Captions(None)
+    params = models.shapes(config, images)
     modules = models.build(config, images)
     return Generator(config, modules, params, 0, {}, batches.as_pixels, reader)
+
+
+def _placed(modules: Model, params: Any) -> Any:
+    """Return `params` as what this process computes on wants them."""
+    return params if jax.default_backend() == "cpu" else models.looped(modules, params)
 
 
 def image_spec(manifest: dict) -> ImageSpec:

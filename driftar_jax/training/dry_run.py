@@ -4,8 +4,8 @@ Devices are simulated where there are none: sizes and operations do not depend o
 """
 
 import dataclasses
+import functools
 import math
-import re
 import time
 from typing import Any
 
@@ -17,20 +17,17 @@ import numpy as np
 from driftar_jax import model
 from driftar_jax.data import sets
 from driftar_jax.features import maps
+from driftar_jax.targets.chips import Target
+from driftar_jax.targets.program import Compiled, compile_for, count_collectives, words
+from driftar_jax.targets.program import report as program_report
 from driftar_jax.training import loop, masked, phi, specs, tasks
 
 GIB = 2**30
 
 
-_COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
-
-
 # Nothing is run here, and fast machine code is most of XLA's work on CPUs; memory, operations and
 # collectives are decided before it.
 _QUICK = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-
-
-_BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +47,7 @@ class Needs:
       moved: bytes read and written by the compiled operations of one device, or None.
       collectives: kind -> (number, bytes) a step per device, or None.
       seconds: of lowering and compiling.
+      program: what the compiler of a target said, where one was asked.
     """
 
     mesh: tuple[int, int, int]
@@ -64,6 +62,7 @@ class Needs:
     moved: float | None
     collectives: dict[str, tuple[int, int]] | None
     seconds: float
+    program: Compiled | None = None
 
     @property
     def devices(self) -> int:
@@ -81,7 +80,12 @@ class Needs:
 
 
 def measure(
-    settings: Any, *, compiled: bool = True, frozen: bool = False, network: Any | None = None
+    settings: Any,
+    *,
+    compiled: bool = True,
+    frozen: bool = False,
+    network: Any | None = None,
+    target: Target | None = None,
 ) -> Needs:
     """Lower, and compile, the training step of a checked config on its mesh.
 
@@ -90,6 +94,8 @@ def measure(
       compiled: False stops before XLA, which takes minutes at the largest sizes.
       frozen: the second phase.
       network: config of task `mae` in whose features whole grids drift; None: in the identity.
+      target: chips to compile for; operations are then counted in the program for a CPU, for their
+        compilers do not say. None: what this process computes on.
 
     Raises:
       ValueError: the mesh does not fit the devices, the batch or a parameter.
@@ -98,21 +104,24 @@ def measure(
     space = None
     if settings.task == "drift" and "features" in settings.drift:
         space = _space(network, images)
-    made = _loop(settings, images, space)
-    batch = _batch(settings, images)
+    made = _loop(settings, images, space, target and target.devices)
+    batch, step = _batch(settings, images), made.step_function(frozen)
+    lower = functools.partial(step.lower, made.abstract, batch)
     start = time.monotonic()
-    lowered = made.step_function(frozen).lower(made.abstract, batch)
-    counted = lowered
-    if _has_loops(made, settings):
-        again = _loop(_without_loops(settings), images, space, unroll=True)
-        counted = again.step_function(frozen).lower(again.abstract, batch)
-    flops = float(counted.cost_analysis()["flops"])
-    temporary = moved = collectives = None
-    if compiled:
-        program = lowered.compile(_QUICK if jax.default_backend() == "cpu" else None)
-        temporary = int(program.memory_analysis().temp_size_in_bytes)
-        moved = float(program.cost_analysis().get("bytes accessed", 0.0))
-        collectives = count_collectives(program.as_text())
+    temporary = moved = collectives = program = None
+    if target is None:
+        lowered = lower()
+        flops = _flops(lowered, made, settings, images, space, frozen)
+        if compiled:
+            made_here = lowered.compile(_QUICK if jax.default_backend() == "cpu" else None)
+            temporary = int(made_here.memory_analysis().temp_size_in_bytes)
+            moved = float(made_here.cost_analysis().get("bytes accessed", 0.0))
+            collectives = count_collectives(made_here.as_text())
+    else:
+        flops = _flops(None, made, settings, images, space, frozen)
+        if compiled:
+            program = compile_for(target, lower)
+            collectives = program.collectives
     seconds, state = time.monotonic() - start, made.abstract
     return Needs(
         mesh=tuple(made.mesh.shape.values()),
@@ -127,7 +136,21 @@ def measure(
         moved=moved,
         collectives=collectives,
         seconds=seconds,
+        program=program,
     )
+
+
+def _flops(lowered, made, settings, images, space, frozen) -> float:
+    """Operations of a step: of `lowered`, or of the same step in one piece on one CPU."""
+    if lowered is None or _has_loops(made, settings):
+        whole = _without_loops(settings)
+        devices = None
+        if lowered is None:
+            devices = jax.devices("cpu")[:1]
+            whole.mesh.update(data=1, fsdp=1, tensor=1)
+        again = _loop(whole, images, space, devices, unroll=True)
+        lowered = again.step_function(frozen).lower(again.abstract, _batch(settings, images))
+    return float(lowered.cost_analysis()["flops"])
 
 
 def _kept(made: loop.Loop, batch: dict[str, jax.ShapeDtypeStruct], frozen: bool) -> int:
@@ -176,13 +199,15 @@ def _batch(settings: Any, images: model.ImageSpec) -> dict[str, jax.ShapeDtypeSt
     return batch
 
 
-def _loop(settings: Any, images: model.ImageSpec, space, *, unroll: bool = False) -> loop.Loop:
+def _loop(
+    settings: Any, images: model.ImageSpec, space, devices=None, *, unroll: bool = False
+) -> loop.Loop:
     task = tasks.build(settings, images, space)
     if unroll and _has_layer_loop(task):
         parts = dataclasses.replace(task.parts, host=task.parts.host.clone(unroll=True))
         contexts = dataclasses.replace(task.contexts, model=parts)
         task = dataclasses.replace(task, contexts=contexts)
-    return loop.Loop(task, settings, None, {})
+    return loop.Loop(task, settings, None, {}, devices)
 
 
 def _has_layer_loop(task: Any) -> bool:
@@ -210,30 +235,6 @@ def _share(tree) -> int:
     )
 
 
-def count_collectives(program: str) -> dict[str, tuple[int, int]]:
-    """Kind -> (number, bytes of their results on one device) in the text of a compiled program.
-
-    A collective inside a loop counts once, as everything of XLA's does.
-    """
-    found = {}
-    for line in program.splitlines():
-        match = re.search(r"= (.*?) (" + "|".join(_COLLECTIVES) + r")(-start)?\(", line)
-        if match is None:
-            continue
-        number, size = found.get(match[2], (0, 0))
-        found[match[2]] = (number + 1, size + _result_bytes(match[1], bool(match[3])))
-    return dict(sorted(found.items()))
-
-
-def _result_bytes(types: str, started: bool) -> int:
-    """Of `f32[2,3]{1,0}` or a tuple; one that was started holds its operands as well."""
-    sizes = [
-        _BYTES.get(kind, 4) * math.prod(int(n) for n in shape.split(",") if n)
-        for kind, shape in re.findall(r"(\w+)\[([\d,]*)\]", types)
-    ]
-    return sum(sizes) // 2 if started and len(sizes) > 1 else sum(sizes)
-
-
 def report(settings: Any, needs: Needs, peak_tflops: float, peak_gb_s: float) -> list[str]:
     """Lines of `train --dry_run`."""
 
@@ -247,12 +248,18 @@ def report(settings: Any, needs: Needs, peak_tflops: float, peak_gb_s: float) ->
         f"bytes per device   parameters {gib(needs.params)}, optimiser {gib(needs.optimizer)}, "
         f"average {gib(needs.average)}, bank {gib(needs.own)}",
         f"                   kept for the gradient {gib(needs.kept)} before the compiler, "
-        f"activations and temporaries {gib(needs.temporary)}; no caches in training",
+        + (
+            f"activations and temporaries {gib(needs.temporary)}; no caches in training"
+            if needs.program is None
+            else "no caches in training"
+        ),
         f"operations         {needs.flops / 1e12:.3f} TFLOP a step of {settings.train.batch_size}",
     ]
+    if needs.program is not None:
+        return [*lines, *program_report(needs.program)]
     if needs.moved is not None:
         lines.append(f"bytes moved        {gib(int(needs.moved))} a step per device")
-        lines.append(f"collectives        {collectives(needs) or 'none'}")
+        lines.append(f"collectives        {words(needs.collectives) or 'none'}")
     if peak_tflops and peak_gb_s:
         least = needs.step_seconds(peak_tflops, peak_gb_s)
         lines.append(
@@ -268,14 +275,6 @@ def count(parameters: int) -> str:
     """`1.78 M`, `208 M`, `15 B`."""
     large = parameters >= 1e9
     return f"{parameters / (1e9 if large else 1e6):.3g} {'B' if large else 'M'}"
-
-
-def collectives(needs: Needs) -> str:
-    """`3 all-reduce (1.2 MiB), ...`."""
-    return ", ".join(
-        f"{number} {kind} ({size / 2**20:.2f} MiB)"
-        for kind, (number, size) in (needs.collectives or {}).items()
-    )
 
 
 def row(name: str, settings: Any, needs: Needs, peak_tflops: float, peak_gb_s: float) -> str:
@@ -316,3 +315,30 @@ def simulate(devices: int) -> None:
     if devices:
         jax.config.update("jax_platforms", "cpu")
         jax.config.update("jax_num_cpu_devices", devices)
+
+
+TARGET_HEADER = (
+    "| config | batch | target | data x fsdp x tensor | peak GiB | of GiB | code MiB "
+    "| collectives a device | matrix products | lowered, s of CPU | compiled, s of CPU |\n"
+    "|---|---|---|---|---|---|---|---|---|---|---|"
+)
+
+
+def target_row(name: str, settings: Any, needs: Needs) -> str:
+    """One line of the table of chips of docs/scale.md."""
+    found = needs.program
+    fits = "" if found.fits else " **does not fit**"
+    cells = (
+        name,
+        str(settings.train.batch_size),
+        found.target,
+        "x".join(str(n) for n in needs.mesh),
+        f"{found.peak / GIB:.3g}{fits}",
+        f"{found.memory / GIB:.3g}",
+        "-" if found.code is None else f"{found.code / 2**20:.3g}",
+        words(found.collectives) or "-",
+        str(found.products),
+        f"{found.lower_cpu:.3g}",
+        f"{found.compile_cpu:.3g}",
+    )
+    return "| " + " | ".join(cells) + " |"

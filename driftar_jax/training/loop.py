@@ -5,7 +5,7 @@ import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -36,14 +36,22 @@ class Loop:
       config: checked config; read for `seed`, `optim`, `train` and `mesh` alone.
       workdir: folder of the run; need not exist before the first step or restore.
       manifest: JSON-able facts stored beside every checkpoint.
+      devices: of the mesh; all that are here by default.
 
     Raises:
       ValueError: the mesh does not fit the devices, the batch or a parameter; nothing is written.
     """
 
-    def __init__(self, task: Task, config: Any, workdir: pathlib.Path, manifest: dict):
+    def __init__(
+        self,
+        task: Task,
+        config: Any,
+        workdir: pathlib.Path,
+        manifest: dict,
+        devices: Sequence[jax.Device] | None = None,
+    ):
         self.task, self.config, self.workdir, self.manifest = task, config, workdir, manifest
-        self.mesh = sharding.make_mesh(**config.mesh.to_dict())
+        self.mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=devices)
         sharding.check_batch(config.train.batch_size // config.optim.accumulate, self.mesh)
         self.optimizer = optim.make_optimizer(config.optim, config.train.steps)
         self.compilations = 0

@@ -15,6 +15,7 @@ from driftar_jax import config, model
 from driftar_jax.data import captions, pictures, pipeline, prompts, sets
 from driftar_jax.sampling import generator, load
 from driftar_jax.storage import checkpoints
+from driftar_jax.targets import precision
 from driftar_jax.training import journal, locks, loop, phi, processes, specs, tasks
 
 GRID_IMAGES = 64
@@ -212,6 +213,7 @@ def environment() -> dict[str, Any]:
         "git": commit,
         "device": jax.devices()[0].device_kind,
         "device_count": jax.device_count(),
+        "matmul": precision.words(),
         "cpu_count": os.cpu_count(),
         "versions": {name: metadata.version(name) for name in VERSIONED},
     }

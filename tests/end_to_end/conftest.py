@@ -64,7 +64,7 @@ def _forget_flags(program, foreign):
     flags.FLAGS.unparse_flags()
     for name in set(flags.FLAGS) - foreign:
         module = flags.FLAGS.find_module_defining_flag(name)
-        shared = module and module.endswith("sampling_flags")
+        shared = module and module.endswith("_flags")
         if module == program or shared or name.startswith("config."):
             delattr(flags.FLAGS, name)
 

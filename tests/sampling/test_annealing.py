@@ -39,7 +39,7 @@ def _generate(parts, params, **changes):
 def test_falling_to_the_same_number_is_the_constant_schedule(made):
     _, parts, _ = made
     settings = Settings("own", 7, nfe=6, nfe_schedule="linear", nfe_last=6)
-    assert mar_plain.plans_of(parts, settings)[0].lengths == (6,)
+    assert mar_plain.plans_of(parts, settings, {"host": {}})[0].lengths == (6,)
 
 
 def test_the_first_stage_is_that_of_the_constant_schedule(made):
@@ -78,7 +78,7 @@ def test_the_encoder_on_known_tokens_alone_changes_nothing(made, monkeypatch):
     monkeypatch.setattr(mar_plan, "MOST_SIZES", 2)
     plain.generate.clear_cache()
     settings = Settings("own", 7, nfe=6, guidance=2.0, spacing="trimmed")
-    assert mar_plain.plans_of(parts, settings)[-1].keeps[-1] < 25
+    assert mar_plain.plans_of(parts, settings, {"host": {}})[-1].keeps[-1] < 25
     few, _ = _generate(parts, params)
     np.testing.assert_allclose(few, all_tokens, rtol=1e-5, atol=1e-4)
 

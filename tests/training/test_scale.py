@@ -6,8 +6,9 @@ import jax
 import pytest
 import tiny
 
+from driftar_jax.targets.program import count_collectives
 from driftar_jax.training import dry_run
-from driftar_jax.training.dry_run import GIB, HEADER, count, count_collectives, measure, report
+from driftar_jax.training.dry_run import GIB, HEADER, count, measure, report
 
 PROGRAM = """
   %p = f32[4,6]{1,0} parameter(0)
@@ -113,8 +114,9 @@ def test_nothing_lies_on_a_device_afterwards(settings, needs):
 def test_a_mistake_is_one_line(python):
     configs = "--configs=configs/mar_small.py:tiny,nowhere.py"
     done = python("-m", "driftar_jax.scale", configs, "--set=host.width=32")
-    said = "driftar_jax: configs: got 'nowhere.py', allowed FILE.py[:SIZE] with an existing file\n"
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)
+    said = "driftar_jax: configs: got 'nowhere.py', allowed FILE.py[:SIZE] with an existing file"
+    assert (done.returncode, done.stdout) == (2, "") and done.stderr.startswith(said)
+    assert done.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
