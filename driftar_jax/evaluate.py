@@ -41,6 +41,8 @@ _CONTROLS = flags.DEFINE_boolean(
     "controls", False, "Also head steps that fall over the AR steps, and fewer AR steps."
 )
 _GUIDANCE = flags.DEFINE_list("guidance", [], "Also these scales, each in every way to reach it.")
+_LOOKAHEAD = flags.DEFINE_integer("lookahead", 0, "Also both heads looking ahead so many tokens.")
+_DELTA = flags.DEFINE_float("delta", None, "How far a guess of --lookahead may move; 0.02.")
 _OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace a report that is there.")
 flags.mark_flag_as_required("out")
 
@@ -67,6 +69,8 @@ def main(_) -> None:
             metrics=quality.OPTIONAL if _METRICS.value is None else _METRICS.value,
             controls=_CONTROLS.value,
             guidance=_GUIDANCE.value,
+            lookahead=_LOOKAHEAD.value,
+            delta=_DELTA.value,
         )
         compared = session.open_session(request)
     print(compared.run())

@@ -10,6 +10,7 @@ from driftar_jax.hosts.schedules import NFE_SCHEDULES
 from driftar_jax.sampling import batches
 from driftar_jax.sampling.generator import Generator
 from driftar_jax.sampling.settings import Settings
+from driftar_jax.types import Counts
 
 FEW_STEPS = (1, 2, 5, 10, 25)
 PART_BYTES = 2**28
@@ -32,8 +33,8 @@ class Row:
     method: str
     ar_steps: int
     nfe_per_step: int
-    backbone_calls: int
-    backbone_rows: int
+    backbone_calls: float
+    backbone_rows: float
     speed: dict[int, speed.Speed]
     quality: tuple[quality.Quality, ...]
 
@@ -75,10 +76,14 @@ class Asked:
       controls: the own head with head steps that fall over the AR steps (as DiSA), and both with
         half and a quarter of the AR steps, where the host can do so.
       guidance: further scales, each for every way to reach it.
+      lookahead: window of further rows, both heads looking ahead; 0: none.
+      delta: their bound; None: the default.
     """
 
     controls: bool = False
     guidance: tuple[float, ...] = ()
+    lookahead: int = 0
+    delta: float | None = None
 
 
 def methods(own: Generator, drift: Generator, asked: Asked = Asked()) -> list[Method]:
@@ -113,6 +118,11 @@ def methods(own: Generator, drift: Generator, asked: Asked = Asked()) -> list[Me
         for form in ("extrapolate", "trained") if learned else ("extrapolate",):
             settings = drift.settings(guidance=scale, guidance_form=form)
             rows.append(Method(f"drift, guidance {scale:g} {form}", False, settings))
+    if asked.lookahead:
+        for name, generator in (("own", own), ("drift", drift)):
+            settings = generator.settings(lookahead=asked.lookahead, delta=asked.delta)
+            ahead = f"{name}, lookahead {settings.lookahead} ({settings.delta:g})"
+            rows.append(Method(ahead, generator is own, settings))
     return rows
 
 
@@ -158,6 +168,7 @@ def measure(
     first = baselines[0], drifts[0]
     with real.ledger("speed"):
         timed = {size: _speeds(first, table, real.labels, size) for size in batch_sizes}
+        cost = [costs(_of(first, m), m.settings, real.labels, max(batch_sizes)) for m in table]
     found: list[list[quality.Quality]] = [[] for _ in table]
     for pair in zip(baselines, drifts, strict=True):
         for seed in range(sampling_seeds):
@@ -175,8 +186,8 @@ def measure(
             method=method.name,
             ar_steps=method.settings.ar_steps,
             nfe_per_step=method.settings.evaluations,
-            backbone_calls=method.settings.ar_steps,
-            backbone_rows=method.settings.ar_steps * (2 if method.settings.guided else 1),
+            backbone_calls=cost[i].backbone_calls,
+            backbone_rows=cost[i].backbone_rows,
             speed={size: speeds[i] for size, speeds in timed.items()},
             quality=tuple(found[i]),
         )
@@ -234,6 +245,16 @@ def sample(loaded: Generator, settings: Settings, labels, seed: int, batch_size:
         batch_size=batch_size,
         to_pixels=loaded.to_pixels,
     )[0]
+
+
+def costs(loaded: Generator, settings: Settings, labels: np.ndarray, size: int) -> Counts:
+    """What an image costs: known beforehand, or the mean of a batch where images differ."""
+    if not settings.speculates:
+        calls, steps = settings.ar_steps, sum(settings.head_steps)
+        return Counts(calls, steps, 0, calls * settings.branches)
+    condition = loaded.conditions(np.resize(labels, size), 0)
+    rest = {"batch_size": size, "to_pixels": loaded.to_pixels}
+    return batches.sample_images(loaded.model, settings, loaded.params, condition, 0, **rest)[1]
 
 
 def _speeds(pair, table: Sequence[Method], labels: np.ndarray, size: int) -> list[speed.Speed]:

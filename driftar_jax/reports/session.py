@@ -167,6 +167,8 @@ class Request:
       metrics: of `quality.OPTIONAL`.
       controls: whether the controls of the own head are measured too.
       guidance: further scales, in digits.
+      lookahead: tokens that both heads look ahead in further rows; 0: no such rows.
+      delta: how far a guess may move there; None: the default.
     """
 
     drifts: Sequence[str]
@@ -182,6 +184,8 @@ class Request:
     metrics: Sequence[str] = quality.OPTIONAL
     controls: bool = False
     guidance: Sequence[str] = ()
+    lookahead: int = 0
+    delta: float | None = None
 
     def check(self) -> None:
         """Raise ValueError (field, value, allowed) where flags alone show a mistake."""
@@ -198,13 +202,16 @@ class Request:
         for metric in self.metrics:
             if metric not in quality.OPTIONAL:
                 raise config.wrong("metrics", metric, " | ".join(quality.OPTIONAL))
+        if self.lookahead < 0:
+            raise config.wrong("lookahead", self.lookahead, "a whole number from 0")
 
 
 def open_session(request: Request) -> Session:
     """Read checkpoints and data; raises ValueError, one line, before anything is compiled."""
     request.check()
     folder, inception_dir = pathlib.Path(request.out), request.inception_dir
-    asked = compare.Asked(request.controls, tuple(_scale(word) for word in request.guidance))
+    scales = tuple(_scale(word) for word in request.guidance)
+    asked = compare.Asked(request.controls, scales, request.lookahead, request.delta)
     opened = judges.open_judge(request.judge)
     judges.check_num(request.num, inception.WIDTH if inception_dir else opened.network.width)
     network = judges.open_inception(inception_dir) if inception_dir else opened.network

@@ -116,12 +116,27 @@ def test_an_edit_reads_its_source(loaded):
     sources = [rng.integers(0, 256, (4, 8, 3), np.uint8) for _ in range(2)]
     asked = {**SMALL, "guidance_image": 1.5, "batch_size": 2}
     captions = ["<image> red", "a <image>"]
-    made = loaded.sample(captions, sources, **asked)
+    made = loaded.sample(captions, sources=sources, **asked)
     assert made.images.shape == (2, 8, 12, 3)
     assert made.counts.backbone_rows == 3 * made.counts.backbone_calls
-    other = loaded.sample(captions, [sources[1], sources[1]], **asked)
+    other = loaded.sample(captions, sources=[sources[1], sources[1]], **asked)
     np.testing.assert_array_equal(other.images[1], made.images[1])
     assert np.abs(other.images[0].astype(int) - made.images[0]).max() > 3
+
+
+def test_looking_ahead_makes_the_same_pictures(loaded):
+    """With prompts, a source image and three rows per image; and with the guidance of papers."""
+    source = np.random.default_rng(0).integers(0, 256, (4, 8, 3), np.uint8)
+    for captions, sources, asked in (
+        (["<image> red"], [source], {"guidance_image": 1.5}),
+        (["red", "fox is"], [], {"guidance": 7.5, "normalise": True}),
+    ):
+        asked = {**SMALL, "batch_size": 2, **asked}
+        plain = loaded.sample(captions, sources=sources, **asked)
+        made = loaded.sample(captions, sources=sources, **asked, lookahead=4, delta=0.0)
+        assert np.abs(made.images.astype(int) - plain.images).max() <= 1
+        assert made.counts.backbone_calls <= plain.counts.backbone_calls
+        assert made.speculation["calls"][2] <= 6
 
 
 BAD = {
@@ -150,7 +165,7 @@ def test_bad_requests_are_one_line(loaded, words):
     captions = asked.pop("captions")
     sources = [np.zeros((*size, 3), np.uint8) for size in asked.pop("sources")]
     with pytest.raises(ValueError) as error:
-        loaded.sample(captions, sources, **asked)
+        loaded.sample(captions, sources=sources, **asked)
     assert words in str(error.value) and "\n" not in str(error.value)
 
 

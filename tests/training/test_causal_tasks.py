@@ -12,6 +12,7 @@ import tiny
 
 from driftar_jax import model
 from driftar_jax.data import captions
+from driftar_jax.evaluation import compare
 from driftar_jax.heads import randomness, window
 from driftar_jax.hosts import nextstep_host
 from driftar_jax.sampling import batches, generator, plain, texts
@@ -219,6 +220,18 @@ def test_looking_ahead_without_a_bound_changes_nothing(name):
     assert made.counts.head_evaluations == pytest.approx(evaluations)
     loose = _loaded(name).sample(asked, **rest, lookahead=4, delta=1e6, bound="constant")
     assert loose.counts.backbone_calls == 2 and loose.counts.draft_calls == 0
+
+
+def test_an_evaluation_looks_ahead():
+    """A row for each head, with the calls that were counted; plain rows have theirs as before."""
+    asked = compare.Asked(lookahead=4, delta=1e6)
+    table = compare.methods(_loaded("host"), _loaded("drift"), asked)
+    assert [m.name for m in table[-2:]] == [f"{n}, lookahead 4 (1e+06)" for n in ("own", "drift")]
+    plain, ahead = table[-3].settings, table[-1].settings
+    labels = np.array([0, 1])
+    assert compare.costs(_loaded("drift"), plain, labels, 2).backbone_calls == N
+    assert compare.costs(_loaded("drift"), ahead, labels, 2).backbone_calls < N
+    assert len(compare.methods(_loaded("host"), _loaded("drift"))) == len(table) - 2
 
 
 @pytest.mark.parametrize(
