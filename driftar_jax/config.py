@@ -2,7 +2,7 @@
 
 A config is an `ml_collections.ConfigDict` of plain data; `check` reads it once, before any device
 work, and below the tasks and factories only plain arguments travel. What every run has stands in
-this file; a host brings the fields of its own (`hosts/*_fields.py`).
+this file; a host brings the fields of its own (`hosts/*_host.py`).
 """
 
 import dataclasses

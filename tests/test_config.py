@@ -13,7 +13,7 @@ import tiny
 from configs import draft_nextstep, drift_transdiff, mae, mar_small, nextstep_small
 from driftar_jax import config, hosts
 from driftar_jax.hosts import fields as shared
-from driftar_jax.hosts.masks import RATIO_MIN
+from driftar_jax.hosts.mar import RATIO_MIN
 from driftar_jax.hosts.nextstep_contexts import LOSS_WEIGHTS
 from driftar_jax.training import drift_grid, masked, optim
 

@@ -16,7 +16,7 @@ from driftar_jax.conversion import rules as r
 from driftar_jax.conversion.shapes import Shapes, attention_heads
 from driftar_jax.heads.flow import VelocityNet
 from driftar_jax.hosts.transdiff import PRESETS, TransDiff
-from driftar_jax.hosts.transdiff_fields import GROUPS
+from driftar_jax.hosts.transdiff_host import GROUPS
 
 # Recipe and evaluation of the released weights: steps are 625 an epoch. By form and resolution.
 _RECIPES = {

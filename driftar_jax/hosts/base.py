@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 import jax
+import numpy as np
 from flax import linen as nn
 
-from driftar_jax.config import Field
+from driftar_jax.config import Field, wrong
 from driftar_jax.types import Encoding, Given, TextSpec
 
 
@@ -290,3 +291,13 @@ class Family(Protocol):
 
     def has_token_entropy(self, model: Model) -> bool:
         """Say whether every token has an entropy of its own: not where one row is several."""
+
+
+def check_classes(model: Model, labels: Any) -> None:
+    """Raise ValueError where these are no classes `[n]` of the model, at least one."""
+    labels = np.asarray(labels, np.int32)
+    most = model.images.num_classes - 1
+    if labels.ndim != 1 or len(labels) == 0:
+        raise ValueError(f"labels: got shape {labels.shape}, allowed at least one in one row")
+    for label in labels[(labels < -1) | (labels > most)]:
+        raise wrong("labels", int(label), f"0 to {most}, or -1 for none")

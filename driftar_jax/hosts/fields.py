@@ -1,4 +1,4 @@
-"""Config fields that several hosts share; each host's own stand in its `*_fields.py`.
+"""Config fields that several hosts share; each host's own stand in its `*_host.py`.
 
 A host has `fields` (name to `Field`), `tasks` (what can be trained on it) and
 `check(flat, tokens)`, which refuses values that do not fit together.

@@ -28,6 +28,11 @@ PRESETS = {
     ),
 }
 
+# Laws of the unknown share in training (`masks.py`), and its floor under MAR's own (mar.md section
+# 3), which bounds what the encoder holds.
+LAWS = ("mar", "generation")
+RATIO_MIN = 0.7
+
 
 class MAR(nn.Module):
     """The backbone: tokens and known mask to features `z` and entropy `E`, in one forward.

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from driftar_jax.heads import diffusion
 from driftar_jax.hosts import masks as mask_laws
 from driftar_jax.hosts.contexts import Params, Rows, Totals, by_image, take, weighted_mean
+from driftar_jax.hosts.mar import RATIO_MIN
 from driftar_jax.hosts.masks import Masks
 from driftar_jax.hosts.schedules import cosine_counts
 from driftar_jax.layers.dense import of_batch
@@ -21,7 +22,7 @@ class MaskedContexts:
 
     Attributes:
       model: modules of the run.
-      law: of `masks.LAWS`.
+      law: of `mar.LAWS`.
       tokens_per_image: M, unknown tokens per image whose head is trained; 0: all of them.
       label_drop: share of the images that learn without a label.
       ar_steps: of sampling; how far apart two contexts of a round are.
@@ -36,11 +37,7 @@ class MaskedContexts:
     @property
     def _kept(self) -> int | None:
         """Known tokens the encoder has to hold where the law bounds them; None: all positions."""
-        return (
-            int((1 - mask_laws.RATIO_MIN) * self.model.images.num_tokens)
-            if self.law == "mar"
-            else None
-        )
+        return int((1 - RATIO_MIN) * self.model.images.num_tokens) if self.law == "mar" else None
 
     def keys(self, key):
         """See `Contexts.keys`."""
@@ -60,9 +57,7 @@ class MaskedContexts:
         """See `Contexts.draw`: masks by the law, labels of which some are dropped."""
         key_mask, key_drop = jax.random.split(jax.random.split(key, 4)[0])
         size, num_tokens = tokens.shape[:2]
-        masks = mask_laws.draw(
-            key_mask, size, num_tokens, law=self.law, ratio_min=mask_laws.RATIO_MIN
-        )
+        masks = mask_laws.draw(key_mask, size, num_tokens, law=self.law, ratio_min=RATIO_MIN)
         positions, weight = mask_laws.some_unknown(masks, self.tokens_per_image or num_tokens)
         return {
             "tokens": tokens,

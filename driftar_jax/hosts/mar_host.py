@@ -13,10 +13,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from driftar_jax.config import wrong
+from driftar_jax.config import blocks, choice, flag, former, of_tasks, whole, wrong
 from driftar_jax.heads import diffusion, randomness
-from driftar_jax.hosts import labels, mar_fields, mar_plain
-from driftar_jax.hosts.base import ImageSpec, Model
+from driftar_jax.hosts import fields, mar, mar_plain
+from driftar_jax.hosts.base import ImageSpec, Model, check_classes
 from driftar_jax.hosts.mar import MAR
 from driftar_jax.hosts.schedules import cosine_counts, guidance_at
 from driftar_jax.types import Encoding
@@ -143,6 +143,43 @@ class MARWalk:
         return self.guidance
 
 
+_FIELDS = {
+    **fields.TOKENS,
+    **fields.DROPOUT,
+    **fields.ANNEALED,
+    "host.encoder_depth": blocks(1, "Blocks over known tokens."),
+    "host.decoder_depth": blocks(2, "Blocks over all tokens; the last gives the entropy."),
+    "host.buffer_size": whole(1, "Rows of class tokens in front of the image's."),
+    "mask.law": choice(
+        mar.LAWS, "Unknown share in training: MAR's, or half of it what sampling meets."
+    ),
+    "mask.ratio_min": former(mar.RATIO_MIN, "Smallest unknown share under MAR's law."),
+    "sample.spacing": choice(
+        ("even", "trimmed"), "Times of the diffusion head's steps; trimmed skips the first ones."
+    ),
+    **of_tasks(
+        ("drift", "draft"),
+        {
+            "drift.entropy_adaln": flag(
+                "Whether the decoder's blocks are modulated by the entropy.", before=True
+            ),
+            "drift.entropy_gradient": flag(
+                "Whether the drift shapes the entropy that it reads.", before=True
+            ),
+        },
+    ),
+}
+
+
+def _check(flat: dict[str, Any], tokens: int) -> None:
+    """Raise ValueError where values do not fit together."""
+    fields.check_sizes(flat)
+    fields.check_tokens(flat, tokens)
+    if flat["sample.ar_steps"] > tokens:
+        raise wrong("sample.ar_steps", flat["sample.ar_steps"], f"1 to {tokens} (one per token)")
+    fields.check_steps(flat)
+
+
 @dataclasses.dataclass(frozen=True)
 class MARFamily:
     """The `Family` (`base.py`) of MAR: class-conditional, masked, tokens in any order."""
@@ -150,9 +187,9 @@ class MARFamily:
     name: str = "mar"
     order: str = "any"
     drafts: bool = True
-    fields = mar_fields.fields
-    tasks = mar_fields.tasks
-    check = staticmethod(mar_fields.check)
+    fields = _FIELDS
+    tasks = ("host", "drift", "draft")
+    check = staticmethod(_check)
 
     def backbone(self, config: Any, images: ImageSpec) -> MAR:
         """See `Family.backbone`."""
@@ -215,7 +252,7 @@ class MARFamily:
 
     def check_conditions(self, model: Model, condition: Any) -> None:
         """See `Family.check_conditions`."""
-        labels.check(model, condition)
+        check_classes(model, condition)
 
     def prepare(self, model: Model, params: Any, rows: int) -> tuple[Any, None]:
         """See `Family.prepare`."""

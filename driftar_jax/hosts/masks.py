@@ -8,10 +8,6 @@ import flax.struct
 import jax
 import jax.numpy as jnp
 
-LAWS = ("mar", "generation")
-# Smallest unknown share under MAR's law (mar.md section 3); it bounds what the encoder holds.
-RATIO_MIN = 0.7
-
 
 @flax.struct.dataclass
 class Masks:

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from driftar_jax.config import wrong
+from driftar_jax.config import blocks, former, of_tasks, real, whole, wrong
 from driftar_jax.data import captions
 from driftar_jax.heads import flow_token, randomness, window
 from driftar_jax.heads.flow_token import FlowTokenHead
-from driftar_jax.hosts import causal_walk, nextstep_fields
+from driftar_jax.hosts import causal_walk, fields
 from driftar_jax.hosts.base import Head, ImageSpec, Model
 from driftar_jax.hosts.nextstep import NextStep, guidance_at, normalise
 from driftar_jax.layers.causal import Cache
@@ -292,6 +292,34 @@ class NextStepWalk(causal_walk.CausalWalk):
         return functools.partial(self.module.apply, {"params": self.params})
 
 
+_FIELDS = {
+    **fields.TOKENS,
+    "host.depth": blocks(2, "Blocks; the last gives the entropy."),
+    "host.num_kv_heads": whole(1, "Heads of keys and values, a divisor of host.num_heads."),
+    "host.mlp_width": whole(1, "Hidden channels of a block's MLP."),
+    "host.norm_eps": real(0, math.inf, "Added to the variance in RMSNorm.", open_low=True),
+    "host.rope_theta": real(1, math.inf, "Base of the rotary positions."),
+    "text.length": whole(1, "Most words of a caption; longer ones are refused."),
+    "text.unknown": real(0, 1, "Share of the words that training hides.", open_high=True),
+    **of_tasks(("host",), {"text.loss": former(0.01, "Weight of the text's cross entropy.")}),
+}
+
+
+def _check(flat: dict[str, Any], tokens: int) -> None:
+    """Raise ValueError where values do not fit together."""
+    fields.check_sizes(flat)
+    heads, groups = flat["host.num_heads"], flat["host.num_kv_heads"]
+    fields.check_tokens(flat, tokens)
+    if heads % groups:
+        raise wrong("host.num_kv_heads", groups, f"a divisor of host.num_heads {heads}")
+    if flat["host.width"] // heads % 2:
+        raise wrong("host.num_heads", heads, "heads of an even width: they are rotated in pairs")
+    fields.check_in_turn(flat, tokens)
+    if flat["task"] == "host" and flat["sample.nfe"] < 2:
+        raise wrong("sample.nfe", flat["sample.nfe"], "2 to 1000 (of a flow head)")
+    fields.check_steps(flat)
+
+
 @dataclasses.dataclass(frozen=True)
 class NextStepFamily:
     """The `Family` (`base.py`) of NextStep-1: from text, one token after another."""
@@ -299,9 +327,9 @@ class NextStepFamily:
     name: str = "nextstep"
     order: str = "raster"
     drafts: bool = True
-    fields = nextstep_fields.fields
-    tasks = nextstep_fields.tasks
-    check = staticmethod(nextstep_fields.check)
+    fields = _FIELDS
+    tasks = ("host", "drift", "draft")
+    check = staticmethod(_check)
 
     def backbone(self, config: Any, images: ImageSpec) -> NextStep:
         """See `Family.backbone`."""

@@ -7,7 +7,7 @@ from driftar_jax import config
 _HEAD = """# Fields of a config
 
 Written by `python -m driftar_jax.report --config_page=docs/config.md` from the fields themselves
-(`driftar_jax/config.py`, `driftar_jax/hosts/*_fields.py`); edit those.
+(`driftar_jax/config.py`, `driftar_jax/hosts/*_host.py`); edit those.
 
 A config file is a Python file with `get_config(size)`; those that come along stand in `configs/`.
 `--config.SECTION.FIELD=VALUE` changes a field on the command line of `train`. A config has exactly

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from driftar_jax.hosts import masks
+from driftar_jax.hosts import mar, masks
 from driftar_jax.hosts.schedules import cosine_counts
 
 B, N, KEYS = 6, 20, 600
@@ -23,7 +23,7 @@ def drawn():
         draw = jax.vmap(lambda k: masks.draw(k, B, N, law=law, ratio_min=0.7))
         return jax.tree.map(np.asarray, jax.jit(draw)(keys))
 
-    return {law: many(law) for law in masks.LAWS}
+    return {law: many(law) for law in mar.LAWS}
 
 
 def _mar_share():
@@ -38,7 +38,7 @@ def _generation_share():
     return np.diff(below, prepend=0.0)
 
 
-@pytest.mark.parametrize("law", masks.LAWS)
+@pytest.mark.parametrize("law", mar.LAWS)
 def test_orders_are_permutations_and_known_is_their_end(drawn, law):
     m = drawn[law]
     assert (np.sort(m.order, axis=-1) == np.arange(N)).all()
