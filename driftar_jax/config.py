@@ -13,6 +13,9 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from driftar_jax import seeds
+from driftar_jax.storage import paths
+
 TASKS = ("host", "drift", "draft", "classifier", "mae")
 GENERATIVE = ("host", "drift", "draft")
 # Tasks of workdirs that `convert` writes and nobody trains: Drift-AR as published, NextStep-1.
@@ -23,6 +26,8 @@ SECTIONS += ("bank", "draft", "loss", "classifier", "mae", "optim", "train", "sa
 SECTIONS += ("mesh",)
 
 _REQUIRED = object()
+# What a run may change once it has a checkpoint: where that lies from which it was begun.
+WHEN_BEGUN = ("init_from", "data.name", "data.data_dir")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,6 +108,12 @@ def text(says: str, **rest) -> Field:
     return Field(str, lambda v: True, "text", says, **rest)
 
 
+def place(says: str, **rest) -> Field:
+    """Return the field of a path on this machine, which may be empty."""
+    allowed = "a folder of this machine: mount the bucket and give the folder where it is mounted"
+    return Field(str, lambda v: not paths.is_address(v), allowed, says, **rest)
+
+
 def former(value: Any, says: str, **rest) -> Field:
     """Return a field that is a constant now, `value`; older configs name it."""
     allowed = f"{value:g} (a constant now)"
@@ -126,7 +137,7 @@ _DATA = {
         "the name of an image set or folder:PATH",
         "Image set: a prepared one by name, or folder: webdataset: parquet: latents:PATH.",
     ),
-    "data.data_dir": text("Folder of prepared and downloaded sets; '' is TFDS_DATA_DIR or ~."),
+    "data.data_dir": place("Folder of prepared and downloaded sets; '' is TFDS_DATA_DIR or ~."),
     "data.image_size": whole(1, "Side of the square images, or of the grid of latents."),
     "data.patch_size": whole(1, "Side of a patch; one patch is one token."),
     "data.center_crop": flag("Whether pictures of another shape are cut to their middle square."),
@@ -201,11 +212,11 @@ _SHARED: dict[str, Field] = {
     "task": choice(TASKS, "What is trained."),
     "seed": Field(
         int,
-        lambda v: 0 <= v < 2**31,
-        "a whole number from 0 to 2147483647",
+        lambda v: 0 <= v <= seeds.MOST,
+        f"a whole number from 0 to {seeds.MOST}",
         "Root of all randomness of the run.",
     ),
-    "init_from": text("Workdir whose host (task draft: whose Drift-AR) the run starts from; ''."),
+    "init_from": place("Workdir whose host (task draft: whose Drift-AR) the run starts from; ''."),
     **_DATA,
     **_NETWORKS,
     **_OPTIM,
@@ -359,23 +370,55 @@ def _check_together(flat: dict[str, Any]) -> None:
         host(flat["host.name"]).check(flat, (size // patch) ** 2)
 
 
-def check_same_run(config, saved: dict) -> None:
+def lasting(config) -> dict[str, Any]:
+    """Return the flat fields of a config that no later start of its run may change."""
+    flat = flatten(config)
+    table = _known(flat)
+    free = (*WHEN_BEGUN, "train.steps")
+    return {n: v for n, v in flat.items() if n not in free and not _is_free(table.get(n))}
+
+
+def _is_free(field: Field | None) -> bool:
+    return field is not None and field.changeable
+
+
+def check_same_run(config, saved: dict, *, begun: bool = False) -> None:
     """Refuse to go on in a workdir that belongs to another config.
+
+    Args:
+      config: of this start.
+      saved: of the workdir.
+      begun: whether the run has a checkpoint: then what it was begun from may have moved, as data
+        sets say themselves whether they are the same (`Batches.restore`).
 
     Raises:
       ValueError: the first field that differs: field, value now, value of the run.
     """
     now, then = flatten(config), flatten(saved)
     table = _known(then) | _known(now)
+    moved = WHEN_BEGUN if begun else ()
     for name in sorted(now.keys() | then.keys()):
         field = table.get(name)
-        if field is not None and field.changeable:
+        if _is_free(field) or (name in moved and _same_kind(name, now, then)):
             continue
         # Of a field that was not there yet, or is there no more.
         missing = None if field is None or field.before is _REQUIRED else field.before
         has = now.get(name, missing if field is not None and field.may_miss else None)
         was = then.get(name, missing)
-        if has != was:
-            raise wrong(
-                name, has, f"{was!r} (this workdir belongs to another config; use a new one)"
+        longer = name == "train.steps" and has is not None and has >= (was or 0)
+        if has != was and not longer:
+            more = " or more" if name == "train.steps" else ""
+            free = sorted(n for n in now if _is_free(table.get(n)))
+            allowed = (
+                f"{was!r}{more} (this workdir belongs to another config; use a new one; a run may "
+                f"change train.steps upwards, {', '.join((*moved, *free))})"
             )
+            raise wrong(name, has, allowed)
+
+
+def _same_kind(name: str, now: dict, then: dict) -> bool:
+    """Whether two names of a data set are folders of one kind: another set is another run."""
+    if name != "data.name" or now.get(name) == then.get(name):
+        return True
+    kinds = [str(flat.get(name)).partition(":")[:2] for flat in (now, then)]
+    return kinds[0] == kinds[1] and kinds[0][1] == ":"

@@ -3,6 +3,9 @@
 import jax
 import jax.numpy as jnp
 
+# Where the two halves of Eq. 6 are finite numbers of float32, far from its ends.
+_CURVED, _STRAIGHT = 0.02, 1e6
+
 
 def row_entropy(weights: jax.Array, visible: jax.Array, *, floor: float = 0.0) -> jax.Array:
     """Entropy of attention rows, relative to the largest each row could have (Eq. 4).
@@ -45,12 +48,16 @@ def sigma(entropy: jax.Array, *, sigma_max: float, tau: float) -> jax.Array:
       tau: curvature; large is close to a straight line.
 
     Returns:
-      Like `entropy`, float32 in [0, sigma_max].
+      Like `entropy`, float32 in [0, sigma_max]; finite for every `tau` above 0.
     """
     e = jnp.clip(entropy.astype(jnp.float32), 0.0, 1.0)
-    # `expm1`, for `exp(x) - 1` loses its digits where the entropy is small, and sigma is smallest
-    # there.
-    return sigma_max * jnp.expm1(e / tau) / jnp.expm1(1.0 / tau)
+    if _CURVED <= tau <= _STRAIGHT:
+        # `expm1`, for `exp(x) - 1` loses its digits where the entropy is small, and sigma with it.
+        return sigma_max * jnp.expm1(e / tau) / jnp.expm1(1.0 / tau)
+    # The same, divided by exp(1 / tau), which is beyond float32 for small tau. Past these ends the
+    # curve is a step at 1, or a straight line, to float32's last bit.
+    tau = min(max(tau, 1e-30), 1e8)
+    return sigma_max * jnp.exp((e - 1.0) / tau) * (jnp.expm1(-e / tau) / jnp.expm1(-1.0 / tau))
 
 
 def prior_draw(mu: jax.Array, std: jax.Array, eps: jax.Array) -> jax.Array:

@@ -11,7 +11,7 @@ import jax
 from absl import flags
 
 from driftar_jax.cli import program as cli
-from driftar_jax.config import wrong
+from driftar_jax.config import lasting, wrong
 from driftar_jax.sampling import load
 from driftar_jax.storage import checkpoints
 
@@ -21,9 +21,6 @@ _DTYPE = flags.DEFINE_enum(
     "dtype", "bfloat16", ["bfloat16", "float32"], "Of the stored arrays; they are read as float32."
 )
 flags.mark_flags_as_required(["workdir", "out"])
-
-# Beside the checkpoint, of hosts that read text.
-_TEXT = ("tokenizer.json", "captions.json")
 
 
 def main(_) -> None:
@@ -37,18 +34,20 @@ def main(_) -> None:
     unfinished = target.with_name(f".{target.name}.tmp{os.getpid()}")
     try:
         unfinished.mkdir(parents=True)
+        # Before the arrays, whose digests hold those of the text files.
+        for name in checkpoints.BESIDE:
+            if (source / name).exists():
+                shutil.copyfile(source / name, unfinished / name)
+        settings = _without_folders(source)
+        checkpoints.write_json(unfinished / "config.json", settings)
         written = checkpoints.Checkpoints(unfinished)
         first, *layers = load.stored_trees(source, params).items()
-        written.save(step, manifest=manifest, **dict([first]))
+        written.save(step, manifest=manifest, config=lasting(settings), **dict([first]))
         written.wait()
         for name, tree in layers:
             written.add(step, name, tree)
         written.close()
         written.forget_place(step)
-        for name in _TEXT:
-            if (source / name).exists():
-                shutil.copyfile(source / name, unfinished / name)
-        checkpoints.write_json(unfinished / "config.json", _without_folders(source))
         os.replace(unfinished, target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from driftar_jax import hosts
+from driftar_jax import hosts, seeds
 from driftar_jax.config import PUBLISHED
 from driftar_jax.drift.decoders import TokenDecoder
 from driftar_jax.drift.prior import Prior
@@ -162,7 +162,7 @@ def shapes(config: Any, images: ImageSpec) -> dict[str, Any]:
         def make(key):
             return init(modules, key)
 
-    return nn.meta.unbox(jax.eval_shape(make, jax.random.key(0)))
+    return nn.meta.unbox(jax.eval_shape(make, seeds.key(0)))
 
 
 def _feature_network(config: Any, images: ImageSpec) -> nn.Module:

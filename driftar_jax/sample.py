@@ -18,10 +18,11 @@ import jax
 import numpy as np
 from absl import flags
 
+from driftar_jax import seeds
 from driftar_jax.cli import program as cli
 from driftar_jax.cli import sampling_flags, target_flags
 from driftar_jax.config import wrong
-from driftar_jax.data import images, pictures
+from driftar_jax.data import images, labels, pictures
 from driftar_jax.sampling import dry_run, inpaint, load
 from driftar_jax.sampling.conditions import Request
 from driftar_jax.sharding import make_mesh
@@ -31,7 +32,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "Folder written by train or conv
 _OUT = flags.DEFINE_string("out", None, "New folder for grid.png, single files and counts.json.")
 _VAE = flags.DEFINE_string("vae", None, "Folder of the autoencoder, where tokens are latents.")
 _NUM = flags.DEFINE_integer("num", 64, "How many images; of prompts, one each by default.")
-_LABELS = flags.DEFINE_list("labels", [], "Class numbers or names, repeated in turn; all classes.")
+_LABELS = flags.DEFINE_string("labels", "", "Class numbers or names, in turn; all by default.")
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "Text of an image; may be given several times.")
 _IMAGE = flags.DEFINE_multi_string(
     "image", [], "Source of an edit, one per --prompt; or with --mask."
@@ -56,11 +57,10 @@ def main(_) -> None:
         for flag in (_NUM, _BATCH, _FSDP, _TENSOR):
             if flag.value is not None and flag.value < 1:
                 raise wrong(flag.name, flag.value, "a whole number of at least 1")
-        if not 0 <= _SEED.value < 2**31:
-            raise wrong("seed", _SEED.value, "0 to 2147483647")
+        seeds.check_seed(_SEED.value)
         generator = _load()
-        labels, texts = _asked(generator)
-        asked = labels if texts is None else texts
+        classes, texts = _asked(generator)
+        asked = classes if texts is None else texts
         hole = _hole(generator)
         request = _request(len(asked))
         sized = generator.sized(request)
@@ -81,7 +81,7 @@ def main(_) -> None:
             samples = inpaint.fill(
                 sized, *hole, asked, _SEED.value, batch_size=_BATCH.value, settings=settings
             )
-    _write(out, samples, labels, texts)
+    _write(out, samples, classes, texts, generator.model.images.class_names)
     facts = {
         "per_image": dataclasses.asdict(samples.counts),
         "images": len(asked),
@@ -126,13 +126,15 @@ def _asked(generator) -> tuple[np.ndarray | None, list[str] | None]:
     if takes == "prompts" and not texts:
         raise wrong("prompt", None, "at least one --prompt")
     if takes == "captions" and not texts:
-        labels = _labels(generator.model.images.class_names)
-        return labels, generator.reader.texts(labels, _SEED.value)
+        classes = _labels(generator.model.images.class_names)
+        return classes, generator.reader.texts(classes, _SEED.value)
     if _LABELS.present:
         raise wrong("labels", _LABELS.value, "none beside --prompt")
     for text in texts:
         if not text.strip():
             raise wrong("prompt", text, "text")
+        if text.startswith("@") and len(text.split()) == 1:
+            raise wrong("prompt", text, f"text; the prompts of a file by --prompts={text[1:]}")
     return None, [texts[i % len(texts)] for i in range(_count(texts))]
 
 
@@ -180,26 +182,20 @@ def _new_folder(path: str | None) -> pathlib.Path:
 
 def _labels(names: tuple[str, ...]) -> np.ndarray:
     """Return `--num` class numbers, going round through `--labels` or all classes."""
-    numbers = []
-    for word in _LABELS.value or range(len(names)):
-        if word in names:
-            numbers.append(names.index(word))
-        elif str(word).lstrip("-").isdigit() and -1 <= int(word) < len(names):
-            numbers.append(int(word))
-        else:
-            raise wrong("labels", word, f"-1 to {len(names) - 1} or a class name")
+    words = labels.words(_LABELS.value, names)
+    numbers = labels.numbers(words, names) if words else range(len(names))
     return np.resize(np.asarray(numbers, np.int32), _NUM.value)
 
 
-def _write(out: pathlib.Path, samples, labels, texts) -> None:
-    """Write the pictures into the new folder `out`."""
+def _write(out: pathlib.Path, samples, classes, texts, names) -> None:
+    """Write the pictures into the new folder `out`, each by itself before any of them together."""
     out.mkdir(parents=True, exist_ok=True)
+    for i, image in enumerate(samples.images):
+        said = "" if texts is not None else f"_{labels.for_file(classes[i], names[classes[i]])}"
+        pictures.to_pil(image).save(out / f"{i:05d}{said}.png")
     pictures.save_grid(out / "grid.png", samples.images)
     if texts is not None:
         pictures.save_captioned(out / "prompts.png", samples.images, texts)
-    for i, image in enumerate(samples.images):
-        name = f"{i:05d}_class{labels[i]}.png" if texts is None else f"{i:05d}.png"
-        pictures.to_pil(image).save(out / name)
 
 
 if __name__ == "__main__":

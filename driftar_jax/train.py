@@ -2,9 +2,9 @@
 
 python -m driftar_jax.train --config=configs/drift_mar_small.py:digits8 --workdir=runs/drift
 
-The same command goes on where a run was stopped. SIGTERM or Ctrl-C saves between two steps and ends
-with status 0; several processes (`docs/running.md`) run it together. `--dry_run` compiles the step
-and says what it needs.
+The same command goes on where a run was stopped, with a larger `train.steps` as well. SIGTERM,
+Ctrl-C, SIGUSR1 or a closed terminal saves between two steps and ends with status 0; several
+processes (`docs/running.md`) run it together. `--dry_run` compiles the step and says what it needs.
 """
 
 import os
@@ -66,9 +66,10 @@ def main(_) -> None:
             trace = tracing.Trace(_PROFILE.value, os.path.join(_WORKDIR.value, "profile"))
         if _CACHE.value:
             jax.config.update("jax_compilation_cache_dir", os.path.abspath(_CACHE.value))
-        processes.join(
-            processes.cluster(os.environ, _COORDINATOR.value, _COUNT.value, _INDEX.value)
-        )
+        found = processes.cluster(os.environ, _COORDINATOR.value, _COUNT.value, _INDEX.value)
+        if found is None and (line := processes.alone(os.environ)):
+            print(line)
+        processes.join(found)
     with stopping.on_signals() as wish, cli.stops():
         with cli.user_errors():
             run = runs.open_run(settings, _WORKDIR.value)

@@ -72,7 +72,8 @@ def test_sigma_matches_equation_6(sigma_max, tau):
     np.testing.assert_allclose(found[-1], sigma_max, rtol=1e-6)
 
 
-_sigma = jax.jit(lambda e, tau: entropy.sigma(e, sigma_max=0.5, tau=tau))
+def _sigma(e, tau):
+    return entropy.sigma(jnp.asarray(e), sigma_max=0.5, tau=tau)
 
 
 @settings(deadline=None, max_examples=50)
@@ -86,6 +87,24 @@ def test_sigma_rises_with_the_entropy(low, high, tau):
     few, many = np.asarray(_sigma(np.array([low, high]), tau))
     assert 0 <= few <= many <= 0.5 * (1 + 1e-6)
     assert few < many or high - low < 1e-3
+
+
+TAUS = [5e-324, 1e-45, 1e-30, 1e-6, 0.0113, 0.0112, 0.0199, 0.0201, 1.0, 9e5, 2e6, 1e30, 1.7e308]
+
+
+@pytest.mark.parametrize("tau", TAUS)
+def test_sigma_is_finite_for_every_tau_and_follows_equation_6(tau):
+    e = np.array([0.0, 1e-6, 0.3, 0.9, 0.999, 1.0], np.float32)
+    found = np.asarray(_sigma(e, tau), np.float64)
+    with np.errstate(over="ignore"):
+        t = np.float64(tau)
+        exact = np.exp((e.astype(np.float64) - 1) / t)
+        # In float64 and divided by exp(1 / tau); a straight line where tau is beyond that too.
+        want = exact * np.expm1(-e / t) / np.expm1(-1 / t) if tau < 1e12 else e
+    np.testing.assert_allclose(found, 0.5 * np.nan_to_num(want), rtol=2e-5, atol=1e-7)
+    assert (np.diff(found) >= 0).all() and found[0] == 0 and found[-1] == pytest.approx(0.5)
+    slope = jax.vmap(jax.grad(lambda e: _sigma(e, tau)))(jnp.asarray(e))
+    assert np.isfinite(slope).all()
 
 
 def test_prior_draw_has_the_moments_of_equation_7():

@@ -11,12 +11,12 @@ PROGRAMS = ("train", "sample", "evaluate", "evaluate_drafts", "ablate", "deviati
 PROGRAMS += ("report", "convert", "encode", "export", "scale")
 # Storey of each file, or of a whole folder.
 STOREYS = {
-    "jsons": -1,
+    "seeds": -1,
     "types": 0,
     "config": 0,
     "sharding": 0,
     "entropy": 0,
-    "storage": 0,
+    "storage": -1,
     "layers": 1,
     "data": 1,
     "targets": 1,

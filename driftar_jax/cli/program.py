@@ -1,6 +1,7 @@
 """What every command line shares: one line and exit status 2 for a user's mistake."""
 
 import contextlib
+import os
 import re
 import sys
 import threading
@@ -8,11 +9,15 @@ import traceback
 
 from absl import app, flags, logging
 
-from driftar_jax import config
-from driftar_jax.cli import files, help
+from driftar_jax import config, seeds
+from driftar_jax.cli import files, help, streams
+from driftar_jax.storage import paths
 from driftar_jax.targets import precision
 
 USER_ERROR = 2
+
+# Flags whose text is no path.
+_TEXTS = ("prompt", "prompts", "positive", "negative", "labels")
 
 _MATMUL = flags.DEFINE_enum(
     "matmul",
@@ -73,12 +78,32 @@ def run(main, matmul: str = "tf32") -> None:
         if not flags.FLAGS["verbosity"].present:
             logging.set_verbosity(logging.WARNING)
             logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname)
+        seeds.fix()
         threading.excepthook = _thread_failed
         sys.unraisablehook = _unraisable
-        main(argv)
+        try:
+            main(argv)
+        except (RuntimeError, AssertionError):
+            _check_platform()
+            raise
 
     about = main.__globals__["__doc__"] or ""
-    app.run(quiet, flags_parser=lambda argv: _parse(argv, about))
+    with streams.patient():
+        app.run(quiet, flags_parser=lambda argv: _parse(argv, about))
+
+
+def _check_platform() -> None:
+    """End with one line where the environment asks for devices that are not there."""
+    import jax
+
+    for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME"):
+        if wanted := os.environ.get(name):
+            try:
+                jax.devices()
+            except Exception as error:  # each platform fails in its own way
+                why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+                allowed = f"platforms that this machine has, such as cpu, or nothing ({why})"
+                fail(f"{name}: got {wanted!r}, allowed {allowed}")
 
 
 def _thread_failed(args) -> None:
@@ -106,7 +131,25 @@ def _parse(argv, about: str):
         fail(_explain(error, argv))
     if len(rest) > 1:
         fail(f"argument: got {rest[1]!r}, allowed only --flags")
+    with user_errors():
+        _to_paths(argv)
     return rest
+
+
+def _to_paths(argv: list[str]) -> None:
+    """Give every flag that may be a path its `~`, and refuse addresses in their place."""
+    for module, ours in flags.FLAGS.flags_by_module_dict().items():
+        if module != argv[0] and not module.startswith("driftar_jax"):
+            continue
+        for flag in ours:
+            if flag.name in _TEXTS or flag.name.startswith("config") or not flag.present:
+                continue
+            if isinstance(flag.value, str):
+                flag.value = paths.local(flag.name, flag.value)
+            elif isinstance(flag.value, list):
+                flag.value = [
+                    paths.local(flag.name, v) if isinstance(v, str) else v for v in flag.value
+                ]
 
 
 def _with_files(argv: list[str]) -> list[str]:

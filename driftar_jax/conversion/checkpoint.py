@@ -16,6 +16,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from driftar_jax.config import lasting
 from driftar_jax.conversion import formats, pickles, rules, shards
 from driftar_jax.conversion.families import FAMILIES, Described, Family
 from driftar_jax.storage import checkpoints, paths
@@ -306,10 +307,13 @@ def _write_workdir(
     unfinished = _temporary(target)
     try:
         written = checkpoints.Checkpoints(unfinished, in_flight=_in_flight(described.abstract))
+        for file in copied:  # before the arrays, whose digests hold theirs
+            shutil.copyfile(file, unfinished / file.name)
         try:
             for number, (name, tree) in enumerate(parts):
                 if number == 0:
-                    written.save(0, manifest=described.manifest, **{name: tree})
+                    kept = lasting(described.config)
+                    written.save(0, manifest=described.manifest, config=kept, **{name: tree})
                     written.wait()
                 else:
                     written.add(0, name, tree)
@@ -323,8 +327,6 @@ def _write_workdir(
             # Its threads go on after a failure, and would write into what is being removed.
             with contextlib.suppress(checkpoints.SaveFailed, ValueError, OSError):
                 written.close()
-        for file in copied:
-            shutil.copyfile(file, unfinished / file.name)
         checkpoints.write_json(unfinished / "report.json", facts())
         checkpoints.write_json(unfinished / "config.json", described.config)
         os.replace(unfinished, target)

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from driftar_jax import config
+from driftar_jax import config, seeds
 from driftar_jax.conversion import rules as r
 from driftar_jax.conversion.shapes import Shapes, attention_heads
 from driftar_jax.heads.diffusion import DiffusionHead
@@ -108,7 +108,7 @@ def abstract_params(host: MAR, head: DiffusionHead) -> dict:
     label = jax.ShapeDtypeStruct((1,), jnp.int32)
     z = jax.ShapeDtypeStruct((1, host.width), jnp.float32)
     x = jax.ShapeDtypeStruct((1, host.token_dim), jnp.float32)
-    key = jax.random.key(0)
+    key = seeds.key(0)
     backbone = jax.eval_shape(host.init, key, tokens, known, label)
     denoiser = jax.eval_shape(head.init, key, x, label, z)
     return nn.unbox({"host": backbone["params"], "head": denoiser["params"]})

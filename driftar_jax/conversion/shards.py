@@ -97,12 +97,14 @@ class Shards(Mapping):
             if file not in held:
                 held[file] = read_file(folder / file)
             if name not in held[file]:
-                raise _bad(folder / file, f"the index looks for {name} in it, which it lacks")
+                raise _bad(folder / file, f"the index looks for {name[:80]} in it, which it lacks")
             self._arrays[name] = held[file][name]
         for file, arrays in held.items():
             for name in arrays:
                 if name not in self._arrays:
-                    raise _bad(folder / file, f"it holds {name}, which the index does not name")
+                    raise _bad(
+                        folder / file, f"it holds {name[:80]}, which the index does not name"
+                    )
 
     def __getitem__(self, name: str) -> Stored:
         return self._arrays[name]
@@ -129,7 +131,8 @@ def read_json(path: str | pathlib.Path) -> dict:
 def _index(path: pathlib.Path) -> dict[str, str]:
     names = read_json(path).get("weight_map")
     plain = isinstance(names, dict) and all(
-        isinstance(f, str) and f == pathlib.PurePath(f).name for f in names.values()
+        isinstance(f, str) and 0 < len(f) < 256 and f == pathlib.PurePath(f).name and "\0" not in f
+        for f in names.values()
     )
     if not plain or not names:
         raise _bad(path, "no weight_map of names to files beside it")

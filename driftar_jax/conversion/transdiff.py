@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from driftar_jax import config
+from driftar_jax import config, seeds
 from driftar_jax.conversion import rules as r
 from driftar_jax.conversion.shapes import Shapes, attention_heads
 from driftar_jax.heads.flow import VelocityNet
@@ -128,7 +128,7 @@ def abstract_params(host: TransDiff, net: VelocityNet) -> dict:
     one = jax.ShapeDtypeStruct((1,), jnp.int32)
     x = jax.ShapeDtypeStruct((1, net.num_tokens, net.token_dim), jnp.float32)
     z = jax.ShapeDtypeStruct((1, host.group_rows, host.width), jnp.float32)
-    key = jax.random.key(0)
+    key = seeds.key(0)
     backbone = jax.eval_shape(host.init, key, one)
     head = jax.eval_shape(net.init, key, x, one, z)
     return nn.unbox({"host": backbone["params"], "head": head["params"]})

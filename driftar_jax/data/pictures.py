@@ -76,4 +76,6 @@ def pyplot():
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
+    # Captions and names of runs are text, never formulas.
+    plt.rcParams["text.parse_math"] = False
     return plt

@@ -15,7 +15,7 @@ from driftar_jax.data.source import READ_THREADS, ImageSource
 from driftar_jax.storage import paths
 
 _END = 2**62  # positions are endless for every practical purpose
-_SEEDS = 2**32
+_SEEDS = 2**63
 
 
 def load_source(
@@ -103,7 +103,7 @@ class Batches:
         Args:
           source: what to read.
           batch_size: global batch `B`.
-          seed: 0 .. 2**32 - 1; decides order and flips.
+          seed: 0 .. 2**63 - 1; decides order and flips.
           flip: mirror each image left to right with probability 1/2.
           shuffle: a new permutation each epoch; False keeps the set's order.
           process_index, process_count: which share of the batch this process takes.

@@ -139,7 +139,7 @@ def draw(bank: Bank, key: jax.Array, label: jax.Array, num: int) -> tuple[jax.Ar
     if not 1 <= num <= bank.size:
         raise ValueError(f"num: got {num}, allowed 1 to bank.size {bank.size}")
     count = bank.count[label]
-    score = jax.random.uniform(key, (*label.shape, bank.size))
+    score = jax.random.uniform(key, (*label.shape, bank.size), dtype=jnp.float32)
     held = jnp.arange(bank.size)[None] < count[:, None]
     # The places of the largest of independent random scores are a draw without replacement; empty
     # slots score below all others and are taken last.
@@ -172,7 +172,7 @@ def draw_any(bank: Bank, key: jax.Array, rows: int, num: int) -> tuple[jax.Array
     each = bank.seen / jnp.maximum(bank.count, 1)
     weight = jnp.where(held, jnp.log(jnp.maximum(each, 1.0))[:, None], -jnp.inf).reshape(-1)
     # The largest of weight plus Gumbel noise are a weighted draw without replacement.
-    score = weight[None] + jax.random.gumbel(key, (rows, most))
+    score = weight[None] + jax.random.gumbel(key, (rows, most), dtype=jnp.float32)
     best, place = jax.lax.top_k(score, num)
     samples = bank.data[place // bank.size, place % bank.size].astype(jnp.float32)
     return samples, best > -np.inf

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from driftar_jax import seeds
 from driftar_jax.data.patches import patchify
 from driftar_jax.data.pixels import to_unit_range
 from driftar_jax.drift import fields
@@ -101,7 +102,7 @@ def draw(loaded: Generator, contexts: Contexts, count: int, seed: int, **changes
         index = np.arange(first, first + size, dtype=np.int32)
         at = np.minimum(index, n - 1)  # the last call is padded
         given = (a[at] for a in (contexts.tokens, contexts.known, contexts.label))
-        arguments = loaded.params, *given, contexts.positions[at], index, np.uint32(seed)
+        arguments = loaded.params, *given, contexts.positions[at], index, seeds.argument(seed)
         found = _draw(loaded.model, settings, count, *arguments)
         made.append([np.asarray(a)[: n - first] for a in found])
     return Drawn(*(np.concatenate(arrays) for arrays in zip(*made, strict=True)))

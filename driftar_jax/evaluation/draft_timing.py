@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from driftar_jax import seeds
 from driftar_jax.evaluation import benchmark
 from driftar_jax.model import Model
 from driftar_jax.sampling import batches
@@ -104,7 +105,7 @@ def of_run(
     """
     rule, plain = settings.draft_rule(settings.drafts), settings.changed(gamma=0)
     index = np.arange(batches.size(condition), dtype=np.int32)
-    given = params, condition, index, np.uint32(seed)
+    given = params, condition, index, seeds.argument(seed)
     bind = functools.partial(road.engine, model, rule, plain)
     return measure(bind, given, repetitions=repetitions)
 

@@ -69,7 +69,9 @@ def checked(images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _classify(module: SmallClassifier, params, images):
-    return module.apply({"params": params}, to_unit_range(images))
+    # On accelerators the default precision of products would move the distance.
+    with jax.default_matmul_precision("highest"):
+        return module.apply({"params": params}, to_unit_range(images))
 
 
 def classifier(module: SmallClassifier, params: Any, batch_size: int = 512) -> Network:
@@ -80,7 +82,6 @@ def classifier(module: SmallClassifier, params: Any, batch_size: int = 512) -> N
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _incept(module: incept.InceptionV3, size: int, params, images):
-    # On accelerators the default precision of products would move the distance.
     with jax.default_matmul_precision("highest"):
         found = module.apply({"params": params}, incept.prepare(images, size))
     return found[str(incept.WIDTH)], found["logits_unbiased"]

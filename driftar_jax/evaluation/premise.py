@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
+from driftar_jax import seeds
 from driftar_jax.data.patches import patchify
 from driftar_jax.data.pixels import to_unit_range
 from driftar_jax.hosts.base import Model
@@ -39,7 +40,7 @@ def _encode(model: Model, params, tokens, known, condition):
         return encoding, None
     # Read by the control `shuffled` alone, whose mean does not depend on them: mu is all that is
     # used.
-    keys = jax.random.split(jax.random.key(0), tokens.shape[0])
+    keys = jax.random.split(seeds.key(0), tokens.shape[0])
     variables = {"params": params["prior"]}
     return encoding, model.prior.apply(variables, encoding.z, encoding.entropy, keys)[0]
 

@@ -12,6 +12,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from driftar_jax import seeds
 from driftar_jax.storage.checkpoints import Checkpoints, read_config
 
 TASK = "inception"
@@ -262,7 +263,7 @@ def prepare(images: jax.Array, size: int = SIZE) -> jax.Array:
 def abstract(module: InceptionV3) -> dict:
     """Parameter tree of `ShapeDtypeStruct`, without running anything."""
     images = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
-    return jax.eval_shape(module.init, jax.random.key(0), images)["params"]
+    return jax.eval_shape(module.init, seeds.key(0), images)["params"]
 
 
 def config_of(module: InceptionV3) -> dict:

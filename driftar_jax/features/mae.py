@@ -177,7 +177,7 @@ def draw_mask(key: jax.Array, shape: tuple[int, int, int], share: float) -> jax.
     """`[B, H, W]` bool, True where masked: 2x2 patches, each with probability `share`."""
     batch, height, width = shape
     cells = (batch, math.ceil(height / MASK_PATCH), math.ceil(width / MASK_PATCH))
-    mask = jax.random.bernoulli(key, share, cells)
+    mask = jax.random.bernoulli(key, jnp.float32(share), cells)
     # Patches of a grid that covers odd sides too, cut off below.
     mask = jnp.repeat(jnp.repeat(mask, MASK_PATCH, axis=1), MASK_PATCH, axis=2)
     return mask[:, :height, :width]

@@ -6,6 +6,8 @@ So an image does not depend on its batch, on padding, or on how many groups a ba
 import jax
 import jax.numpy as jnp
 
+from driftar_jax import seeds
+
 # What is folded into an image's key: its order, its tokens, the control of `prior.scale`.
 _ORDER, _TOKENS, _PRIOR = range(3)
 # What is folded into a token's key beside the numbers of its noise draws, which are small.
@@ -15,7 +17,7 @@ _VERDICT = 1 << 20
 def image_keys(seed: jax.Array, index: jax.Array) -> jax.Array:
     """`[B]` keys of the images `index [B]` under `seed`, a uint32 scalar."""
     # Folded and not split: image 7 is the same whether seven or seven thousand were asked for.
-    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), index)
+    return jax.vmap(jax.random.fold_in, (None, 0))(seeds.key(seed), index)
 
 
 def orders(keys: jax.Array, num_tokens: int) -> jax.Array:
@@ -45,7 +47,7 @@ def token_keys(keys: jax.Array, num_tokens: int) -> jax.Array:
 def normal(keys: jax.Array, draw: jax.Array | int, channels: int) -> jax.Array:
     """Standard normal `[..., C]` of the tokens `keys [...]`: their noise number `draw`."""
     flat = _fold(keys.reshape(-1), draw)
-    noise = jax.vmap(lambda k: jax.random.normal(k, (channels,)))(flat)
+    noise = jax.vmap(lambda k: jax.random.normal(k, (channels,), dtype=jnp.float32))(flat)
     return noise.reshape(*keys.shape, channels)
 
 

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from driftar_jax import seeds
 from driftar_jax.config import blocks, choice, flag, former, of_tasks, whole, wrong
 from driftar_jax.heads import diffusion, randomness
 from driftar_jax.hosts import fields, mar, mar_plain
@@ -343,7 +344,7 @@ def _head_alone(model: Model, settings: Any, head_of, params, index):
         z=jnp.ones((rows, model.host.buffer_size + num_tokens, model.host.width), jnp.float32),
         entropy=jnp.full((rows, num_tokens), 0.5, jnp.float32),
     )
-    keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(0)))(index)
+    keys = jax.vmap(functools.partial(jax.random.fold_in, seeds.key(0)))(index)
     order = jnp.broadcast_to(jnp.arange(num_tokens), (batch, num_tokens))
     head = head_of(params)
 

@@ -54,12 +54,14 @@ def draw(key: jax.Array, batch: int, num_tokens: int, *, law: str, ratio_min: fl
     rates = 1 if law == "mar" else batch
     # Normal around 1 with deviation 0.25, cut to [ratio_min, 1].
     low = (ratio_min - 1.0) / 0.25
-    ratio = 1.0 + 0.25 * jax.random.truncated_normal(key_rate, low, 0.0, (rates,))
+    ratio = 1.0 + 0.25 * jax.random.truncated_normal(
+        key_rate, low, 0.0, (rates,), dtype=jnp.float32
+    )
     num_unknown = jnp.broadcast_to(_count(ratio, num_tokens), (batch,))
     if law == "generation":
         # With u the progress of sampling, cos(pi/2 u) is the unknown share of the cosine schedule
         # at that point: each AR step is met equally often.
-        share = jnp.cos(0.5 * jnp.pi * jax.random.uniform(key_share, (batch,)))
+        share = jnp.cos(0.5 * jnp.pi * jax.random.uniform(key_share, (batch,), dtype=jnp.float32))
         first_half = jnp.arange(batch) < batch // 2
         num_unknown = jnp.where(first_half, num_unknown, _count(share, num_tokens))
     return Masks(order=order, rank=jnp.argsort(order, axis=-1), num_unknown=num_unknown)

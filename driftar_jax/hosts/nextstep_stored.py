@@ -10,6 +10,7 @@ import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from driftar_jax import seeds
 from driftar_jax.config import CONVERTED, wrong
 from driftar_jax.heads.flow_token import FlowTokenHead
 from driftar_jax.hosts.nextstep import NextStep
@@ -38,7 +39,7 @@ def abstract_params(host: NextStep, head: FlowTokenHead, *, boxed: bool = False)
 
     `boxed` keeps the logical axes, as `sharding.state_shardings` wants them.
     """
-    key = jax.random.key(0)
+    key = seeds.key(0)
     ids = jax.ShapeDtypeStruct((1, 2), jnp.int32)
     tokens = jax.ShapeDtypeStruct((1, 1, host.token_dim), jnp.float32)
     backbone = jax.eval_shape(lambda *a: host.init(*a, method="everything"), key, ids, tokens)

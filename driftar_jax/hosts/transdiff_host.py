@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from driftar_jax.config import blocks, choice, former, of_tasks, real, text, whole, wrong
+from driftar_jax.config import blocks, choice, former, of_tasks, place, real, whole, wrong
 from driftar_jax.heads import randomness
 from driftar_jax.heads.flow import VelocityNet
 from driftar_jax.hosts import fields
@@ -109,7 +109,7 @@ _FIELDS = {
                 ("identity", "penultimate", "mae"),
                 "Space in which whole grids drift: tokens, or features of a trained network.",
             ),
-            "drift.features_from": text("Workdir of that network; '' for identity."),
+            "drift.features_from": place("Workdir of that network; '' for identity."),
             "drift.classes": whole(1, "Rows of a step: classes that drift, one grid each."),
             "drift.positives": whole(1, "Real grids of its class that attract a row."),
             "drift.unconditional": whole(

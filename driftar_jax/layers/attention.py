@@ -184,7 +184,7 @@ def _with_entropy(q, k, v, mask, content, dropout_key, *, content_start, floor, 
         visible = jnp.broadcast_to(visible, (batch, q_rows.shape[1]))
         row_entropy = entropy.row_entropy(jnp.mean(share, axis=1), visible, floor=floor)
         if dropout > 0.0:
-            kept = jax.random.bernoulli(key, 1.0 - dropout, weights.shape)
+            kept = jax.random.bernoulli(key, jnp.float32(1.0 - dropout), weights.shape)
             weights = jnp.where(kept, weights / (1.0 - dropout), 0.0)
         return jnp.einsum("bhqn,bnhk->bqhk", weights.astype(v.dtype), v), row_entropy
 

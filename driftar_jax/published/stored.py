@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from driftar_jax import seeds
 from driftar_jax.config import PUBLISHED
 from driftar_jax.published.model import DriftAR
 from driftar_jax.storage.checkpoints import Checkpoints, read_config
@@ -72,7 +73,7 @@ def abstract(model: DriftAR, phi: bool) -> dict:
     """Groups of `ShapeDtypeStruct`, without running anything; without phi's block if not `phi`."""
     label = jax.ShapeDtypeStruct((1,), np.int32)
     eps = jax.ShapeDtypeStruct((1, model.num_tokens, model.token_dim), np.float32)
-    params = nn.unbox(jax.eval_shape(model.init, jax.random.key(0), label, eps)["params"])
+    params = nn.unbox(jax.eval_shape(model.init, seeds.key(0), label, eps)["params"])
     return {group: tree for group, tree in params.items() if phi or group != "feature_block"}
 
 

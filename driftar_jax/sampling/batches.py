@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from driftar_jax import seeds
 from driftar_jax.config import wrong
 from driftar_jax.data.pixels import to_uint8
 from driftar_jax.hosts.base import Model
@@ -17,6 +18,7 @@ from driftar_jax.types import Counts, Given, Speculation
 as_pixels = jax.jit(to_uint8)
 
 
+@seeds.fixed()
 def sample_images(
     model: Model,
     settings: Settings,
@@ -33,7 +35,7 @@ def sample_images(
     Args:
       model, settings, params: as for `plain.generate`.
       condition: leaves `[n, ...]`.
-      seed: root of the randomness.
+      seed: root of the randomness, 0 to 2**63 - 1.
       batch_size: images per call; the last call is padded.
       to_pixels: a batch of grids to uint8 images; by default the grid is the image, in [-1, 1].
       given: as for `plain.generate`; not with drafts.
@@ -51,12 +53,12 @@ def sample_images(
         return images, drafted_counts(speculation)
 
     check(model, settings, condition)
-    number = size(condition)
+    number, seed = size(condition), seeds.argument(seed)
     # Before the batches: a table that serves all of them is made once.
     params, shared = model.family.prepare(model, params, number * settings.branches)
 
     def make(condition, index):
-        return plain.generate(model, settings, params, condition, index, np.uint32(seed), given)
+        return plain.generate(model, settings, params, condition, index, seed, given)
 
     images, each = _in_batches(make, condition, batch_size, to_pixels)
     counts = jax.tree.map(int, each[0])
@@ -67,6 +69,7 @@ def sample_images(
     return images, counts
 
 
+@seeds.fixed()
 def sample_drafted(
     model: Model,
     settings: Settings,
@@ -90,11 +93,12 @@ def sample_drafted(
     for field in ("gamma", "lookahead"):
         if getattr(settings, field) < 0:
             raise wrong(field, getattr(settings, field), "a number from 0 (choose it first)")
+    seed = seeds.argument(seed)
     # As `draft_count` and `window_size` ask: one compilation serves both.
     rule, plainly = settings.speculation, settings.plainly
 
     def make(condition, index):
-        return drafted.generate(model, rule, plainly, params, condition, index, np.uint32(seed))
+        return drafted.generate(model, rule, plainly, params, condition, index, seed)
 
     images, each = _in_batches(make, condition, batch_size, to_pixels)
     return images, joined(each, size(condition))

@@ -9,7 +9,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from driftar_jax.config import nearest, wrong
+from driftar_jax.config import wrong
+from driftar_jax.data import labels
 from driftar_jax.hosts.base import ImageSpec, Model
 from driftar_jax.sampling.settings import Settings
 
@@ -105,11 +106,8 @@ def class_numbers(asked: Sequence, images: ImageSpec) -> np.ndarray:
     """Return `[n]` int32 of numbers and names.
 
     Raises:
-      ValueError: a name that no class has; the nearest one is offered.
+      ValueError: a name that no class has (the nearest one is offered), or no whole number.
     """
-    names = {name: number for number, name in enumerate(images.class_names)}
-    for word in asked:
-        if isinstance(word, str) and word not in names:
-            allowed = f"class numbers or names: this checkpoint reads no text{nearest(word, names)}"
-            raise wrong("labels", word, allowed)
-    return np.asarray([names[a] if isinstance(a, str) else a for a in asked], np.int32)
+    if np.asarray(asked).dtype.kind in "iu":  # their range is the family's business
+        return np.asarray(asked, np.int32)
+    return np.asarray(labels.numbers(asked, images.class_names), np.int32)

@@ -14,6 +14,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from driftar_jax import seeds
 from driftar_jax.hosts.base import Model
 from driftar_jax.sampling import drafted, plain
 from driftar_jax.sampling.settings import Settings
@@ -70,11 +71,11 @@ def choose(
     plainly = settings.changed(gamma=0)
 
     def without_drafts(seed):
-        return plain.generate(model, plainly, params, condition, index, np.uint32(seed))
+        return plain.generate(model, plainly, params, condition, index, seeds.argument(seed))
 
     def with_drafts(gamma):
         rule, args = settings.draft_rule(gamma), (params, condition, index)
-        return lambda seed: drafted.generate(model, rule, plainly, *args, np.uint32(seed))
+        return lambda seed: drafted.generate(model, rule, plainly, *args, seeds.argument(seed))
 
     # One probe with the most drafts tells the chance of every shorter run as well.
     _, speculation = jax.block_until_ready(with_drafts(candidates[-1])(0))

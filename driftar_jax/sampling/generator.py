@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from driftar_jax import seeds
 from driftar_jax.config import wrong
 from driftar_jax.heads import early_stop
 from driftar_jax.hosts.base import Model
@@ -56,6 +57,7 @@ class Generator:
     to_pixels: Callable[[jax.Array], jax.Array] | None = batches.as_pixels
     reader: conditions.Reader = conditions.Classes()
 
+    @seeds.fixed()
     def sample(
         self,
         asked: Sequence,
@@ -73,7 +75,8 @@ class Generator:
         Args:
           asked: n integers, classes, -1 for none; n class names; or n texts, where the host reads
             text.
-          seed: the same seed and requests give the same images.
+          seed: 0 to 2**63 - 1; the same seed and requests give the same images. What lies beyond
+            32 bits is folded into the key of the rest (`seeds.key`).
           batch_size: images per call; changes the speed, not the images. None: 256, of prompts 1.
           size: height and width, of checkpoints that make images of any size.
           sources: uint8 source images `[h, w, 3]` of one size for edits, one per prompt.
@@ -87,6 +90,7 @@ class Generator:
           ValueError: a request or setting is out of range or is not read by this model, before any
             compilation.
         """
+        seed = seeds.check_seed(seed)
         request = Request(size, sources, positive, negative)
         sized = self.sized(request)
         settings = sized.checked(**changes)

@@ -5,6 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from driftar_jax import seeds
 from driftar_jax.config import wrong
 from driftar_jax.data import images
 from driftar_jax.data.patches import patchify
@@ -18,6 +19,7 @@ from driftar_jax.vae import kl, pixels
 _GREY = 128
 
 
+@seeds.fixed()
 def fill(
     loaded: Generator,
     image: np.ndarray,
@@ -52,6 +54,7 @@ def fill(
       ValueError: another host, another size, an empty mask, drafts, or a bad setting.
     """
     check(loaded)
+    seed = seeds.check_seed(seed)
     settings = loaded.checked(**changes) if settings is None else settings
     condition = loaded.conditions(labels, seed, settings)
     if settings.gamma:

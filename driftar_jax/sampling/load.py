@@ -19,6 +19,7 @@ from driftar_jax.hosts.base import ImageSpec, Model
 from driftar_jax.sampling import batches, conditions
 from driftar_jax.sampling.generator import Generator
 from driftar_jax.sharding import make_mesh, replicated
+from driftar_jax.storage import paths
 from driftar_jax.storage.checkpoints import Checkpoints, abstract_like, read_config
 from driftar_jax.types import TextSpec
 
@@ -52,6 +53,7 @@ def load(
       ValueError: no checkpoint there, one of another task, or one that does not fit its config;
         `vae` is missing, does not fit, or is not wanted.
     """
+    workdir = paths.local("workdir", workdir)
     config = stored_config(workdir)
     if config.task == CONVERTED:
         return _converted(workdir, config, step, vae, mesh, dtype)
@@ -237,7 +239,7 @@ def read_weights(workdir: str | pathlib.Path, step: int | None = None):
     shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, np.float32), shapes)
     everywhere = replicated(make_mesh())
     placed = abstract_like(shapes, jax.tree.map(lambda _: everywhere, shapes))
-    params = checkpoints.restore(step, ema=placed)["ema"]
+    params = checkpoints.restore(step, widen=True, ema=placed)["ema"]
     checkpoints.close()
     return params, manifest, step
 

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from driftar_jax import seeds
 from driftar_jax.config import wrong
 from driftar_jax.data import captions, prompts
 from driftar_jax.data.patches import patchify
@@ -154,7 +155,7 @@ class Prompts:
         patch = model.images.patch_size
         each = [
             _source_tokens(
-                self.vae, patch, self.vae_params, source[None], np.int32([i]), np.uint32(seed)
+                self.vae, patch, self.vae_params, source[None], np.int32([i]), seeds.argument(seed)
             )
             for i, source in enumerate(sources)
         ]
@@ -174,5 +175,6 @@ def _source_tokens(vae: Any, patch: int, params, pixels, index, seed):
     moments = vae.apply({"params": params}, to_unit_range(pixels), method="encode")
     keys = randomness.image_keys(seed, index)
     shape = moments.shape[1:3] + (vae.latent_channels,)
-    noise = jax.vmap(lambda k: jax.random.normal(jax.random.fold_in(k, _SOURCE), shape))(keys)
+    fold = lambda k: jax.random.fold_in(k, _SOURCE)  # noqa: E731
+    noise = jax.vmap(lambda k: jax.random.normal(fold(k), shape, jnp.float32))(keys)
     return patchify(vae.latents(moments, noise), patch).astype(jnp.float32)

@@ -66,7 +66,9 @@ def accepts(x0: jax.Array, draft: Normal, target: Normal, keys: jax.Array) -> ja
     """The verdicts of `gaussian` without the corrections: `[...]` bool, same arguments."""
     # Number 0 of a token's verdict keys decides, number 1 corrects: the engine asks for verdicts
     # and for corrections in two places and both must see the same decision.
-    u = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 0)))(keys.reshape(-1))
+    u = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 0), dtype=jnp.float32))(
+        keys.reshape(-1)
+    )
     chance = accept_probability(x0, target.floored(), draft.floored())
     return u.reshape(chance.shape) < chance
 
@@ -140,8 +142,8 @@ def _thinned(target: Normal, draft: Normal, keys: jax.Array, wanted: jax.Array) 
         # Several proposals at once, since a turn of the loop costs more than eight draws; the first
         # that passes is taken, as if they had been drawn one by one.
         key_noise, key_u = jax.random.split(key)
-        noise = jax.random.normal(key_noise, (PROPOSALS, channels))
-        return noise, jax.random.uniform(key_u, (PROPOSALS,))
+        noise = jax.random.normal(key_noise, (PROPOSALS, channels), dtype=jnp.float32)
+        return noise, jax.random.uniform(key_u, (PROPOSALS,), dtype=jnp.float32)
 
     def body(state):
         turn, found, waiting = state

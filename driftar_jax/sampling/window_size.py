@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from driftar_jax import seeds
 from driftar_jax.hosts.base import Model
 from driftar_jax.sampling import drafted, plain
 from driftar_jax.sampling.draft_count import fastest
@@ -73,9 +74,9 @@ def _measured(model, settings, batch_size, params, condition, clock) -> Choice:
     def with_window(size):
         ahead = dataclasses.replace(settings, lookahead=size)
         if not size:
-            return lambda seed: plain.generate(model, ahead, *args, np.uint32(seed))
+            return lambda seed: plain.generate(model, ahead, *args, seeds.argument(seed))
         given = model, ahead.speculation, ahead.plainly
-        return lambda seed: drafted.generate(*given, *args, np.uint32(seed))
+        return lambda seed: drafted.generate(*given, *args, seeds.argument(seed))
 
     seconds, best = {}, 0
     for size in (0, *(w for w in CANDIDATES if w <= settings.ar_steps)):

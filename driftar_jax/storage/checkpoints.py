@@ -3,13 +3,15 @@
 Layout of a workdir:
 
   config.json             resolved config of the run
+  tokenizer.json, captions.json   of hosts that read text
   checkpoints/STEP/params, ema, train, manifest, position, digests.json
   damaged/STEP            what `set_aside` moved away
   run.lock                of the process that writes (`locks.py`)
 
 `ema` is what sampling reads; a converted checkpoint holds `ema` and `manifest` alone. The digests
-are of every file in those folders: array data carries no check sum of its own that would notice a
-flipped bit.
+are of every file in those folders, and of the text files of the workdir: array data carries no
+check sum of its own that would notice a flipped bit. A step also knows its own number, and the
+fields of the config that must not change.
 """
 
 import contextlib
@@ -21,11 +23,20 @@ import pathlib
 import re
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
+from driftar_jax.storage import paths
+
 FORMAT = 1
 DIGESTS = "digests.json"
+# Files of the workdir that what is read means something else without.
+BESIDE = ("tokenizer.json", "captions.json")
+_BESIDE = "workdir"
+# What a training run's step holds; others hold fewer trees, and some of other names.
+_OF_TRAINING = ("params", "ema", "train", "manifest", "position")
+_FACTS = ("manifest", "position")
 
 
 class SaveFailed(RuntimeError):
@@ -59,7 +70,7 @@ class Checkpoints:
           ValueError: there is no such folder, and `create` is False.
         """
         # Orbax takes relative paths and says so only when the save has failed.
-        self.workdir = pathlib.Path(workdir).absolute()
+        self.workdir = pathlib.Path(paths.local("workdir", workdir)).absolute()
         self._saving: int | None = None
         self._closed = False
         options = ocp.CheckpointManagerOptions(
@@ -97,24 +108,82 @@ class Checkpoints:
 
         Args:
           step: a complete step.
-          names: the folders to look at; None for all. A step without digests passes.
+          names: the folders to look at; None for all. A step without digests must hold what a
+            step holds, and it must be possible to read it.
         """
         folder = self._step_folder(step)
-        if not (folder / DIGESTS).exists():
-            return None
+        if not folder.is_dir():
+            return "no folder of that name"
+        held = {p.name for p in folder.iterdir() if p.is_dir()}
+        training = not held.isdisjoint(("params", "train", "position"))
+        wanted = set(names or held) | {"manifest"}
+        if not training:
+            wanted -= {"position"}
+        sealed = (folder / DIGESTS).exists()
+        if training and not sealed and names is None:
+            wanted |= set(_OF_TRAINING)
+        if missing := sorted(wanted - held):
+            return f"no {missing[0]}"
+        if sealed:
+            wrong = self._differs(folder, wanted, held, everything=names is None)
+        else:
+            wrong = self._unreadable(folder, wanted, arrays=names is None)
+        return wrong or self._misplaced(step, folder)
+
+    def _differs(
+        self, folder: pathlib.Path, wanted: set[str], held: set[str], *, everything: bool
+    ) -> str | None:
+        """What the digests say of the folders that are wanted, or of all."""
         try:
             written = json.loads((folder / DIGESTS).read_text())
             written = {str(name): str(digest) for name, digest in written.items()}
-        except (OSError, ValueError, AttributeError):
+        except (OSError, ValueError, AttributeError, RecursionError):
             return f"a damaged {DIGESTS}"
+        known = {name.split("/")[0] for name in written}
+        if missing := sorted(wanted - known):
+            return f"no digest of {missing[0]}"
+        if everything and (missing := sorted(known - held - {_BESIDE})):
+            return f"no {missing[0]}"
         for name, digest in written.items():
-            if names is not None and name.split("/")[0] not in names:
+            top, _, rest = name.partition("/")
+            if top not in wanted | {_BESIDE}:
                 continue
+            path = self.workdir / rest if top == _BESIDE else folder / name
             try:
-                if _digest(folder / name) != digest:
-                    return f"a damaged {name}"
+                if _digest(path) != digest:
+                    return f"a damaged {rest if top == _BESIDE else name}"
             except OSError as error:
-                return f"no readable {name} ({error.strerror})"
+                return f"no readable {rest if top == _BESIDE else name} ({error.strerror})"
+        return None
+
+    def _unreadable(self, folder: pathlib.Path, wanted: set[str], *, arrays: bool) -> str | None:
+        """What cannot be read of a step without digests; `arrays`: read all of them."""
+        for name in sorted(wanted):
+            try:
+                if name in _FACTS:
+                    if not isinstance(json.loads((folder / name / "metadata").read_text()), dict):
+                        raise ValueError
+                else:
+                    reader, place = ocp.StandardCheckpointHandler(), epath.Path(folder / name)
+                    found = reader.metadata(place).tree
+                    if arrays:
+                        like = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), found)
+                        reader.restore(place, args=ocp.args.StandardRestore(like))
+            # Damaged files have Orbax and its store raise nearly anything.
+            except Exception:
+                return f"an unreadable {name}"
+        return None
+
+    def _misplaced(self, step: int, folder: pathlib.Path) -> str | None:
+        """Where the folder's name, the step in it and the position of the data disagree."""
+        for name, field in (("manifest", "step"), ("position", "batch")):
+            try:
+                facts = json.loads((folder / name / "metadata").read_text())
+                found = facts.get(field, step)
+            except (OSError, ValueError, AttributeError, RecursionError):
+                continue  # said elsewhere, where it is wanted
+            if found != step:
+                return f"the {name} of step {str(found)[:40]}"
         return None
 
     def set_aside(self, step: int) -> pathlib.Path:
@@ -143,33 +212,62 @@ class Checkpoints:
         # Sealed while the step still has its temporary name: a step is never visible without its
         # digests.
         for folder in (self.workdir / "checkpoints").glob(f"{self._saving}.*tmp*"):
-            _seal_folder(folder)
+            self._seal_folder(folder)
+
+    def _seal_folder(self, folder: pathlib.Path) -> None:
+        parts = [p for p in folder.iterdir() if p.is_dir()]
+        sealed = {k: v for p in parts for k, v in _digests(folder, p).items()}
+        beside = [name for name in BESIDE if (self.workdir / name).is_file()]
+        sealed |= {f"{_BESIDE}/{name}": _digest(self.workdir / name) for name in beside}
+        write_json(folder / DIGESTS, sealed)
 
     def forget_place(self, step: int) -> None:
         """Take this machine's folders out of a finished step: Orbax writes them into its marks."""
         folder = self._step_folder(step)
         for mark in folder.rglob("commit_success.txt"):
             mark.write_text("Checkpoint commit was successful\n")
-        _seal_folder(folder)
+        self._seal_folder(folder)
 
-    def save(self, step: int, *, manifest: dict, position: dict | None = None, **trees) -> None:
+    def save(
+        self,
+        step: int,
+        *,
+        manifest: dict,
+        position: dict | None = None,
+        config: dict | None = None,
+        **trees,
+    ) -> None:
         """Write `trees` (params, ema, train) in the background.
 
+        Args:
+          step: above all that are there.
+          manifest, position: facts, JSON-able.
+          config: `config.json` as far as it must not change; None: nothing is compared.
+          **trees: arrays.
+
         Raises:
-          SaveFailed: the save before this one failed.
+          SaveFailed: the save before this one failed, or there is a step that is not below.
         """
         # One save in flight at a time: `_seal` must know which step it seals, and a second save
         # would need a second copy of the arrays.
         self.wait()
         self._saving = step
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
-        items["manifest"] = ocp.args.JsonSave({"format": FORMAT, **manifest})
+        facts = {"format": FORMAT, "step": step, **manifest}
+        if config is not None:
+            facts["config"] = config
+        items["manifest"] = ocp.args.JsonSave(facts)
         if position is not None:
             items["position"] = ocp.args.JsonSave(position)
         try:
-            self._manager.save(step, args=ocp.args.Composite(**items))
+            written = self._manager.save(step, args=ocp.args.Composite(**items))
         except Exception as error:
             raise self._failed(error) from error
+        if not written:
+            raise SaveFailed(
+                f"checkpoint: got step {step} beside step {self.latest_step()} of {self.workdir}, "
+                "allowed steps above those that are there; nothing was written"
+            )
 
     def add(self, step: int, name: str, tree) -> None:
         """Write one more tree into a finished step and wait for it.
@@ -201,27 +299,35 @@ class Checkpoints:
         metadata = ocp.StandardCheckpointHandler().metadata(epath.Path(folder)).tree
         return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), metadata)
 
-    def restore(self, step: int, **abstract) -> dict:
+    def restore(self, step: int, *, widen: bool = False, **abstract) -> dict:
         """Read trees by name; each value is a tree of `ShapeDtypeStruct` with shardings.
+
+        Args:
+          step: to read.
+          widen: whether bfloat16 arrays become float32 where they are asked for, of a step that
+            `export` wrote; every other change of a type is refused.
+          **abstract: what is read.
 
         Returns:
           The trees, and `manifest` and `position` as dictionaries where they exist.
 
         Raises:
-          ValueError: a name, shape or format does not fit, or a file is damaged; one line.
+          ValueError: a name, shape, type or format does not fit, a file is damaged, or
+            `config.json` is not the one of the step; one line.
         """
         # Damage first: Orbax reads flipped bits without a word.
         self._check_whole(step, (*abstract, "manifest", "position"))
+        widen = widen and not self._tree(step, "params").exists()
         for name, tree in abstract.items():
-            self._check_fits(step, name, tree)
+            self._check_fits(step, name, tree, widen)
         items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
         items["manifest"] = ocp.args.JsonRestore()
         if self._tree(step, "position").exists():
             items["position"] = ocp.args.JsonRestore()
         try:
             read = dict(self._manager.restore(step, args=ocp.args.Composite(**items)))
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            first = str(error).strip().splitlines()[0]
+        except Exception as error:  # damaged files have the store raise nearly anything
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
             raise ValueError(
                 f"checkpoint: got step {step} of {self.workdir}, "
                 f"allowed one that fits this config ({first})"
@@ -237,12 +343,26 @@ class Checkpoints:
             raise ValueError(
                 f"checkpoint format: got {read['manifest'].get('format')}, allowed {FORMAT}"
             )
+        read["manifest"].pop("step", None)
+        self._check_config(step, read["manifest"].pop("config", None))
         return read
+
+    def _check_config(self, step: int, then) -> None:
+        """Refuse a `config.json` that says something else than when the step was written."""
+        if not isinstance(then, dict) or not (self.workdir / "config.json").exists():
+            return
+        now = _flat(read_config(self.workdir))
+        for name, value in _flat(then).items():
+            if name in now and now[name] != value:
+                raise ValueError(
+                    f"workdir: got {name} {now[name]!r} in config.json of {self.workdir}, "
+                    f"allowed {value!r} as step {step} was made with"
+                )
 
     def _tree(self, step: int, name: str) -> pathlib.Path:
         return self.workdir / "checkpoints" / str(step) / name
 
-    def _check_fits(self, step: int, name: str, wanted) -> None:
+    def _check_fits(self, step: int, name: str, wanted, widen: bool) -> None:
         """Orbax reads everything before it complains of one array, and at length."""
         folder = self._tree(step, name)
         if not folder.is_dir():
@@ -253,6 +373,14 @@ class Checkpoints:
                 raise ValueError(
                     f"checkpoint: got {name} {path} {have.get(path, 'missing')} in step {step} of "
                     f"{self.workdir}, allowed {want.get(path, 'no such array')} as its config says"
+                )
+        have, want = _dtypes(self.stored(step, name)), _dtypes(wanted)
+        for path in sorted(have):
+            wider = widen and (have[path], want[path]) == ("bfloat16", "float32")
+            if have[path] != want[path] and not wider:
+                raise ValueError(
+                    f"checkpoint: got {name} {path} of type {have[path]} in step {step} of "
+                    f"{self.workdir}, allowed {want[path]}"
                 )
 
     def _check_whole(self, step: int, names: tuple[str, ...]) -> None:
@@ -290,8 +418,8 @@ class Checkpoints:
         # What the operating system said stands at the end of a long line: no space, read-only.
         if code := re.search(r"os_error_code='(\d+)'", line):
             line = os.strerror(int(code[1]))
-        done = [p.name for p in (self.workdir / "checkpoints").glob("*") if p.name.isdigit()]
-        last = f"step {max(done, key=int)} is whole" if done else "there is none before it"
+        done, _ = self.newest_whole()
+        last = "there is none before it" if done is None else f"step {done} is whole"
         return SaveFailed(
             f"checkpoint: got {line!r} while step {self._saving} of {self.workdir} was "
             f"written, allowed a disk with room that can be written ({last})"
@@ -322,11 +450,6 @@ def _limited(in_flight: int) -> ocp.handlers.CheckpointHandlerRegistry:
     return registry
 
 
-def _seal_folder(folder: pathlib.Path) -> None:
-    parts = [p for p in folder.iterdir() if p.is_dir()]
-    write_json(folder / DIGESTS, {k: v for p in parts for k, v in _digests(folder, p).items()})
-
-
 def _digests(folder: pathlib.Path, part: pathlib.Path) -> dict[str, str]:
     """Digest of every file in a part of a step's `folder`, by its path from there."""
     files = sorted(p for p in part.rglob("*") if p.is_file())
@@ -340,13 +463,26 @@ def _digest(path: pathlib.Path) -> str:
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:
     """Shape of every array by its path; tuples and their like count from 0."""
-    leaves = jax.tree_util.tree_leaves_with_path(tree)
-    return {
-        ".".join(
-            str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path
-        ): tuple(leaf.shape)
-        for path, leaf in leaves
-    }
+    return {path: tuple(leaf.shape) for path, leaf in _leaves(tree)}
+
+
+def _dtypes(tree) -> dict[str, str]:
+    return {path: str(leaf.dtype) for path, leaf in _leaves(tree)}
+
+
+def _leaves(tree):
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        keys = (getattr(k, "key", getattr(k, "name", getattr(k, "idx", k))) for k in path)
+        yield ".".join(map(str, keys)), leaf
+
+
+def _flat(tree: dict, prefix: str = "") -> dict:
+    """`{"host.width": 96, ...}` of nested JSON."""
+    flat = {}
+    for name, value in tree.items():
+        nested = isinstance(value, dict)
+        flat |= _flat(value, f"{prefix}{name}.") if nested else {f"{prefix}{name}": value}
+    return flat
 
 
 def abstract_like(tree, shardings):
@@ -364,7 +500,7 @@ def read_config(workdir: str | os.PathLike) -> dict:
     Raises:
       ValueError: there is no readable `config.json`.
     """
-    path = pathlib.Path(workdir) / "config.json"
+    path = pathlib.Path(paths.local("workdir", workdir)) / "config.json"
     try:
         found = json.loads(path.read_text())
         if not isinstance(found, dict):

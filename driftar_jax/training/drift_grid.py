@@ -47,7 +47,7 @@ class GuidanceLaw:
     def draw(self, key: jax.Array, rows: int) -> jax.Array:
         """`[rows]` float32."""
         key_scale, key_plain = jax.random.split(key)
-        u = jax.random.uniform(key_scale, (rows,))
+        u = jax.random.uniform(key_scale, (rows,), dtype=jnp.float32)
         if self.power == 1.0:
             alpha = self.low * (self.high / self.low) ** u
         else:
@@ -55,7 +55,7 @@ class GuidanceLaw:
             # Inverse transform sampling of the density alpha^-power on [low, high]; power 1 is its
             # limit above.
             alpha = (self.low**p + u * (self.high**p - self.low**p)) ** (1.0 / p)
-        plain = jax.random.bernoulli(key_plain, self.plain, (rows,))
+        plain = jax.random.bernoulli(key_plain, jnp.float32(self.plain), (rows,))
         return jnp.where(plain, 1.0, alpha)
 
 
@@ -153,7 +153,7 @@ class DriftGridTask:
         # A batch is a random one, so its first rows are as good as any.
         label = batch["label"][: self.samples.classes]
         rows = label.shape[0]
-        dropped = jax.random.bernoulli(keys["drop"], self.label_drop, (rows,))
+        dropped = jax.random.bernoulli(keys["drop"], jnp.float32(self.label_drop), (rows,))
         # A row without a label has nothing to be guided towards.
         alpha = jnp.where(dropped, 1.0, self.guidance.draw(keys["alpha"], rows))
         encoding = self.parts.host.apply(
@@ -172,7 +172,9 @@ class DriftGridTask:
         positives, present = self._positives(extra["bank"], label, dropped, keys["positives"])
         negatives, weights = self._negatives(extra["bank"], alpha, present, keys["negatives"])
         phi = extra.get("phi")
-        eps = jax.random.normal(keys["eps"], (*mu.shape[:2], self.samples.draws, mu.shape[2]))
+        eps = jax.random.normal(
+            keys["eps"], (*mu.shape[:2], self.samples.draws, mu.shape[2]), dtype=jnp.float32
+        )
 
         def make(row):
             x = self._decode(params, *row)

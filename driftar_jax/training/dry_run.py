@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from driftar_jax import model
+from driftar_jax import model, seeds
 from driftar_jax.data import sets
 from driftar_jax.features import maps
 from driftar_jax.targets.chips import Target
@@ -164,7 +164,7 @@ def _kept(made: loop.Loop, batch: dict[str, jax.ShapeDtypeStruct], frozen: bool)
     def pulled_back(params, extra, batch, step):
         fixed = {name: tree for name, tree in params.items() if name not in learns}
         own = () if extra is None else (extra,)
-        key = jax.random.fold_in(jax.random.key(0), step)
+        key = jax.random.fold_in(seeds.key(0), step)
 
         def loss(moving):
             return made.task.loss({**fixed, **moving}, batch, key, step, frozen, *own)[0]
@@ -181,7 +181,7 @@ def _space(network: Any | None, images: model.ImageSpec):
     """Phi of a network that need not have been trained."""
     if network is None:
         return maps.Identity(), None
-    shapes = nn.unbox(jax.eval_shape(masked.build(network, images).init, jax.random.key(0)))
+    shapes = nn.unbox(jax.eval_shape(masked.build(network, images).init, seeds.key(0)))
     # One zero that looks like an array of any size.
     none = jax.tree.map(lambda a: np.broadcast_to(np.zeros((), a.dtype), a.shape), shapes["mae"])
     return phi.maps(network, images, none)

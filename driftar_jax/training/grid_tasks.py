@@ -63,14 +63,18 @@ class GridHostTask(Drawn):
         """Rows and totals of `grids [B, groups, N, C]`, images that count `weight [B]`."""
         key_drop, key_time, key_noise, _ = jax.random.split(self.own_key(key), 4)
         batch, groups = grids.shape[:2]
-        dropped = jax.random.bernoulli(key_drop, self.label_drop, (batch,))
+        dropped = jax.random.bernoulli(key_drop, jnp.float32(self.label_drop), (batch,))
         shape = (groups, self.copies * batch)
         rows = {
             "label": jnp.where(dropped, -1, label),
             "grids": grids,
             "weight": weight,
-            "u": _by_image(flow.times(jax.random.normal(key_time, shape)), batch),
-            "noise": _by_image(jax.random.normal(key_noise, (*shape, *grids.shape[2:])), batch),
+            "u": _by_image(
+                flow.times(jax.random.normal(key_time, shape, dtype=jnp.float32)), batch
+            ),
+            "noise": _by_image(
+                jax.random.normal(key_noise, (*shape, *grids.shape[2:]), dtype=jnp.float32), batch
+            ),
         }
         return rows, {"images": losses.at_least_one(weight)}
 

@@ -5,6 +5,7 @@ that counts has seen, `goodput.jsonl` every second of every process, lost ones i
 """
 
 import json
+import os
 import pathlib
 import time
 from collections.abc import Callable
@@ -17,7 +18,7 @@ class MetricsLog:
         self._path = path
         # Steps behind the checkpoint are done again; their first records would stand there twice.
         kept = [r for r in read_metrics(path) if r["step"] <= start] if path.exists() else []
-        path.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        _replace(path, kept)
         self._board = _tensorboard(path.parent)
 
     def write(self, record: dict) -> None:
@@ -38,17 +39,29 @@ def _tensorboard(folder: pathlib.Path):
 
 
 def read_metrics(path: pathlib.Path) -> list[dict]:
-    """Records of a `metrics.jsonl`; a line cut short by a crash ends the list."""
+    """Records of a `metrics.jsonl`; a line that is none, as one cut by a crash, is left out."""
     records = []
     for line in path.read_text(errors="replace").splitlines():
         try:
             record = json.loads(line)
-        except ValueError:
-            break
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
-            break
-        records.append(record)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(record, dict) and type(record.get("step")) is int:
+            records.append(record)
     return records
+
+
+def _replace(path: pathlib.Path, records: list[dict]) -> None:
+    """Let the file hold these records: whole, or as it was where the disk is full.
+
+    A line that was cut short would swallow the next one that is appended.
+    """
+    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    try:
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in records))
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class Goodput:
@@ -67,8 +80,7 @@ class Goodput:
         self._path, self._born = path, born
         self._records = [r for r in read_metrics(path) if _timed(r)] if path.exists() else []
         self._starts = 1 + max((r["start"] for r in self._records), default=0)
-        # A line cut short by a crash would swallow the next one.
-        path.write_text("".join(json.dumps(record) + "\n" for record in self._records))
+        _replace(path, self._records)
         self.note(start, 0.0, 0.0)
 
     def note(self, step: int, stepping: float, saving: float) -> None:

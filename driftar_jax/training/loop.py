@@ -13,7 +13,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from driftar_jax import sharding
+from driftar_jax import seeds, sharding
+from driftar_jax.config import lasting
 from driftar_jax.storage.checkpoints import Checkpoints, abstract_like
 from driftar_jax.training import journal, optim, processes, tracing
 from driftar_jax.training.step import init_extra, make_step
@@ -73,7 +74,7 @@ class Loop:
             self.checkpoints.close()
 
     def _init(self) -> optim.TrainState:
-        key = jax.random.key(self.config.seed)
+        key = seeds.key(self.config.seed)
         params, extra = self.task.init(key), init_extra(self.task, key)
         return optim.init_state(params, self.optimizer, self.task.tracked, extra)
 
@@ -114,6 +115,16 @@ class Loop:
         own = {} if a.extra is None else {"extra": a.extra}
         # The abstract arrays carry shardings, so that a run may go on on another number of devices.
         read = self.checkpoints.restore(step, params=a.params, ema=a.ema, train=rest, **own)
+        if (then := read["manifest"].get("random", seeds.FACTS)) != seeds.FACTS:
+            raise ValueError(
+                f"checkpoint: got step {step} of {self.workdir} of a run that drew {then}, allowed "
+                f"{seeds.FACTS}"
+            )
+        if (held := int(read["train"]["step"])) != step:
+            raise ValueError(
+                f"checkpoint: got step {held} in the folder of step {step} of {self.workdir}, "
+                "allowed folders that are called what they hold"
+            )
         batches.restore(read["position"])
         trees = {name: read[name] for name in ("params", "ema", *own)}
         return optim.TrainState(**trees, **read["train"])
@@ -140,8 +151,10 @@ class Loop:
         self.checkpoints.save(
             int(state.step),
             # Beside the state that goes on, for readers that want no optimizer.
-            manifest=self.manifest | {"tracked": {n: float(v) for n, v in state.tracked.items()}},
+            manifest=self.manifest
+            | {"tracked": {n: float(v) for n, v in state.tracked.items()}, "random": seeds.FACTS},
             position=batches.state(),
+            config=lasting(self.config),
             params=state.params,
             ema=state.ema,
             train=rest,
@@ -172,7 +185,7 @@ class Loop:
                 out_shardings=(self.shardings, everywhere),
                 donate_argnums=0,
             )
-            self._steps[frozen] = _Seeded(compiled, np.uint32(self.config.seed))
+            self._steps[frozen] = _Seeded(compiled, seeds.argument(self.config.seed))
         return self._steps[frozen]
 
     def run(
@@ -321,7 +334,7 @@ class _Seeded:
     """A step with the seed of its run: an argument, so that all seeds share a compiled program."""
 
     step: Callable
-    seed: np.uint32
+    seed: np.ndarray | np.uint32
 
     def __call__(self, state, batch):
         return self.step(state, batch, self.seed)

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import ml_collections
 
+from driftar_jax import seeds
 from driftar_jax.config import wrong
 from driftar_jax.data.patches import unpatchify
 from driftar_jax.features import maps
@@ -87,7 +88,7 @@ def _penultimate(settings, config, source, found, manifest, params):
         return module.apply({"params": params}, h)
 
     space = maps.Penultimate(block, images.grid, width)
-    key = jax.random.key(settings.seed)
+    key = seeds.key(settings.seed)
     projection = jax.jit(space.projection, static_argnums=1)(key, images.token_dim)
     name = f"encoder_blocks_{config.host.depth - 2}"
     return space, {"projection": jnp.asarray(projection), "block": params[name]}

@@ -59,11 +59,23 @@ def cluster(
             raise wrong("process_id", index, f"0 to {count - 1}")
         # A cluster of one is no cluster: no collective, no port, no waiting.
         return Cluster("flags", coordinator, count, index) if count > 1 else None
-    if _number(environ, "SLURM_NTASKS", 1) > 1 and "SLURM_PROCID" in environ:
+    if _number(environ, "SLURM_STEP_NUM_TASKS", 1) > 1 and "SLURM_PROCID" in environ:
         return Cluster("SLURM")
     if environ.get("TPU_WORKER_HOSTNAMES", "").count(","):
         return Cluster("TPU pod")
     return None
+
+
+def alone(environ: Mapping[str, str]) -> str:
+    """A line for a job of several tasks of which only this process was started; "" for others.
+
+    That is a batch script without `srun`, whose step is the script itself, or a shell in a step of
+    its own.
+    """
+    tasks = _number(environ, "SLURM_NTASKS", 1)
+    if tasks <= 1 or _number(environ, "SLURM_STEP_NUM_TASKS", 1) > 1:
+        return ""
+    return f"SLURM: the job has {tasks} tasks, this step has one: one process (srun starts all)"
 
 
 def _number(environ: Mapping[str, str], name: str, default: int) -> int:

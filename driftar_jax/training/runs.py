@@ -14,9 +14,9 @@ import driftar_jax
 from driftar_jax import config, model
 from driftar_jax.data import captions, pictures, pipeline, prompts, sets
 from driftar_jax.sampling import generator, load
-from driftar_jax.storage import checkpoints
+from driftar_jax.storage import checkpoints, paths
 from driftar_jax.targets import precision
-from driftar_jax.training import journal, locks, loop, phi, processes, specs, tasks
+from driftar_jax.training import journal, locks, loop, optim, phi, processes, specs, tasks
 
 GRID_IMAGES = 64
 
@@ -34,6 +34,7 @@ class Run:
     loop: loop.Loop
     weights: dict[str, Any] | None = None
     lock: locks.WorkdirLock | None = None
+    steps_before: int | None = None
 
     def __enter__(self):
         return self
@@ -61,11 +62,35 @@ class Run:
         """
         state = self.loop.restore(self.batches, fall_back=fall_back)
         if state is not None:
+            if processes.leads() and (line := self._longer(int(state.step))):
+                print(line)
             return state
         weights, self.weights = self.weights, None
         if weights is None:
             weights = _host_weights(self.settings, self.loop)
         return self.loop.fresh_state(weights)
+
+    def _longer(self, step: int) -> str:
+        """What a larger number of steps changes for a run that has done `step` of them."""
+        now, before = self.settings.train.steps, self.steps_before
+        if before in (None, now):
+            return ""
+        rates = [
+            float(
+                optim.learning_rate(
+                    self.settings.optim.lr,
+                    schedule=self.settings.optim.schedule,
+                    warmup_steps=self.settings.optim.warmup_steps,
+                    steps=steps,
+                )(step)
+            )
+            for steps in (now, before)
+        ]
+        return (
+            f"train.steps: {now}, before {before}: moments and order of the data go on, schedules "
+            f"and phases are those of {now} steps from here (learning rate at step {step}: "
+            f"{rates[0]:.3g}, before {rates[1]:.3g})"
+        )
 
     def go_on(self, state, **options):
         """Train to the last step, with pictures on the way; `options` are those of `Loop.run`."""
@@ -121,7 +146,7 @@ def open_run(settings: Any, workdir: str) -> Run:
         **({"text": images.text.as_json()} if images.text else {}),
         **environment(),
     }
-    folder = pathlib.Path(workdir).absolute()
+    folder = pathlib.Path(paths.local("workdir", workdir)).absolute()
     whole_grids = settings.task == "drift" and "features" in settings.drift
     space = phi.load(settings, manifest) if whole_grids else None
     if whole_grids and hasattr(source, "check_classes"):
@@ -135,11 +160,12 @@ def open_run(settings: Any, workdir: str) -> Run:
     resumed = (folder / "config.json").exists()
     # Before the workdir is claimed: a mistake must not leave a workdir that belongs to it.
     weights = None if resumed else _host_weights(settings, training)
+    before = config.flatten(checkpoints.read_config(folder)).get("train.steps") if resumed else None
     with processes.leader_first("workdir"):
         lock = claim_workdir(workdir, settings) if processes.leads() else None
         if lock is not None and fitted and not (folder / prompts.FILE).exists():
             _write_text(folder, settings, source, fitted)
-    return Run(settings, folder, images, batches, training, weights, lock)
+    return Run(settings, folder, images, batches, training, weights, lock, before)
 
 
 def _write_text(folder: pathlib.Path, settings: Any, source, fitted: captions.Fitted) -> None:
@@ -173,7 +199,7 @@ def claim_workdir(workdir: str, settings: Any) -> locks.WorkdirLock:
       ValueError: it belongs to another config, is not empty and no run's, or another run writes
         it; OSError: it cannot be written.
     """
-    folder = pathlib.Path(workdir).absolute()
+    folder = pathlib.Path(paths.local("workdir", workdir)).absolute()
     _check_claim(folder, workdir, settings)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -190,7 +216,8 @@ def claim_workdir(workdir: str, settings: Any) -> locks.WorkdirLock:
 
 def _check_claim(folder: pathlib.Path, workdir: str, settings: Any) -> None:
     if (folder / "config.json").exists():
-        config.check_same_run(settings, checkpoints.read_config(folder))
+        begun = any((folder / "checkpoints").glob("[0-9]*"))
+        config.check_same_run(settings, checkpoints.read_config(folder), begun=begun)
     elif folder.exists() and (
         not folder.is_dir() or any(p.name != locks.FILE for p in folder.iterdir())
     ):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from driftar_jax import seeds
 from driftar_jax.training.drawn import Drawn, spread
 from driftar_jax.training.optim import TrainState, update_ema
 from driftar_jax.training.tasks import Task
@@ -101,7 +102,7 @@ def make_step(
 
     def step(state: TrainState, batch):
         # From the step's number and nothing else: a resumed run draws what it would have drawn.
-        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        key = jax.random.fold_in(seeds.key(seed), state.step)
         extra = state.extra
         if extra is not None:
             # Before the loss: the first step's bank then holds the first batch.

@@ -1,13 +1,19 @@
-"""SIGTERM and Ctrl-C as a wish: the run saves what it has between two steps and ends well."""
+"""Signals that end a run as a wish: it saves what it has between two steps and ends well.
+
+SIGTERM and Ctrl-C ask once; a second one ends the process, and the last checkpoint stands. SIGUSR1
+(schedulers send it before the time is up) and SIGHUP (the terminal is gone, which some shells tell
+twice) may come as often as they like.
+"""
 
 import contextlib
 import signal
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
+ONCE = (signal.SIGTERM, signal.SIGINT)
+OFTEN = (signal.SIGHUP, signal.SIGUSR1)
 
 
 class Wish:
-    """Call it: the name of the signal that came, else ""."""
+    """Call it: the name of the first signal that came, else ""."""
 
     def __init__(self):
         self._name = ""
@@ -16,17 +22,22 @@ class Wish:
         return self._name
 
     def take(self, number: int, _) -> None:
-        """The handler. A second signal ends the process: the last checkpoint stands."""
-        self._name = signal.Signals(number).name
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_DFL)
+        """The handler."""
+        self._name = self._name or signal.Signals(number).name
+        if number in ONCE:
+            for each in ONCE:
+                signal.signal(each, signal.SIG_DFL)
 
 
 @contextlib.contextmanager
 def on_signals():
-    """A `Wish` that SIGTERM and SIGINT set; how they were handled before comes back at the end."""
+    """A `Wish` that the signals set; how they were handled before comes back at the end.
+
+    A SIGHUP that is ignored, as under nohup, stays ignored.
+    """
     wish = Wish()
-    before = {each: signal.signal(each, wish.take) for each in SIGNALS}
+    wanted = [n for n in ONCE + OFTEN if n in ONCE or signal.getsignal(n) is not signal.SIG_IGN]
+    before = {each: signal.signal(each, wish.take) for each in wanted}
     try:
         yield wish
     finally:

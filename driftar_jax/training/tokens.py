@@ -31,7 +31,7 @@ def tokenise(
     key_mirror, key_noise = jax.random.split(jax.random.fold_in(key, 64))
     chosen = moments[:, 0]
     if mirror:
-        mirrored = jax.random.bernoulli(key_mirror, 0.5, moments.shape[:1])
+        mirrored = jax.random.bernoulli(key_mirror, jnp.float32(0.5), moments.shape[:1])
         chosen = jnp.where(mirrored[:, None, None, None], moments[:, 1], chosen)
-    noise = jax.random.normal(key_noise, kl.mode(chosen).shape)
+    noise = jax.random.normal(key_noise, kl.mode(chosen).shape, dtype=jnp.float32)
     return patchify(kl.sample(chosen, noise) * kl.SCALE, patch_size)

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from driftar_jax import seeds
 from driftar_jax.storage.checkpoints import Checkpoints, read_config
 from driftar_jax.vae.f8 import F8VAE
 from driftar_jax.vae.kl import KLVAE
@@ -78,4 +79,4 @@ def abstract(vae: KLVAE | F8VAE) -> dict:
     """Parameter tree of `ShapeDtypeStruct`, without running anything."""
     side = vae.factor * getattr(vae, "patch", 1)
     images = jax.ShapeDtypeStruct((1, side, side, vae.image_channels), jnp.float32)
-    return jax.eval_shape(vae.init, jax.random.key(0), images)["params"]
+    return jax.eval_shape(vae.init, seeds.key(0), images)["params"]

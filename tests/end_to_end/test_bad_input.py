@@ -50,7 +50,7 @@ def train(call, tmp_path):
         (DRIFT, "train.steps=1.5", "train.steps", "a whole number of at least 1"),
         (DRIFT, "train.steps=0", "train.steps", "a whole number of at least 1"),
         (DRIFT, "data.flip=maybe", "data.flip", "true | false"),
-        (DRIFT, "seed=-1", "seed", "0 to 2147483647"),
+        (DRIFT, "seed=-1", "seed", "0 to 9223372036854775807"),
         (DRIFT, "host=3", "config field", "did you mean"),
         (DRIFT, "host.dtype=float16", "host.dtype", "float32 | bfloat16"),
         (DRIFT, "drift.draws=1", "drift.draws", "at least 2"),
@@ -147,7 +147,7 @@ def sample(call, tmp_path):
         (["--num=abc"], "num", "a whole number"),
         (["--num=0"], "num", "at least 1"),
         (["--batch_size=0"], "batch_size", "at least 1"),
-        (["--seed=-1"], "seed", "0 to 2147483647"),
+        (["--seed=-1"], "seed", "0 to 9223372036854775807"),
         (["--labels=10"], "labels", "-1 to 9"),
         (["--labels=0,-2"], "labels", "got '-2'"),
         (["--labels=eleven"], "labels", "got 'eleven'"),
@@ -194,7 +194,7 @@ def test_a_checkpoint_that_does_not_fit_its_config_is_named(sample, workdirs, tm
     config = json.loads((copy / "config.json").read_text())
     config["drift"]["width"] = 24
     (copy / "config.json").write_text(json.dumps(config))
-    _refused(sample(f"--workdir={copy}"), "checkpoint", "(16,)", "allowed (24,)")
+    _refused(sample(f"--workdir={copy}"), "workdir", "got drift.width 24", "allowed 16 as step")
     (copy / "config.json").write_text("{")
     _refused(sample(f"--workdir={copy}"), "workdir", "config.json")
 

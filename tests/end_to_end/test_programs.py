@@ -12,6 +12,7 @@ from PIL import Image
 
 import driftar_jax
 from driftar_jax.data import pipeline
+from driftar_jax.data.labels import for_file
 from driftar_jax.evaluation import frechet
 from driftar_jax.storage.checkpoints import read_config
 from driftar_jax.training import journal, loop, runs
@@ -160,7 +161,7 @@ def test_sample_writes_pictures_and_counts(
     done = call("sample", *flags)
     assert (done.status, done.stderr) == (0, "")
     pictures = sorted(p.name for p in (tmp_path / "out").glob("0*.png"))
-    assert pictures == [f"{i:05d}_class{c}.png" for i, c in enumerate(classes)]
+    assert pictures == [f"{i:05d}_{for_file(c, names[c])}.png" for i, c in enumerate(classes)]
     assert np.asarray(Image.open(tmp_path / "out" / pictures[0])).shape == (8, 8)
     assert (tmp_path / "out" / "grid.png").exists()
     facts = json.loads((tmp_path / "out" / "counts.json").read_text())

@@ -31,6 +31,17 @@ def test_the_classifier_reads_all_images_whatever_the_batch(module, params):
     assert features.dtype == np.float32 and features.std(axis=0).max() > 1e-3
 
 
+def test_the_classifier_asks_for_exact_products_on_every_backend(module, params):
+    """As the recorded judges were read; CPUs have no other."""
+    images = tiny.batch(2)["image"]
+    program = networks._classify.lower(module, params, images).as_text()
+    products = [
+        line for line in program.splitlines() if "dot_general" in line or "convolution" in line
+    ]
+    exact = [line for line in products if line.count("HIGHEST") == 2]
+    assert products and exact == products
+
+
 def test_inception_reads_grey_images_as_three_equal_channels():
     """The smallest input that the network takes; its values are the parity test's business."""
     module = inception.InceptionV3(num_classes=5)

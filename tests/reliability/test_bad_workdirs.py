@@ -44,7 +44,7 @@ def workdir(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     checkpoints.write_json(folder / "config.json", tiny.config("host").to_dict())
     written = checkpoints.Checkpoints(folder)
-    written.save(3, manifest=MANIFEST, position={"batch": 1})
+    written.save(3, manifest=MANIFEST, position={"batch": 3})
     written.wait()
     written.close()
     (folder / "checkpoints" / "3" / checkpoints.DIGESTS).unlink()

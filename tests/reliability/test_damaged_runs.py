@@ -3,6 +3,7 @@
 import json
 import pathlib
 import random
+import shutil
 
 import jax
 import numpy as np
@@ -138,6 +139,71 @@ def test_falling_back_sets_the_damaged_one_aside(tmp_path):
         _spoil(folder / "checkpoints" / step / "manifest" / "metadata", "flip", random.Random(4))
     with pytest.raises(ValueError, match="allowed a workdir with at least one whole checkpoint"):
         made.restore(batches, fall_back=True)
+    batches.close()
+    made.close()
+
+
+def _cut_arrays(folder):
+    """Half of what a copy would have brought."""
+    (folder / checkpoints.DIGESTS).unlink()
+    for path in _files(folder / "params"):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+BROKEN = {
+    "empty": (lambda f: (shutil.rmtree(f), f.mkdir()), "no manifest"),
+    "half": (lambda f: shutil.rmtree(f / "params"), "no params"),
+    "half, no digests": (
+        lambda f: (shutil.rmtree(f / "train"), (f / checkpoints.DIGESTS).unlink()),
+        "no train",
+    ),
+    "no position": (lambda f: shutil.rmtree(f / "position"), "no position"),
+    "cut, no digests": (_cut_arrays, "an unreadable params"),
+    "cut facts, no digests": (
+        lambda f: (
+            (f / checkpoints.DIGESTS).unlink(),
+            (f / "position/metadata").write_text('{"ba'),
+        ),
+        "an unreadable position",
+    ),
+    "digests of nothing": (
+        lambda f: (f / checkpoints.DIGESTS).write_text("{}"),
+        "no digest of ema",
+    ),
+    "another's name": (lambda f: f.rename(f.with_name("7")), "the manifest of step 2"),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_steps_that_are_not_whole_are_named_and_set_aside(workdir, tmp_path, case):
+    folder = tmp_path / "run"
+    shutil.copytree(workdir, folder)
+    spoil, words = BROKEN[case]
+    spoil(folder / "checkpoints" / "2")
+    step = "7" if case == "another's name" else "2"
+    made, batches = runs_to_kill.open_loop(folder, 2)
+    with pytest.raises(ValueError) as caught:
+        made.restore(batches)
+    line = str(caught.value)
+    assert line.startswith(f"checkpoint: got step {step} of ") and "\n" not in line
+    assert "step 1 is whole: train --restore=whole goes on from it" in line
+    said = []
+    state = made.restore(batches, fall_back=True, say=said.append)
+    assert int(state.step) == 1
+    assert said == [f"step {step}: {words}; moved to {folder / 'damaged' / step}"]
+    batches.close()
+    made.close()
+
+
+def test_a_step_without_digests_is_read_where_it_is_whole(workdir, tmp_path):
+    """Runs of before the digests."""
+    folder = tmp_path / "run"
+    shutil.copytree(workdir, folder)
+    for path in folder.rglob(checkpoints.DIGESTS):
+        path.unlink()
+    made, batches = runs_to_kill.open_loop(folder, 2)
+    assert made.checkpoints.newest_whole() == (2, {})
+    assert int(made.restore(batches, fall_back=True).step) == 2
     batches.close()
     made.close()
 

@@ -34,15 +34,29 @@ Cluster = processes.Cluster
             Cluster("flags", "a:9", 2, 0),
         ),
         ({"DRIFTAR_COORDINATOR": "a:9"}, ("b:8", 2, 1), Cluster("flags", "b:8", 2, 1)),
-        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "3"}, (), Cluster("SLURM")),
+        ({"SLURM_STEP_NUM_TASKS": "8", "SLURM_PROCID": "3"}, (), Cluster("SLURM")),
         ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, (), None),
         ({"SLURM_NTASKS": "8"}, (), None),  # an allocation, not a step of srun
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0"}, (), None),  # a batch script without srun
+        # A shell in a step of its own.
+        ({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"}, (), None),
         ({"TPU_WORKER_HOSTNAMES": "10.0.0.1,10.0.0.2"}, (), Cluster("TPU pod")),
         ({"TPU_WORKER_HOSTNAMES": "localhost"}, (), None),
     ],
 )
 def test_a_cluster_is_found(environ, flags, want):
     assert processes.cluster(environ, *flags) == want
+
+
+def test_a_process_that_is_alone_in_its_job_says_so():
+    of_srun = {"SLURM_NTASKS": "8", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8"}
+    assert processes.alone({}) == processes.alone(of_srun) == ""
+    assert processes.alone({"SLURM_NTASKS": "1"}) == ""
+    for step in ({}, {"SLURM_STEP_NUM_TASKS": "1"}):
+        line = processes.alone({"SLURM_NTASKS": "8", "SLURM_PROCID": "0", **step})
+        assert (
+            line == "SLURM: the job has 8 tasks, this step has one: one process (srun starts all)"
+        )
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import contextlib
 import itertools
 import os
 import resource
+import signal
 import time
 import types
 
@@ -13,8 +14,10 @@ import pytest
 import runs_to_kill
 import tiny
 
+from driftar_jax import config
+from driftar_jax.data import latents
 from driftar_jax.storage import checkpoints
-from driftar_jax.training import locks, loop, processes, runs
+from driftar_jax.training import locks, loop, processes, runs, stopping
 
 STEPS = 6
 
@@ -67,6 +70,30 @@ def test_a_stopped_run_saves_and_goes_on_exactly(open_loop, straight):
     made.run(made.fresh_state(), batches, say=said.append, stop=lambda: next(asked))
     assert said[-1].startswith("stopped by SIGTERM: step 3 is saved")
     _equal(_go_on(open_loop, "stopped", 3), straight)
+
+
+@pytest.mark.parametrize("sent", [["SIGHUP", "SIGHUP", "SIGTERM"], ["SIGUSR1", "SIGUSR1"]])
+def test_signals_that_ask_for_an_end(sent):
+    with stopping.on_signals() as wish:
+        assert wish() == ""
+        for name in sent:
+            os.kill(os.getpid(), getattr(signal, name))
+        assert wish() == sent[0]
+        assert signal.getsignal(signal.SIGHUP) == wish.take
+        again = signal.SIG_DFL if "SIGTERM" in sent else wish.take
+        assert signal.getsignal(signal.SIGTERM) == again
+
+
+def test_a_hang_up_that_is_ignored_stays_ignored():
+    """As under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopping.on_signals() as wish:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert wish() == ""
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_wish_from_before_the_first_step_ends_it_there(open_loop):
@@ -165,3 +192,55 @@ def test_a_second_run_is_refused_and_a_dead_one_forgotten(tmp_path):
     # What a killed run leaves: the file, and nobody who holds it.
     assert (tmp_path / "run" / locks.FILE).exists()
     runs.claim_workdir(str(tmp_path / "run"), settings).release()
+
+
+def _folder_run(**changes):
+    return tiny.config("drift", **{"data__name": "folder:/a/pets", **changes})
+
+
+@pytest.mark.parametrize(
+    ("changes", "begun", "refused"),
+    [
+        ({"train__steps": 900_000}, False, ""),
+        ({"train__steps": 1}, True, "train.steps: got 1, allowed .* or more"),
+        ({"init_from": "/moved/host"}, True, ""),
+        ({"init_from": "/moved/host"}, False, "init_from: got"),
+        ({"data__name": "folder:/b/pets"}, True, ""),
+        ({"data__name": "folder:/b/pets"}, False, "data.name: got"),
+        ({"data__name": "latents:/a/pets"}, True, "data.name: got"),
+        ({"data__name": "digits8"}, True, "data.name: got"),
+        ({"data__data_dir": "/b"}, True, ""),
+        ({"train__keep": 9}, False, ""),
+        ({"optim__lr": 1.0}, True, "optim.lr: got"),
+    ],
+)
+def test_what_a_later_start_may_change(changes, begun, refused):
+    then = _folder_run(train__steps=5).to_dict()
+    now = _folder_run(**{"train__steps": 5, **changes})
+    if not refused:
+        config.check_same_run(now, then, begun=begun)
+        return
+    with pytest.raises(
+        ValueError, match=f"^{refused}.*a run may change train.steps upwards, "
+    ) as e:
+        config.check_same_run(now, then, begun=begun)
+    assert "\n" not in str(e.value)
+    assert not set(config.lasting(now)) & {"train.steps", "init_from", "data.name", "mesh.data"}
+
+
+def test_moved_data_is_the_same_data(tmp_path):
+    """By its fingerprint; latents of before the fingerprint without a path are known as well."""
+    rng = np.random.default_rng(0)
+    for name in ("a", "b"):
+        for i in range(3):
+            (tmp_path / name / "cat").mkdir(parents=True, exist_ok=True)
+            pair = rng.standard_normal((4, 2, 2)).astype(np.float32)
+            np.savez(tmp_path / name / "cat" / f"{i}.npz", moments=pair, moments_flip=pair)
+    first, moved = (
+        latents.open_latents(f"latents:{tmp_path / name}", "train", image_size=None)
+        for name in ("a", "b")
+    )
+    assert first.fingerprint == moved.fingerprint and moved.is_of(first.fingerprint)
+    assert first.is_of(f"latents:{tmp_path / 'a'}|train|3|None")
+    assert not moved.is_of(f"latents:{tmp_path / 'a'}|train|3|None")  # nothing says what it was
+    assert not moved.is_of("latents|train|4|None|0") and not moved.is_of(7)

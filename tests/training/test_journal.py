@@ -1,6 +1,7 @@
 """Where the seconds of a run went, over kills and resumed starts."""
 
 import json
+import pathlib
 import time
 
 import pytest
@@ -91,3 +92,42 @@ def test_a_cut_line_of_the_log_is_dropped(tmp_path):
     log.write({"step": 4, "loss": 3.0})
     lines = [json.loads(line) for line in path.read_text().splitlines()]
     assert lines == [{"step": 2, "loss": 1.0}, {"step": 4, "loss": 3.0}]
+
+
+BAD = ["", "{", "\0" * 9, "[1]", '{"loss": 1}', '{"step": "3"}', '{"step": true}', "[" * 9999]
+
+
+@pytest.mark.parametrize("bad", BAD, ids=repr)
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_bad_line_loses_itself_alone(tmp_path, clock, bad, place):
+    path = tmp_path / "metrics.jsonl"
+    lines = ['{"step": 2, "loss": 1.0}', '{"step": 4, "loss": 2.0}']
+    path.write_text("\n".join(lines[:place] + [bad] + lines[place:]) + "\n")
+    assert [r["step"] for r in journal.read_metrics(path)] == [2, 4]
+    journal.MetricsLog(path, start=4)
+    assert path.read_text().splitlines() == lines
+    spent = [
+        json.dumps({"step": s, "start": s, "wall": 5.0, "stepping": 1.0, "saving": 0.0})
+        for s in (1, 2)
+    ]
+    path.write_text("\n".join(spent[:place] + [bad] + spent[place:]) + "\n")
+    assert journal.Goodput(path, 2, born=99.0).shares()["starts"] == 3
+
+
+@pytest.mark.parametrize(
+    "kind", [journal.MetricsLog, lambda path, n: journal.Goodput(path, n, 0.0)]
+)
+def test_what_was_logged_survives_a_full_disk(tmp_path, monkeypatch, kind):
+    """A file is replaced whole, never written over in place."""
+    path = tmp_path / "log.jsonl"
+    text = '{"step": 2, "start": 1, "wall": 5.0, "stepping": 1.0, "saving": 0.0}\n{"cut'
+    path.write_text(text)
+
+    def full(self, data):
+        self.write_bytes(data[:5].encode())
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(pathlib.Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        kind(path, 2)
+    assert path.read_text() == text and list(tmp_path.iterdir()) == [path]

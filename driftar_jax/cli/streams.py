@@ -1,0 +1,49 @@
+"""Standard output and error of a program whose reader may be gone, or know no letter of it."""
+
+import contextlib
+import errno
+import os
+import sys
+
+
+class Patient:
+    """A stream that writes what its terminal knows, and is silent once nobody listens."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def __getattr__(self, name):
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> int:
+        try:
+            return self._stream.write(text)
+        except UnicodeEncodeError:
+            code = self._stream.encoding or "ascii"
+            return self.write(text.encode(code, "backslashreplace").decode(code))
+        except OSError as error:
+            return self._gone(error, len(text))
+
+    def flush(self) -> None:
+        try:
+            self._stream.flush()
+        except OSError as error:
+            self._gone(error, 0)
+
+    def _gone(self, error: OSError, count: int) -> int:
+        """A closed terminal or pipe ends no run; a full disk does."""
+        if error.errno not in (errno.EPIPE, errno.EIO):
+            raise error
+        # What is still buffered would fail again when Python ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+        return count
+
+
+@contextlib.contextmanager
+def patient():
+    """Replace both streams by patient ones inside of the context."""
+    with (
+        contextlib.redirect_stdout(Patient(sys.stdout)),
+        contextlib.redirect_stderr(Patient(sys.stderr)),
+    ):
+        yield

@@ -1,0 +1,77 @@
+"""Classes as people write them: by name or number, with commas in it or in another spelling."""
+
+import re
+import unicodedata
+from collections.abc import Sequence
+
+from driftar_jax.config import nearest, wrong
+
+_LONGEST = 40
+
+
+def numbers(asked: Sequence, names: Sequence[str]) -> list[int]:
+    """Class numbers of what is asked for.
+
+    Args:
+      asked: numbers, -1 for none; or names. A text is a name where a class has it, else a number:
+        classes called 2, 10 and 1 are asked for by these names.
+      names: of all classes.
+
+    Raises:
+      ValueError: no class has the name or number; the nearest name is offered.
+    """
+    known = {_plain(name): number for number, name in reversed(list(enumerate(names)))}
+    known |= {name: number for number, name in reversed(list(enumerate(names)))}
+    return [_number(a, known, len(names)) for a in asked]
+
+
+def words(text: str, names: Sequence[str]) -> list[str]:
+    """The names and numbers of a list that commas divide, where names may hold commas too.
+
+    A part that is a class or a number stands for itself; other parts are put together again to the
+    longest name that they make.
+    """
+    if _plain(text) in map(_plain, names):
+        return [text]
+    known = {_plain(name) for name in names}
+    parts, found, at = [part.strip() for part in text.split(",")], [], 0
+    while at < len(parts):
+        end = at + 1
+        if _plain(parts[at]) not in known:
+            for last in range(len(parts), at + 1, -1):
+                if _plain(",".join(parts[at:last])) in known:
+                    end = last
+                    break
+        found.append(",".join(parts[at:end]))
+        at = end
+    return [word for word in found if word]
+
+
+def for_file(number: int, name: str) -> str:
+    """`class3_ankle-boot`: number and name of a class as a part of a file's name."""
+    safe = re.sub(r"[^\w.+-]+", "-", unicodedata.normalize("NFC", name)).strip("-.")[:_LONGEST]
+    return f"class{number}" if number < 0 or safe in ("", str(number)) else f"class{number}_{safe}"
+
+
+def _plain(name: str) -> str:
+    """The same for two spellings of a name: composed letters, spaces around commas."""
+    return re.sub(r"\s*,\s*", ",", unicodedata.normalize("NFC", name)).strip()
+
+
+def _number(asked, known: dict[str, int], count: int) -> int:
+    if isinstance(asked, str):
+        found = known.get(asked, known.get(_plain(asked)))
+        if found is not None:
+            return found
+        digits = re.fullmatch(r"-?[0-9]{1,9}", asked.strip())
+        if not digits or not -1 <= int(asked) < count:
+            allowed = f"-1 to {count - 1} or a class name{nearest(asked, known)}"
+            raise wrong("labels", asked, allowed)
+        return int(asked)
+    try:
+        whole = int(asked)
+        if whole == asked and -1 <= whole < count and not isinstance(asked, bool):
+            return whole
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise wrong("labels", asked, f"-1 to {count - 1} or a class name")
