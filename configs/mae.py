@@ -11,10 +11,10 @@ from configs import small
 def get_config(size: str = "fashion28") -> ml_collections.ConfigDict:
     """Everything a run needs; `size` is the word after the colon."""
     c = small.base("mae", size if size != "imagenet256" else "digits8")
-    # Three stages: sides 8, 4, 2 of digits; 14, 7, 4; 16, 8, 4.
+    # Three stages: sides 8, 4, 2 of digits; 14, 7, 4; 16, 8, 4; 32, 16, 8.
     c.mae = dict(
         width=16,
-        patch=2 if size in ("fashion28", "emoji32") else 1,
+        patch=2 if size in ("fashion28", "emoji32", "emoji64") else 1,
         blocks="1,2,1",
         label_from=0.7,
         dtype="float32",

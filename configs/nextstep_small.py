@@ -7,7 +7,7 @@ import ml_collections
 
 from configs import small
 
-SIZES = ("emoji32", "tiny", "own")
+SIZES = ("emoji32", "emoji64", "tiny", "own")
 
 
 def get_config(size: str = "emoji32") -> ml_collections.ConfigDict:
@@ -50,8 +50,11 @@ def generative(task: str, size: str) -> ml_collections.ConfigDict:
         guidance_schedule="constant",
         temperature=1.0,
     )
-    c.optim.ema = 0.99  # with 0.995, a short run's average still holds the fresh head
-    c.train.update(batch_size=32, steps=1000)
+    if size == "emoji64":
+        c.host.update(width=192, depth=6, num_heads=6, mlp_width=512)
+    else:
+        c.optim.ema = 0.99  # with 0.995, a short run's average still holds the fresh head
+        c.train.update(batch_size=32, steps=1000)
     if size == "own":  # as many as the captions and the pictures need
         c.text.length, c.sample.ar_steps, c.train.batch_size = 0, 0, 0
     if size == "tiny":

@@ -2,15 +2,19 @@
 
 import ml_collections
 
-# Patch sizes give 16, 16 and 64 tokens; `tiny` is for tests.
+# Patch sizes give 16, 16, 64 and 64 tokens; `tiny` is for tests.
 DATA = {
     "digits8": dict(name="digits8", image_size=8, patch_size=2),
     "fashion28": dict(name="fashion28", image_size=28, patch_size=7),
     "emoji32": dict(name="emoji32", image_size=32, patch_size=4),
+    "emoji64": dict(name="emoji64", image_size=64, patch_size=8),
     "tiny": dict(name="digits8", image_size=8, patch_size=4),
     # One's own pictures, --config.data.name=folder:PATH; they decide what is 0 here.
     "own": dict(name="", image_size=0, patch_size=0),
 }
+
+# What `encode` makes of emoji64 with an autoencoder of configs/autoencoder.py: 64 tokens of 16.
+EMOJI64_LATENTS = dict(name="latents:data/emoji64_f8", image_size=8, patch_size=1)
 
 
 def base(task: str, size: str) -> ml_collections.ConfigDict:
@@ -21,7 +25,10 @@ def base(task: str, size: str) -> ml_collections.ConfigDict:
     c.task = task
     c.seed = 0
     c.init_from = ""  # workdir of a checkpoint whose host this run starts from
-    c.data = dict(**DATA[size], data_dir="", center_crop=True, flip=False)
+    made_of = DATA[size]
+    if size == "emoji64" and task in ("host", "drift", "draft"):
+        made_of = EMOJI64_LATENTS
+    c.data = dict(**made_of, data_dir="", center_crop=True, flip=False)
     c.optim = dict(
         lr=1e-3,
         schedule="cosine",
@@ -41,6 +48,9 @@ def base(task: str, size: str) -> ml_collections.ConfigDict:
         checkpoint_minutes=0.0,  # 0: by steps alone
         keep=2,
     )
+    if size == "emoji64":
+        c.optim.ema = 0.999
+        c.train.update(batch_size=32, steps=4000, checkpoint_every=250, sample_every=1000)
     if size == "fashion28":
         c.train.steps = 1000  # five epochs: what an hour on two cores allows for twelve runs
     if size == "own":
@@ -84,6 +94,9 @@ def generative(task: str, size: str) -> ml_collections.ConfigDict:
         temperature=0.95,  # as MAR without guidance
         spacing="trimmed",
     )
+    if size == "emoji64":
+        c.host.update(width=192, encoder_depth=3, decoder_depth=3, num_heads=6, buffer_size=8)
+        c.mask.tokens_per_image = 8
     if size == "tiny":
         c.host.update(width=16, encoder_depth=1, num_heads=2, buffer_size=2)
         c.sample.update(ar_steps=3, nfe=4)

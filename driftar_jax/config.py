@@ -16,13 +16,24 @@ from typing import Any
 from driftar_jax import seeds
 from driftar_jax.storage import paths
 
-TASKS = ("host", "drift", "draft", "classifier", "mae")
+TASKS = ("host", "drift", "draft", "classifier", "mae", "autoencoder")
 GENERATIVE = ("host", "drift", "draft")
 # Tasks of workdirs that `convert` writes and nobody trains: Drift-AR as published, NextStep-1.
 PUBLISHED, CONVERTED = "published", "nextstep"
 # The order of sections in messages and pages; a host may have others, which come last.
 SECTIONS = ("task", "seed", "init_from", "data", "host", "head", "text", "mask", "prior", "drift")
-SECTIONS += ("bank", "draft", "loss", "classifier", "mae", "optim", "train", "sample", "teacher")
+SECTIONS += (
+    "bank",
+    "draft",
+    "loss",
+    "classifier",
+    "mae",
+    "autoencoder",
+    "optim",
+    "train",
+    "sample",
+    "teacher",
+)
 SECTIONS += ("mesh",)
 
 _REQUIRED = object()
@@ -165,6 +176,40 @@ _NETWORKS = {
                 0, 1, "Share of the run after which the label is learnt too.", open_high=True
             ),
             "mae.dtype": choice(("float32", "bfloat16"), "Type of the network's activations."),
+        },
+    ),
+    **of_tasks(
+        ("autoencoder",),
+        {
+            "autoencoder.channels": Field(
+                int,
+                lambda v: v > 0 and v % 32 == 0,
+                "a multiple of 32 (of the groups of its norms)",
+                "Channels of the first level.",
+            ),
+            "autoencoder.multipliers": Field(
+                str,
+                lambda v: re.fullmatch(r"[1-9]\d?(,[1-9]\d?){0,5}", v) is not None,
+                "widths of the levels over channels as in 1,1,2,2,4",
+                "Widths of the levels over channels; each but the last halves the size.",
+            ),
+            "autoencoder.blocks": blocks(
+                1, "Residual blocks of a level; the decoder has one more."
+            ),
+            "autoencoder.latent_channels": whole(1, "Numbers of a token."),
+            "autoencoder.fold": whole(
+                1,
+                "Side of the squares of pixels that become channels before the first convolution.",
+            ),
+            "autoencoder.shortcut": flag(
+                "Whether a linear way, at first a cosine transform, leads around all levels."
+            ),
+            "autoencoder.kl": real(0, _ANY, "Weight of the nats of a token's number."),
+            "autoencoder.perceptual": real(
+                0, _ANY, "Weight of the distance in the maps of features_from."
+            ),
+            "autoencoder.features_from": text("Workdir of task mae; '' while perceptual is 0."),
+            "autoencoder.dtype": choice(("float32", "bfloat16"), "Type of the convolutions."),
         },
     ),
 }
@@ -366,8 +411,21 @@ def _check_together(flat: dict[str, Any]) -> None:
         raise wrong("optim.accumulate", parts, f"a divisor of train.batch_size {batch}")
     if flat["task"] == "mae" and size % flat["mae.patch"]:
         raise wrong("mae.patch", flat["mae.patch"], f"a divisor of data.image_size {size}")
+    if flat["task"] == "autoencoder":
+        _check_autoencoder(flat)
     if flat["task"] in GENERATIVE:
         host(flat["host.name"]).check(flat, (size // patch) ** 2)
+
+
+def _check_autoencoder(flat: dict[str, Any]) -> None:
+    levels = flat["autoencoder.multipliers"].count(",")
+    factor = flat["autoencoder.fold"] * 2**levels
+    if flat["data.image_size"] % factor:
+        raise wrong("data.image_size", flat["data.image_size"], f"a multiple of {factor}")
+    weighs, given = flat["autoencoder.perceptual"] > 0, bool(flat["autoencoder.features_from"])
+    if weighs != given:
+        allowed = "the workdir of task mae" if weighs else "'' while autoencoder.perceptual is 0"
+        raise wrong("autoencoder.features_from", flat["autoencoder.features_from"], allowed)
 
 
 def lasting(config) -> dict[str, Any]:

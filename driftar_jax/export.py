@@ -60,8 +60,9 @@ def _without_folders(source: pathlib.Path) -> dict:
     config = checkpoints.read_config(source)
     if "init_from" in config:
         config["init_from"] = ""
-    if "features_from" in config.get("drift", {}):
-        config["drift"]["features_from"] = ""
+    for section in ("drift", "autoencoder"):
+        if "features_from" in config.get(section, {}):
+            config[section]["features_from"] = ""
     return config
 
 

@@ -149,6 +149,10 @@ def shapes(config: Any, images: ImageSpec) -> dict[str, Any]:
         from driftar_jax.published import stored
 
         return stored.abstract(stored.module(config), config.phi)
+    if config.task == "autoencoder":
+        from driftar_jax.vae import stored as autoencoders
+
+        return autoencoders.abstract(autoencoders.trained(config.autoencoder))
     if config.task in ("classifier", "mae"):
         module = _feature_network(config, images)
         # Of numpy: nothing is compiled to learn shapes.

@@ -193,8 +193,10 @@ def _write(out: pathlib.Path, samples, classes, texts, names) -> None:
     for i, image in enumerate(samples.images):
         said = "" if texts is not None else f"_{labels.for_file(classes[i], names[classes[i]])}"
         pictures.to_pil(image).save(out / f"{i:05d}{said}.png")
-    pictures.save_grid(out / "grid.png", samples.images)
-    if texts is not None:
+    if texts is None:
+        pictures.save_by_class(out / "grid.png", samples.images, classes, names)
+    else:
+        pictures.save_grid(out / "grid.png", samples.images)
         pictures.save_captioned(out / "prompts.png", samples.images, texts)
 
 

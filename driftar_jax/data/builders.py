@@ -12,7 +12,7 @@ VERSIONS = {"emoji32": tfds.core.Version("1.1.0")}
 
 
 class _EmbeddedSet:
-    """What the three builders share: they differ in name and text only."""
+    """What the builders share: they differ in name and text only."""
 
     VERSION = VERSION
     DESCRIPTION = ""
@@ -25,7 +25,7 @@ class _EmbeddedSet:
             "image": tfds.features.Image(shape=arrays["image"].shape[1:], encoding_format="png"),
             "label": tfds.features.ClassLabel(names=[str(n) for n in arrays["names"]]),
         }
-        if self.name in embedded.CAPTIONS:
+        if embedded.has_captions(self.name):
             features["caption"] = tfds.features.Text()
         return tfds.core.DatasetInfo(
             builder=self,
@@ -82,4 +82,19 @@ class Emoji32(_EmbeddedSet, tfds.core.GeneratorBasedBuilder):
     LICENSE = (
         "Noto Emoji: Apache-2.0 (Google). Twemoji: CC BY 4.0 (Twitter, Inc and other "
         "contributors); changed: resized, put on white."
+    )
+
+
+class Emoji64(_EmbeddedSet, tfds.core.GeneratorBasedBuilder):
+    """8,506 drawn pictures of 64x64 in colour, three designs, 37 classes, held out by emoji."""
+
+    name = "emoji64"
+    DESCRIPTION = (
+        "Noto Emoji, Twemoji and Fluent Emoji 3D on white, 64x64; the class is the Unicode "
+        "subgroup, the caption names emoji, class and design."
+    )
+    HOMEPAGE = "https://github.com/iamcal/emoji-data"
+    LICENSE = (
+        "Noto Emoji: Apache-2.0 (Google). Twemoji: CC BY 4.0 (Twitter, Inc and other "
+        "contributors); changed: put on white. Fluent Emoji: MIT (Microsoft Corporation)."
     )

@@ -1,7 +1,8 @@
 """Image sets that were encoded once: moments of an autoencoder, and of the mirror image.
 
 A folder of shards is a prepared TFDS set (ArrayRecord, `tfds.builder_from_directory`) with one file
-more, `latents.json`, which says what was encoded with which autoencoder. MAR's own cache, one
+more, `latents.json`, which says what was encoded with which autoencoder, and another one,
+`captions.json`, where the pictures have texts. MAR's own cache, one
 `class/picture.npz` per image, is read as it lies.
 """
 
@@ -9,18 +10,20 @@ import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 
 from driftar_jax.config import wrong
 from driftar_jax.data import listing, npz, tfds_files
 from driftar_jax.data.sets import CONVERTED, PREFIX
+from driftar_jax.data.source import MEMORY_LIMIT
 from driftar_jax.storage import paths
 from driftar_jax.storage.checkpoints import write_json
 from driftar_jax.storage.jsons import read_json
 
 FACTS = "latents.json"
+CAPTIONS = "captions.json"
 SET_NAME = "latents"
 
 
@@ -33,11 +36,11 @@ class LatentSource:
       class_names, num_classes, fingerprint, left_out: as of `ImageSource`.
       vae, vae_fingerprint: folder of the autoencoder, and text that tells it from others; None in
         MAR's cache.
+      captions: one text per image, in the set's order; None where the set has none.
     """
 
-    in_memory = False
-
     def __init__(self, read: Callable[[int], dict], length: int, **attributes):
+        """`read(i)` gives an item. Sets below `source.MEMORY_LIMIT` are read here, once."""
         self._read, self._length = read, length
         self.name: str = attributes["name"]
         self.split: str = attributes["split"]
@@ -46,10 +49,14 @@ class LatentSource:
         self.num_classes = len(self.class_names)
         self.vae: str | None = attributes.get("vae")
         self.vae_fingerprint: str | None = attributes.get("vae_fingerprint")
+        self.captions: list[str] | None = attributes.get("captions")
         self.left_out: str = attributes.get("left_out", "")
         # Not of the folder's name: a set that was moved is the same set.
         self._facts = f"|{self.split}|{length}|{self.vae_fingerprint}"
         self.fingerprint = f"latents{self._facts}|{attributes['digest']}"
+        self._arrays: dict[str, np.ndarray] | None = None
+        if length * 16 * int(np.prod(self.image_shape)) < MEMORY_LIMIT:
+            self._arrays = self._stacked(range(length))
 
     def is_of(self, fingerprint: str) -> bool:
         """Whether a stored fingerprint is of this set; older runs kept the folder's name in it."""
@@ -65,6 +72,28 @@ class LatentSource:
         if not -self._length <= i < self._length:
             raise IndexError(f"image {i} of {self._length}")
         return self._read(i % self._length)
+
+    @property
+    def in_memory(self) -> bool:
+        return self._arrays is not None
+
+    def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Items at `indices [B]`, stacked; new arrays."""
+        if self._arrays is None:
+            return self._stacked(indices)
+        return {name: array[indices] for name, array in self._arrays.items()}
+
+    def labels(self) -> np.ndarray:
+        """int32 `[N]` in the set's order."""
+        return self.batch(np.arange(len(self)))["label"]
+
+    def _stacked(self, indices) -> dict[str, np.ndarray]:
+        items = [self._read(int(i)) for i in indices]
+        shapes = {item["moments"].shape for item in items}
+        if len(shapes) > 1:
+            raise wrong("data.name", self.name, f"latents of one shape, not {sorted(shapes)}")
+        labels = np.array([item["label"] for item in items], np.int32)
+        return {"moments": np.stack([item["moments"] for item in items]), "label": labels}
 
 
 def open_latents(name: str, split: str, *, image_size: int | None) -> LatentSource:
@@ -130,7 +159,18 @@ def _shards(name: str, folder: pathlib.Path, split: str) -> LatentSource:
         vae=facts["vae"],
         vae_fingerprint=facts["vae_fingerprint"],
         digest=_digest(json.dumps(facts.get("source"), sort_keys=True)),
+        captions=_captions(name, folder, split, count),
     )
+
+
+def _captions(name: str, folder: pathlib.Path, split: str, count: int) -> list[str] | None:
+    path = folder / CAPTIONS
+    if not path.is_file():
+        return None
+    texts = read_json("data.name", path, "the captions that encode wrote").get(split)
+    if not _texts(texts) or len(texts) != count:
+        raise wrong("data.name", str(path), f"a caption for each of {count} images of {split}")
+    return texts
 
 
 def _npz(name: str, folder: pathlib.Path) -> LatentSource:
@@ -267,9 +307,16 @@ def write_shards(
         tell(f"{path.name}: {len(numbers)} images")
 
 
-def finish(folder: pathlib.Path) -> None:
-    """Write what TFDS reads a set by; from here on the set is complete."""
+def finish(folder: pathlib.Path, captions: Mapping[str, Sequence[str]] | None = None) -> None:
+    """Write what TFDS reads a set by; from here on the set is complete.
+
+    Args:
+      folder: of `begin`, all its shards written.
+      captions: by split, a text for each image; None: the set has none.
+    """
     facts = read_facts(folder)
+    if captions is not None:
+        write_json(folder / CAPTIONS, {split: list(texts) for split, texts in captions.items()})
     _features(facts).save_config(str(folder))
     splits = []
     for split in facts["splits"]:

@@ -3,9 +3,12 @@
 import math
 import pathlib
 import textwrap
+from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
+
+_LETTERS = 13  # height of the names beside a grid
 
 
 def to_pil(image: np.ndarray, scale: int = 1) -> Image.Image:
@@ -30,6 +33,39 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
 def save_grid(path: str | pathlib.Path, images: np.ndarray, columns: int | None = None) -> None:
     """Write a grid as PNG, small images enlarged to about 64 pixels."""
     to_pil(grid(images, columns), scale=max(1, 64 // images.shape[1])).save(path)
+
+
+def save_by_class(
+    path: str | pathlib.Path, images: np.ndarray, labels: np.ndarray, names: Sequence[str]
+) -> None:
+    """Write a row for each class, its name before it, as PNG.
+
+    Args:
+      path: of the file.
+      images: uint8 `[n, H, W, C]`, enlarged to about 64 pixels; where no class has two, their names
+        stand under them instead.
+      labels: `[n]` classes; -1 is none.
+      names: of the classes.
+    """
+    labels = np.asarray(labels)
+    rows = [(label, images[labels == label]) for label in np.unique(labels).tolist()]
+    title = lambda label: names[label] if label >= 0 else "no class"  # noqa: E731
+    most = max(len(row) for _, row in rows)
+    if most == 1 and len(rows) > 1:
+        save_captioned(path, images, [title(label) for label in labels.tolist()])
+        return
+    font = ImageFont.load_default(_LETTERS)
+    before = 2 * _LETTERS + max(int(font.getlength(title(label))) for label, _ in rows)
+    scale = max(1, 64 // images.shape[1])
+    made = [to_pil(grid(row, most), scale).convert("RGB") for _, row in rows]
+    width, height = before + made[0].width, sum(row.height for row in made)
+    sheet, top = Image.new("RGB", (width, height), "white"), 0
+    for (label, _), row in zip(rows, made, strict=True):
+        sheet.paste(row, (before, top))
+        middle = (before - _LETTERS, top + row.height // 2)
+        ImageDraw.Draw(sheet).text(middle, title(label), "black", font, anchor="rm")
+        top += row.height
+    sheet.save(path)
 
 
 def save_captioned(

@@ -226,12 +226,12 @@ class Batches:
         first = int(number) * self.batch_size + self._first_row
         positions = np.arange(first, first + self.local_batch_size)
         indices = self._indices(positions)
-        image, label = self.source.gather(indices)
+        batch = self.source.batch(indices)
         if self.flip:
-            mirrored = self._flips(first, self.local_batch_size)
-            # `gather` returns new arrays, so that the set itself is not mirrored.
+            mirrored, image = self._flips(first, self.local_batch_size), batch["image"]
+            # `batch` returns new arrays, so that the set itself is not mirrored.
             image[mirrored] = image[mirrored, :, ::-1]
-        return {"image": image, "label": label, **self._text(indices)}
+        return {**batch, **self._text(indices)}
 
     def _read_image(self, local: int) -> dict[str, np.ndarray]:
         number, row = divmod(int(local), self.local_batch_size)

@@ -104,6 +104,15 @@ class ImageSource:
         images, labels = self._arrays
         return images[indices], labels[indices]
 
+    def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """`gather` as `{"image", "label"}`."""
+        images, labels = self.gather(indices)
+        return {"image": images, "label": labels}
+
+    def labels(self) -> np.ndarray:
+        """int32 `[N]` in the set's order."""
+        return self.gather(np.arange(len(self)))[1]
+
     def _one(self, i: int) -> tuple[np.ndarray, int]:
         if self._arrays is not None:
             images, labels = self._arrays

@@ -13,7 +13,7 @@ from driftar_jax.data.pipeline import open_data
 from driftar_jax.evaluation import networks, quality
 from driftar_jax.features import inception
 from driftar_jax.features.classifier import SmallClassifier
-from driftar_jax.sampling import generator, load
+from driftar_jax.sampling import generator, inpaint, load
 from driftar_jax.storage.checkpoints import read_config
 
 
@@ -36,7 +36,7 @@ class Judge:
     def check(self, measured: Iterable[generator.Generator]) -> None:
         """Refuse checkpoints that make other images; raises ValueError."""
         for loaded in measured:
-            if tuple(loaded.model.images.image_shape) != self.image_shape:
+            if inpaint.pixel_shape(loaded) != self.image_shape:
                 raise wrong("judge", self.workdir, "a classifier of the same images")
 
     def open_sources(self) -> list[Any]:

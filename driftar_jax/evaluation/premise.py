@@ -73,7 +73,8 @@ def measure(
 
     Args:
       model, params: a host or Drift-AR checkpoint.
-      images: uint8 `[n, H, W, C]` real images, at least 16.
+      images: real images, at least 16: uint8 `[n, H, W, C]`, or the grids of their tokens, float32
+        `[n, h, w, c]` (`inpaint.grids`).
       labels: `[n]`; rows of captions where the host reads text.
       seed: of the masks.
 
@@ -81,7 +82,7 @@ def measure(
       One `Premise` per mask rate, most unknown first.
     """
     spec = model.images
-    tokens = patchify(to_unit_range(jnp.asarray(images)), spec.patch_size)
+    tokens = _tokens(images, spec.patch_size)
     if reads_in_turn(model):
         return _in_turn(model, params, tokens, jnp.asarray(labels))
     rng = np.random.default_rng(seed)
@@ -119,10 +120,15 @@ def _in_turn(model: Model, params, tokens, rows) -> list[Premise]:
 
 
 def entropies(model: Model, params, images, labels, known) -> np.ndarray:
-    """`E [n, N]` of real images uint8 `[n, H, W, C]` of which `known [n, N]` tokens are given."""
-    tokens = patchify(to_unit_range(jnp.asarray(images)), model.images.patch_size)
+    """`E [n, N]` of real images, as for `measure`, of which `known [n, N]` tokens are given."""
+    tokens = _tokens(images, model.images.patch_size)
     encoding, _ = _encode(model, params, tokens, jnp.asarray(known), jnp.asarray(labels))
     return np.asarray(encoding.entropy)
+
+
+def _tokens(images, patch_size: int) -> jax.Array:
+    grid = jnp.asarray(images)
+    return patchify(to_unit_range(grid) if grid.dtype == jnp.uint8 else grid, patch_size)
 
 
 def _probe(z: np.ndarray, x: np.ndarray, fit: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from driftar_jax.evaluation import compare, frechet, judges, networks, premise, 
 from driftar_jax.evaluation.stopwatch import Ledger
 from driftar_jax.features import inception
 from driftar_jax.reports import report
-from driftar_jax.sampling import generator
+from driftar_jax.sampling import generator, inpaint
 from driftar_jax.training import journal
 
 SHOWN = 64
@@ -74,7 +74,7 @@ class Session:
         )
         with ledger("premise and pictures"):
             found = {
-                name: premise.measure(loaded.model, loaded.params, *self._judged(1024, loaded))
+                name: self._premise(loaded)
                 for name, loaded in (
                     ("own head alone", self.baselines[0]),
                     ("Drift-AR", self.drifts[0]),
@@ -85,6 +85,11 @@ class Session:
         facts = self._facts(real.accuracy) | {"time": ledger.line()}
         report.write(self.out, rows=rows, real=reached, premise=found, facts=facts, images=shown)
         return "\n".join([*report.summary(rows, reached), "", f"time: {ledger.line()}"])
+
+    def _premise(self, loaded: generator.Generator) -> list[premise.Premise]:
+        images, labels = self._judged(1024, loaded)
+        grids = inpaint.grids(loaded, images)
+        return premise.measure(loaded.model, loaded.params, grids, labels)
 
     def _judged(self, most: int, loaded: generator.Generator) -> tuple[np.ndarray, np.ndarray]:
         """Return real images, and what a checkpoint is told of them."""
@@ -143,7 +148,8 @@ class Session:
         half = drift.model.images.num_tokens // 2
         known = order < (half if premise.sees_tokens(drift.model) else 0)
         known |= premise.reads_in_turn(drift.model)
-        entropy = premise.entropies(drift.model, drift.params, images, labels, known)
+        grids = inpaint.grids(drift, images)
+        entropy = premise.entropies(drift.model, drift.params, grids, labels, known)
         shape = (MAPPED, *drift.model.images.grid)
         report.entropy_map(
             self.out / "entropy.png", images, known.reshape(shape), entropy.reshape(shape)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -14,7 +15,7 @@ from driftar_jax.sampling import batches
 from driftar_jax.sampling.generator import Generator, Samples
 from driftar_jax.sampling.settings import Settings
 from driftar_jax.types import Given
-from driftar_jax.vae import kl, pixels
+from driftar_jax.vae import pixels
 
 _GREY = 128
 
@@ -95,16 +96,19 @@ def _given(loaded: Generator, image: np.ndarray, mask: np.ndarray) -> Given:
     if not mask.any():
         allowed = "one with a white part, which is generated (black or transparent stands)"
         raise wrong("mask", "no pixel", allowed)
-    grid = to_unit_range(jnp.asarray(np.where(mask[:, :, None], _GREY, image).astype(np.uint8)))
-    if _decodes(loaded):
-        moments = kl.encode(loaded.to_pixels.vae, loaded.to_pixels.params, grid[None], tile=1)
-        grid = kl.SCALE * kl.mode(moments)[0]
+    grid = grids(loaded, np.where(mask[:, :, None], _GREY, image).astype(np.uint8)[None])
     spec = loaded.model.images
     side = spec.patch_size * height // spec.image_shape[0]
     tiles = mask.reshape(height // side, side, width // side, side)
     known = ~tiles.any(axis=(1, 3)).reshape(-1)
-    tokens = patchify(grid[None], spec.patch_size)[0]
+    tokens = patchify(grid, spec.patch_size)[0]
     return Given(tokens, jnp.asarray(known), int((~known).sum()))
+
+
+def grids(loaded: Generator, images: np.ndarray) -> jax.Array:
+    """What a checkpoint's tokens are patches of: uint8 `[n, H, W, C]` -> float32 `[n, h, w, c]`."""
+    pictures = jnp.asarray(images)
+    return loaded.to_pixels.grid(pictures) if _decodes(loaded) else to_unit_range(pictures)
 
 
 def _decodes(loaded: Generator) -> bool:

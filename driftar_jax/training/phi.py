@@ -10,7 +10,7 @@ import ml_collections
 from driftar_jax import seeds
 from driftar_jax.config import wrong
 from driftar_jax.data.patches import unpatchify
-from driftar_jax.features import maps
+from driftar_jax.features import maps as spaces
 from driftar_jax.layers.blocks import TransformerBlock
 from driftar_jax.sampling import load as loading
 from driftar_jax.storage.checkpoints import read_config
@@ -20,7 +20,7 @@ from driftar_jax.training import masked
 _SAME = ("image_shape", "vae_fingerprint")
 
 
-def load(settings: Any, manifest: dict) -> tuple[maps.Features, Any]:
+def load(settings: Any, manifest: dict) -> tuple[spaces.Features, Any]:
     """Phi and its frozen parameters for a checked config of whole grids.
 
     Args:
@@ -36,7 +36,7 @@ def load(settings: Any, manifest: dict) -> tuple[maps.Features, Any]:
     """
     kind, source = settings.drift.features, settings.drift.features_from
     if kind == "identity":
-        return maps.Identity(), None
+        return spaces.Identity(), None
     task = "mae" if kind == "mae" else "host or drift"
     try:
         params, found, _ = loading.read_weights(source)
@@ -56,6 +56,38 @@ def load(settings: Any, manifest: dict) -> tuple[maps.Features, Any]:
     return _penultimate(settings, config, source, found, manifest, params["host"])
 
 
+def perceptual(source: str, manifest: dict):
+    """Maps of a frozen masked autoencoder, by which pictures are compared, and its parameters.
+
+    Args:
+      source: workdir of task `mae`, trained on pixels.
+      manifest: facts of the run's data.
+
+    Returns:
+      `(params, [B, H, W, 3]) -> {name: [B, h, w, c]}`, and the parameters.
+
+    Raises:
+      ValueError: no such workdir, or one for other images; one line.
+    """
+    field = "autoencoder.features_from"
+    try:
+        params, found, _ = loading.read_weights(source)
+        config = ml_collections.ConfigDict(read_config(source))
+    except ValueError as error:
+        raise wrong(field, source, f"a workdir of task mae ({error})") from error
+    if config.task != "mae":
+        raise wrong(field, source, f"a workdir of task mae, not {config.task}")
+    if found["image_shape"] != manifest["image_shape"]:
+        allowed = f"a network for images {manifest['image_shape']}, not {found['image_shape']}"
+        raise wrong(field, source, allowed)
+    module = masked.module(config, loading.image_spec(found))
+
+    def see(params, images):
+        return module.apply({"params": params}, images, method="maps")
+
+    return see, {"encoder": params["mae"]["encoder"]}
+
+
 def maps(config, images, params):
     """Phi of a masked autoencoder and its parameters.
 
@@ -71,7 +103,7 @@ def maps(config, images, params):
         patch=images.patch_size,
     )
     module = masked.module(config, images)
-    return maps.Maps(module, to_grid), {"encoder": params["encoder"]}
+    return spaces.Maps(module, to_grid), {"encoder": params["encoder"]}
 
 
 def _penultimate(settings, config, source, found, manifest, params):
@@ -87,7 +119,7 @@ def _penultimate(settings, config, source, found, manifest, params):
     def block(params, h):
         return module.apply({"params": params}, h)
 
-    space = maps.Penultimate(block, images.grid, width)
+    space = spaces.Penultimate(block, images.grid, width)
     key = seeds.key(settings.seed)
     projection = jax.jit(space.projection, static_argnums=1)(key, images.token_dim)
     name = f"encoder_blocks_{config.host.depth - 2}"

@@ -17,8 +17,10 @@ from driftar_jax.sampling import generator, load
 from driftar_jax.storage import checkpoints, paths
 from driftar_jax.targets import precision
 from driftar_jax.training import journal, locks, loop, optim, phi, processes, specs, tasks
+from driftar_jax.vae import reconstruction, stored
 
 GRID_IMAGES = 64
+HELD_OUT_IMAGES = 512  # whose reconstruction is measured on the way
 
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -95,12 +97,32 @@ class Run:
     def go_on(self, state, **options):
         """Train to the last step, with pictures on the way; `options` are those of `Loop.run`."""
         # Pictures of several processes would need their averages in one place.
-        shown = self.settings.task in ("host", "drift", "draft") and jax.process_count() == 1
-        show = self._pictures if shown else None
+        show = None
+        if jax.process_count() == 1 and self.settings.task in ("host", "drift", "draft"):
+            show = self._pictures
+        elif jax.process_count() == 1 and self.settings.task == "autoencoder":
+            show = self._reconstructions
         try:
             return self.loop.run(state, self.batches, on_sample=show, **options)
         finally:
             self.close()
+
+    def _reconstructions(self, step: int, state) -> None:
+        """Held-out pictures over what comes back of them, and a line in `held_out.jsonl`."""
+        try:
+            source = pipeline.open_data(self.settings, "test")
+        except ValueError:  # the set has no other part
+            source = self.batches.source
+        vae = stored.trained(self.settings.autoencoder)
+        found = reconstruction.reconstruct(vae, state.ema, source, HELD_OUT_IMAGES)
+        folder = self.workdir / "samples"
+        folder.mkdir(exist_ok=True)
+        pairs = found.pairs(GRID_IMAGES, columns=16)
+        pictures.save_grid(folder / f"step_{step:08d}.png", pairs, columns=16)
+        figures = found.figures()
+        log = journal.MetricsLog(self.workdir / "held_out.jsonl", step - 1)
+        log.write({"step": step, "split": source.split, **figures})
+        print(f"step {step}: {source.split} PSNR {figures['psnr']:.2f} dB")
 
     def _pictures(self, step: int, state) -> None:
         manifest = self.loop.manifest
@@ -149,6 +171,8 @@ def open_run(settings: Any, workdir: str) -> Run:
     folder = pathlib.Path(paths.local("workdir", workdir)).absolute()
     whole_grids = settings.task == "drift" and "features" in settings.drift
     space = phi.load(settings, manifest) if whole_grids else None
+    if settings.task == "autoencoder" and settings.autoencoder.perceptual:
+        space = phi.perceptual(settings.autoencoder.features_from, manifest)
     if whole_grids and hasattr(source, "check_classes"):
         source.check_classes()
     task = tasks.build(settings, images, space)
@@ -181,8 +205,7 @@ def _write_text(folder: pathlib.Path, settings: Any, source, fitted: captions.Fi
 
 
 def _by_class(source) -> tuple[tuple[str, ...], ...]:
-    labels = pipeline.all_images(source)[1]
-    return captions.by_class(source.captions, labels, source.num_classes)
+    return captions.by_class(source.captions, source.labels(), source.num_classes)
 
 
 def _autoencoder(source) -> dict[str, str]:
@@ -249,16 +272,17 @@ def environment() -> dict[str, Any]:
 def _host_weights(settings: Any, training: loop.Loop) -> dict[str, Any] | None:
     """The groups that a run takes from `init_from`, if they have these shapes; None: it has none.
 
-    That is the host, or for task `draft` all that Drift-AR trained, and its draft head if it fits
-    and a fresh one is not asked for.
+    That is the host, for task `autoencoder` all of it, or for task `draft` all that Drift-AR
+    trained, and its draft head if it fits and a fresh one is not asked for.
     """
     draft = settings.task == "draft"
+    every = draft or settings.task == "autoencoder"
     if not settings.init_from:
         if draft:
             raise config.wrong("init_from", "", "a Drift-AR checkpoint: task draft trains no more")
         return None
     fresh = ("draft",) if draft and settings.teacher.fresh_head else ()
-    wanted = [n for n in training.abstract.params if (n == "host" or draft) and n not in fresh]
+    wanted = [n for n in training.abstract.params if (n == "host" or every) and n not in fresh]
     if not wanted:
         raise config.wrong("init_from", settings.init_from, "'' for a task without a host")
     try:

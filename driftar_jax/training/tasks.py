@@ -10,6 +10,7 @@ import jax
 from driftar_jax import model
 from driftar_jax.features import maps
 from driftar_jax.training import (
+    autoencoder,
     classifier,
     drafts,
     drift_grid,
@@ -61,8 +62,11 @@ def build(
     Args:
       config: checked.
       images: what the data decides.
-      space: phi and its parameters, for whole grids that are to drift; None where nothing trains.
+      space: phi and its parameters, for whole grids that are to drift, or what compares an
+        autoencoder's pictures; None where nothing trains, or nothing compares.
     """
+    if config.task == "autoencoder":
+        return autoencoder.build(config, images, space)
     if config.task in OF_NETWORKS:
         return OF_NETWORKS[config.task](config, images)
     parts = model.build(config, images)

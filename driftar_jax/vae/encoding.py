@@ -27,7 +27,7 @@ def encode_set(
 
     Args:
       sources: splits of one image set.
-      vae_dir: folder written by `convert --family=vae-kl16`.
+      vae_dir: folder written by `convert --family=vae-kl16` or by `train` of an autoencoder.
       out: new folder, or one that the same call began.
       per_shard: images per file.
       batch_size: images encoded at once, with their mirror images.
@@ -58,7 +58,8 @@ def encode_set(
     for source in sources:
         items = functools.partial(_items, vae, params, source, batch_size)
         latents.write_shards(folder, source.split, items, tell)
-    latents.finish(folder)
+    texts = {source.split: source.captions for source in sources}
+    latents.finish(folder, None if None in texts.values() else texts)
 
 
 def _items(vae, params, source: ImageSource, batch_size: int, numbers: range):

@@ -7,7 +7,11 @@ autoencoder is replicated.
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
+
+from driftar_jax.data.patches import patchify, unpatchify
+from driftar_jax.vae import cosine
 
 # Tokens are latents times this; chosen by MAR so that tokens have a standard deviation near 1.
 SCALE = 0.2325
@@ -71,6 +75,7 @@ class Encoder(nn.Module):
     latent_channels: int
     attention_levels: tuple[int, ...]
     dtype: jnp.dtype
+    out_init: nn.initializers.Initializer = nn.linear.default_kernel_init
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -89,7 +94,7 @@ class Encoder(nn.Module):
                 down = f"down_{level}_downsample"
                 x = nn.Conv(width, (3, 3), 2, "VALID", dtype=self.dtype, name=down)(x)
         x = _Middle(x.shape[-1], self.dtype, name="mid")(x)
-        return conv(2 * self.latent_channels, "conv_out")(nn.silu(_norm("norm_out")(x)))
+        return _out(2 * self.latent_channels, self)(nn.silu(_norm("norm_out")(x)))
 
 
 class Decoder(nn.Module):
@@ -100,6 +105,7 @@ class Decoder(nn.Module):
     num_res_blocks: int
     image_channels: int
     dtype: jnp.dtype
+    out_init: nn.initializers.Initializer = nn.linear.default_kernel_init
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -117,7 +123,13 @@ class Decoder(nn.Module):
                 # Nearest-neighbour upsampling before a convolution, as released weights expect.
                 x = jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)
                 x = conv(width, f"up_{level}_upsample")(x)
-        return conv(self.image_channels, "conv_out")(nn.silu(_norm("norm_out")(x)))
+        return _out(self.image_channels, self)(nn.silu(_norm("norm_out")(x)))
+
+
+def _out(features: int, of: "Encoder | Decoder") -> nn.Conv:
+    """The last convolution of an encoder or decoder."""
+    how = dict(dtype=of.dtype, kernel_init=of.out_init, name="conv_out")
+    return nn.Conv(features, (3, 3), **how)
 
 
 class KLVAE(nn.Module):
@@ -130,6 +142,11 @@ class KLVAE(nn.Module):
       latent_channels: channels of a latent.
       image_channels: channels of an image.
       attention_levels: encoder levels with attention after each block, whatever the image size.
+      fold: side of the squares of pixels that become channels before the first convolution and
+        pixels again after the last; the work falls with its square.
+      shortcut: a linear way around all levels, from the pixels of a latent's square to its moments
+        and back, which begins as a cosine transform: training has only the rest to learn (shortcuts
+        as in arXiv 2410.10733, but learnt).
       dtype: type of the convolutions; norms stay float32.
     """
 
@@ -139,19 +156,28 @@ class KLVAE(nn.Module):
     latent_channels: int = 16
     image_channels: int = 3
     attention_levels: tuple[int, ...] = (4,)
+    fold: int = 1
+    shortcut: bool = False
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
         shared = (self.channels, self.multipliers, self.num_res_blocks)
-        self.encoder = Encoder(*shared, self.latent_channels, self.attention_levels, self.dtype)
-        self.decoder = Decoder(*shared, self.image_channels, self.dtype)
+        more = dict(dtype=self.dtype)
+        if self.shortcut:
+            more["out_init"] = nn.initializers.zeros
+            there, back = cosine.maps(self.factor, self.image_channels, self.latent_channels)
+            there = np.concatenate([there / SCALE, np.zeros_like(there)], axis=1)
+            self.encoder_shortcut = _linear(there, self.dtype)
+            self.decoder_shortcut = _linear(back * SCALE, self.dtype)
+        self.encoder = Encoder(*shared, self.latent_channels, self.attention_levels, **more)
+        self.decoder = Decoder(*shared, self.image_channels * self.fold**2, **more)
         self.quant_conv = nn.Dense(2 * self.latent_channels, dtype=self.dtype)
         self.post_quant_conv = nn.Dense(self.latent_channels, dtype=self.dtype)
 
     @property
     def factor(self) -> int:
         """How much smaller a latent is than its image, per side."""
-        return 2 ** (len(self.multipliers) - 1)
+        return self.fold * 2 ** (len(self.multipliers) - 1)
 
     def __call__(self, images: jax.Array) -> jax.Array:
         """Reconstruction from the mode of the posterior; `[B, H, W, 3]` -> the same."""
@@ -173,18 +199,43 @@ class KLVAE(nn.Module):
             raise ValueError(
                 f"images: got shape {images.shape}, allowed sides that {self.factor} divides"
             )
-        return self.quant_conv(self.encoder(images)).astype(jnp.float32)
+        moments = self.quant_conv(self.encoder(_folded(images, self.fold)))
+        if self.shortcut:
+            moments = moments + self.encoder_shortcut(_folded(images, self.factor))
+        return moments.astype(jnp.float32)
 
     def decode(self, latents: jax.Array) -> jax.Array:
         """`[B, h, w, latent_channels]` (tokens divided by `SCALE`) -> `[B, H, W, 3]` float32.
 
         The image is nominally in [-1, 1]; nothing is clipped.
         """
-        return self.decoder(self.post_quant_conv(latents)).astype(jnp.float32)
+        made = _unfolded(self.decoder(self.post_quant_conv(latents)), self.fold)
+        if self.shortcut:
+            made = made + _unfolded(self.decoder_shortcut(latents), self.factor)
+        return made.astype(jnp.float32)
 
     def from_latents(self, latents: jax.Array) -> jax.Array:
         """Latents as tokens hold them `[..., c]` -> what `decode` takes."""
         return latents / SCALE
+
+
+def _linear(kernel: np.ndarray, dtype: jnp.dtype) -> nn.Dense:
+    """A linear layer that begins as `kernel [in, out]`."""
+    begin = lambda key, shape, dtype=jnp.float32: jnp.asarray(kernel, dtype)  # noqa: E731
+    return nn.Dense(kernel.shape[1], dtype=dtype, kernel_init=begin)
+
+
+def _folded(images: jax.Array, side: int) -> jax.Array:
+    """`[B, s h, s w, c]` -> `[B, h, w, c s s]`."""
+    batch, height, width, _ = images.shape
+    return patchify(images, side).reshape(batch, height // side, width // side, -1)
+
+
+def _unfolded(x: jax.Array, side: int) -> jax.Array:
+    """The inverse of `_folded`."""
+    batch, height, width, channels = x.shape
+    tokens = x.reshape(batch, height * width, channels)
+    return unpatchify(tokens, height * side, width * side, side)
 
 
 def mode(moments: jax.Array) -> jax.Array:

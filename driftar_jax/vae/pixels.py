@@ -7,7 +7,7 @@ import pathlib
 import jax
 
 from driftar_jax.config import wrong
-from driftar_jax.data.pixels import to_uint8
+from driftar_jax.data.pixels import to_uint8, to_unit_range
 from driftar_jax.storage.checkpoints import read_config
 from driftar_jax.vae import kl, stored
 from driftar_jax.vae.f8 import F8VAE
@@ -28,10 +28,19 @@ class ToPixels:
         """`grid [B, h, w, c]` float32 tokens -> uint8 `[B, h*f, w*f, 3]`."""
         return _decode(self.vae, self.tile, self.params, grid)
 
+    def grid(self, images: jax.Array) -> jax.Array:
+        """uint8 `[B, h*f, w*f, 3]` -> `[B, h, w, c]` float32 tokens of the posterior's mode."""
+        return _encode(self.vae, self.tile, self.params, images)
+
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _decode(vae: kl.KLVAE | F8VAE, tile: int, params: dict, grid: jax.Array) -> jax.Array:
     return to_uint8(kl.decode(vae, params, vae.from_latents(grid), tile=tile))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _encode(vae: kl.KLVAE, tile: int, params: dict, images: jax.Array) -> jax.Array:
+    return kl.SCALE * kl.mode(kl.encode(vae, params, to_unit_range(images), tile=tile))
 
 
 def load(workdir: str | pathlib.Path, channels: int, fingerprint: str | None = None) -> ToPixels:

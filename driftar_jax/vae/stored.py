@@ -3,12 +3,15 @@
 import dataclasses
 import hashlib
 import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from driftar_jax import seeds
+from driftar_jax.config import check_stored
 from driftar_jax.storage.checkpoints import Checkpoints, read_config
 from driftar_jax.vae.f8 import F8VAE
 from driftar_jax.vae.kl import KLVAE
@@ -33,6 +36,9 @@ def module(config: dict, dtype: jnp.dtype = jnp.float32, kind: str = "vae-kl16")
     Raises:
       ValueError: it is the config of something else, or of an autoencoder of another kind.
     """
+    if config.get("task") == "autoencoder" and kind == "vae-kl16":
+        check_stored(config)
+        return trained(config["autoencoder"], dtype)
     if config.get("task") != TASK:
         raise ValueError(f"task: got {config.get('task')!r}, allowed {TASK!r} (an autoencoder)")
     fields = {k: tuple(v) if isinstance(v, list) else v for k, v in config["vae"].items()}
@@ -42,13 +48,28 @@ def module(config: dict, dtype: jnp.dtype = jnp.float32, kind: str = "vae-kl16")
     return KINDS[kind](**fields, dtype=dtype)
 
 
+def trained(section: Mapping[str, Any], dtype: jnp.dtype = jnp.float32) -> KLVAE:
+    """The module of the section `autoencoder` of a checked config."""
+    multipliers = tuple(int(m) for m in section["multipliers"].split(","))
+    return KLVAE(
+        channels=section["channels"],
+        multipliers=multipliers,
+        num_res_blocks=section["blocks"],
+        latent_channels=section["latent_channels"],
+        attention_levels=(len(multipliers) - 1,),
+        fold=section["fold"],
+        shortcut=section["shortcut"],
+        dtype=dtype,
+    )
+
+
 def load(
     workdir: str | pathlib.Path, dtype: jnp.dtype = jnp.float32, kind: str = "vae-kl16"
 ) -> tuple[KLVAE | F8VAE, dict]:
     """The autoencoder of a workdir and its parameters.
 
     Args:
-      workdir: folder written by `convert --family=KIND`.
+      workdir: folder written by `convert --family=KIND`, or by `train` of task `autoencoder`.
       dtype: type of the convolutions.
       kind: a key of `KINDS`.
 

@@ -38,9 +38,31 @@ def test_a_changed_file_is_refused(monkeypatch, tmp_path):
         embedded.load("digits8")
 
 
+def test_emoji64_is_held_out_by_emoji_and_says_what_it_shows():
+    arrays, texts = embedded.load("emoji64"), embedded.captions("emoji64")
+    assert arrays["image"].shape == (8506, 64, 64, 3) and len(texts) == 8506
+    for text, label in zip(texts, arrays["label"], strict=True):
+        kind = str(arrays["names"][label]).replace("-", " ")
+        assert text.split(", ")[-2] == kind and text.split(", ")[-1] in (
+            "noto",
+            "twemoji",
+            "fluent",
+        )
+    # The first words name the emoji, whatever its skin and design.
+    emoji = np.array([text.split(", ")[0] for text in texts])
+    assert not set(emoji[arrays["test"]]) & set(emoji[~arrays["test"]])
+
+
 def test_licences_name_every_set():
     text = (embedded.FOLDER / "LICENSES.md").read_text()
-    for word in (*embedded.NAMES, "CC BY 4.0", "MIT License", "Apache License", "(c) Twitter, Inc"):
+    said = (
+        "CC BY 4.0",
+        "MIT License",
+        "Apache License",
+        "(c) Twitter, Inc",
+        "Microsoft Corporation",
+    )
+    for word in (*embedded.NAMES, *said):
         assert word in text, word
 
 
@@ -50,9 +72,12 @@ def _rows(images, labels):
     return flat[np.lexsort(flat.T)]
 
 
+LARGE = ("emoji64", "fashion28")
+
+
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(n, marks=[pytest.mark.slow] if n == "fashion28" else []) for n in embedded.NAMES],
+    [pytest.param(n, marks=[pytest.mark.slow] if n in LARGE else []) for n in embedded.NAMES],
 )
 def test_prepared_images_equal_the_arrays(name, data_dir):
     arrays = embedded.load(name)

@@ -67,7 +67,8 @@ def test_missing_set_says_where_it_looked_and_how_to_prepare(tmp_path):
 )
 def test_unknown_names_offer_the_nearest(name, nearest, tmp_path):
     said = _refusal(name, data_dir=str(tmp_path))
-    assert said.startswith(f"data.name: got {name!r}, allowed digits8, emoji32, fashion28, folder:")
+    sets = "digits8, emoji32, emoji64, fashion28"
+    assert said.startswith(f"data.name: got {name!r}, allowed {sets}, folder:")
     assert nearest in said.split("nearest: ")[1]
 
 

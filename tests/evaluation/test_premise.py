@@ -10,6 +10,7 @@ import tiny
 
 from configs import drift_transdiff
 from driftar_jax import model
+from driftar_jax.data.pixels import to_unit_range
 from driftar_jax.evaluation import premise
 from driftar_jax.training import tasks
 from driftar_jax.types import Encoding
@@ -39,13 +40,13 @@ class ZeroPrior:
 COUNT = 60
 
 
-def _measure(relation, prior):
+def _measure(relation, prior, read=lambda images: images):
     parts = model.Model(tiny.IMAGES, PlantedHost(relation), prior=prior)
     draw = np.random.default_rng(0)
     noise = jnp.asarray(draw.random((COUNT, 6)), jnp.float32)
     batch = tiny.batch(COUNT)
     params = {"host": noise, "prior": None}
-    return premise.measure(parts, params, batch["image"], batch["label"])
+    return premise.measure(parts, params, read(batch["image"]), batch["label"])
 
 
 @pytest.mark.parametrize(("relation", "sign"), [(1.0, 1), (-1.0, -1)])
@@ -55,6 +56,8 @@ def test_a_planted_relation_is_found_at_every_mask_rate(relation, sign):
     for p in found:
         np.testing.assert_allclose(p.correlation, sign, atol=1e-3)
         assert p.entropy.shape == p.residual.shape == (COUNT * p.num_unknown,)
+    of_grids = _measure(relation, ZeroPrior(), to_unit_range)
+    np.testing.assert_array_equal(of_grids[1].residual, found[1].residual)
 
 
 def test_no_relation_is_no_correlation():

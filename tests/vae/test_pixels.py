@@ -10,7 +10,8 @@ from PIL import Image
 
 import driftar_jax
 from driftar_jax.conversion import mar, rules
-from driftar_jax.sampling import load, plain
+from driftar_jax.data.pixels import to_unit_range
+from driftar_jax.sampling import inpaint, load, plain
 from driftar_jax.storage import checkpoints
 from driftar_jax.vae import kl, pixels, stored
 
@@ -69,6 +70,17 @@ def test_images_are_decoded_tokens(folders):
     want = module.apply({"params": params}, grid / 0.2325, method="decode")
     want = np.clip(np.round((np.asarray(want) + 1) / 2 * 255), 0, 255)
     assert np.abs(made.images - want).max() <= 1
+
+
+def test_pictures_become_the_tokens_of_their_mode(folders):
+    host, vae, _ = folders
+    loaded = driftar_jax.load(host, vae=vae)
+    assert inpaint.pixel_shape(loaded) == (6, 6, 3)
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 6, 6, 3), np.uint8)
+    module, params = stored.load(vae)
+    moments = module.apply({"params": params}, to_unit_range(pictures), method="encode")
+    want = 0.2325 * np.asarray(moments)[..., :3]
+    np.testing.assert_allclose(inpaint.grids(loaded, pictures), want, atol=1e-5)
 
 
 def test_tiles_bound_the_memory(folders):
