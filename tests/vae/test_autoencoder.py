@@ -9,14 +9,13 @@ import pytest
 import tiny
 from PIL import Image
 
-import driftar_jax
 from configs import autoencoder as configured
 from configs import mae, nextstep_small
 from driftar_jax import config, model
 from driftar_jax.data import pipeline
 from driftar_jax.storage import checkpoints
 from driftar_jax.training import autoencoder, masked, runs
-from driftar_jax.vae import cosine, encoding, kl, reconstruction, stored
+from driftar_jax.vae import cosine, encoding, kl, pixels, reconstruction, stored
 
 pytestmark = pytest.mark.timeout(300)
 IMAGES = model.ImageSpec((8, 8, 3), ("a", "b"), patch_size=1)
@@ -209,7 +208,7 @@ def test_features_of_another_kind_are_refused(trained):
     assert not (root / "none").exists()
 
 
-def test_its_latents_are_trained_on_with_captions_and_sampled(trained):
+def test_its_latents_have_captions_and_become_pictures(trained):
     root, data_dir = trained
     rng = np.random.default_rng(0)
     for name in ("cat", "dog"):
@@ -226,11 +225,17 @@ def test_its_latents_are_trained_on_with_captions_and_sampled(trained):
     np.testing.assert_array_equal(read.labels(), sources[1].labels())
     settings = nextstep_small.get_config("tiny")
     settings.data.update(name=f"latents:{root / 'set'}", image_size=4, patch_size=1)
-    settings.sample.update(ar_steps=16, nfe=2)
-    settings.train.update(steps=1, batch_size=4, log_every=1, checkpoint_every=1)
-    _train(settings, root / "host", data_dir)
-    loaded = driftar_jax.load(root / "host")
-    assert loaded.sample([sources[0].captions[0]]).images.shape == (1, 16, 16, 3)
+    settings.sample.ar_steps, settings.train.batch_size = 16, 4
+    config.check(settings)
+    with runs.open_run(settings, str(root / "host")) as run:
+        batch = next(run.batches)
+        words = run.images.text.vocab_size
+        assert run.loop.manifest["vae_fingerprint"] == read.vae_fingerprint
+    assert batch["moments"].shape == (4, 2, 4, 4, 8)
+    assert batch["text"].shape[0] == 4 and batch["text"].max() < words
+    to_pixels = pixels.load(root / "vae", 4, read.vae_fingerprint)
+    made = to_pixels(to_pixels.grid(sources[1].gather(np.arange(2))[0]))
+    assert made.shape == (2, 16, 16, 3) and made.dtype == np.uint8
     (root / "set" / "captions.json").write_text('{"test": ["one"]}')
     with pytest.raises(ValueError, match="allowed a caption for each of 2 images of test"):
         pipeline.load_source(f"latents:{root / 'set'}", "test", image_size=4)
