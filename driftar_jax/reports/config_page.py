@@ -34,6 +34,7 @@ _TITLES = {
     "loss": "Phases and weights",
     "classifier": "Classifier",
     "mae": "Masked autoencoder",
+    "autoencoder": "Autoencoder of latents",
     "optim": "Optimiser",
     "train": "Run",
     "sample": "Sampling",
