@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from configs import drift_transdiff
-from driftar_jax import model
+from driftar_jax import config, model
 from driftar_jax.data.pixels import to_unit_range
 from driftar_jax.evaluation import premise
 from driftar_jax.training import tasks
@@ -41,7 +41,7 @@ COUNT = 60
 
 
 def _measure(relation, prior, read=lambda images: images):
-    parts = model.Model(tiny.IMAGES, PlantedHost(relation), prior=prior)
+    parts = model.Model(tiny.IMAGES, PlantedHost(relation), config.host("mar"), prior=prior)
     draw = np.random.default_rng(0)
     noise = jnp.asarray(draw.random((COUNT, 6)), jnp.float32)
     batch = tiny.batch(COUNT)
