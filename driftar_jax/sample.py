@@ -4,7 +4,7 @@ python -m driftar_jax.sample --workdir=runs/drift --num=64 --out=runs/drift/imag
 python -m driftar_jax.sample --workdir=runs/mar_base --vae=runs/kl16 --num=4 --out=runs/images
 python -m driftar_jax.sample --workdir=runs/drift --image=shoe.png --mask=heel.png --out=runs/heels
 python -m driftar_jax.sample --workdir=runs/drift_next --prompt="red heart, heart" --out=runs/hearts
-python -m driftar_jax.sample --workdir=runs/nextstep --vae=runs/f8 --image=fox.png \
+python -m driftar_jax.sample --workdir=runs/converted --vae=runs/f8 --image=fox.png \
     --prompt="<image> in the snow" --out=runs/edits
 python -m driftar_jax.sample --workdir=runs/drift --num=8 --dry_run --target=tpu:v5e:1x1
 

@@ -2,6 +2,7 @@
 
 import ast
 import pathlib
+import re
 
 import pytest
 
@@ -11,28 +12,28 @@ PROGRAMS = ("train", "sample", "evaluate", "evaluate_drafts", "ablate", "deviati
 PROGRAMS += ("report", "convert", "encode", "export", "scale")
 # Storey of each file, or of a whole folder.
 STOREYS = {
-    "seeds": -1,
-    "types": 0,
-    "config": 0,
-    "sharding": 0,
-    "entropy": 0,
-    "storage": -1,
-    "layers": 1,
-    "data": 1,
-    "targets": 1,
-    "cli": 1.5,  # names the fields of the config in its messages
-    "heads": 2,
-    "drift": 2,
-    "features": 2,
-    "vae": 2,
-    "hosts": 3,
-    "published": 4,
-    "model": 5,
-    "sampling": 6,
-    "training": 7,
-    "conversion": 7,
-    "evaluation": 8,
-    "reports": 9,
+    "seeds": 0,
+    "types": 1,
+    "config": 1,
+    "sharding": 1,
+    "entropy": 1,
+    "storage": 0,
+    "layers": 2,
+    "data": 2,
+    "targets": 2,
+    "cli": 3,  # names the fields of the config in its messages
+    "heads": 3,
+    "drift": 3,
+    "features": 3,
+    "vae": 3,
+    "hosts": 4,
+    "published": 5,
+    "model": 6,
+    "sampling": 7,
+    "training": 8,
+    "conversion": 8,
+    "evaluation": 9,
+    "reports": 10,
     "sweeps": 10,
     "__init__": 11,  # its `load` imports when it is called
     "__main__": 11,
@@ -45,6 +46,9 @@ KEPT_APART = {
     "conversion": {"training", "drift", "sampling", "data"},
     "evaluation": {"training"},
 }
+# Modules of single hosts: others ask `hosts.family` and `hosts.base`.
+HOSTS = {"mar", "mar_host", "mar_plain", "mar_contexts", "transdiff", "transdiff_host"}
+HOSTS |= {"transdiff_walk", "nextstep", "nextstep_host", "nextstep_contexts", "causal_walk"}
 NOWHERE = {"tensorflow", "torch", "torchvision", "timm"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -86,6 +90,45 @@ def _violations(path, source):
     return found
 
 
+def _questions_about_hosts(path, source):
+    """Where a file outside the hosts' rooms asks what host there is, or imports one."""
+    if path.parts[0] in ("hosts", "conversion", "published"):
+        return []
+    found = []
+    for name in _imported(ast.parse(source)):
+        last = name.removeprefix("driftar_jax.hosts.").split(".")[0]
+        if name.startswith("driftar_jax.hosts.") and last in HOSTS:
+            found.append(f"{path} imports {name}")
+    for number, line in enumerate(source.splitlines(), 1):
+        if re.search(r"isinstance\([^)]*\b(host|decoder)\b", line):
+            found.append(f"{path}:{number} tests the type of a host: {line.strip()}")
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_nobody_else_asks_which_host_there_is(path):
+    assert _questions_about_hosts(path.relative_to(PACKAGE), path.read_text()) == []
+
+
+def test_a_question_about_the_host_is_named():
+    source = "from driftar_jax.hosts import mar_host\nif isinstance(model.host, MAR): pass\n"
+    assert len(_questions_about_hosts(pathlib.Path("sampling/plain.py"), source)) == 2
+    assert _questions_about_hosts(pathlib.Path("hosts/mar_host.py"), source) == []
+
+
+def test_counts_of_the_house():
+    """Few files at the top, few storeys, few files that name the host with a text of its own."""
+    assert len(list(PACKAGE.glob("*.py"))) <= 20
+    assert len(set(STOREYS.values())) <= 12
+    outside = [
+        str(path.relative_to(PACKAGE))
+        for path in FILES
+        if path.relative_to(PACKAGE).parts[0] not in ("hosts", "conversion", "published")
+        and re.search(r"NextStep|nextstep", path.read_text())
+    ]
+    assert len(outside) <= 6, outside
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
 def test_imports_go_downwards(path):
     assert _violations(path.relative_to(PACKAGE), path.read_text()) == []
@@ -94,8 +137,8 @@ def test_imports_go_downwards(path):
 @pytest.mark.parametrize(
     ("path", "source", "complaint"),
     [
-        ("hosts/mar.py", "from driftar_jax.training import loop", "storey 3"),
-        ("entropy.py", "def f():\n    from driftar_jax import layers", "storey 0"),
+        ("hosts/mar.py", "from driftar_jax.training import loop", "storey 4"),
+        ("entropy.py", "def f():\n    from driftar_jax import layers", "storey 1"),
         ("hosts/mar.py", "from driftar_jax.drift.fields import energy", "stay apart"),
         ("data/latents.py", "import torch.utils.data", "imports torch"),
         ("utils.py", "", "add it to STOREYS"),

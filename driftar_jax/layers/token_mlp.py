@@ -1,7 +1,7 @@
-"""The residual MLP that MAR's and NextStep-1's heads share: one token, a time and its condition.
+"""The residual MLP that heads of single tokens share: one token, a time and its condition.
 
-Source: `SimpleMLPAdaLN` of LTH14/mar at fe470ac and `modeling_fm_head.py` of stepfun-ai/NextStep-1
-at 6e49bae, which differ in what the output means and in the times they are told.
+Source: `SimpleMLPAdaLN` of LTH14/mar at fe470ac; the source of `heads/flow_token.py` has the same
+network, and differs in what the output means and in the times it is told.
 """
 
 from typing import ClassVar

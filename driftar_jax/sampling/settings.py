@@ -39,7 +39,7 @@ class Settings:
         start noise) for `drift`. `trained` gives the scale to a decoder that has learned it, and
         runs the conditional branch alone.
       guidance_schedule: `constant`, `linear` (rises over masked AR steps and images in a row, falls
-        over NextStep-1's tokens) or `rising` (NextStep-1).
+        over tokens in raster order) or `rising` (the same).
       spacing: of the diffusion head's steps: `even` from 0 to 999 as published, `trimmed` from 0 to
         950, which is the better one for heads trained for minutes. A single step is always trimmed:
         the published rule would keep timestep 0, which denoises nothing.

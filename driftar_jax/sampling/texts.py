@@ -1,4 +1,4 @@
-"""Readers of texts: captions of a run's own vocabulary, prompts of a converted NextStep-1."""
+"""Readers of texts: captions of a run's own vocabulary, prompts of a converted checkpoint."""
 
 import dataclasses
 import functools
@@ -71,7 +71,7 @@ class Captions:
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """Prompts of a converted NextStep-1, and source images for edits.
+    """Prompts of a converted checkpoint, and source images for edits.
 
     Attributes:
       tokenizer: of the checkpoint.

@@ -9,7 +9,7 @@ import optax
 
 # Groups whose parameters are never decayed: MAR decays nothing of its head (mar.md section 8.1).
 UNDECAYED_GROUPS = ("head",)
-# Decay of AdamW's first moment: the value of MAR, TransDiff and NextStep-1 alike.
+# Decay of AdamW's first moment: the value of all three published recipes.
 B1 = 0.9
 
 

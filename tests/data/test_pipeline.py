@@ -192,7 +192,7 @@ BAD_BATCHES = [
     (dict(batch_size=9, process_count=2), "train.batch_size: got 9, allowed multiples of"),
     (dict(process_index=2, process_count=2), "process_index: got 2, allowed an int from 0 to 1"),
     (dict(process_count=0), "process_count: got 0, allowed"),
-    (dict(seed=-1), "seed: got -1, allowed an int from 0 to 4294967295"),
+    (dict(seed=-1), "seed: got -1, allowed an int from 0 to 9223372036854775807"),
     (dict(seed=True), "seed: got True, allowed"),
     (dict(prefetch=-1), "data.prefetch: got -1, allowed"),
     (dict(flip=1), "data.flip: got 1, allowed True or False"),

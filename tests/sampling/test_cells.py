@@ -33,6 +33,8 @@ OTHER = {
     "shift": 3.0,
     "corrected": True,
     "normalise": True,
+    "lookahead": 3,
+    "bound": "constant",
 }
 
 
