@@ -15,7 +15,8 @@ from driftar_jax.storage.checkpoints import read_config
 # What a class-conditional set of latents is taken for: KL-16's channels, the classes of ImageNet.
 LATENT_CHANNELS, LATENT_CLASSES = 16, 1000
 
-# And the words of captions: those of the released 14B host, with the seven ids of a size prompt such as `16*16`.
+# And the words of captions: those of the released 14B host, with the seven ids of a size prompt
+# such as `16*16`.
 _WORDS, _SIZE_PROMPT = 152064, 7
 
 
