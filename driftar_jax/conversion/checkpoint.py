@@ -71,11 +71,11 @@ def forward(
     del arrays
     formats.check_names(source, state)
     rules.check_known(state, chosen.rules)
-    found = pickles.shapes(state)
+    official = pickles.shapes(state)
     beside = (shards.read_json(home / "config.json"),) if chosen.beside else ()
-    described = chosen.describe(found, num_heads, *beside)
+    described = chosen.describe(official, num_heads, *beside)
     wanted = rules.shapes_of(described.abstract)
-    report = rules.plan(found, chosen.rules, wanted)
+    report = rules.plan(official, chosen.rules, wanted)
     for line in report.problems():
         tell(line)
     report.check()
@@ -86,14 +86,14 @@ def forward(
             raise ValueError(
                 f"source: got {str(home / name)!r}, allowed the model's own ({meaning})"
             )
-    tell(f"{source}: {described.title}, {_count(wanted)} parameters in {len(found)} arrays")
+    tell(f"{source}: {described.title}, {_count(wanted)} parameters in {len(official)} arrays")
     _check_constants(chosen.constants(described.config), state, report.dropped)
     # Known from shapes alone, and better known now than after an hour of writing.
     _check_room(target, _bytes(state, report, chosen.dtype, wanted))
     for name, path, transform in report.mapped:
-        tell(f"{name} {list(found[name])} -> {path} {list(wanted[path])} ({transform.name})")
+        tell(f"{name} {list(official[name])} -> {path} {list(wanted[path])} ({transform.name})")
     for name in report.dropped:
-        tell(f"{name} {list(found[name])}: not needed")
+        tell(f"{name} {list(official[name])}: not needed")
     abstract = described.abstract
     parts = chosen.trees(abstract) if chosen.trees else {"ema": abstract}
     converted = _converted(state, report, parts, chosen.dtype)
@@ -119,7 +119,7 @@ def forward(
     for name in chosen.copied:
         if not (home / name).exists():
             tell(f"warning: no {name} beside the arrays; put it into {out} before sampling")
-    tell(f"{out}: written, {len(report.mapped)} of {len(found)} names used, none missing")
+    tell(f"{out}: written, {len(report.mapped)} of {len(official)} names used, none missing")
     return report
 
 

@@ -59,7 +59,7 @@ def sizes(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None = None) -
     shape = Shapes(shapes, "Drift-AR")
     num_classes, width = shape("class_emb.weight", 2)
     num_tokens = shape(f"{_NET}.pos_embed", 3)[1]
-    found = dict(
+    fields = dict(
         num_tokens=num_tokens,
         token_dim=shape("enc_to_token_proj.weight", 2)[0],
         num_classes=num_classes,
@@ -71,9 +71,9 @@ def sizes(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None = None) -
         mlp_ratio=shape("encoder_blocks.0.mlp.fc1.weight", 2)[0] / width,
     )
     alike = ("width", "depth", "decoder_depth", "draft_depth")
-    num_heads = attention_heads(num_heads, found, PRESETS.values(), alike, "published")
+    num_heads = attention_heads(num_heads, fields, PRESETS.values(), alike, "published")
     phi = shape.depth("feature_encoder.") > 0
-    return {**found, "num_heads": num_heads, "phi": phi}
+    return {**fields, "num_heads": num_heads, "phi": phi}
 
 
 def module(fields: Mapping, **overrides) -> DriftAR:

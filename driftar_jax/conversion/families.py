@@ -84,12 +84,12 @@ def _describe_transdiff(shapes: Mapping[str, tuple[int, ...]], num_heads: int | 
 
 def _describe_drift_ar(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None) -> Described:
     fields = drift_ar.sizes(shapes, num_heads)
-    made = drift_ar.module(fields)
+    model = drift_ar.module(fields)
     return Described(
         drift_ar.title(fields),
-        published.config_of(made, fields["phi"]),
-        published.manifest_of(made),
-        published.abstract(made, fields["phi"]),
+        published.config_of(model, fields["phi"]),
+        published.manifest_of(model),
+        published.abstract(model, fields["phi"]),
     )
 
 
@@ -102,18 +102,18 @@ def _refuse_heads(num_heads: int | None) -> None:
 
 def _describe_vae(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None) -> Described:
     _refuse_heads(num_heads)
-    made = vae.module(shapes)
-    config = stored.config_of(made)
-    title = f"KL autoencoder, {made.latent_channels} channels at 1/{made.factor}"
-    return Described(title, config, {"task": stored.TASK}, stored.abstract(made))
+    autoencoder = vae.module(shapes)
+    config = stored.config_of(autoencoder)
+    title = f"KL autoencoder, {autoencoder.latent_channels} channels at 1/{autoencoder.factor}"
+    return Described(title, config, {"task": stored.TASK}, stored.abstract(autoencoder))
 
 
 def _describe_inception(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None) -> Described:
     _refuse_heads(num_heads)
-    made = inception.module(shapes)
-    config = network.config_of(made)
-    title = f"InceptionV3, {made.num_classes} classes"
-    return Described(title, config, {"task": network.TASK}, network.abstract(made))
+    module = inception.module(shapes)
+    config = network.config_of(module)
+    title = f"InceptionV3, {module.num_classes} classes"
+    return Described(title, config, {"task": network.TASK}, network.abstract(module))
 
 
 def _describe_nextstep(
@@ -134,16 +134,16 @@ def _describe_f8(
     shapes: Mapping[str, tuple[int, ...]], num_heads: int | None, settings: dict
 ) -> Described:
     _refuse_heads(num_heads)
-    made = nextstep_vae.module(shapes, settings)
-    title = f"f8 autoencoder, {made.latent_channels} channels at 1/{made.factor}"
-    config = stored.config_of(made)
-    return Described(title, config, {"task": stored.TASK}, stored.abstract(made))
+    autoencoder = nextstep_vae.module(shapes, settings)
+    title = f"f8 autoencoder, {autoencoder.latent_channels} channels at 1/{autoencoder.factor}"
+    config = stored.config_of(autoencoder)
+    return Described(title, config, {"task": stored.TASK}, stored.abstract(autoencoder))
 
 
 def _abstract_nextstep(config: dict, manifest: dict) -> dict:
     del manifest
-    made = modules(fields_of(config))
-    return unstacked(abstract_params(*made))
+    host_and_head = modules(fields_of(config))
+    return unstacked(abstract_params(*host_and_head))
 
 
 FAMILIES = {

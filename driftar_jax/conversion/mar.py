@@ -75,7 +75,7 @@ def sizes(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None = None) -
     # too.
     num_classes, width = shape("class_emb.weight", 2)
     num_tokens = shape("diffusion_pos_embed_learned", 3)[1]
-    found = dict(
+    fields = dict(
         num_tokens=num_tokens,
         token_dim=shape("z_proj.weight", 2)[1],
         num_classes=num_classes,
@@ -88,8 +88,8 @@ def sizes(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None = None) -
         head_depth=shape.depth("diffloss.net.res_blocks."),
     )
     alike = ("width", "encoder_depth", "decoder_depth")
-    num_heads = attention_heads(num_heads, found, PRESETS.values(), alike)
-    return {**found, "num_heads": num_heads}
+    num_heads = attention_heads(num_heads, fields, PRESETS.values(), alike)
+    return {**fields, "num_heads": num_heads}
 
 
 def modules(fields: Mapping, **overrides) -> tuple[MAR, DiffusionHead]:
@@ -136,7 +136,7 @@ def config_of(fields: Mapping) -> dict:
     side = r.manifest_of(fields)["image_shape"][0]
     sizes_of_host = ("width", "encoder_depth", "decoder_depth", "num_heads", "buffer_size")
     scale = GUIDANCE.get(fields["width"], 1.0)
-    made = {
+    workdir_config = {
         "task": "host",
         "seed": 0,
         "init_from": "",
@@ -195,8 +195,8 @@ def config_of(fields: Mapping) -> dict:
             "spacing": "even",
         },
     }
-    config.check(made)
-    return made
+    config.check(workdir_config)
+    return workdir_config
 
 
 def fields_of(settings: Mapping, manifest: Mapping) -> dict:

@@ -103,12 +103,12 @@ def sizes(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) ->
       ValueError: a name that the sizes are read from is missing, a setting is missing, or the two
         disagree.
     """
-    said = normalised(settings)
+    values = normalised(settings)
 
     shape = Shapes(shapes, "NextStep")
 
     def number(name: str, kind: type = int):
-        value = said.get(name)
+        value = values.get(name)
         if isinstance(value, bool) or not isinstance(value, (int, float)) or value <= 0:
             raise wrong(name, value, "a number above 0 in the checkpoint's config.json")
         return kind(value)
@@ -117,7 +117,7 @@ def sizes(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) ->
     queries = shape("layers.0.self_attn.q_proj.weight", 2)[0]
     num_heads = number("num_attention_heads")
     # Named by some configs: it need not be the width over the heads.
-    head_dim = number("head_dim") if said.get("head_dim") else width // num_heads
+    head_dim = number("head_dim") if values.get("head_dim") else width // num_heads
     num_kv_heads = number("num_key_value_heads")
     keys = shape("layers.0.self_attn.k_proj.weight", 2)[0]
     if (num_heads * head_dim, num_kv_heads * head_dim) != (queries, keys):
@@ -128,7 +128,7 @@ def sizes(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) ->
         )
     if num_heads % num_kv_heads:
         raise wrong("num_key_value_heads", num_kv_heads, f"a divisor of {num_heads}")
-    found = dict(
+    fields = dict(
         vocab_size=vocab_size,
         placeholder=number("image_placeholder_id"),
         token_dim=shape("image_in_projector.weight", 2)[1],
@@ -144,11 +144,11 @@ def sizes(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) ->
         head_width=shape(f"{_NET}.input_proj.weight", 2)[0],
         head_depth=shape.depth(f"{_NET}.res_blocks."),
     )
-    if found["placeholder"] >= vocab_size:
-        raise wrong("image_placeholder_id", found["placeholder"], f"0..{vocab_size - 1}")
+    if fields["placeholder"] >= vocab_size:
+        raise wrong("image_placeholder_id", fields["placeholder"], f"0..{vocab_size - 1}")
     patch = number("latent_patch_size")
-    if patch**2 * number("latent_channels") != found["token_dim"]:
-        raise wrong("latent_patch_size", patch, f"one that gives tokens of {found['token_dim']}")
+    if patch**2 * number("latent_channels") != fields["token_dim"]:
+        raise wrong("latent_patch_size", patch, f"one that gives tokens of {fields['token_dim']}")
     for name, field in (
         ("hidden_size", "width"),
         ("intermediate_size", "mlp_width"),
@@ -156,9 +156,9 @@ def sizes(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) ->
         ("fm_head_dim", "head_width"),
         ("fm_head_layers", "head_depth"),
     ):
-        if name in said and said[name] != found[field]:
-            raise wrong(name, said[name], f"{found[field]}, as the arrays are")
-    return found
+        if name in values and values[name] != fields[field]:
+            raise wrong(name, values[name], f"{fields[field]}, as the arrays are")
+    return fields
 
 
 def normalised(settings: Mapping[str, Any]) -> dict:
@@ -172,12 +172,14 @@ def marks(settings: Mapping[str, Any]) -> dict[str, int]:
     Raises:
       ValueError: one is missing.
     """
-    said, found = normalised(settings), {}
+    values, ids = normalised(settings), {}
     for ours, official in _MARKS.items():
-        if not isinstance(said.get(official), int):
-            raise wrong(official, said.get(official), "a token id in the checkpoint's config.json")
-        found[ours] = said[official]
-    return found
+        if not isinstance(values.get(official), int):
+            raise wrong(
+                official, values.get(official), "a token id in the checkpoint's config.json"
+            )
+        ids[ours] = values[official]
+    return ids
 
 
 def buffer(width: int) -> np.ndarray:
@@ -187,13 +189,13 @@ def buffer(width: int) -> np.ndarray:
 
 def config_of(fields: Mapping, settings: Mapping[str, Any]) -> dict:
     """Config of the workdir: sizes, special tokens, and the recommended sampling."""
-    said = normalised(settings)
+    values = normalised(settings)
     return {
         "task": TASK,
         "host": dict(fields),
         "marks": marks(settings),
-        "patch_size": said["latent_patch_size"],
-        "latent_channels": said["latent_channels"],
+        "patch_size": values["latent_patch_size"],
+        "latent_channels": values["latent_channels"],
         "sample": {"nfe": 28, "shift": 1.0, "guidance": 7.5, "guidance_image": 1.0},
     }
 

@@ -49,7 +49,7 @@ def module(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -
         if match := re.fullmatch(r"encoder\.down\.(\d+)\.block\.(\d+)\.conv1\.weight", name):
             widths[int(match[1])] = shape[0]
             blocks.add(int(match[2]))
-    made = F8VAE(
+    vae = F8VAE(
         normalise=settings["encoder_norm"],
         patch=settings["psz"] or 1,
         scale=float(settings["scaling_factor"]),
@@ -62,11 +62,11 @@ def module(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -
         image_channels=shapes["decoder.conv_out.weight"][0],
     )
     for name, value in (
-        ("ch", made.channels),
-        ("ch_mult", list(made.multipliers)),
-        ("num_res_blocks", made.num_res_blocks),
-        ("z_channels", made.latent_channels),
+        ("ch", vae.channels),
+        ("ch_mult", list(vae.multipliers)),
+        ("num_res_blocks", vae.num_res_blocks),
+        ("z_channels", vae.latent_channels),
     ):
         if settings.get(name, value) != value:
             raise wrong(name, settings[name], f"{value}, as the arrays are")
-    return made
+    return vae

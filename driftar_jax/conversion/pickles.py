@@ -251,8 +251,8 @@ class _Program:
         return self._take(min(count, self._end - self.at))
 
     def readline(self) -> bytes:
-        found = self._buffer.find(b"\n", self.at, self._end)
-        return self._take((found + 1 if found >= 0 else self._end) - self.at)
+        newline = self._buffer.find(b"\n", self.at, self._end)
+        return self._take((newline + 1 if newline >= 0 else self._end) - self.at)
 
     def _take(self, count: int) -> bytes:
         self._left -= count
@@ -260,9 +260,9 @@ class _Program:
         if self._left < 0 or self._steps < 0:
             raise pickle.UnpicklingError("more beside the tensors than a checkpoint can have")
         # Bytes and not a view: strings and numbers of the pickle outlive the mapping.
-        taken = self._buffer[self.at : self.at + count]
+        data = self._buffer[self.at : self.at + count]
         self.at += count
-        return taken
+        return data
 
 
 # The C unpickler keeps its memo in an array: a file of nine bytes could have it take 32 GiB.
@@ -332,13 +332,13 @@ class _Reader(pickle._Unpickler):
         self.append(Inert("builtins.frozenset", tuple(self.pop_mark())))
 
     def _build(self):
-        state, made = self.stack.pop(), self.stack[-1]
-        if not isinstance(made, Inert):
+        state, target = self.stack.pop(), self.stack[-1]
+        if not isinstance(target, Inert):
             # What is built here has no state but that of a Namespace or an ordered dictionary.
-            if isinstance(made, Namespace):
-                made.__setstate__(state)
-            elif not isinstance(made, dict):
-                raise pickle.UnpicklingError(f"a {type(made).__name__} with state")
+            if isinstance(target, Namespace):
+                target.__setstate__(state)
+            elif not isinstance(target, dict):
+                raise pickle.UnpicklingError(f"a {type(target).__name__} with state")
 
     def _frame(self):
         self.read(8)  # frames only say how to read ahead
@@ -535,16 +535,16 @@ def read_state_dict(path: str | pathlib.Path, weights: str | None, default: str 
     if not isinstance(tree, Mapping):
         raise _bad(path, f"it holds a {type(tree).__name__}, not named arrays")
     copies = {str(k): v for k, v in tree.items() if isinstance(v, Mapping) and _tensors(v)}
-    asked = weights if weights is not None else default
-    if asked in copies:
-        chosen = asked
-    elif found := _tensors(tree):
-        return State(_in_proportion(path, found), "")
+    copy_name = weights if weights is not None else default
+    if copy_name in copies:
+        chosen = copy_name
+    elif tensors := _tensors(tree):
+        return State(_in_proportion(path, tensors), "")
     elif weights is None and len(copies) == 1:
         chosen = next(iter(copies))
     else:
         allowed = " | ".join(copies) or f"none (it holds {_kinds(tree)})"
-        raise ValueError(f"weights: got {asked!r}, allowed {allowed}")
+        raise ValueError(f"weights: got {copy_name!r}, allowed {allowed}")
     return State(_in_proportion(path, _tensors(copies[chosen])), chosen)
 
 
@@ -554,8 +554,8 @@ def _tensors(tree: Mapping) -> dict[str, Tensor]:
 
 def _kinds(tree: Mapping) -> str:
     """What lies at the top of a file without arrays, for its owner to recognise."""
-    shown = [f"{str(name)[:40]}: {type(value).__name__}" for name, value in list(tree.items())[:4]]
-    return ", ".join(shown) or "nothing"
+    kinds = [f"{str(name)[:40]}: {type(value).__name__}" for name, value in list(tree.items())[:4]]
+    return ", ".join(kinds) or "nothing"
 
 
 def _in_proportion(path: pathlib.Path, arrays: dict[str, Tensor]) -> dict[str, Tensor]:

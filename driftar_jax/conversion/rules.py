@@ -215,10 +215,10 @@ def unwrap(names: Iterable[str], rules: Sequence[Rule]) -> tuple[dict[str, str],
             break
         if (count := known(cut)) > most:
             best, most = cut, count
-    made = {name: short[best:] for name, short in plain.items()}
-    changed = next((name for name in made if made[name] != name), "")
-    at_front = changed and changed.endswith(made[changed])
-    return made, changed.removesuffix(made[changed]) if at_front else changed and "_orig_mod."
+    plainer = {name: short[best:] for name, short in plain.items()}
+    changed = next((name for name in plainer if plainer[name] != name), "")
+    at_front = changed and changed.endswith(plainer[changed])
+    return plainer, changed.removesuffix(plainer[changed]) if at_front else changed and "_orig_mod."
 
 
 def check_known(names: Iterable[str], rules: Sequence[Rule]) -> None:
@@ -231,10 +231,10 @@ def check_known(names: Iterable[str], rules: Sequence[Rule]) -> None:
     names = list(names)
     if names and any(find(name) is not None for name in names):
         return
-    found = ", ".join(name[:60] for name in names[:3]) or "none"
+    examples = ", ".join(name[:60] for name in names[:3]) or "none"
     wanted = [re.sub(r"\{\w+\}", "0", rule.official) for rule in rules if rule.ours is not None]
     raise ValueError(
-        f"checkpoint: got names such as {found}, allowed such as {', '.join(wanted[:3])}"
+        f"checkpoint: got names such as {examples}, allowed such as {', '.join(wanted[:3])}"
     )
 
 
@@ -253,14 +253,14 @@ def plan(
     find = _Names(rules, "official", "ours")
     report = Report()
     for name, shape in official.items():
-        found = find(name)
-        if found is not None and found[0] is None:
+        match = find(name)
+        if match is not None and match[0] is None:
             report.dropped.append(name)
             continue
-        if found is None or found[0] not in shapes:
+        if match is None or match[0] not in shapes:
             report.unused.append(name)
             continue
-        path, rule = found
+        path, rule = match
         want = tuple(shapes[path])
         # One number seen many times has any shape and no size.
         stand_in = np.broadcast_to(np.float32(0), shape)
@@ -319,11 +319,11 @@ def to_official(
     find = _Names(rules, "ours", "official")
     official, report = {}, Report()
     for path, array in ours.items():
-        found = find(path)
-        if found is None:
+        match = find(path)
+        if match is None:
             report.unused.append(path)
             continue
-        name, rule = found
+        name, rule = match
         official[name] = rule.transform.back(np.asarray(array))
         report.mapped.append((name, path, rule.transform))
     return official, report

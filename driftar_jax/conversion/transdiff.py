@@ -87,7 +87,7 @@ def sizes(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None = None) -
     num_classes, width = shape("class_emb.weight", 2)
     num_rows = shape("diffusion_pos_embed_learned", 3)[1]
     group_rows = shape("mask_token", 3)[1]
-    found = dict(
+    fields = dict(
         num_rows=num_rows,
         # One mask row is the 1-step form, which repeats it.
         groups=1 if group_rows == 1 else num_rows // group_rows,
@@ -102,8 +102,8 @@ def sizes(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None = None) -
         head_depth=shape.depth("diffdecoder.net.res_blocks."),
     )
     alike = ("width", "depth", "head_depth")
-    num_heads = attention_heads(num_heads, found, PRESETS.values(), alike)
-    return {**found, "num_heads": num_heads}
+    num_heads = attention_heads(num_heads, fields, PRESETS.values(), alike)
+    return {**fields, "num_heads": num_heads}
 
 
 _OF_HEAD = ("token_dim", "num_tokens", "head_depth")
@@ -185,7 +185,7 @@ def config_of(fields: Mapping) -> dict:
     form, patch = _form(fields)
     recipe = _RECIPES["512" if form == "one_step" and patch > 1 else form]
     guidance, drift_scale, noise_scale = SCALES.get(_released(fields), (1.0, 1.0, 1.0))
-    made = {
+    workdir_config = {
         "task": "host",
         "seed": 0,
         "init_from": "",
@@ -245,9 +245,9 @@ def config_of(fields: Mapping) -> dict:
     if form == "mrar":
         # Training of images in a row draws the earlier ones from a bank of real images of the
         # class.
-        made["bank"] = {"size": 16, "dtype": "bfloat16", "limit_gib": 1.0}
-    config.check(made)
-    return made
+        workdir_config["bank"] = {"size": 16, "dtype": "bfloat16", "limit_gib": 1.0}
+    config.check(workdir_config)
+    return workdir_config
 
 
 def fields_of(settings: Mapping, manifest: Mapping) -> dict:

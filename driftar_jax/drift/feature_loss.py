@@ -48,14 +48,14 @@ def loss(
         rows, info = losses[field](_rows(x), _rows(y), n, each, block_bytes=block_bytes)
         return rows.mean(), info.strength
 
-    found = []
+    by_shape = []
     for keys in _alike(draws):
         group = [None if t is None else [t[k] for k in keys] for t in (draws, positives, negatives)]
         # One program for all keys of a shape: most of them are, and each takes long to compile.
         stacked = [None if t is None else jnp.stack(t) for t in group]
-        found.append(jax.lax.map(loss_of, tuple(stacked)))
-    total = sum(rows.sum() for rows, _ in found)
-    strength = jnp.concatenate([each for _, each in found]).mean(axis=0)
+        by_shape.append(jax.lax.map(loss_of, tuple(stacked)))
+    total = sum(rows.sum() for rows, _ in by_shape)
+    strength = jnp.concatenate([each for _, each in by_shape]).mean(axis=0)
     return total, {"strength": strength}
 
 

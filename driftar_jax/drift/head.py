@@ -76,9 +76,9 @@ class DriftHead:
             # condition's.
             x0 = entropy.prior_draw(mu, std, eps)
             variables = {"params": self.params["decoder"]}
-            given = x0[:, :, None], mu, std, encoding.z, encoding.entropy, self._alpha(scale, std)
+            inputs = x0[:, :, None], mu, std, encoding.z, encoding.entropy, self._alpha(scale, std)
             # An axis of one draw: decoders take G draws per token in training, and one here.
-            new = self.decoder.apply(variables, *given)[:, :, 0]
+            new = self.decoder.apply(variables, *inputs)[:, :, 0]
         if not self.guided:
             return new
         conditional, unconditional = jnp.split(new, 2)

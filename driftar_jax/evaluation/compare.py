@@ -169,18 +169,18 @@ def measure(
     with real.ledger("speed"):
         timed = {size: _speeds(first, table, real.labels, size) for size in batch_sizes}
         cost = [costs(_of(first, m), m.settings, real.labels, max(batch_sizes)) for m in table]
-    found: list[list[quality.Quality]] = [[] for _ in table]
+    qualities: list[list[quality.Quality]] = [[] for _ in table]
     for pair in zip(baselines, drifts, strict=True):
         for seed in range(sampling_seeds):
             labels = np.random.default_rng(seed).choice(real.labels, num)
             for i, method in enumerate(table):
                 loaded = _of(pair, method)
-                judged = judge(loaded, method.settings, real, labels, seed, max(batch_sizes))
+                result = judge(loaded, method.settings, real, labels, seed, max(batch_sizes))
                 say(
                     f"{method.name}, {method.settings.evaluations:g} NFE per step, seed {seed}: "
-                    f"fd_{real.network.name} {judged.frechet:.2f}, accuracy {judged.accuracy:.3f}"
+                    f"fd_{real.network.name} {result.frechet:.2f}, accuracy {result.accuracy:.3f}"
                 )
-                found[i].append(judged)
+                qualities[i].append(result)
     return [
         Row(
             method=method.name,
@@ -189,7 +189,7 @@ def measure(
             backbone_calls=cost[i].backbone_calls,
             backbone_rows=cost[i].backbone_rows,
             speed={size: speeds[i] for size, speeds in timed.items()},
-            quality=tuple(found[i]),
+            quality=tuple(qualities[i]),
         )
         for i, method in enumerate(table)
     ]
@@ -209,8 +209,8 @@ def judge(
     for number, first in enumerate(range(0, len(labels), part)):
         chosen = labels[first : first + part]
         with real.ledger("sampling"):
-            made = sample(loaded, settings, chosen, part_seed(seed, number), batch_size)
-        tally.add(made, chosen)
+            images = sample(loaded, settings, chosen, part_seed(seed, number), batch_size)
+        tally.add(images, chosen)
     return tally.quality()
 
 

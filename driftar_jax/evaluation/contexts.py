@@ -95,17 +95,17 @@ def draw(loaded: Generator, contexts: Contexts, count: int, seed: int, **changes
       changes: of the sampling settings.
     """
     settings = loaded.checked(**{"guidance": 1.0, "temperature": 1.0, "gamma": 0, **changes})
-    n, asked = contexts.positions.shape
-    size = max(1, min(n, ROWS // (asked * count)))
-    made = []
+    n, per_image = contexts.positions.shape
+    size = max(1, min(n, ROWS // (per_image * count)))
+    parts = []
     for first in range(0, n, size):
         index = np.arange(first, first + size, dtype=np.int32)
         at = np.minimum(index, n - 1)  # the last call is padded
-        given = (a[at] for a in (contexts.tokens, contexts.known, contexts.label))
-        arguments = loaded.params, *given, contexts.positions[at], index, seeds.argument(seed)
-        found = _draw(loaded.model, settings, count, *arguments)
-        made.append([np.asarray(a)[: n - first] for a in found])
-    return Drawn(*(np.concatenate(arrays) for arrays in zip(*made, strict=True)))
+        rows = (a[at] for a in (contexts.tokens, contexts.known, contexts.label))
+        arguments = loaded.params, *rows, contexts.positions[at], index, seeds.argument(seed)
+        results = _draw(loaded.model, settings, count, *arguments)
+        parts.append([np.asarray(a)[: n - first] for a in results])
+    return Drawn(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))
@@ -131,8 +131,8 @@ def _draw(model, settings, count, params, tokens, known, label, positions, index
         )
         return x.reshape(*drawn.shape, channels), entropy
     prior = (take(a, positions) for a in head.starts(encoding, randomness.prior_keys(keys)))
-    seen, eps = Encoding(z=z, entropy=entropy), randomness.normal(drawn, 0, channels)
-    one = functools.partial(head.tokens, seen, *prior, scale=jnp.float32(1))
+    at_positions, eps = Encoding(z=z, entropy=entropy), randomness.normal(drawn, 0, channels)
+    one = functools.partial(head.tokens, at_positions, *prior, scale=jnp.float32(1))
     # The encoding is shared by all draws of a token; only the noise has the axis G.
     return jax.vmap(lambda e: one(eps=e), in_axes=2, out_axes=2)(eps), entropy
 

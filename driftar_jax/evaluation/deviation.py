@@ -59,18 +59,18 @@ def compare(own: np.ndarray, other: np.ndarray, real: np.ndarray) -> Deviation:
         if draws.shape[2] < 2:
             raise ValueError(f"draws: got {draws.shape[2]} of {name}, allowed at least 2")
     shape = real.shape[:2]
-    made = {f.name: np.empty(shape) for f in dataclasses.fields(Deviation)}
+    fields = {f.name: np.empty(shape) for f in dataclasses.fields(Deviation)}
     for at in np.ndindex(shape):
         a, b, y = (v[at].astype(np.float64) for v in (own, other, real))
         within = _mean_distance(b, b)
         # Distances within a set leave out pairs of a draw with itself, which makes the estimate
         # unbiased.
-        made["energy"][at] = 2 * _mean_distance(a, b) - _mean_distance(a, a) - within
+        fields["energy"][at] = 2 * _mean_distance(a, b) - _mean_distance(a, a) - within
         spread = _spread(a)
-        made["shift"][at] = np.linalg.norm(a.mean(0) - b.mean(0)) / spread
-        made["spread"][at] = _spread(b) / spread
-        made["score"][at] = np.linalg.norm(b - y, axis=1).mean() - within / 2
-    return Deviation(**made)
+        fields["shift"][at] = np.linalg.norm(a.mean(0) - b.mean(0)) / spread
+        fields["spread"][at] = _spread(b) / spread
+        fields["score"][at] = np.linalg.norm(b - y, axis=1).mean() - within / 2
+    return Deviation(**fields)
 
 
 def _mean_distance(a: np.ndarray, b: np.ndarray) -> float:
@@ -122,23 +122,23 @@ def measure(
         others["own, trained again"] = contexts.draw(again, asked, count, _OTHER).x
     for steps in FEW_STEPS:
         if 2 * steps <= nfe:
-            made = contexts.draw(own, asked, count, _OTHER, nfe=steps, nfe_schedule="constant")
-            others[f"own, {steps} steps"] = made.x
+            few = contexts.draw(own, asked, count, _OTHER, nfe=steps, nfe_schedule="constant")
+            others[f"own, {steps} steps"] = few.x
     real = asked.asked
-    found = {"floor": compare(reference[:, :, :half], reference[:, :, half:], real)}
-    found |= {name: compare(reference, x, real) for name, x in others.items()}
-    for name, of in found.items():
+    deviations = {"floor": compare(reference[:, :, :half], reference[:, :, half:], real)}
+    deviations |= {name: compare(reference, x, real) for name, x in others.items()}
+    for name, of in deviations.items():
         words = ", ".join(f"{key} {value:.4f}" for key, value in of.means().items())
         say(f"{name}: {words}")
     return {
         "own_steps": nfe,
-        "ways": {name: of.means() for name, of in found.items()},
-        "by_entropy": _by_entropy(found, drawn.entropy),
-        "map": _map(found, asked.positions, own.model.images.grid),
+        "ways": {name: of.means() for name, of in deviations.items()},
+        "by_entropy": _by_entropy(deviations, drawn.entropy),
+        "map": _map(deviations, asked.positions, own.model.images.grid),
     }
 
 
-def _by_entropy(found: dict[str, Deviation], entropy: np.ndarray) -> list[dict[str, Any]]:
+def _by_entropy(deviations: dict[str, Deviation], entropy: np.ndarray) -> list[dict[str, Any]]:
     # Quarters by rank hold equally many tokens, however the entropies are spread.
     rank = np.argsort(np.argsort(entropy, axis=None)).reshape(entropy.shape)
     rows = []
@@ -149,26 +149,26 @@ def _by_entropy(found: dict[str, Deviation], entropy: np.ndarray) -> list[dict[s
                 "from": float(entropy[chosen].min()),
                 "to": float(entropy[chosen].max()),
                 "tokens": int(chosen.sum()),
-                **{name: found[name].means(chosen) for name in ("drift", "floor")},
+                **{name: deviations[name].means(chosen) for name in ("drift", "floor")},
             }
         )
     return rows
 
 
-def _map(found: dict[str, Deviation], positions: np.ndarray, grid: tuple[int, int]) -> dict:
+def _map(deviations: dict[str, Deviation], positions: np.ndarray, grid: tuple[int, int]) -> dict:
     """Means by grid position, as nested lists."""
     columns = {
-        "energy": found["drift"].energy,
-        "floor": found["floor"].energy,
-        "spread": found["drift"].spread,
+        "energy": deviations["drift"].energy,
+        "floor": deviations["floor"].energy,
+        "spread": deviations["drift"].spread,
     }
     count = np.bincount(positions.ravel(), minlength=grid[0] * grid[1])
-    made = {"tokens": count.reshape(grid).tolist()}
+    maps = {"tokens": count.reshape(grid).tolist()}
     for name, values in columns.items():
         total = np.bincount(positions.ravel(), weights=values.ravel(), minlength=len(count))
         means = [t / n if n else None for t, n in zip(total, count, strict=True)]
-        made[name] = np.array(means, object).reshape(grid).tolist()
-    return made
+        maps[name] = np.array(means, object).reshape(grid).tolist()
+    return maps
 
 
 def picture(path: pathlib.Path, pairs: Sequence[dict[str, Any]]) -> None:

@@ -81,8 +81,8 @@ def tell(
         if row.settings.drafts:
             condition = subject.reader.trial(subject.model, row.settings, row.batch_size)
             args = subject.model, row.settings, subject.params, condition
-            found = of_run(*args, repetitions=repetitions)
-            say(f"{row.method}, batch {row.batch_size}: {found.line()}")
+            rounds = of_run(*args, repetitions=repetitions)
+            say(f"{row.method}, batch {row.batch_size}: {rounds.line()}")
 
 
 def of_run(
@@ -105,9 +105,9 @@ def of_run(
     """
     rule, plain = settings.draft_rule(settings.drafts), settings.changed(gamma=0)
     index = np.arange(batches.size(condition), dtype=np.int32)
-    given = params, condition, index, seeds.argument(seed)
+    arrays = params, condition, index, seeds.argument(seed)
     bind = functools.partial(road.engine, model, rule, plain)
-    return measure(bind, given, repetitions=repetitions)
+    return measure(bind, arrays, repetitions=repetitions)
 
 
 def measure(bind: Callable[..., Engine], given: tuple, *, repetitions: int = 5) -> Rounds:
@@ -137,15 +137,15 @@ def measure(bind: Callable[..., Engine], given: tuple, *, repetitions: int = 5) 
 
     def piece(name):
         @jax.jit
-        def run(given, seen):
+        def run(given, inputs):
             engine = bind(*given)
 
-            def body(total, seen):
+            def body(total, inputs):
                 # All of it is read, in a way that nothing can be left out of.
-                made = jax.tree.leaves(getattr(engine, name)(*seen))
-                return total + sum(jnp.max(a.astype(jnp.float32)) for a in made), None
+                outputs = jax.tree.leaves(getattr(engine, name)(*inputs))
+                return total + sum(jnp.max(a.astype(jnp.float32)) for a in outputs), None
 
-            return jax.lax.scan(body, jnp.float32(0), seen)[0]
+            return jax.lax.scan(body, jnp.float32(0), inputs)[0]
 
         return run
 
@@ -162,8 +162,8 @@ def measure(bind: Callable[..., Engine], given: tuple, *, repetitions: int = 5) 
     on_cpu = jax.default_backend() == "cpu"
     clock = time.process_time if on_cpu else time.perf_counter
     # By turns, so that a slow moment of the machine hits whole and pieces alike.
-    taken = np.array([[_seconds(call, clock) for call in calls] for _ in range(repetitions)])
-    return Rounds(count, taken[:, 0], taken[:, 1:], "CPU ms" if on_cpu else "ms")
+    seconds = np.array([[_seconds(call, clock) for call in calls] for _ in range(repetitions)])
+    return Rounds(count, seconds[:, 0], seconds[:, 1:], "CPU ms" if on_cpu else "ms")
 
 
 def _seconds(call: Callable[[], Any], clock: Callable[[], float]) -> float:

@@ -187,9 +187,9 @@ def _member(archive: zipfile.ZipFile, name: str, kinds: str, shape: tuple[int, .
             version = np.lib.format.read_magic(file)
             if version not in readers:
                 raise _Unfit(f"{name} is of format {version}")
-            found, fortran, dtype = readers[version](file)
-            if found != shape:
-                raise _Unfit(f"{name} is of shape {list(found)}, not {list(shape)}")
+            stored_shape, fortran, dtype = readers[version](file)
+            if stored_shape != shape:
+                raise _Unfit(f"{name} is of shape {list(stored_shape)}, not {list(shape)}")
             # A type of text may be as wide as the header says; names of networks are short.
             if dtype.kind not in kinds or dtype.itemsize > 1024:
                 raise _Unfit(f"{name} is of type {dtype}")

@@ -42,14 +42,14 @@ def kid(
     size = min(size, fewest // 2)
     rng = np.random.default_rng(seed)
     real, made = np.asarray(real, np.float64), np.asarray(made, np.float64)
-    found = [
+    estimates = [
         discrepancy(
             real[rng.choice(len(real), size, replace=False)],
             made[rng.choice(len(made), size, replace=False)],
         )
         for _ in range(subsets)
     ]
-    return float(np.mean(found)), float(np.std(found))
+    return float(np.mean(estimates)), float(np.std(estimates))
 
 
 def discrepancy(x: np.ndarray, y: np.ndarray) -> float:

@@ -118,7 +118,7 @@ def nearest(
             f"images: got shape {images.shape[1:]}, allowed that of the training images, "
             f"{training.shape[1:]}, at least one of them"
         )
-    found, distances = [], []
+    indices, distances = [], []
     for first in range(0, len(images), block):
         small = thumbnails(images[first : first + block])
         part = _rows(small)
@@ -137,8 +137,8 @@ def nearest(
         # The difference itself, for the winner alone: scores of near images cancel in float32.
         apart = small.astype(np.float64) - thumbnails(training[index])
         distances.append(np.sqrt(np.square(apart / 255.0).mean(axis=(1, 2, 3))))
-        found.append(index)
-    return np.concatenate(found), np.concatenate(distances)
+        indices.append(index)
+    return np.concatenate(indices), np.concatenate(distances)
 
 
 def _rows(images: np.ndarray) -> np.ndarray:

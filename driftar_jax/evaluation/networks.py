@@ -45,8 +45,8 @@ class Network:
         for first in range(0, len(images), self.batch_size):
             part = images[first : first + self.batch_size]
             padded = np.resize(part, (self.batch_size, *part.shape[1:]))
-            made = self.apply(self.params, padded)
-            for array, new in zip((features, logits), made, strict=True):
+            outputs = self.apply(self.params, padded)
+            for array, new in zip((features, logits), outputs, strict=True):
                 array[first : first + len(part)] = np.asarray(new)[: len(part)]
         return features, logits
 
@@ -83,8 +83,8 @@ def classifier(module: SmallClassifier, params: Any, batch_size: int = 512) -> N
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _incept(module: incept.InceptionV3, size: int, params, images):
     with jax.default_matmul_precision("highest"):
-        found = module.apply({"params": params}, incept.prepare(images, size))
-    return found[str(incept.WIDTH)], found["logits_unbiased"]
+        features = module.apply({"params": params}, incept.prepare(images, size))
+    return features[str(incept.WIDTH)], features["logits_unbiased"]
 
 
 def inception(

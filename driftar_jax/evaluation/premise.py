@@ -87,36 +87,36 @@ def measure(
         return _in_turn(model, params, tokens, jnp.asarray(labels))
     rng = np.random.default_rng(seed)
     order = np.argsort(rng.random((len(images), spec.num_tokens)), axis=1)
-    found = []
+    premises = []
     for quarters in (4, 3, 2, 1) if sees_tokens(model) else (4,):
         count = max(1, spec.num_tokens * quarters // 4)
         known = np.argsort(order, axis=1) >= count
         encoding, mu = _encode(model, params, tokens, jnp.asarray(known), jnp.asarray(labels))
         z, x, e = (np.asarray(a, np.float64) for a in (encoding.z, tokens, encoding.entropy))
         # A probe must not be judged on the images that it was fitted on.
-        judged = np.arange(len(images)) >= (0 if mu is not None else len(images) // 2)
+        held_out = np.arange(len(images)) >= (0 if mu is not None else len(images) // 2)
         if mu is None:
-            mu = _probe(z, x, ~known & ~judged[:, None])
-        chosen = ~known & judged[:, None]
+            mu = _probe(z, x, ~known & ~held_out[:, None])
+        chosen = ~known & held_out[:, None]
         residual = np.linalg.norm(x - np.asarray(mu, np.float64), axis=-1)[chosen]
         pairs = e[chosen], residual
-        found.append(Premise(count, float(stats.spearmanr(*pairs).statistic), *pairs))
-    return found
+        premises.append(Premise(count, float(stats.spearmanr(*pairs).statistic), *pairs))
+    return premises
 
 
 def _in_turn(model: Model, params, tokens, rows) -> list[Premise]:
     encoding, mu = _encode(model, params, tokens, None, rows)
     z, x, e = (np.asarray(a, np.float64) for a in (encoding.z, tokens, encoding.entropy))
-    judged = np.arange(len(x)) >= (0 if mu is not None else len(x) // 2)
+    held_out = np.arange(len(x)) >= (0 if mu is not None else len(x) // 2)
     if mu is None:
-        mu = _probe(z, x, np.broadcast_to(~judged[:, None], x.shape[:2]))
+        mu = _probe(z, x, np.broadcast_to(~held_out[:, None], x.shape[:2]))
     residual = np.linalg.norm(x - np.asarray(mu, np.float64), axis=-1)
-    found, num_tokens = [], x.shape[1]
+    premises, num_tokens = [], x.shape[1]
     for count in (num_tokens * quarters // 4 for quarters in (3, 2, 1)):
         # With `count` tokens unknown, the one that comes next stands `count` places before the end.
-        pairs = e[judged, -count], residual[judged, -count]
-        found.append(Premise(count, float(stats.spearmanr(*pairs).statistic), *pairs))
-    return found
+        pairs = e[held_out, -count], residual[held_out, -count]
+        premises.append(Premise(count, float(stats.spearmanr(*pairs).statistic), *pairs))
+    return premises
 
 
 def entropies(model: Model, params, images, labels, known) -> np.ndarray:

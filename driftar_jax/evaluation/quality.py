@@ -111,7 +111,7 @@ class Tally:
 
     def add(self, images: np.ndarray, labels: np.ndarray) -> None:
         """Take uint8 `[n, H, W, C]` made for classes `labels [n]`."""
-        taken = self._sums.count
+        count = self._sums.count
         with self._ledger("features"):
             features, logits = self._network.read(images)
             if self._classifier is self._network:
@@ -121,8 +121,8 @@ class Tally:
         with self._ledger("metrics"):
             self._right += int((classes == labels).sum())
             self._sums.add(features)
-            keep = features[: max(len(self._features) - taken, 0)]
-            self._features[taken : taken + len(keep)] = keep
+            keep = features[: max(len(self._features) - count, 0)]
+            self._features[count : count + len(keep)] = keep
             if self._score is not None:
                 self._score.add(logits)
         if self._against.training is not None:
@@ -140,23 +140,23 @@ class Tally:
         against = self._against
         with self._ledger("metrics"):
             frechet = moments.frechet_distance(self._sums.moments(), against.moments)
-            found = {}
+            values = {}
             if against.features is not None:
                 # Equal counts, for precision and recall depend on them.
                 chosen = np.random.default_rng(0).permutation(len(against.features))
                 real = against.features[chosen[: len(self._features)]]
                 if "kid" in against.metrics:
-                    found["kid"], found["kid_spread"] = kid(real, self._features)
+                    values["kid"], values["kid_spread"] = kid(real, self._features)
                 if "precision_recall" in against.metrics:
                     shares = manifold.precision_recall(real, self._features, neighbours=NEIGHBOURS)
-                    found["precision"], found["recall"] = shares
+                    values["precision"], values["recall"] = shares
             if self._score is not None:
-                found["inception_score"] = self._score.result()[0]
+                values["inception_score"] = self._score.result()[0]
             if self._distances:
                 distances = np.concatenate(self._distances)
-                found["nearest"] = float(np.median(distances))
-                found["copied"] = float((distances < against.near).mean())
-        return Quality(frechet, self._right / self._num, **found)
+                values["nearest"] = float(np.median(distances))
+                values["copied"] = float((distances < against.near).mean())
+        return Quality(frechet, self._right / self._num, **values)
 
 
 class RealSet:
@@ -247,11 +247,11 @@ class RealSet:
             against = Against(Moments.of(rest), kept, metrics=self.metrics)
         tally = self._tally(against, len(chosen))
         tally.add(self.images[chosen], self.labels[chosen])
-        found = tally.quality()
+        result = tally.quality()
         if not len(self._held_out):
-            return found
+            return result
         return dataclasses.replace(
-            found,
+            result,
             nearest=float(np.median(self._held_out)),
             copied=float((self._held_out < self._against.near).mean()),
         )

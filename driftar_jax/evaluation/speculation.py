@@ -131,52 +131,52 @@ class Bench:
     def _made(self, run: Generator, settings: Settings, seed: int, asked):
         """Images, counts and, where drafts were made, what became of them."""
         rest = {"batch_size": max(self.batch_sizes), "to_pixels": run.to_pixels}
-        given = run.model, settings, run.params, asked, seed
+        arguments = run.model, settings, run.params, asked, seed
         if settings.drafts:
-            images, found = batches.sample_drafted(*given, **rest)
-            return images, batches.drafted_counts(found), found
-        return *batches.sample_images(*given, **rest), None
+            images, speculation = batches.sample_drafted(*arguments, **rest)
+            return images, batches.drafted_counts(speculation), speculation
+        return *batches.sample_images(*arguments, **rest), None
 
     @functools.cached_property
     def _second(self) -> list[np.ndarray]:
         """Features of plain images that share labels with the rows' images and no noise."""
-        made = []
+        features = []
         for run in self.runs:
             plain = run.settings(gamma=0)
             for seed in range(self.seeds):
-                asked = run.conditions(self._labels(seed), seed)
-                images, _, _ = self._made(run, plain, _APART + seed, asked)
-                made.append(self.real.network.read(images)[0])
-        return made
+                condition = run.conditions(self._labels(seed), seed)
+                images, _, _ = self._made(run, plain, _APART + seed, condition)
+                features.append(self.real.network.read(images)[0])
+        return features
 
     def _row(self, way: Way) -> dict:
-        judged, distances, counts, found = [], [], [], []
+        qualities, distances, counts, speculations = [], [], [], []
         for i, run in enumerate(self.runs):
             for seed in range(self.seeds):
                 labels = self._labels(seed)
-                asked = run.conditions(labels, seed)
-                images, cost, drafted = self._made(run, way.settings, seed, asked)
+                condition = run.conditions(labels, seed)
+                images, cost, drafted = self._made(run, way.settings, seed, condition)
                 tally = self.real.tally(self.num)
                 tally.add(images, labels)
-                judged.append(tally.quality())
+                qualities.append(tally.quality())
                 features = self.real.network.read(images)[0]
                 distances.append(energy_distance(features, self._second[i * self.seeds + seed]))
                 counts.append(dataclasses.asdict(cost))
-                found += [] if drafted is None else [drafted]
+                speculations += [] if drafted is None else [drafted]
         row = {
             "method": way.name,
             "gamma": way.settings.gamma,
             "ar_steps": way.settings.ar_steps,
             **{name: float(np.mean([c[name] for c in counts])) for name in counts[0]},
-            **quality.summary(judged),
+            **quality.summary(qualities),
             **_spread("energy_distance", distances),
             **_spread("backbone_calls", [c["backbone_calls"] for c in counts]),
             "energy_distances": distances,
         }
-        if found:
-            num = sum(len(f.backbone_calls) for f in found)
-            row["speculation"] = batches.summary(batches.joined(found, num))
-            each = [batches.summary(f) for f in found]
+        if speculations:
+            num = sum(len(f.backbone_calls) for f in speculations)
+            row["speculation"] = batches.summary(batches.joined(speculations, num))
+            each = [batches.summary(f) for f in speculations]
             for name in ("accepted_groups", "accepted_per_call"):
                 row |= _spread(name, [e[name] for e in each])
         self.tell(line(row))
@@ -191,17 +191,17 @@ class Bench:
             labels = run.conditions(np.resize(self._labels(0), size), 0)
 
             def call(way, labels=labels, size=size):
-                given = run.model, way.settings, run.params, labels, 0
+                arguments = run.model, way.settings, run.params, labels, 0
                 make = batches.sample_drafted if way.settings.drafts else batches.sample_images
-                return make(*given, batch_size=size, to_pixels=run.to_pixels)
+                return make(*arguments, batch_size=size, to_pixels=run.to_pixels)
 
             timed = speed.alternate([functools.partial(call, way) for way in table], size)
-            for record, found in zip(records, timed, strict=True):
+            for record, timing in zip(records, timed, strict=True):
                 record.setdefault("speed", {})[str(size)] = {
-                    "images_per_s": found.median,
-                    "low": found.low,
-                    "high": found.high,
-                    "ratio": found.ratio,
+                    "images_per_s": timing.median,
+                    "low": timing.low,
+                    "high": timing.high,
+                    "ratio": timing.ratio,
                 }
 
     def _auto(self, table: Sequence[Way]) -> list[dict]:

@@ -46,14 +46,14 @@ def alternate(
       One `Speed` per method, in order.
     """
     first = [_seconds(method) for method in methods]
-    taken = np.array([[_seconds(method) for method in methods] for _ in range(rounds)])
-    speeds = batch_size / taken
+    seconds = np.array([[_seconds(method) for method in methods] for _ in range(rounds)])
+    speeds = batch_size / seconds
     return [
         Speed(
             median=float(np.median(speeds[:, i])),
             low=float(speeds[:, i].min()),
             high=float(speeds[:, i].max()),
-            compile_s=float(max(first[i] - np.median(taken[:, i]), 0.0)),
+            compile_s=float(max(first[i] - np.median(seconds[:, i]), 0.0)),
             ratios=tuple(float(r) for r in speeds[:, i] / speeds[:, 0]),
         )
         for i in range(len(methods))

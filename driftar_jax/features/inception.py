@@ -206,26 +206,26 @@ class InceptionV3(nn.Module):
 
         Source: Szegedy et al., arXiv 1512.00567; the variant of the `inception-2015-12-05` file.
         """
-        found = {}
+        features = {}
         x = images
         for unit in STEM:
             x = _made(unit, padded=unit[0] == "Conv2d_2b_3x3")(x)
             if unit[0] in ("Conv2d_2b_3x3", "Conv2d_4a_3x3"):
                 x = _pool("halve", x)
-                found[str(x.shape[-1])] = x.mean(axis=(1, 2))
+                features[str(x.shape[-1])] = x.mean(axis=(1, 2))
         for name, branches in BLOCKS.items():
             x = Mixed(branches, name=name)(x)
             if name == "Mixed_6e":
-                found[str(x.shape[-1])] = x.mean(axis=(1, 2))
+                features[str(x.shape[-1])] = x.mean(axis=(1, 2))
         pooled = x.mean(axis=(1, 2))
-        found[str(x.shape[-1])] = pooled
+        features[str(x.shape[-1])] = pooled
         kernel = self.param(
             "fc_kernel", nn.initializers.lecun_normal(), (pooled.shape[-1], self.num_classes)
         )
         bias = self.param("fc_bias", nn.initializers.zeros, (self.num_classes,))
-        found["logits_unbiased"] = pooled @ kernel
-        found["logits"] = found["logits_unbiased"] + bias[None]
-        return found
+        features["logits_unbiased"] = pooled @ kernel
+        features["logits"] = features["logits_unbiased"] + bias[None]
+        return features
 
 
 def resize(images: jax.Array, size: int = SIZE) -> jax.Array:

@@ -94,10 +94,10 @@ def statistics(maps: dict[str, jax.Array]) -> dict[str, jax.Array]:
     and 4 where it divides both sides, `NAME.mean2`, `NAME.std2` (`[R, h w / 4, c]`) and so on. A
     single place has no deviation.
     """
-    found = {}
+    vectors = {}
     for name, m in maps.items():
         rows, height, width, channels = m.shape
-        found[name] = m.reshape(rows, -1, channels)
+        vectors[name] = m.reshape(rows, -1, channels)
         parts = {"": m.reshape(rows, 1, height * width, channels)}
         for side in CELLS:
             if height % side or width % side:
@@ -108,8 +108,8 @@ def statistics(maps: dict[str, jax.Array]) -> dict[str, jax.Array]:
             parts[str(side)] = cells.reshape(rows, -1, side * side, channels)
         for suffix, cells in parts.items():
             mean = cells.mean(axis=2)
-            found[f"{name}.mean{suffix}"] = mean
+            vectors[f"{name}.mean{suffix}"] = mean
             if cells.shape[2] > 1:
                 variance = jnp.square(cells - mean[:, :, None]).mean(axis=2)
-                found[f"{name}.std{suffix}"] = jnp.sqrt(variance + _FLOOR)
-    return found
+                vectors[f"{name}.std{suffix}"] = jnp.sqrt(variance + _FLOOR)
+    return vectors

@@ -43,12 +43,12 @@ class DraftHead(nn.Module):
         flag = known[..., None].astype(self.dtype)
         # An unknown token may hold anything; 0 * NaN would pass.
         tokens = jnp.where(known[..., None], tokens.astype(self.dtype), 0)
-        given = jnp.concatenate([tokens, flag], axis=-1)
+        inputs = jnp.concatenate([tokens, flag], axis=-1)
         h = dense(self.width, ("embed", None), self.dtype, name="features_in")(
             last.z.astype(self.dtype)
         )
         # Two kernels, not one over both: D + C + 1 rows would not divide over a mesh axis.
-        h += dense(self.width, (None, "embed"), self.dtype, name="tokens_in")(given)
+        h += dense(self.width, (None, "embed"), self.dtype, name="tokens_in")(inputs)
         h += position[None].astype(self.dtype)
         blocks = [
             TransformerBlock(self.width, self.num_heads, dtype=self.dtype, name=f"block_{i}")

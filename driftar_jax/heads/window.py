@@ -31,8 +31,8 @@ def around(parts: Any, tokens: jax.Array, step: jax.Array) -> tuple[jax.Array, j
     # The W tokens that end with token k - 1; before the first token of the image there is nothing.
     index = step[..., None] - size(parts) + jnp.arange(size(parts))[None, None]
     flat = jnp.clip(index, 0, tokens.shape[1] - 1).reshape(step.shape[0], -1, 1)
-    seen = jnp.take_along_axis(tokens, flat, axis=1)
-    return seen.reshape(*index.shape, -1), index >= 0
+    before = jnp.take_along_axis(tokens, flat, axis=1)
+    return before.reshape(*index.shape, -1), index >= 0
 
 
 def predict(parts: Any, params: Any, last: Encoding, tokens: jax.Array, known: jax.Array):
@@ -48,8 +48,8 @@ def predict(parts: Any, params: Any, last: Encoding, tokens: jax.Array, known: j
     """
     # Every place of the window gets the same last encoding; only the last place's answer is read.
     spread = jax.tree.map(lambda a: jnp.repeat(a, known.shape[2], axis=1), last)
-    made = parts.draft.apply({"params": params}, spread, tokens[:, 0], known[:, 0])
-    return jax.tree.map(lambda a: a[:, -1:], made)
+    encodings = parts.draft.apply({"params": params}, spread, tokens[:, 0], known[:, 0])
+    return jax.tree.map(lambda a: a[:, -1:], encodings)
 
 
 def zeros(parts: Any) -> tuple[Encoding, jax.Array, jax.Array]:

@@ -237,8 +237,8 @@ class MAR(nn.Module):
 
     def read(self, canvas: jax.Array, *, deterministic: bool = True) -> Encoding:
         """The decoder's blocks on a `canvas [B, F + N, D]`: features of all tokens."""
-        seen = self.look(canvas, deterministic=deterministic)
-        return Encoding(self.features(seen.z, deterministic=deterministic), seen.entropy)
+        encoding = self.look(canvas, deterministic=deterministic)
+        return Encoding(self.features(encoding.z, deterministic=deterministic), encoding.entropy)
 
     def look(self, canvas: jax.Array, *, deterministic: bool = True) -> Encoding:
         """The decoder on all rows, up to where only the rows that are wanted matter.

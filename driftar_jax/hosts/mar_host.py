@@ -349,10 +349,10 @@ def _head_alone(model: Model, settings: Any, head_of, params, index):
     head = head_of(params)
 
     def call(steps, tokens, step):
-        made = mar_plain.reveal(
+        new_tokens = mar_plain.reveal(
             model, settings, steps, params, tokens, encoding, order, keys, step, head
         )
-        return made, None
+        return new_tokens, None
 
     tokens = jnp.zeros((batch, num_tokens, images.token_dim), jnp.float32)
     for steps in mar_plain.plans_of(model, settings, params):

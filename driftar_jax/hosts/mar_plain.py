@@ -146,7 +146,7 @@ def reveal(
       step: the step's entries of `steps.columns()`.
     """
     batch, num_tokens, _ = tokens.shape
-    shown = () if head is None else head.shown(encoding.entropy, randomness.prior_keys(keys))
+    entropies = () if head is None else head.shown(encoding.entropy, randomness.prior_keys(keys))
     token_keys = randomness.token_keys(keys, num_tokens)
 
     def fill(size):
@@ -170,7 +170,7 @@ def reveal(
         else:
             # `shown` was made for the whole grid outside the switch: a prior whose entropies are
             # shuffled over the positions has to shuffle all of them, not those of one group.
-            mu, std = head.starts_of(revealed.z, take(shown, rows))
+            mu, std = head.starts_of(revealed.z, take(entropies, rows))
             eps = randomness.normal(revealed_keys, 0, model.images.token_dim)
             new = head.tokens(revealed, mu, std, eps, step["scale"])
         target = jnp.where(slots < step["now"], positions, num_tokens)

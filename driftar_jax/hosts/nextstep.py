@@ -378,7 +378,7 @@ def training_losses(
     logits = run(encoding.z[:, :-1], method="logits")
     # Cross entropy as logsumexp minus one logit: log-softmax would hold another `[B, T,
     # vocabulary]`.
-    said = jnp.take_along_axis(logits, following[..., None], axis=-1)[..., 0]
-    nats = jax.nn.logsumexp(logits, axis=-1) - said
+    logit = jnp.take_along_axis(logits, following[..., None], axis=-1)[..., 0]
+    nats = jax.nn.logsumexp(logits, axis=-1) - logit
     text = flow_token.masked_mean(nats, counts)
     return Losses(weights[0] * text + weights[1] * image, text, image)

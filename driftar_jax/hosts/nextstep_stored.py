@@ -24,14 +24,14 @@ TASK = CONVERTED
 def modules(fields: Mapping, **overrides) -> tuple[NextStep, FlowTokenHead]:
     """Backbone and head of `sizes`; `overrides` are further fields of `NextStep`."""
     host = {k: v for k, v in fields.items() if k not in ("head_width", "head_depth")}
-    made = NextStep(**{**host, **overrides})
+    backbone = NextStep(**{**host, **overrides})
     head = FlowTokenHead(
-        token_dim=made.token_dim,
+        token_dim=backbone.token_dim,
         width=fields["head_width"],
         depth=fields["head_depth"],
-        dtype=made.dtype,
+        dtype=backbone.dtype,
     )
-    return made, head
+    return backbone, head
 
 
 def abstract_params(host: NextStep, head: FlowTokenHead, *, boxed: bool = False) -> dict:
@@ -45,8 +45,8 @@ def abstract_params(host: NextStep, head: FlowTokenHead, *, boxed: bool = False)
     backbone = jax.eval_shape(lambda *a: host.init(*a, method="everything"), key, ids, tokens)
     x, t = tokens.update(shape=(1, host.token_dim)), tokens.update(shape=(1,))
     flow = jax.eval_shape(head.init, key, x, t, tokens.update(shape=(1, host.width)))
-    made = {"host": backbone["params"], "head": flow["params"]}
-    return made if boxed else nn.unbox(made)
+    params = {"host": backbone["params"], "head": flow["params"]}
+    return params if boxed else nn.unbox(params)
 
 
 def unstacked(tree: Mapping) -> dict:

@@ -105,22 +105,22 @@ def flow_terms(
     for g in range(host.groups):
         rows = (g + 1) * host.group_rows
         # Copies of an image side by side: in this order devices keep the images that they have.
-        seen = jax.tree.map(lambda a, r=rows: jnp.repeat(a[:, :r], copies, axis=0), condition)
+        prefix = jax.tree.map(lambda a, r=rows: jnp.repeat(a[:, :r], copies, axis=0), condition)
 
         # Defaults bind the loop's values now; a plain closure would see the last group's in every
         # call.
-        def velocity(x, t, seen=seen, key=keys[g + 1]):
+        def velocity(x, t, prefix=prefix, key=keys[g + 1]):
             time = apply(net, "head", None, t, method="embed_time")
             return apply(
-                net, "head", key, x, time, seen, deterministic=not train, method="velocity"
+                net, "head", key, x, time, prefix, deterministic=not train, method="velocity"
             )
 
         def by_image(a):
             return a.reshape(copies, batch, *a.shape[1:]).swapaxes(0, 1).reshape(a.shape)
 
         x = jnp.repeat(grids[:, g], copies, axis=0)
-        found = flow.flow_loss(velocity, x, by_image(u[g]), by_image(noise[g]))
-        losses.append(found.reshape(batch, copies).T.reshape(-1))
+        per_grid = flow.flow_loss(velocity, x, by_image(u[g]), by_image(noise[g]))
+        losses.append(per_grid.reshape(batch, copies).T.reshape(-1))
     return jnp.stack(losses), encoding
 
 
@@ -164,9 +164,9 @@ def generate(
     Raises:
       ValueError: `steps` or `guidance` has no entry for each group, or too few steps.
     """
-    for field, given in (("steps", steps), ("guidance", guidance)):
-        if len(given) != host.groups:
-            raise ValueError(f"{field}: got {len(given)} entries, allowed {host.groups} groups")
+    for field, entries in (("steps", steps), ("guidance", guidance)):
+        if len(entries) != host.groups:
+            raise ValueError(f"{field}: got {len(entries)} entries, allowed {host.groups} groups")
     guided = [scale != 1.0 for scale in guidance]
     batch, twice = len(label), 2 if any(guided) else 1
     variables = {"params": params["host"]}

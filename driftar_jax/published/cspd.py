@@ -96,12 +96,12 @@ def correct(
     accepted = probability(x, draft, target, inner_temperature) > u
 
     def propose(state, draws):
-        found, has = state
+        proposals, has = state
         eps, chance = draws
         y = target.mean + target.std * eps
-        taken = (chance < residual_ratio(y, draft, target)) & ~has.all()
-        return (jnp.where(taken[:, None], y, found), has | taken), None
+        passes = (chance < residual_ratio(y, draft, target)) & ~has.all()
+        return (jnp.where(passes[:, None], y, proposals), has | passes), None
 
     start = jnp.zeros_like(x), jnp.zeros(x.shape[:1], bool)
-    (found, _), _ = jax.lax.scan(propose, start, (noise, noise_u))
-    return accepted, jnp.where(accepted[:, None], x, found)
+    (proposals, _), _ = jax.lax.scan(propose, start, (noise, noise_u))
+    return accepted, jnp.where(accepted[:, None], x, proposals)

@@ -120,12 +120,12 @@ def speculate_in_rounds(
     """
     tracker, accepted, rounds = start(), 0, 0
     for eps in noises:
-        made = speculate(model, params, label, eps, tracker, **how)
-        tracker, rounds = made.tracker, rounds + 1
-        accepted += jnp.mean(made.merged.prefix.astype(jnp.float32)) / model.num_tokens
-        if made.stopped:
+        last = speculate(model, params, label, eps, tracker, **how)
+        tracker, rounds = last.tracker, rounds + 1
+        accepted += jnp.mean(last.merged.prefix.astype(jnp.float32)) / model.num_tokens
+        if last.stopped:
             break
-    return made, accepted / rounds
+    return last, accepted / rounds
 
 
 def _encode(model, params, label, guidance):

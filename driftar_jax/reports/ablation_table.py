@@ -23,15 +23,15 @@ def read(folder: str | pathlib.Path) -> list[dict[str, Any]]:
     """
     folder = pathlib.Path(folder)
     folder = folder / "results" if (folder / "results").is_dir() else folder
-    found = []
+    results = []
     for path in sorted(folder.glob("*.seed*.json")):
         try:
             record = json.loads(path.read_text())
             key = record["order"], record["seed"]
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"results: got {str(path)!r}, allowed a result of ablate") from error
-        found.append((key, record))
-    return [record for _, record in sorted(found, key=lambda item: item[0])]
+        results.append((key, record))
+    return [record for _, record in sorted(results, key=lambda item: item[0])]
 
 
 def write(folder: str | pathlib.Path) -> str:
@@ -86,15 +86,15 @@ def _seconds(record: dict[str, Any]) -> float:
 
 def _flat(record: dict[str, Any]) -> dict[str, float]:
     """The figures of a result that are single numbers; those of drafts and speed by a path."""
-    found = {}
+    numbers = {}
     for name, value in record["figures"].items():
         if isinstance(value, dict):
-            found |= {f"{name}.{k}": v for k, v in value.items() if isinstance(v, (int, float))}
+            numbers |= {f"{name}.{k}": v for k, v in value.items() if isinstance(v, (int, float))}
         elif isinstance(value, (int, float)):
-            found[name] = value
+            numbers[name] = value
         elif name == "spearman":
-            found |= {f"spearman.{p['num_unknown']}": p["spearman"] for p in value}
-    return {k: float(v) for k, v in found.items()}
+            numbers |= {f"spearman.{p['num_unknown']}": p["spearman"] for p in value}
+    return {k: float(v) for k, v in numbers.items()}
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
@@ -116,15 +116,15 @@ def interval(differences: Sequence[float]) -> dict[str, Any]:
 def lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     """A table per question, each with the arm it is held against, and a sentence per arm."""
     by_name = {row["arm"]: row for row in rows}
-    made: list[str] = []
+    text: list[str] = []
     for question in dict.fromkeys(row["question"] for row in rows if row["question"]):
-        asked = [row for row in rows if row["question"] == question]
-        against = [by_name[n] for n in dict.fromkeys(r["against"] for r in asked) if n in by_name]
-        shown = [*(row for row in against if row not in asked), *asked]
-        made += [f"### {question}", "", *_table(shown), ""]
-        said = [sentence(row) for row in asked if row["against"] in by_name]
-        made += [*(f"- {words}" for words in said), ""]
-    return made
+        arms = [row for row in rows if row["question"] == question]
+        against = [by_name[n] for n in dict.fromkeys(r["against"] for r in arms) if n in by_name]
+        table = [*(row for row in against if row not in arms), *arms]
+        text += [f"### {question}", "", *_table(table), ""]
+        sentences = [sentence(row) for row in arms if row["against"] in by_name]
+        text += [*(f"- {words}" for words in sentences), ""]
+    return text
 
 
 _OF_DRAFTS = (
@@ -142,21 +142,21 @@ def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
         if any(column[0] in row["figures"] for row in rows)
     ]
     head = ["arm", *(heading for _, heading, _ in columns), "seeds", "seconds"]
-    made = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    text = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for row in rows:
         cells = [row["arm"]]
         for key, _, digits in columns:
-            found = row["figures"].get(key)
-            cells.append("" if found is None else _spread(found, digits))
+            figure = row["figures"].get(key)
+            cells.append("" if figure is None else _spread(figure, digits))
         failed = f" ({len(row['failed'])} failed)" if row["failed"] else ""
         cells += [f"{len(row['seeds'])}{failed}", f"{row['seconds']:.0f}"]
-        made.append("| " + " | ".join(cells) + " |")
-    return made
+        text.append("| " + " | ".join(cells) + " |")
+    return text
 
 
-def _spread(found: dict[str, Any], digits: int) -> str:
-    text = f"{found['mean']:.{digits}f}"
-    return f"{text} ± {found['std']:.{digits}f}" if len(found["values"]) > 1 else text
+def _spread(figure: dict[str, Any], digits: int) -> str:
+    text = f"{figure['mean']:.{digits}f}"
+    return f"{text} ± {figure['std']:.{digits}f}" if len(figure["values"]) > 1 else text
 
 
 # What an arm is judged by: acceptance where drafts are its question, else what it makes.
@@ -168,20 +168,20 @@ _JUDGED = {
 
 def sentence(row: dict[str, Any]) -> str:
     """What a row says beside the arm it is held against, and how sure that is."""
-    said = []
+    parts = []
     special = _JUDGED.get(row["question"])
     wanted = [special] if special else [(key, heading, n) for key, heading, n in COLUMNS]
     if row["question"] == "decoder width":
         wanted.append(("speed.ratio", "speed ratio", 2))
     for key, heading, digits in wanted:
-        if (found := row["differences"].get(key)) is None:
+        if (gap := row["differences"].get(key)) is None:
             continue
-        mean = f"{heading} {found['mean']:+.{digits}f}"
-        if found["low"] is None:
-            said.append(f"{mean} (one seed)")
+        mean = f"{heading} {gap['mean']:+.{digits}f}"
+        if gap["low"] is None:
+            parts.append(f"{mean} (one seed)")
             continue
-        sure = "" if found["low"] > 0 or found["high"] < 0 else ", not told from 0"
-        said.append(f"{mean} ({found['low']:+.{digits}f} to {found['high']:+.{digits}f}{sure})")
-    if not said:
+        sure = "" if gap["low"] > 0 or gap["high"] < 0 else ", not told from 0"
+        parts.append(f"{mean} ({gap['low']:+.{digits}f} to {gap['high']:+.{digits}f}{sure})")
+    if not parts:
         return f"**{row['arm']}**: no result beside {row['against']}."
-    return f"**{row['arm']}** against {row['against']}: {'; '.join(said)}."
+    return f"**{row['arm']}** against {row['against']}: {'; '.join(parts)}."

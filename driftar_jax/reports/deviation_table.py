@@ -19,16 +19,16 @@ def lines(record: dict[str, Any]) -> list[str]:
     pairs = record["pairs"]
     names = sorted(pairs[0]["ways"], key=_place)
     head = ["draws", *(heading for _, heading, _ in _FIELDS)]
-    made = [_row(head), "|" + "---|" * len(head)]
+    text = [_row(head), "|" + "---|" * len(head)]
     for name in names:
         label = f"own head, {pairs[0]['own_steps']} steps, two halves" if name == "floor" else name
         cells = [_spread([p["ways"][name][key] for p in pairs], n) for key, _, n in _FIELDS]
-        made.append(_row([label, *cells]))
+        text.append(_row([label, *cells]))
     head = ["quarter of the entropy", "energy distance", "floor", "spread / own spread"]
-    made += ["", _row(head), "|" + "---|" * len(head)]
+    text += ["", _row(head), "|" + "---|" * len(head)]
     for number, first in enumerate(pairs[0]["by_entropy"]):
         rows = [p["by_entropy"][number] for p in pairs]
-        made.append(
+        text.append(
             _row(
                 [
                     f"{first['from']:.2f} to {first['to']:.2f}",
@@ -38,7 +38,7 @@ def lines(record: dict[str, Any]) -> list[str]:
                 ]
             )
         )
-    return [*made, "", sentence(pairs)]
+    return [*text, "", sentence(pairs)]
 
 
 def _place(name: str) -> tuple[int, int]:
@@ -63,16 +63,16 @@ def sentence(pairs: list[dict[str, Any]]) -> str:
         words = f"more than {' and '.join(better)}, less than the others"
     twice = energy.get("own, trained again")
     again = "" if twice is None else f"; the own head trained again deviates by {twice:.4f}"
-    found = interval([p["ways"]["drift"]["score"] - p["ways"]["floor"]["score"] for p in pairs])
+    gap = interval([p["ways"]["drift"]["score"] - p["ways"]["floor"]["score"] for p in pairs])
     sure = ""
-    if found["low"] is not None:
-        bounds = f"{found['low']:+.4f} to {found['high']:+.4f}"
-        sure = f" (95 % interval over {found['pairs']} pairs of runs {bounds})"
+    if gap["low"] is not None:
+        bounds = f"{gap['low']:+.4f} to {gap['high']:+.4f}"
+        sure = f" (95 % interval over {gap['pairs']} pairs of runs {bounds})"
     return (
         f"One evaluation deviates from the own head's {pairs[0]['own_steps']} by "
         f"{energy['drift']:.4f}, {words}{again}, the prior's mean by "
         f"{energy['prior mean']:.4f}. Against the real tokens its energy score is "
-        f"{scores['drift']:.4f}, the own head's {scores['floor']:.4f}: {found['mean']:+.4f}{sure}, "
+        f"{scores['drift']:.4f}, the own head's {scores['floor']:.4f}: {gap['mean']:+.4f}{sure}, "
         "lower is better."
     )
 

@@ -66,9 +66,9 @@ def measure(
     for metric in metrics:
         if metric not in METRICS:
             raise wrong("metrics", metric, " | ".join(METRICS))
-    given = pictures.open_given("images", images)
-    if len(given) < _FEWEST:
-        raise wrong("images", images, f"at least {_FEWEST} pictures, not {len(given)}")
+    files = pictures.open_given("images", images)
+    if len(files) < _FEWEST:
+        raise wrong("images", images, f"at least {_FEWEST} pictures, not {len(files)}")
     if not judge and not inception_dir:
         raise wrong("judge", judge, "--judge=RUN or --inception=FOLDER, whose features measure")
     if not judge and not reference:
@@ -76,20 +76,20 @@ def measure(
     opened = judges.open_judge(judge) if judge else None
     network = judges.open_inception(inception_dir) if inception_dir else opened.network
     real, moments, called = _real(opened, network, reference)
-    if opened and network is opened.network and given.shape[1:] != opened.image_shape:
+    if opened and network is opened.network and files.shape[1:] != opened.image_shape:
         high, wide, channels = opened.image_shape
         allowed = f"pictures of {high}x{wide}x{channels}, as the judge reads them"
-        raise wrong("images", f"{images} of {'x'.join(map(str, given.shape[1:]))}", allowed)
+        raise wrong("images", f"{images} of {'x'.join(map(str, files.shape[1:]))}", allowed)
     folder.mkdir(parents=True, exist_ok=True)
-    seen = _see(network, given.parts(), len(given), "inception_score" in metrics)
+    features = _see(network, files.parts(), len(files), "inception_score" in metrics)
     record = {
         "command": "python -m driftar_jax.evaluate " + " ".join(sys.argv[1:]),
         "images": images,
-        "count": len(given),
-        "size": list(given.shape[1:]),
+        "count": len(files),
+        "size": list(files.shape[1:]),
         "reference": called,
         "network": network.name,
-        **_found(seen, real, moments, tuple(metrics)),
+        **_found(features, real, moments, tuple(metrics)),
     }
     text = _markdown(record)
     (folder / "report.json").write_text(json.dumps(record, indent=1) + "\n")
@@ -122,19 +122,19 @@ def _see(network: networks.Network, parts: Iterator[np.ndarray], count: int, sco
         sums = inception_score.ScoreSums(count, network.num_classes, splits)
     features = []
     for part in parts:
-        made, logits = network.read(part)
-        features.append(made)
+        new, logits = network.read(part)
+        features.append(new)
         if sums is not None:
             sums.add(logits)
     return Seen(np.concatenate(features), None if sums is None else sums.result())
 
 
 def _found(
-    seen: Seen, real: Seen | None, moments: frechet.Moments | None, metrics: Sequence[str]
+    sample: Seen, real: Seen | None, moments: frechet.Moments | None, metrics: Sequence[str]
 ) -> dict[str, Any]:
     """The figures, and for each that could not be had the reason."""
-    count, width = seen.features.shape
-    found: dict[str, Any] = {}
+    count, width = sample.features.shape
+    figures: dict[str, Any] = {}
     left: list[str] = []
     if "frechet" in metrics:
         fewest = count if moments else min(count, len(real.features))
@@ -142,9 +142,11 @@ def _found(
             left.append(f"no Frechet distance: {fewest} pictures, more than {width} are needed")
         else:
             against = moments or frechet.Moments.of(real.features)
-            found["frechet"] = frechet.frechet_distance(frechet.Moments.of(seen.features), against)
+            figures["frechet"] = frechet.frechet_distance(
+                frechet.Moments.of(sample.features), against
+            )
             if real is not None and len(real.features) // 2 > width:
-                found["frechet_real_halves"] = quality.real_floor(real.features)
+                figures["frechet_real_halves"] = quality.real_floor(real.features)
     if real is None:
         left += [
             f"no {name}: moments alone were given"
@@ -155,20 +157,20 @@ def _found(
         chosen = np.random.default_rng(0).permutation(len(real.features))
         halves = np.split(real.features[chosen], [len(chosen) // 2])
         if "kid" in metrics and min(len(half) for half in halves) >= _FEWEST:
-            found["kid"], found["kid_spread"] = kid(real.features, seen.features)
-            found["kid_real_halves"], found["kid_real_halves_spread"] = kid(*halves)
+            figures["kid"], figures["kid_spread"] = kid(real.features, sample.features)
+            figures["kid_real_halves"], figures["kid_real_halves_spread"] = kid(*halves)
         if "precision_recall" in metrics:
             # Equal counts, for both shares depend on them.
             kept = min(quality.KEPT, count, len(chosen))
             if kept > quality.NEIGHBOURS:
-                found["precision"], found["recall"] = manifold.precision_recall(
+                figures["precision"], figures["recall"] = manifold.precision_recall(
                     real.features[chosen[:kept]],
-                    seen.features[np.random.default_rng(1).permutation(count)[:kept]],
+                    sample.features[np.random.default_rng(1).permutation(count)[:kept]],
                     neighbours=quality.NEIGHBOURS,
                 )
-    if seen.score is not None:
-        found["inception_score"], found["inception_score_spread"] = seen.score
-    return found | ({"left_out": left} if left else {})
+    if sample.score is not None:
+        figures["inception_score"], figures["inception_score_spread"] = sample.score
+    return figures | ({"left_out": left} if left else {})
 
 
 def _markdown(record: dict[str, Any]) -> str:

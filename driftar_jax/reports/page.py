@@ -45,40 +45,40 @@ def write(folders: Sequence[str], out: str) -> str:
     Raises:
       ValueError: a folder or a file is not what it should be; nothing has been written.
     """
-    found: dict[str, tuple[str, Any]] = {}
+    results: dict[str, tuple[str, Any]] = {}
     for folder in map(pathlib.Path, folders):
         if not folder.is_dir():
             raise wrong("results", str(folder), "folders of result files")
-        found |= {path.stem: _read(path) for path in sorted(folder.iterdir()) if _is_result(path)}
+        results |= {path.stem: _read(path) for path in sorted(folder.iterdir()) if _is_result(path)}
     notes = [p for p in (pathlib.Path(folder) / NOTES for folder in folders) if p.exists()]
     lines = notes[0].read_text().splitlines() if notes else ["# Results", ""]
     figures = pathlib.Path(out).parent / "figures"
     filled, missing, used = [], [], set()
     drawing: list[Callable[[], None]] = []
     for line in lines:
-        asked = _DIRECTIVE.fullmatch(line.strip())
-        if asked is None:
+        directive = _DIRECTIVE.fullmatch(line.strip())
+        if directive is None:
             filled.append(line)
             continue
-        kind, name = asked.groups()
+        kind, name = directive.groups()
         if kind not in KINDS:
             raise wrong(NOTES, line, f"{' | '.join(KINDS)}{nearest(kind, KINDS)}")
-        if name not in found:
+        if name not in results:
             missing.append(name)
             filled.append("Not measured yet.")
-        elif found[name][0] != kind:
-            raise wrong(NOTES, line, f"{found[name][0]} {name}")
+        elif results[name][0] != kind:
+            raise wrong(NOTES, line, f"{results[name][0]} {name}")
         else:
             used.add(name)
-            filled += _section(kind, name, found[name][1], figures, drawing)
-    for name in found.keys() - used:
-        kind, record = found[name]
+            filled += _section(kind, name, results[name][1], figures, drawing)
+    for name in results.keys() - used:
+        kind, record = results[name]
         filled += ["", f"## {name}", "", *_section(kind, name, record, figures, drawing)]
     figures.mkdir(parents=True, exist_ok=True)
     pathlib.Path(out).write_text("\n".join(filled).rstrip() + "\n")
     for draw in drawing:
         draw()
-    words = f"{out}: {len(found)} results"
+    words = f"{out}: {len(results)} results"
     return f"{words}, missing: {', '.join(missing)}" if missing else words
 
 
@@ -103,19 +103,19 @@ def _read(path: pathlib.Path) -> tuple[str, Any]:
 
 def _section(kind, name, record, figures: pathlib.Path, drawing: list) -> list[str]:
     path = figures / f"{name}.png"
-    shown = ["", f"![{name}](figures/{path.name})"]
+    image = ["", f"![{name}](figures/{path.name})"]
     if kind == "evaluate":
         if len(_placed(record)) > 1:
             drawing.append(lambda: _pareto(path, record))
         else:
-            shown = []
-        return [*_evaluate(record), *shown]
+            image = []
+        return [*_evaluate(record), *image]
     if kind == "picture":
         drawing.append(lambda: shutil.copyfile(record, path))
-        return shown
+        return image
     if kind == "deviation":
         drawing.append(lambda: deviation.picture(path, record["pairs"]))
-        return [*_facts(record), "", *deviation_table.lines(record), *shown]
+        return [*_facts(record), "", *deviation_table.lines(record), *image]
     if kind == "drafts":
         return [*_facts(record), "", *speculation_report.main_table(record)]
     rows = ablation_table.summary(record)
@@ -143,16 +143,16 @@ def _evaluate(record: dict[str, Any]) -> list[str]:
     rows = record["rows"]
     columns = [c for c in _COLUMNS if any(c[0] in row for row in rows)]
     head = ["method", *(heading for _, heading, _ in columns)]
-    made = [*_facts(record), "", _row(head), "|" + "---|" * len(head)]
+    text = [*_facts(record), "", _row(head), "|" + "---|" * len(head)]
     for row in rows:
         cells = [_cell(row, key, digits) for key, _, digits in columns]
-        made.append(_row([row["method"], *cells]))
+        text.append(_row([row["method"], *cells]))
     if "real" in record:
         real = {k: v for k, v in record["real"].items() if not k.startswith("nearest")}
         cells = [_cell(real, key, digits) for key, _, digits in columns]
-        made.append(_row(["real images", *cells]))
-    made += ["", *(f"- {words}" for words in conclusions(record))]
-    return [*made, *_premise(record.get("premise", {}))]
+        text.append(_row(["real images", *cells]))
+    text += ["", *(f"- {words}" for words in conclusions(record))]
+    return [*text, *_premise(record.get("premise", {}))]
 
 
 def _cell(row: dict[str, Any], key: str, digits: int) -> str:
@@ -186,7 +186,7 @@ def conclusions(record: dict[str, Any]) -> list[str]:
             f", at {drift['speed_ratio']:.1f} times its speed "
             f"({drift['speed_ratio_low']:.1f} to {drift['speed_ratio_high']:.1f})"
         )
-    said = [
+    sentences = [
         f"Drift-AR at one evaluation is {gap:+.2f} from the own head at {own['nfe_per_step']} in "
         f"distance ({bounds}), {drift['frechet'] / own['frechet']:.2f} times as far from the "
         f"data{speed}."
@@ -196,14 +196,14 @@ def conclusions(record: dict[str, Any]) -> list[str]:
     if "speed_ratio" in drift and reach:
         best = max(reach, key=lambda r: r["speed_ratio"])
         gain = drift["speed_ratio"] / best["speed_ratio"]
-        said.append(
+        sentences.append(
             f"The fastest row of the own head that is at least as near to the data is "
             f"`{best['method']}` at {best['nfe_per_step']:g} evaluations: at equal distance the "
             f"gain is {gain:.1f} times."
         )
     elif not reach:
-        said.append("No row of the own head is as near to the data.")
-    return said
+        sentences.append("No row of the own head is as near to the data.")
+    return sentences
 
 
 def difference(a: dict[str, Any], b: dict[str, Any]) -> tuple[float | None, float | None]:
@@ -221,14 +221,14 @@ def difference(a: dict[str, Any], b: dict[str, Any]) -> tuple[float | None, floa
     return float(gap - half), float(gap + half)
 
 
-def _premise(found: dict[str, list[dict]]) -> list[str]:
-    if not found:
+def _premise(correlations: dict[str, list[dict]]) -> list[str]:
+    if not correlations:
         return []
-    counts = [p["num_unknown"] for p in min(found.values(), key=len)]
+    counts = [p["num_unknown"] for p in min(correlations.values(), key=len)]
     head = ["entropy against residual (Spearman)", *(f"{n} unknown" for n in counts)]
     rows = [
         _row([name, *(f"{p['spearman']:+.2f}" for p in of[: len(counts)])])
-        for name, of in found.items()
+        for name, of in correlations.items()
     ]
     return ["", _row(head), "|" + "---|" * len(head), *rows]
 
@@ -251,8 +251,8 @@ def _pareto(path: pathlib.Path, record: dict[str, Any]) -> None:
             place = row["images_per_s"], row["frechet"]
             axis.annotate(words, place, fontsize=7, xytext=(3, 3), textcoords="offset points")
     axis.set(xscale="log", xlabel="images/s", ylabel="Frechet distance")
-    shown = sorted(row["images_per_s"] for row in _placed(record))
-    ticks = np.geomspace(shown[0], shown[-1], 5)
+    speeds = sorted(row["images_per_s"] for row in _placed(record))
+    ticks = np.geomspace(speeds[0], speeds[-1], 5)
     axis.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
     axis.minorticks_off()
     axis.set_title("blue: own head, red: Drift-AR; squares: with guidance", fontsize=8)
@@ -271,11 +271,11 @@ def _facts(record: dict[str, Any]) -> list[str]:
     if "machine" in facts:
         machine = facts["machine"]
         facts = facts | {"device": f"{machine['device']}, {machine['cpu_count']} CPU cores"}
-    made = [f"    {facts['command']}", ""] if "command" in facts else []
-    said = [f"{name}: {facts[name]}" for name in _SHOWN if name in facts]
+    command = [f"    {facts['command']}", ""] if "command" in facts else []
+    parts = [f"{name}: {facts[name]}" for name in _SHOWN if name in facts]
     if "floor" in record and isinstance(record["floor"], float):
-        said.append(f"two halves of the real images: {record['floor']:.2f}")
-    return [*made, "; ".join(said) + "."]
+        parts.append(f"two halves of the real images: {record['floor']:.2f}")
+    return [*command, "; ".join(parts) + "."]
 
 
 def _sweep(records: Sequence[dict], rows: Sequence[dict]) -> list[str]:
@@ -285,18 +285,18 @@ def _sweep(records: Sequence[dict], rows: Sequence[dict]) -> list[str]:
     hours = sum(row["seconds"] for row in rows) / 3600
     floor = next((row["floor"] for row in rows if row["floor"] is not None), None)
     seeds = sorted({record["seed"] for record in records})
-    said = [
+    parts = [
         f"{len(rows)} arms, seeds {', '.join(map(str, seeds))}, {hours:.1f} h in all",
         f"{first['asked']['images']} samples per arm and seed",
         f"{machine['device']}, {machine['cpu_count']} CPU cores",
     ]
     if floor is not None:
-        said.append(f"two halves of the real images: {floor:.2f}")
+        parts.append(f"two halves of the real images: {floor:.2f}")
     words = (
         "± is the standard deviation over seeds; differences are taken seed by seed, with the 95 % "
         "interval of Student's t. Each result holds the `train` command of its arm."
     )
-    return [f"    {first['sweep']}", "", "; ".join(said) + ". " + words]
+    return [f"    {first['sweep']}", "", "; ".join(parts) + ". " + words]
 
 
 def _row(cells: Sequence[str]) -> str:

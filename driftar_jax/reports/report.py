@@ -61,8 +61,8 @@ def write(
     """
     records = [row.as_json() for row in rows]
     correlations = {
-        name: [{"num_unknown": p.num_unknown, "spearman": p.correlation} for p in found]
-        for name, found in premise.items()
+        name: [{"num_unknown": p.num_unknown, "spearman": p.correlation} for p in premises]
+        for name, premises in premise.items()
     }
     write_json(
         out / "report.json",
@@ -183,8 +183,8 @@ def _premise(correlations: dict[str, list[dict]]) -> list[str]:
         "| backbone | " + " | ".join(f"{n} unknown" for n in counts) + " |",
         "|" + "---|" * (len(counts) + 1),
     ]
-    for name, found in correlations.items():
-        cells = [f"{p['spearman']:+.2f}" for p in found[: len(counts)]]
+    for name, rates in correlations.items():
+        cells = [f"{p['spearman']:+.2f}" for p in rates[: len(counts)]]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
 

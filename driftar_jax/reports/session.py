@@ -73,7 +73,7 @@ class Session:
             quality=quality.summary([real.quality(self.num, seed) for seed in range(self.seeds)]),
         )
         with ledger("premise and pictures"):
-            found = {
+            premises = {
                 name: self._premise(loaded)
                 for name, loaded in (
                     ("own head alone", self.baselines[0]),
@@ -81,9 +81,9 @@ class Session:
                 )
                 if premise.measurable(loaded.model)
             }
-            shown = self._pictures(found)
+            images = self._pictures(premises)
         facts = self._facts(real.accuracy) | {"time": ledger.line()}
-        report.write(self.out, rows=rows, real=reached, premise=found, facts=facts, images=shown)
+        report.write(self.out, rows=rows, real=reached, premise=premises, facts=facts, images=images)
         return "\n".join([*report.summary(rows, reached), "", f"time: {ledger.line()}"])
 
     def _premise(self, loaded: generator.Generator) -> list[premise.Premise]:
@@ -114,11 +114,11 @@ class Session:
             "device": f"{drift.manifest['device']}, {drift.manifest['cpu_count']} CPU cores",
         }
 
-    def _pictures(self, found) -> list[tuple[str, str]]:
+    def _pictures(self, premises) -> list[tuple[str, str]]:
         labels = np.arange(SHOWN) % self.drifts[0].model.images.num_classes
         for name, loaded in (("own", self.baselines[0]), ("drift", self.drifts[0])):
-            made = loaded.sample(labels, seed=0, batch_size=SHOWN).images
-            pictures.save_grid(self.out / f"samples_{name}.png", made, columns=8)
+            images = loaded.sample(labels, seed=0, batch_size=SHOWN).images
+            pictures.save_grid(self.out / f"samples_{name}.png", images, columns=8)
         pictures.save_grid(self.out / "real.png", self._judged(SHOWN, self.drifts[0])[0], columns=8)
         curves = {name: _records(workdir) for name, workdir in self.workdirs.items()}
         pictures.save_curves(
@@ -129,7 +129,7 @@ class Session:
             {"Drift-AR": curves["drift"]},
             [n for n in _CURVES if any(n in record for record in curves["drift"])] or ["loss"],
         )
-        report.entropy_against_residual(self.out / "residual.png", found)
+        report.entropy_against_residual(self.out / "residual.png", premises)
         self._entropy_map()
         return [
             ("samples_own.png", f"Own head, {self.baselines[0].config.sample.nfe} NFE per AR step"),

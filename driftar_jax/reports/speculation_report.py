@@ -78,9 +78,9 @@ def join(out: pathlib.Path, reports: Sequence[str]) -> str:
     read = {}
     for folder in map(pathlib.Path, reports):
         try:
-            found = json.loads((folder / "drafts.json").read_text())
-            rows = [row for row in found["rows"] if "accepted_groups" in row]
-            facts = found["facts"]
+            record = json.loads((folder / "drafts.json").read_text())
+            rows = [row for row in record["rows"] if "accepted_groups" in row]
+            facts = record["facts"]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise wrong("join", str(folder), "folders of evaluate_drafts") from error
         if folder.name in read:
@@ -157,12 +157,12 @@ def main_table(found: dict) -> list[str]:
     return _table(head, rows)
 
 
-def _speed(found: dict) -> list[str]:
-    sizes = list(found["rows"][0]["speed"])
+def _speed(record: dict) -> list[str]:
+    sizes = list(record["rows"][0]["speed"])
     head = ["method", *(f"images/s, batch {size} (times plain)" for size in sizes)]
-    fewer = [row for row in found["controls"] if row is not found["rows"][0]]
+    fewer = [row for row in record["controls"] if row is not record["rows"][0]]
     rows = []
-    for row in [*found["rows"], *fewer]:
+    for row in [*record["rows"], *fewer]:
         name = _name(row) if row["gamma"] else f"plain, {row['ar_steps']} AR steps"
         speeds = [row["speed"][size] for size in sizes]
         rows.append([name, *(f"{s['images_per_s']:.1f} ({s['ratio']:.2f})" for s in speeds)])
@@ -199,11 +199,11 @@ def _lengths(rows: Sequence[dict]) -> list[str]:
     head = ["method", *(f"{n}" for n in range(most)), "mean", "accepted share of drafts"]
     lines = []
     for row in rows:
-        found = row["speculation"]
-        lengths = np.array(found["accepted_lengths"], float)
+        speculation = row["speculation"]
+        lengths = np.array(speculation["accepted_lengths"], float)
         shares = [f"{share:.0%}" for share in lengths / lengths.sum()]
         shares += [""] * (most - len(shares))
-        mean, share = found["accepted_per_call"], found["accepted_groups"]
+        mean, share = speculation["accepted_per_call"], speculation["accepted_groups"]
         lines.append([_name(row), *shares, f"{mean:.2f}", f"{share:.0%}"])
     return _table(head, lines)
 

@@ -36,8 +36,8 @@ def open_subject(
       ValueError: both or neither are given, or one of them cannot be used; one line.
     """
     if (settings is None) == (workdir is None):
-        given = "both" if workdir else "neither"
-        raise config.wrong("workdir, config", given, "--workdir=FOLDER or --config=FILE.py[:SIZE]")
+        got = "both" if workdir else "neither"
+        raise config.wrong("workdir, config", got, "--workdir=FOLDER or --config=FILE.py[:SIZE]")
     if workdir is not None:
         loaded = load.load(workdir, vae=vae)
         return loaded, f"step {loaded.step} of {workdir}"

@@ -63,7 +63,7 @@ def fill(
     given = _given(loaded, image, mask)
     # Each step reveals a token at least; with a small hole there are not enough for all steps.
     settings = settings.changed(ar_steps=min(settings.ar_steps, given.unknown))
-    made, counts = batches.sample_images(
+    new_images, counts = batches.sample_images(
         loaded.model,
         settings,
         loaded.params,
@@ -74,7 +74,7 @@ def fill(
         given=given,
     )
     # Tokens that the mask touches were made whole; outside of it the pixels are the image's own.
-    return Samples(np.where(mask[None, :, :, None], made, image[None]), counts)
+    return Samples(np.where(mask[None, :, :, None], new_images, image[None]), counts)
 
 
 def check(generator: Generator) -> None:
@@ -132,12 +132,12 @@ def read(image: str, mask: str, channels: int) -> tuple[np.ndarray, np.ndarray]:
     Raises:
       ValueError: a file is missing or no picture.
     """
-    made = []
+    arrays = []
     # What is transparent in a mask is not drawn on, so it stands.
     for name, path, count, behind in (("image", image, channels, 255), ("mask", mask, 1, 0)):
         kept = dict(size=None, center_crop=False, background=behind)
         try:
-            made.append(images.decode(path, channels=count, **kept))
+            arrays.append(images.decode(path, channels=count, **kept))
         except images.BadImage as error:
             raise wrong(name, path, f"a picture ({error})") from None
-    return made[0], made[1][..., 0] >= _GREY
+    return arrays[0], arrays[1][..., 0] >= _GREY

@@ -214,40 +214,40 @@ class Lookahead:
         """How far each guess of the window may move, root mean square; `weight [W, B, K]`."""
         # Tokens that no round has made yet hold zeros; they would pull the spread and the mean
         # weight down.
-        seen = state.weight >= 0
-        count = seen.sum(axis=1)
-        mean = lambda a: jnp.where(seen, a, 0).sum(axis=1) / count  # noqa: E731
+        exists = state.weight >= 0
+        count = exists.sum(axis=1)
+        mean = lambda a: jnp.where(exists, a, 0).sum(axis=1) / count  # noqa: E731
         square = mean(jnp.square(state.tokens).mean(axis=-1))
         # Of each image, so that a result does not depend on what else is in the batch.
-        spread = jnp.sqrt(self._variance(state.tokens, seen, count))
+        spread = jnp.sqrt(self._variance(state.tokens, exists, count))
         # Divided by the mean so that all kinds of bound move the same on average and `delta` can be
         # compared between them. The guard is for an image whose entropies are all 0.
         scale = self.window.delta * spread / jnp.maximum(mean(state.weight), 1e-6)
         # The floor keeps `delta = 0` from waiting for rounding errors that never vanish.
         return jnp.maximum(scale[None, :, None] * weight, SAME * jnp.sqrt(square)[None, :, None])
 
-    def _variance(self, tokens, seen, count) -> jax.Array:
+    def _variance(self, tokens, exists, count) -> jax.Array:
         """`[B]`, of the seen tokens of each image about their mean in each channel."""
         # Two passes, mean first: the one-pass form E[x^2] - E[x]^2 cancels in float32.
-        tokens = jnp.where(seen[..., None], tokens, 0)
+        tokens = jnp.where(exists[..., None], tokens, 0)
         mean = tokens.sum(axis=1) / count[:, None]
-        about = jnp.where(seen[..., None], tokens - mean[:, None], 0)
+        about = jnp.where(exists[..., None], tokens - mean[:, None], 0)
         return jnp.square(about).mean(axis=-1).sum(axis=1) / count
 
-    def _counted(self, found: Speculation, live, accepted, judged, near, entropy) -> Speculation:
+    def _counted(self, total: Speculation, live, accepted, judged, near, entropy) -> Speculation:
         """What was found, with this round's numbers added for the images still `live`."""
         size, one = self.size, live.astype(jnp.int32)
         bins = jnp.clip((entropy * speculative.BINS).astype(jnp.int32), 0, speculative.BINS - 1)
         hot = jax.nn.one_hot(bins, speculative.BINS, dtype=jnp.int32) * judged[..., None]
         lengths = jax.nn.one_hot(accepted, size, dtype=jnp.int32)
-        return found.replace(
-            backbone_calls=found.backbone_calls + one,
-            head_evaluations=found.head_evaluations + one * size * self.evaluations,
-            batch_calls=found.batch_calls + 1,
-            batch_rows=found.batch_rows + self.contexts * self.walk.branches,
-            lengths=found.lengths + lengths * one[:, None],
-            judged=found.judged + hot.sum(axis=(0, 2)),
-            accepted=found.accepted + (hot * near[..., None]).sum(axis=(0, 2)),
+        return total.replace(
+            backbone_calls=total.backbone_calls + one,
+            head_evaluations=total.head_evaluations + one * size * self.evaluations,
+            batch_calls=total.batch_calls + 1,
+            batch_rows=total.batch_rows + self.contexts * self.walk.branches,
+            lengths=total.lengths + lengths * one[:, None],
+            judged=total.judged + hot.sum(axis=(0, 2)),
+            accepted=total.accepted + (hot * near[..., None]).sum(axis=(0, 2)),
         )
 
 

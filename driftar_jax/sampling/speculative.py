@@ -298,7 +298,7 @@ class Engine:
             return (carry[0] < gamma) & carry[1].any()
 
         def body(carry):
-            turn, may, last, tokens, drafts, found = carry
+            turn, may, last, tokens, drafts, total = carry
             step = state.step + turn
             encoding, rows, x = self._draft(last, tokens, step)
             # The stop is asked after the draft encoding is made and before its tokens count, so a
@@ -311,18 +311,25 @@ class Engine:
                 x=put(drafts.x, x),
                 count=drafts.count + take,
             )
-            found = found.replace(
-                draft_calls=found.draft_calls + may,
-                batch_draft_calls=found.batch_draft_calls + 1,
+            total = total.replace(
+                draft_calls=total.draft_calls + may,
+                batch_draft_calls=total.batch_draft_calls + 1,
             )
             tokens = self._write(tokens, x, step, take)
             # An image that stopped never drafts again in this round: a gap between drafts would
             # leave the later ones without a context.
-            return turn + 1, take & (step + 1 < walk.num_steps - 1), encoding, tokens, drafts, found
+            return (
+                turn + 1,
+                take & (step + 1 < walk.num_steps - 1),
+                encoding,
+                tokens,
+                drafts,
+                total,
+            )
 
         start = jnp.int32(0), may, state.last, state.tokens, drafts, state.found
-        _, _, _, tokens, drafts, found = jax.lax.while_loop(going, body, start)
-        return Drafted(tokens, drafts, drafts.count, found)
+        _, _, _, tokens, drafts, total = jax.lax.while_loop(going, body, start)
+        return Drafted(tokens, drafts, drafts.count, total)
 
     def _draft(self, last, tokens, step):
         # Drafted tokens take the noise that the target's own would take, so that where the draft's
@@ -340,19 +347,19 @@ class Engine:
         most = self.rule.gamma + 1
 
         def call(contexts):
-            made, memory = self.walk.encode(state.memory, drafted.tokens, state.step, contexts)
+            encodings, memory = self.walk.encode(state.memory, drafted.tokens, state.step, contexts)
             # Both branches of the `cond` must return the same shapes. The zeros stand where no
             # draft was made, and `there` keeps them out of every verdict.
             lengthen = lambda a: jnp.pad(a, [(0, most - contexts)] + [(0, 0)] * (a.ndim - 1))  # noqa: E731
-            return jax.tree.map(lengthen, made), memory
+            return jax.tree.map(lengthen, encodings), memory
 
         if most == 1:
             return Called(*call(1), jnp.int32(1))
         # One decision for the whole batch: shapes are static, so an image without drafts cannot
         # have a shorter call of its own.
         several = drafted.count.max() > 0
-        made, memory = jax.lax.cond(several, lambda: call(most), lambda: call(1))
-        return Called(made, memory, jnp.where(several, most, 1))
+        encodings, memory = jax.lax.cond(several, lambda: call(most), lambda: call(1))
+        return Called(encodings, memory, jnp.where(several, most, 1))
 
     def _judged(self, drafts: _Drafts | None, rows: _Rows, steps: jax.Array) -> _Judged:
         """Verdicts on the drafted groups of `steps [gamma + 1, B]`, and what they are about."""
@@ -414,24 +421,24 @@ class Engine:
     def _counted(self, drafted: Drafted, live, accepted, contexts, judged: _Judged):
         """What was found, with this round's numbers added for the images still `live`."""
         gamma, one = self.rule.gamma, live.astype(jnp.int32)
-        found, count = drafted.found, drafted.count
+        total, count = drafted.found, drafted.count
         # A histogram per image: the mean alone would hide that rounds are often all or nothing.
         lengths = jax.nn.one_hot(accepted, gamma + 1, dtype=jnp.int32) * one[:, None]
         # Every draft's, the own group's, and what `coupled` makes to compare.
-        made = count + 1 + ((count > 0) if self.rule.name == "coupled" else 0)
+        evaluations = count + 1 + ((count > 0) if self.rule.name == "coupled" else 0)
         # Groups after the first failure stood in a context that does not hold: they tell nothing.
         valid = judged.there & (jnp.arange(gamma)[:, None] <= accepted[None]) & live[None]
         valid = valid[..., None] & judged.real
         bins = jnp.clip((judged.entropy * BINS).astype(jnp.int32), 0, BINS - 1)
         hot = jax.nn.one_hot(bins, BINS, dtype=jnp.int32) * valid[..., None]
-        return found.replace(
-            backbone_calls=found.backbone_calls + one,
-            head_evaluations=found.head_evaluations + one * made,
-            batch_calls=found.batch_calls + 1,
-            batch_rows=found.batch_rows + contexts * self.walk.branches,
-            lengths=found.lengths + lengths,
-            judged=found.judged + hot.sum(axis=(0, 2)),
-            accepted=found.accepted + (hot * judged.accepted[..., None]).sum(axis=(0, 2)),
+        return total.replace(
+            backbone_calls=total.backbone_calls + one,
+            head_evaluations=total.head_evaluations + one * evaluations,
+            batch_calls=total.batch_calls + 1,
+            batch_rows=total.batch_rows + contexts * self.walk.branches,
+            lengths=total.lengths + lengths,
+            judged=total.judged + hot.sum(axis=(0, 2)),
+            accepted=total.accepted + (hot * judged.accepted[..., None]).sum(axis=(0, 2)),
         )
 
 

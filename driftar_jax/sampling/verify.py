@@ -146,7 +146,7 @@ def _thinned(target: Normal, draft: Normal, keys: jax.Array, wanted: jax.Array) 
         return noise, jax.random.uniform(key_u, (PROPOSALS,), dtype=jnp.float32)
 
     def body(state):
-        turn, found, waiting = state
+        turn, draws, waiting = state
         # Each token has its own key, folded with the turn: its correction does not depend on how
         # long its neighbours in the batch make the loop run.
         noise, u = jax.vmap(propose)(jax.vmap(jax.random.fold_in, (0, None))(keys, turn))
@@ -157,7 +157,7 @@ def _thinned(target: Normal, draft: Normal, keys: jax.Array, wanted: jax.Array) 
         first = jnp.argmax(passed, axis=1)
         done = waiting & passed.any(axis=1)
         y = jnp.take_along_axis(y, first[:, None, None], axis=1)[:, 0]
-        return turn + 1, jnp.where(done[:, None], y, found), waiting & ~done
+        return turn + 1, jnp.where(done[:, None], y, draws), waiting & ~done
 
     start = jnp.int32(0), jnp.zeros((count, channels), jnp.float32), wanted
     return jax.lax.while_loop(lambda s: s[2].any(), body, start)[1]

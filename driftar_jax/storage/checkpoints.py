@@ -502,10 +502,10 @@ def read_config(workdir: str | os.PathLike) -> dict:
     """
     path = pathlib.Path(paths.local("workdir", workdir)) / "config.json"
     try:
-        found = json.loads(path.read_text())
-        if not isinstance(found, dict):
+        config = json.loads(path.read_text())
+        if not isinstance(config, dict):
             raise ValueError(f"{path.name} holds no config")
-        return found
+        return config
     except (OSError, ValueError, RecursionError) as error:
         raise ValueError(
             f"workdir: got {str(workdir)!r}, allowed a folder written by train or convert "

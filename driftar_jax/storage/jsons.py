@@ -26,10 +26,10 @@ def parse(text: bytes):
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    made = dict(pairs)
-    if len(made) != len(pairs):
+    mapping = dict(pairs)
+    if len(mapping) != len(pairs):
         raise ValueError("a name that stands there twice")
-    return made
+    return mapping
 
 
 def read_json(field: str, path: str | os.PathLike, allowed: str, most: int = _LARGEST) -> dict:
@@ -50,13 +50,13 @@ def read_json(field: str, path: str | os.PathLike, allowed: str, most: int = _LA
         size = path.stat().st_size
         if size > most:
             raise ValueError(f"{size} bytes, more than the {most} that such a file can have")
-        found = parse(path.read_bytes())
-        if not isinstance(found, dict):
+        value = parse(path.read_bytes())
+        if not isinstance(value, dict):
             raise ValueError("no JSON object")
     except OSError as error:
         reason = error.strerror
     except ValueError as error:
         reason = " ".join(str(error).split())[:200]
     else:
-        return found
+        return value
     raise ValueError(f"{field}: got {str(path)!r}, allowed {allowed} ({reason})")

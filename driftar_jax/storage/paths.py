@@ -28,10 +28,10 @@ def local(field: str, given: str | os.PathLike) -> str:
         )
     if "\0" in text:
         raise ValueError(f"{field}: got {text!r}, allowed a path without zero bytes")
-    made = os.path.expanduser(text)
-    if made.startswith("~"):
+    expanded = os.path.expanduser(text)
+    if expanded.startswith("~"):
         raise ValueError(
             f"{field}: got {text!r} whose home folder is not known here, allowed a path without ~ "
             "in front (./~ for a folder of that name)"
         )
-    return made
+    return expanded

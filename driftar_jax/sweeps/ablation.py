@@ -109,7 +109,7 @@ class Ablation:
 
     def _asked(self, arm: Arm) -> dict[str, Any]:
         """All that decides a result but the seed, as plain data."""
-        asked = {
+        facts = {
             "config": arm.config,
             "set": list(arm.set),
             "needs": arm.needs,
@@ -120,7 +120,7 @@ class Ablation:
             "timed": arm.timed,
             "images": self.sweep.images,
         }
-        return json.loads(json.dumps(asked))
+        return json.loads(json.dumps(facts))
 
     # --- training ------------------------------------------------------------------------------
 
@@ -146,16 +146,16 @@ class Ablation:
                 return False
         if arm.of:
             return True
-        made, workdir = self._settings(arm, seed), self._workdir(arm, seed)
-        if finished(workdir, made):
+        conf, workdir = self._settings(arm, seed), self._workdir(arm, seed)
+        if finished(workdir, conf):
             return True
         began = time.monotonic()
-        with runs.open_run(made, str(workdir)) as run:
+        with runs.open_run(conf, str(workdir)) as run:
             state = run.start(fall_back=True)
-            self._say(f"{arm.name}, seed {seed}: step {int(state.step)} of {made.train.steps}")
+            self._say(f"{arm.name}, seed {seed}: step {int(state.step)} of {conf.train.steps}")
             # Not `go_on`: its pictures would cost as much as the training.
             state = run.loop.run(state, run.batches, say=lambda line: None, stop=self._stop)
-            done = int(state.step) == made.train.steps
+            done = int(state.step) == conf.train.steps
             write_json(workdir / SPENT, spent(workdir) + time.monotonic() - began)
         del state, run
         jax.clear_caches()  # the programs of every arm would stay in memory
@@ -185,13 +185,13 @@ class Ablation:
             write_json(self._result_path(arm, seed), record | {"failed": str(error), "figures": {}})
             return True
         workdir = self._workdir(trained, seed)
-        made = self._settings(trained, seed)
+        conf = self._settings(trained, seed)
         start = time.monotonic()
         figures = self._figures(arm, seed, workdir)
         record |= {
-            "command": command(trained, made, str(workdir)),
+            "command": command(trained, conf, str(workdir)),
             "cost": {
-                "steps": made.train.steps,
+                "steps": conf.train.steps,
                 "train_s": round(spent(workdir), 1),
                 "measure_s": round(time.monotonic() - start, 1),
             },
@@ -206,26 +206,26 @@ class Ablation:
 
     def _figures(self, arm: Arm, seed: int, workdir: pathlib.Path) -> dict[str, Any]:
         real, loaded = self._judge(), load.load(workdir)
-        asked = loaded.checked(**arm.sample)
+        sampling = loaded.checked(**arm.sample)
         labels = np.random.default_rng(seed).choice(real.labels, self.sweep.images)
-        judged = compare.judge(loaded, asked, real, labels, seed, BATCH)
-        figures = {k: v for k, v in vars(judged).items() if v is not None}
+        result = compare.judge(loaded, sampling, real, labels, seed, BATCH)
+        figures = {k: v for k, v in vars(result).items() if v is not None}
         figures |= {k: v for k, v in last(workdir).items() if k in LOGGED}
-        figures["head_evaluations"] = sum(asked.head_steps)
+        figures["head_evaluations"] = sum(sampling.head_steps)
         if not arm.of and contexts.possible(loaded):
             held = self._held_out(loaded)
             drawn = contexts.draw(loaded, held, DRAWS, seed=0)
             figures["held_out_energy_score"] = contexts.energy_score(drawn, held)
         if not arm.of and premise.measurable(loaded.model):
-            found = premise.measure(loaded.model, loaded.params, *self._told(loaded))
+            premises = premise.measure(loaded.model, loaded.params, *self._told(loaded))
             figures["spearman"] = [
-                {"num_unknown": p.num_unknown, "spearman": p.correlation} for p in found
+                {"num_unknown": p.num_unknown, "spearman": p.correlation} for p in premises
             ]
-        drafted = loaded.checked(**arm.drafts) if arm.drafts else asked
+        drafted = loaded.checked(**arm.drafts) if arm.drafts else sampling
         if drafted.drafts:
             figures["drafts"] = self._acceptance(loaded, drafted, labels[:DRAFTED], seed)
         if arm.timed:
-            figures["speed"] = self._speed(arm, loaded, asked, seed)
+            figures["speed"] = self._speed(arm, loaded, sampling, seed)
         return figures
 
     def _judge(self) -> quality.RealSet:
@@ -253,29 +253,29 @@ class Ablation:
         images, labels = self._real.images, self._real.labels
         return judges.some_real(loaded, images, labels, captions, PREMISE)
 
-    def _acceptance(self, loaded, asked: Settings, labels, seed: int) -> dict[str, Any]:
-        given = loaded.model, asked, loaded.params, loaded.conditions(labels, seed), seed
-        _, found = batches.sample_drafted(*given, batch_size=BATCH, to_pixels=loaded.to_pixels)
-        counts = vars(batches.drafted_counts(found))
-        return {"rule": asked.rule, "gamma": asked.gamma, **counts, **batches.summary(found)}
+    def _acceptance(self, loaded, sampling: Settings, labels, seed: int) -> dict[str, Any]:
+        arguments = loaded.model, sampling, loaded.params, loaded.conditions(labels, seed), seed
+        _, speculation = batches.sample_drafted(*arguments, batch_size=BATCH, to_pixels=loaded.to_pixels)
+        counts = vars(batches.drafted_counts(speculation))
+        return {"rule": sampling.rule, "gamma": sampling.gamma, **counts, **batches.summary(speculation)}
 
-    def _speed(self, arm: Arm, loaded, asked: Settings, seed: int) -> dict[str, Any]:
+    def _speed(self, arm: Arm, loaded, sampling: Settings, seed: int) -> dict[str, Any]:
         """Images per second by turns with the arm it is held against."""
         other = load.load(self._workdir(self._arm(self.sweep.against(arm)), seed))
         labels = np.resize(self._real.labels, BATCH)
         calls = [
             lambda of=of, s=s: compare.sample(of, s, labels, 0, BATCH)
-            for of, s in ((other, other.settings()), (loaded, asked))
+            for of, s in ((other, other.settings()), (loaded, sampling))
         ]
-        found = speed.alternate(calls, BATCH)[1]
+        timing = speed.alternate(calls, BATCH)[1]
         return {
             "batch_size": BATCH,
-            "images_per_s": found.median,
-            "images_per_s_low": found.low,
-            "images_per_s_high": found.high,
-            "ratio": found.ratio,
-            "ratio_low": min(found.ratios),
-            "ratio_high": max(found.ratios),
+            "images_per_s": timing.median,
+            "images_per_s_low": timing.low,
+            "images_per_s_high": timing.high,
+            "ratio": timing.ratio,
+            "ratio_low": min(timing.ratios),
+            "ratio_high": max(timing.ratios),
         }
 
     def _tidy(self, seed: int) -> None:

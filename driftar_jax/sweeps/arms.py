@@ -91,15 +91,15 @@ def read(source: str) -> Sweep:
     Raises:
       ValueError: there is no such sweep, or a part of it cannot be; one line.
     """
-    found = files.result(source, "get_sweep", "sweep")
+    parts = files.result(source, "get_sweep", "sweep")
     try:
-        arms = {name: Arm(name, **fields) for name, fields in found.pop("arms").items()}
-        judge = Arm("judge", once=True, **found.pop("judge"))
-        made = Sweep(source=source, arms=_ordered(arms), judge=judge, **found)
+        arms = {name: Arm(name, **fields) for name, fields in parts.pop("arms").items()}
+        judge = Arm("judge", once=True, **parts.pop("judge"))
+        sweep = Sweep(source=source, arms=_ordered(arms), judge=judge, **parts)
     except (TypeError, KeyError, AttributeError) as error:
         raise wrong("sweep", source, f"the fields of Sweep and Arm ({error})") from error
-    _check(made)
-    return made
+    _check(sweep)
+    return sweep
 
 
 def _ordered(arms: dict[str, Arm]) -> dict[str, Arm]:
@@ -157,16 +157,16 @@ def settings(
     Raises:
       ValueError: the config cannot run.
     """
-    made = files.load(arm.config)
-    files.change(made, arm.set)
-    made.seed = 0 if arm.once else seed
+    run_config = files.load(arm.config)
+    files.change(run_config, arm.set)
+    run_config.seed = 0 if arm.once else seed
     for field, name in arm.needs.items():
-        files.assign(made, field, workdirs[name])
+        files.assign(run_config, field, workdirs[name])
     for field in arm.measured:
         if numbers is not None:
-            files.assign(made, field, float(numbers[field]))
-    config.check(made)
-    return made
+            files.assign(run_config, field, float(numbers[field]))
+    config.check(run_config)
+    return run_config
 
 
 def command(arm: Arm, made: ml_collections.ConfigDict, workdir: str) -> str:

@@ -181,7 +181,7 @@ class DriftGridTask:
             return x, self._features(phi, x)
 
         # Of each chunk only the inputs are kept for the gradient.
-        x, made = self._in_chunks(jax.checkpoint(make), (encoding, mu, std, alpha, eps))
+        x, features = self._in_chunks(jax.checkpoint(make), (encoding, mu, std, alpha, eps))
 
         def compare(grids):
             return jax.lax.stop_gradient(self._in_chunks(lambda g: self._features(phi, g), grids))
@@ -192,9 +192,9 @@ class DriftGridTask:
         if negatives is not None:
             any_class = compare(negatives)
         summed, info = feature_loss.loss(
-            self.field, made, real, any_class, weights, block_bytes=self.block_bytes
+            self.field, features, real, any_class, weights, block_bytes=self.block_bytes
         )
-        l_drift = summed / len(made)
+        l_drift = summed / len(features)
         metrics = {
             "drift": l_drift,
             "spread": _spread(x, None) / jnp.maximum(_spread(positives, present), 1e-6),
@@ -248,12 +248,12 @@ class DriftGridTask:
         A row without a label learns the data as a whole.
         """
         key_class, key_any = jax.random.split(key)
-        found, present = bank_lib.draw(bank, key_class, label, self.samples.positives)
+        of_class, present = bank_lib.draw(bank, key_class, label, self.samples.positives)
         if not self.label_drop:
-            return found, present
+            return of_class, present
         every, there = bank_lib.draw_any(bank, key_any, label.shape[0], self.samples.positives)
         return (
-            jnp.where(dropped[:, None, None, None], every, found),
+            jnp.where(dropped[:, None, None, None], every, of_class),
             jnp.where(dropped[:, None], there, present),
         )
 
@@ -275,8 +275,8 @@ class DriftGridTask:
     def _features(self, phi_params, grids):
         """`[L, samples, N, C]` -> `{key: [L, samples, V, S]}`."""
         rows = grids.shape[:2]
-        found = self.phi(phi_params, grids.reshape(-1, *grids.shape[2:]))
-        return {name: v.reshape(*rows, *v.shape[1:]) for name, v in found.items()}
+        vectors = self.phi(phi_params, grids.reshape(-1, *grids.shape[2:]))
+        return {name: v.reshape(*rows, *v.shape[1:]) for name, v in vectors.items()}
 
 
 _KEYS = ("drop", "alpha", "dropout", "shuffle", "eps", "positives", "negatives")

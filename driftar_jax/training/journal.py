@@ -187,12 +187,12 @@ class Meter:
         seconds = max(now - self._begin, 1e-9)
         self.stepping = max(seconds - self._waited - self._compiled - self._saved, 0.0)
         self.saving, self._compiled, self._saved = self._saved, 0.0, 0.0
-        made = done - self._last_step if self._last_step is not None else None
+        steps = done - self._last_step if self._last_step is not None else None
         record = {"step": done, **means, "data_wait": round(self._waited / seconds, 4)}
         # The first interval holds the compilation, so it says nothing of the speed.
-        if made:
-            record["images_per_s"] = round(made * self._batch_size / seconds, 1)
-            record["seconds_left"] = round((self._steps - done) * seconds / made, 1)
+        if steps:
+            record["images_per_s"] = round(steps * self._batch_size / seconds, 1)
+            record["seconds_left"] = round((self._steps - done) * seconds / steps, 1)
         self._begin, self._waited, self._last_step = now, 0.0, done
         return record
 

@@ -53,9 +53,9 @@ class MaskedTask:
         tokens = tokenise(batch, key, patch_size=patch, mirror=self.mirror)
         image = unpatchify(tokens, *self.images.image_shape[:2], patch)
         mask = mae.draw_mask(key, image.shape[:3], self.mask_share)
-        seen = jnp.where(mask[..., None], 0.0, image)
-        made, logits = self.module.apply({"params": params["mae"]}, seen)
-        recon = mae.reconstruction_loss(made, image, mask).mean()
+        visible = jnp.where(mask[..., None], 0.0, image)
+        filled, logits = self.module.apply({"params": params["mae"]}, visible)
+        recon = mae.reconstruction_loss(filled, image, mask).mean()
         label = optax.softmax_cross_entropy_with_integer_labels(logits, batch["label"]).mean()
         correct = (logits.argmax(axis=-1) == batch["label"]).astype(jnp.float32)
         begin = self.label_from * self.steps

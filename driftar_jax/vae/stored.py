@@ -26,7 +26,7 @@ def config_of(vae: KLVAE | F8VAE) -> dict:
     fields = {f.name: getattr(vae, f.name) for f in dataclasses.fields(vae)}
     for name in ("parent", "name", "dtype"):
         fields.pop(name)
-    (kind,) = (kind for kind, made in KINDS.items() if type(vae) is made)
+    (kind,) = (kind for kind, module_class in KINDS.items() if type(vae) is module_class)
     return {"task": TASK, "kind": kind, "vae": fields}
 
 

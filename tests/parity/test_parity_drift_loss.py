@@ -49,8 +49,7 @@ def computed(call: str, block_bytes: int = laplace.BLOCK_BYTES):
         return jax.value_and_grad(mean_loss, has_aux=True)(gen)
 
     (_, (rows, info)), grad = gradient(recorded["gen"])
-    strength = {f"{r:g}": info.strength[i] for i, r in enumerate(widths)}
-    return rows, info.scale, strength, grad
+    return rows, info.scale, dict(zip(widths, info.strength, strict=True)), grad
 
 
 def inputs(call: str) -> list[str]:
@@ -74,7 +73,11 @@ def compare(call: str, found) -> None:
     close(scale, f"out.{call}.info.scale", call)
     for name in CASE.names:
         if name.startswith(f"out.{call}.info.loss_"):
-            close(strength[name.removeprefix(f"out.{call}.info.loss_")], name, call)
+            # The name holds the width as its writer printed it: 1, 1.0 and 1e0 are one width.
+            named = float(name.removeprefix(f"out.{call}.info.loss_"))
+            width = min(strength, key=lambda r: abs(r - named))
+            assert width == pytest.approx(named, rel=1e-6)
+            close(strength[width], name, call)
     if f"out.{call}.loss" in CASE.names:
         close(rows, f"out.{call}.loss", call)
         close(grad, f"out.{call}.grad_gen", call)

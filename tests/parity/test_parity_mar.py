@@ -75,10 +75,11 @@ def backbone(keep=None):
 
 
 def schedule_of(process: str) -> diffusion.Schedule:
-    """`sec` is the constructor's process; `even` has as many steps, evenly spaced."""
-    if process.removeprefix("sched.") == "sec":
+    """`sec` is the constructor's process; others are evenly spaced, as many steps as recorded."""
+    name = process.removeprefix("sched.")
+    if name == "sec":
         return diffusion.respaced_schedule(MADE_WITH["num_sampling_steps"])
-    return diffusion.respaced_schedule(len(CASE["out.sched.even.timestep_map"]))
+    return diffusion.respaced_schedule(len(CASE[f"out.sched.{name}.timestep_map"]))
 
 
 def known_of(mask: np.ndarray) -> np.ndarray:
