@@ -3,8 +3,8 @@ r"""Do one-step draws deviate from many-step ones in the same contexts, and wher
   python -m driftar_jax.deviation --workdir=runs/drift --baseline=runs/own --out=runs/deviation
 
 Several workdirs (one per training seed, paired in order) give means over them, and what two
-trainings of the own head differ by. Contexts are of
-images of the test split; a token's draws are compared by energy distance and moments.
+trainings of the own head differ by. Contexts are of images of the test split; a token's draws are
+compared by energy distance and moments.
 """
 
 import pathlib

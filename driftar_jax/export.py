@@ -1,4 +1,4 @@
-"""Keep of a run what sampling needs: the averaged parameters, in a small folder of its own.
+"""Copy what sampling needs of a run, the averaged parameters, into a small folder of its own.
 
 python -m driftar_jax.export --workdir=runs/drift_fashion28 --out=models/mar_fashion28
 """

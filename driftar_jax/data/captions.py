@@ -36,6 +36,8 @@ def vocabulary_of(captions: Sequence[str]) -> dict:
     Special tokens come first, then what sizes are written with, then words, the frequent first.
     """
     counts = collections.Counter(word for text in captions for word in _words(text.lower()))
+    # Ties by the alphabet: the ids, and with them the checkpoint, must not depend on the captions'
+    # order.
     words = sorted(counts.keys() - set(_OF_SIZES), key=lambda word: (-counts[word], word))
     vocabulary = {word: i for i, word in enumerate((*_SPECIAL, *_OF_SIZES, *words))}
     added = [
@@ -86,6 +88,8 @@ class WordTokenizer:
     def encode(self, text: str) -> list[int]:
         """See `prompts.Tokenizer`; words that no caption has become `[UNK]`."""
         found = []
+        # A group in the pattern keeps the special tokens among the parts; they are not put into
+        # lower case.
         for part in self._special.split(text):
             words = [part] if part in _SPECIAL else _words(part.lower())
             found += [self.vocabulary.get(word, self._unknown) for word in words]
@@ -171,6 +175,8 @@ def rows(
     longest = spec.prompt + grid[0] * grid[1]
     made = prompts.rows(tokenizer, spec.marks, captions, grid, branches=1, longest=longest)
     more = spec.prompt - made.ids.shape[1]
+    # Padded on the left to the run's own length: all prompts have one shape, and images begin at
+    # one slot.
     ids = np.pad(made.ids, ((0, 0), (more, 0)), constant_values=spec.pad)
     said = (ids[:, : spec.length] != spec.unknown) & (ids[:, : spec.length] != spec.pad)
     for caption, known in zip(captions, said.any(axis=1), strict=True):
@@ -204,6 +210,8 @@ class Book:
         Caption i depends on `seed`, i and its class alone, so that methods that are compared are
         asked the same.
         """
+        # A stream of its own: the same seed draws labels elsewhere, and captions must not follow
+        # them.
         draws = np.random.default_rng([seed, 7]).random(len(labels))
         return [
             "" if label < 0 else self.by_class[label][int(u * len(self.by_class[label]))]

@@ -98,6 +98,8 @@ def _read(file, use):
 
 def _open(file, use):
     Image.init()
+    # A build of Pillow may lack a format; asked for one that it does not know, `open` would fail
+    # for all.
     formats = [name for name in _FORMATS if name in Image.OPEN]
     with Image.open(file, formats=formats) as picture:
         _check_mode(picture)
@@ -112,6 +114,7 @@ def _orientation(picture: Image.Image) -> int:
         return 1
     try:
         value = picture.getexif().get(_ORIENTATION, 1)
+        # Some cameras write the orientation as a list of one number.
         return int(value[0] if isinstance(value, tuple) else value)
     except Exception:  # odd metadata, of a picture whose pixels are fine
         return 1
@@ -122,6 +125,8 @@ def _check_pixels(picture: Image.Image, file) -> None:
     pixels = picture.width * picture.height
     if pixels <= _ALWAYS:
         return
+    # A file of a few bytes may declare a picture of gigabytes; real ones hold less than this many
+    # pixels a byte.
     most = min(_MOST, max(_ALWAYS, _PER_BYTE * _length(file)))
     if pixels > most:
         raise BadImage(
@@ -175,6 +180,8 @@ def _segments(data: bytes):
         if not (0xE1 <= mark <= 0xED or mark in (0xEF, 0xFE)):
             yield data[at:end]
         at = end
+    # From the start of the scan on everything is pixels, in whose bytes no marker can be told
+    # apart.
     yield data[at:]
 
 
@@ -205,6 +212,7 @@ def _squeeze_to(picture: Image.Image, size: int) -> Image.Image:
 def _halve(picture: Image.Image, size: int) -> Image.Image:
     while min(picture.size) >= 2 * size:
         width, height = picture.size
+        # Halves exactly, as ADM does, whose published statistics are of images made so.
         picture = picture.resize((width // 2, height // 2), Image.Resampling.BOX)
     return picture
 

@@ -119,12 +119,14 @@ def of(
             f"{field}: got {given!r} with {here} and no class folders in {text_of(root)}, allowed "
             f"class/picture{endings[0]}"
         )
+    # Entries were sorted by name, so that labels do not depend on the file system's order.
     names = [text_of(entry) for entry in found]
     if known is not None and (extra := sorted(set(names) - set(known))):
         raise ValueError(
             f"{field}: got {given!r} with classes {extra} in {os.path.basename(root)} alone, "
             "allowed those of train"
         )
+    # The labels of a test part follow the training part's classes, whichever of them it holds.
     labels = {name: i for i, name in enumerate(names if known is None else known)}
     rows = [(p, labels[text_of(entry)]) for entry, files in found.items() for p in files]
     return Listing(tuple(labels), tuple(rows), _line(counts, empty))
@@ -167,6 +169,7 @@ def _files(
         # A link to a folder above would be walked without end.
         new = [path for path in folders if os.path.realpath(path) not in seen]
         seen.update(map(os.path.realpath, new))
+        # In front: the folders of a folder come right after it.
         waiting[:0] = new
     if bare := len(_without_captions(texts, found)):
         counts["files with .txt"] += bare

@@ -88,6 +88,7 @@ def _braces(pattern: str) -> list[str]:
             choices.append([piece])
         elif i % 3 == 1:
             first, last = piece, pieces[i + 1]
+            # A slip such as {0..99999999999} would fill the memory with names.
             numbers = range(int(first), min(int(last), int(first) + 10**6) + 1)
             choices.append([str(n).zfill(len(first)) for n in numbers])
     return ["".join(words) for words in itertools.product(*choices)]
@@ -183,7 +184,10 @@ def _rows(name: str, split: str, pictures: Pictures, labels: Sequence[int]) -> l
         by_class.setdefault(labels[i], []).append(i)
     held_out: set[int] = set()
     for members in by_class.values():
+        # At least one of each class that has two, so that every class can be judged.
         count = max(1, round(HELD_OUT * len(members))) if len(members) > 1 else 0
+        # By a hash of the key and not by position: pictures that are added later move few of the
+        # others between the splits.
         held_out.update(sorted(members, key=lambda i: _draw(pictures.keys[i]))[:count])
     return [i for i in every if (i in held_out) == (split == "test")]
 

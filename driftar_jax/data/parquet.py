@@ -85,11 +85,15 @@ class _Tables:
         features = _features(schemas[0])
         label = features.get(self._columns.get("label"), {})
         self.class_names: list[str] | None = label.get("names") or None
+        # A group is read as a whole: pictures that follow each other are read once and not once
+        # each.
         self._group = functools.lru_cache(maxsize=_GROUPS_KEPT)(self._read_group)
 
     def _table(self, number: int):
         """The file's reader of this thread."""
         parquet = _library(self._name)
+        # A reader for each thread: one that is shared would move its place in the file under the
+        # others.
         opened = self._open.__dict__.setdefault("tables", {})
         if number not in opened:
             with _whole(self._name, self._files[number]):
@@ -118,6 +122,7 @@ class _Tables:
 
     def _picture(self, i: int) -> bytes:
         low, high = 0, len(self._groups)
+        # The group of a row, by bisection over the first rows of all groups.
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (middle, high) if self._groups[middle][2] <= i else (low, middle)

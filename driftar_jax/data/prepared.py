@@ -103,6 +103,7 @@ def open_prepared(
             ) from None
 
     written = isinstance(dict(info.features).get("caption"), tfds.features.Text)
+    # What decides the pixels at a position: a run does not resume on other ones.
     fingerprint = f"{info.full_name}|{split}|{len(records)}|{shape}|{center_crop}"
     return ImageSource(
         read,
@@ -127,6 +128,7 @@ def _find(name: str, found: re.Match, folder: str) -> tuple[str, dict]:
         if len(configs) > 1:
             nearest = [f"{found['set']}/{c}" for c in configs]
             raise ValueError(f"data.name: got {name!r}, allowed one of its configs: {nearest}")
+        # A single config needs not be named; several cannot be told apart.
         config = configs[0] if configs else None
     home = base / config if config else base
     versions = _versions(home) if home.exists() else []
@@ -147,6 +149,7 @@ def _versions(path) -> list[str]:
     """Complete versions below `path`, oldest first."""
     names = [p.name for p in path.iterdir() if _VERSION.fullmatch(p.name)]
     names = [n for n in names if (path / n / "dataset_info.json").exists()]
+    # By numbers: as text, 10.0.0 would stand before 9.0.0.
     return sorted(names, key=lambda n: tuple(map(int, n.split("."))))
 
 

@@ -60,6 +60,7 @@ class ImageSource:
         self._read, self._length, self._captions = read, length, captions
         self._arrays = None
         if length * int(np.prod(image_shape)) < MEMORY_LIMIT:
+            # Decoded once and kept: every batch is then one gather.
             self._arrays = self._decode(range(length))
 
     @functools.cached_property

@@ -85,11 +85,15 @@ def _index(name: str, path: str) -> list[_Sample]:
                 base = os.path.basename(member.name)
                 if not member.isfile() or base.startswith("."):
                     continue
+                # Up to the first dot, not the last: `0001.seg.png` belongs to sample 0001, with
+                # ending `seg.png`.
                 key, _, ending = base.partition(".")
                 key = os.path.join(os.path.dirname(member.name), key)
                 sample = found.setdefault(key, _Sample(f"{stem}/{key}"))
                 _take(sample, ending.lower(), path, member, archive)
             # A file that was cut between two members has no other mark.
+            # Members are padded to whole blocks of 512 bytes, and a whole archive ends in blocks of
+            # zeros.
             if _block(path, -(-end // 512) * 512) != bytes(512):
                 raise tarfile.ReadError("no end mark: it is cut off")
     except (tarfile.TarError, OSError, ValueError) as error:
@@ -108,6 +112,8 @@ def _take(sample: _Sample, ending: str, path: str, member, archive) -> None:
     if ending in _PICTURES:
         if sample.place:
             raise ValueError(f"{member.name}: the sample has two pictures")
+        # Where the bytes lie and not the bytes: archives are larger than memory, and are read at
+        # random.
         sample.place = path, member.offset_data, member.size
         return
     if ending not in _LARGEST:
@@ -138,6 +144,7 @@ def _set(sample: _Sample, member, **found) -> None:
     kinds = (int, str) if field == "label" else str
     if not isinstance(value, kinds) or isinstance(value, bool):
         raise ValueError(f"{member.name}: {field} is {str(value)[:40]!r}")
+    # A caption may stand in the .json and in the .txt; two different ones are a mistake in the set.
     if getattr(sample, field) not in (None, value):
         raise ValueError(f"{member.name}: two values of {field}")
     setattr(sample, field, value)

@@ -40,12 +40,12 @@ class Judge:
                 raise wrong("judge", self.workdir, "a classifier of the same images")
 
     def open_sources(self) -> list[Any]:
-        """The set it was trained on: `train` and `test`."""
+        """Open the splits `train` and `test` of the set that the classifier was trained on."""
         return [open_data(self.settings, split) for split in ("train", "test")]
 
 
 def open_judge(workdir: str) -> Judge:
-    """The classifier of a run; raises ValueError where it is another run."""
+    """Load the classifier trained in `workdir`; raises ValueError if it is another task's run."""
     settings = ml_collections.ConfigDict(read_config(workdir))
     if (task := settings.get("task")) != "classifier":
         raise wrong("judge", workdir, f"a run of task classifier, not {task}")
@@ -87,7 +87,7 @@ def some_real(
 
 
 def open_inception(workdir: str) -> networks.Network:
-    """InceptionV3 of a converted folder; raises ValueError where it is another."""
+    """Load InceptionV3 from a converted folder; raises ValueError if it holds something else."""
     try:
         return networks.inception(*inception.load(workdir))
     except ValueError as error:

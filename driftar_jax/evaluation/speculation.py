@@ -1,7 +1,7 @@
 """What drafts save and what they cost in quality, held against doing without them.
 
 Every row is measured on the same labels. The control of a row is the target alone with as many
-backbone calls, in fewer and larger AR steps: a saving that it reaches as well is not the drafts'.
+backbone calls, in fewer and larger AR steps. If it saves as much, drafts get no credit for it.
 """
 
 import dataclasses

@@ -149,7 +149,7 @@ class MAR(nn.Module):
         keep: int | None = None,
         deterministic: bool = True,
     ) -> jax.Array:
-        """The encoder; arguments as in `__call__`.
+        """Run the encoder; arguments as in `__call__`.
 
         Returns:
           `[B, F + N, D]` (`keep=None`) or `[B, F + keep, D]` float32: buffer rows, then tokens in
@@ -203,18 +203,26 @@ class MAR(nn.Module):
         keep: int | None = None,
         deterministic: bool = True,
     ) -> Encoding:
-        """The decoder on `rows` of `encode_known` with the same `known` and `keep`."""
+        """Run the decoder on `rows` of `encode_known` with the same `known` and `keep`.
+
+        Returns:
+          Encoding with `z [B, N, D]` float32 and `E [B, N]`.
+        """
         canvas = self.canvas(rows, known, keep=keep)
         return self.read(canvas, deterministic=deterministic)
 
     def place(
         self, tokens: jax.Array, known: jax.Array, label: jax.Array, *, keep: int | None = None
     ) -> jax.Array:
-        """Encoder and `canvas`: all of a call that depends on `keep`; arguments as `__call__`."""
+        """Run encoder and `canvas`, all that depends on `keep`; arguments as `__call__`.
+
+        Returns:
+          `[B, F + N, D]` in the type of the matrix products, for `look`.
+        """
         return self.canvas(self.encode_known(tokens, known, label, keep=keep), known, keep=keep)
 
     def canvas(self, rows: jax.Array, known: jax.Array, *, keep: int | None = None) -> jax.Array:
-        """`rows` of `encode_known` put in their places, mask tokens elsewhere: `[B, F + N, D]`."""
+        """Put `rows` of `encode_known` in their places, mask tokens elsewhere: `[B, F + N, D]`."""
         h = self.decoder_embed(rows)
         buffer, image = h[:, : self.buffer_size], h[:, self.buffer_size :]
         if keep is not None:
@@ -236,12 +244,12 @@ class MAR(nn.Module):
         return h.astype(self.dtype)
 
     def read(self, canvas: jax.Array, *, deterministic: bool = True) -> Encoding:
-        """The decoder's blocks on a `canvas [B, F + N, D]`: features of all tokens."""
+        """Run all decoder blocks on a `canvas [B, F + N, D]`; returns `z [B, N, D]`, `E [B, N]`."""
         encoding = self.look(canvas, deterministic=deterministic)
         return Encoding(self.features(encoding.z, deterministic=deterministic), encoding.entropy)
 
     def look(self, canvas: jax.Array, *, deterministic: bool = True) -> Encoding:
-        """The decoder on all rows, up to where only the rows that are wanted matter.
+        """Run all decoder blocks but the last, which `features` runs for the wanted tokens alone.
 
         Args:
           canvas: `[B, F + N, D]` of `place`.
@@ -271,7 +279,7 @@ class MAR(nn.Module):
         *,
         deterministic: bool = True,
     ) -> jax.Array:
-        """Features of the tokens that are wanted: the last block makes no others.
+        """Run the last decoder block for the wanted tokens alone.
 
         Args:
           h: `[B, F + N, D]` of `look`.

@@ -64,16 +64,18 @@ class TransDiffWalk:
         return self.module.reference_dim
 
     def group(self, step: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """See `Walk.group`; all slots are real."""
         first = self.group_size * jnp.clip(step, 0, self.num_steps - 1)
         positions = first[:, None] + jnp.arange(self.group_size)[None]
         return positions, jnp.ones_like(positions, bool)
 
     def known(self, step: jax.Array) -> jax.Array:
+        """See `Walk.known`."""
         step = jnp.clip(step, 0, self.num_steps - 1)
         return jnp.arange(self.num_tokens)[None] < self.group_size * step[:, None]
 
     def memory(self) -> Cache:
-        """The cache behind the buffer: one call on its rows alone."""
+        """Return the cache behind the buffer: one call on its rows alone."""
         label = self.label
         if self.branches == 2:
             label = jnp.concatenate([label, jnp.full_like(label, -1)])
@@ -82,7 +84,7 @@ class TransDiffWalk:
     def encode(
         self, memory: Cache, tokens: jax.Array, step: jax.Array, contexts: int
     ) -> tuple[Encoding, Cache]:
-        """One call on `contexts` groups per row, each with the image before it."""
+        """Call the backbone once, on `contexts` groups per row; see `Walk.encode`."""
         images = tokens.reshape(tokens.shape[0], self.num_steps, self.group_size, -1)
         # Context s of a row is the group `step + s`, whose input is the image before it. For step 0
         # there is none; place 0 is read instead, and `extend` puts mask tokens there.
@@ -101,6 +103,7 @@ class TransDiffWalk:
         return jnp.moveaxis(a, 1, 0)
 
     def roll_back(self, memory: Cache, step: jax.Array) -> Cache:
+        """See `Walk.roll_back`."""
         # Unlike a causal host's, this cache holds group g only once g was encoded from image g - 1:
         # for the context of `step` exactly `step` groups stand.
         length = jnp.clip(step, 0, self.num_steps).astype(jnp.int32)

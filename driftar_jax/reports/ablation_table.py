@@ -78,7 +78,10 @@ def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _seconds(record: dict[str, Any]) -> float:
-    """What a result cost; the training of a run that it only samples is another's."""
+    """Return the seconds spent on a result.
+
+    An arm that samples another arm's run does not count its training.
+    """
     cost = record.get("cost", {})
     trained = 0.0 if record["asked"].get("of") else cost.get("train_s", 0.0)
     return trained + cost.get("measure_s", 0.0)

@@ -128,6 +128,7 @@ def _spread(row: dict, name: str, digits: int) -> str:
 
 
 def main_table(found: dict) -> list[str]:
+    """Return the table of calls and quality as Markdown lines; `found` is of `Bench.measure`."""
     head = (
         "method | AR steps | backbone calls per image | draft calls | head evaluations | "
         "backbone rows | calls saved | distance | accuracy | energy distance to plain | "

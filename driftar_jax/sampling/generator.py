@@ -93,6 +93,8 @@ class Generator:
         seed = seeds.check_seed(seed)
         request = Request(size, sources, positive, negative)
         sized = self.sized(request)
+        # Everything is refused before the first compilation: settings here, requests in the next
+        # line.
         settings = sized.checked(**changes)
         condition = sized.conditions(asked, seed, settings, request)
         settings = sized.with_draft_count(settings, condition, batch_size)
@@ -119,6 +121,8 @@ class Generator:
         """Return what the config says of sampling; fields that older runs lack are the defaults."""
         recommended = dict(self.config.sample)
         if self.model.family.order == "raster":
+            # A host that reads tokens in turn has as many steps as tokens, whatever size is asked
+            # for.
             recommended["ar_steps"] = self.model.images.num_tokens
             recommended.setdefault("guidance_schedule", "constant")
         names = {field.name for field in dataclasses.fields(Settings)}

@@ -69,6 +69,7 @@ def load(
 def of_run(workdir, config: Any, params, manifest: dict, step: int, to_pixels) -> Generator:
     """Put together the generator of a run from what was read of its workdir."""
     tracked = manifest.get("tracked", {})
+    # Runs of other tasks keep no statistics of the entropy; without them `stop=auto` is refused.
     if {"entropy_mean", "entropy_square"} <= tracked.keys():
         statistics = tracked["entropy_mean"], tracked["entropy_square"]
         params = params | {"tracker": early_stop.of_training(*statistics)}
@@ -111,6 +112,7 @@ def _written_by_a_run(workdir: str | pathlib.Path):
         yield
     except (*_WRONG_KINDS, RecursionError, ValueError) as error:
         lines = str(error).strip().splitlines() or [""]
+        # A message that names field and value already says more than the general one.
         if isinstance(error, ValueError) and len(lines) == 1 and ": got " in lines[0]:
             raise
         raise ValueError(
@@ -142,6 +144,7 @@ def random(config: Any, images: ImageSpec, seed: int = 0) -> Generator:
     rng = np.random.default_rng(seed)
 
     def draw(shape):
+        # By NumPy: on the device every shape of a parameter would be a program to compile.
         return jax.device_put(0.02 * rng.standard_normal(shape.shape, np.float32))
 
     generator = shapes(config, images)
@@ -236,6 +239,7 @@ def read_weights(workdir: str | pathlib.Path, step: int | None = None):
         return params, manifest, step
     with _written_by_a_run(workdir):
         shapes = models.shapes(config, image_spec(manifest))
+    # Averages are float32 in every run, whatever the type of its parameters.
     shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, np.float32), shapes)
     everywhere = replicated(make_mesh())
     placed = abstract_like(shapes, jax.tree.map(lambda _: everywhere, shapes))
@@ -290,6 +294,7 @@ def _converted(workdir, config: Any, step, vae, mesh: Mesh | None, dtype: str | 
     most = manifest["official"].get("max_position_embeddings")
     longest = min(most or prompts.LONGEST, prompts.LONGEST)
     reader = texts.Prompts(tokenizer, marks, autoencoder, vae_params, longest)
+    # The size if nothing is asked for; `Prompts.sized` puts the request's in its place.
     side = SIDE // autoencoder.factor
     images = ImageSpec((side, side, latent), (), patch)
     modules = Model(images, host, hosts.family("nextstep"), head=head)

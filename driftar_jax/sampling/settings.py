@@ -241,6 +241,7 @@ def refuse_unread(model: Model, base: Settings, changes: dict) -> None:
       base: settings without the changes; a change to the value that is there changes nothing.
       changes: fields; None leaves a field as it is.
     """
+    # Refused and not ignored: a flag without effect would pass for a result.
     for name in changes.keys() - read_by(model):
         if name not in {field.name for field in dataclasses.fields(Settings)}:
             raise wrong("setting", name, " | ".join(sorted(read_by(model))))

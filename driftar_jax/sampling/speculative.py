@@ -1,10 +1,10 @@
 """Speculative decoding over groups: drafts are cheap, one backbone call judges several of them.
 
 A round drafts up to `gamma` groups from the last encoding, then ONE backbone call encodes the
-contexts of the drafted groups and of the one after them. Groups are accepted in order; the first
-that fails, or the one after the last draft, is the target's own, so that every call yields the
-accepted groups and one more. Rows of a batch move at their own pace; all of it is one
-`lax.while_loop` with fixed shapes.
+contexts of the drafted groups and of the one after them. Groups are accepted in order. If a draft
+is rejected, the target makes that group itself; if all are accepted, it makes the next one. A call
+therefore yields the accepted groups plus one. Rows of a batch move at their own pace; all of it is
+one `lax.while_loop` with fixed shapes.
 """
 
 import dataclasses
@@ -153,7 +153,7 @@ class Engine:
         return (state.step < self.walk.num_steps).any()
 
     def start(self) -> State:
-        """Before the first round."""
+        """Return the state before the first round: nothing known, no encoding."""
         walk, batch = self.walk, self.keys.shape[0]
         tokens = jnp.zeros((batch, walk.num_tokens, walk.token_dim), jnp.float32)
         step, memory = jnp.zeros(batch, jnp.int32), walk.memory()
@@ -240,7 +240,7 @@ class Engine:
         return self.settled(state, drafted, self.called(state, drafted))
 
     def settled(self, state: State, drafted: Drafted, called: Called) -> State:
-        """Third piece: what stands, and the target's own group after it."""
+        """Third piece of a round: accept drafts, add the target's own group, roll back."""
         walk, gamma = self.walk, self.rule.gamma
         drafts, encodings = drafted.drafts, called.encodings
         # `[gamma + 1, B]`: context s is the one behind the first s drafts, hence it encodes group
@@ -279,7 +279,7 @@ class Engine:
         )
 
     def drafted(self, state: State) -> Drafted:
-        """Up to gamma groups, each from the encoding drafted for the one before."""
+        """First piece of a round: draft up to gamma groups, each from the encoding of the last."""
         walk, gamma = self.walk, self.rule.gamma
         if not gamma:
             return Drafted(state.tokens, None, jnp.zeros_like(state.step), state.found)
@@ -340,7 +340,7 @@ class Engine:
         return encoding, rows, self._made(rows, self._noise(step), step)
 
     def called(self, state: State, drafted: Drafted) -> Called:
-        """The round's one backbone call.
+        """Second piece of a round: the one backbone call.
 
         Where no image of the batch has a draft, the call holds one context instead of gamma + 1.
         """
@@ -443,7 +443,7 @@ class Engine:
 
 
 def nothing(batch: int, gamma: int) -> Speculation:
-    """Counts before the first round."""
+    """Return the counts before the first round, all zero."""
     per_image, scalar = jnp.zeros(batch, jnp.int32), jnp.int32(0)
     bins = jnp.zeros((batch, BINS), jnp.int32)
     return Speculation(

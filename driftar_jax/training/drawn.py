@@ -1,7 +1,7 @@
 """Losses in two parts: what a step draws, for the whole batch, and the terms of some of its rows.
 
-So micro-batches are rows of one batch and not batches of their own: masks, noise and times of an
-image are the same in how many parts the step is made, and a weighted mean is one over all of them.
+Splitting a batch into micro-batches then changes neither the random draws of an image (masks,
+noise, times) nor the weighted means, which run over the whole batch.
 """
 
 import abc
@@ -61,5 +61,8 @@ class Drawn(abc.ABC):
 
 
 def spread(rows: Rows) -> Rows:
-    """Rows of `draw`, each on the device of its image: nothing says where numbers are drawn."""
+    """Shard the rows of `draw` over devices like the batch.
+
+    Without this constraint XLA may draw the numbers of all images on every device.
+    """
     return jax.tree.map(of_batch, rows)

@@ -121,9 +121,11 @@ class DriftGridTask:
 
     @property
     def freeze_step(self) -> int:
+        """First step of Phase II."""
         return losses.freeze_step(self.steps, self.freeze_at)
 
     def init(self, key: jax.Array) -> dict[str, Any]:
+        """Return fresh parameters of host, prior and decoder."""
         images, parts = self.parts.images, self.parts
         keys = jax.random.split(key, 3)
         label = jnp.zeros(1, jnp.int32)
@@ -136,19 +138,23 @@ class DriftGridTask:
         return {"host": host, "prior": prior, "decoder": decoder}
 
     def init_extra(self, key: jax.Array) -> dict[str, Any]:
+        """Return an empty bank, and the frozen parameters of phi."""
         images = self.parts.images
         shape = (images.num_tokens, images.token_dim)
         bank = bank_lib.empty(images.num_classes, self.bank_size, shape, self.bank_dtype)
         return {"bank": bank} | ({} if self.phi_params is None else {"phi": self.phi_params})
 
     def update_extra(self, extra, batch, key):
+        """Return the extra state with the batch pushed into the bank."""
         tokens = tokenise(batch, key, patch_size=self.parts.images.patch_size, mirror=self.mirror)
         return {**extra, "bank": bank_lib.push(extra["bank"], batch["label"], tokens)}
 
     def trainable(self, frozen: bool) -> tuple[str, ...]:
+        """Return the groups that learn in a phase."""
         return ("decoder",) if frozen else ("host", "prior", "decoder")
 
     def loss(self, params, batch, key, step, frozen, extra):
+        """Return the loss of a phase, a float32 scalar, and the metrics; see `Task.loss`."""
         keys = dict(zip(_KEYS, jax.random.split(key, len(_KEYS)), strict=True))
         # A batch is a random one, so its first rows are as good as any.
         label = batch["label"][: self.samples.classes]

@@ -22,6 +22,7 @@ class MetricsLog:
         self._board = _tensorboard(path.parent)
 
     def write(self, record: dict) -> None:
+        """Append a record, to TensorBoard as well where it is installed."""
         with self._path.open("a") as file:
             file.write(json.dumps(record) + "\n")
         if self._board:

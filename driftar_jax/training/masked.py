@@ -42,13 +42,16 @@ class MaskedTask:
     tracked: tuple[str, ...] = ()
 
     def init(self, key: jax.Array):
+        """Return the fresh parameters, in one group."""
         image = jnp.zeros((1, *self.images.image_shape))
         return {"mae": self.module.init(key, image)["params"]}
 
     def trainable(self, frozen: bool) -> tuple[str, ...]:
+        """Return the groups that learn; there is one phase."""
         return ("mae",)
 
     def loss(self, params, batch, key, step, frozen):
+        """Return the loss, a float32 scalar, and the metrics; see `Task.loss`."""
         patch = self.images.patch_size
         tokens = tokenise(batch, key, patch_size=patch, mirror=self.mirror)
         image = unpatchify(tokens, *self.images.image_shape[:2], patch)

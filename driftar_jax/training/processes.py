@@ -1,4 +1,4 @@
-"""Several processes as one run: start-up, agreement, barriers; all of it nothing with one process.
+"""Several processes as one run: start-up, agreement, barriers; no-ops in a single-process run.
 
 A cluster is given by flags, by SLURM's environment or by a TPU pod's; `cluster` decides which, and
 says no more than what `jax.distributed.initialize` has to be told.
@@ -110,12 +110,15 @@ def join(found: Cluster | None, timeout_s: int = TIMEOUT_S) -> None:
 
 
 def leads() -> bool:
-    """Whether this process writes what is written once: logs, config, digests."""
+    """Say whether this process writes what is written once: logs, config, digests."""
     return jax.process_index() == 0
 
 
 def agreed(reason: str) -> str:
-    """`reason` if it is not empty, else that another process has one, else ""; all must call."""
+    """Agree on a reason to stop; every process must call it.
+
+    Returns `reason` where this process has one, "another process" where only another has, else "".
+    """
     if jax.process_count() == 1:
         return reason
     from jax.experimental import multihost_utils
@@ -127,7 +130,7 @@ def agreed(reason: str) -> str:
 
 
 def barrier(name: str) -> None:
-    """Wait until all processes are here."""
+    """Wait until every process has come here."""
     if jax.process_count() > 1:
         from jax.experimental import multihost_utils
 
@@ -158,6 +161,6 @@ class Clock:
         self._since = time.monotonic()
 
     def due(self) -> str:
-        """Not empty when the time has passed."""
+        """Return a reason to save where the time has passed, else ""."""
         passed = time.monotonic() - self._since
         return "the clock" if self._seconds and passed >= self._seconds else ""
