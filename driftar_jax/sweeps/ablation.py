@@ -146,16 +146,16 @@ class Ablation:
                 return False
         if arm.of:
             return True
-        conf, workdir = self._settings(arm, seed), self._workdir(arm, seed)
-        if finished(workdir, conf):
+        recipe, workdir = self._settings(arm, seed), self._workdir(arm, seed)
+        if finished(workdir, recipe):
             return True
         began = time.monotonic()
-        with runs.open_run(conf, str(workdir)) as run:
+        with runs.open_run(recipe, str(workdir)) as run:
             state = run.start(fall_back=True)
-            self._say(f"{arm.name}, seed {seed}: step {int(state.step)} of {conf.train.steps}")
+            self._say(f"{arm.name}, seed {seed}: step {int(state.step)} of {recipe.train.steps}")
             # Not `go_on`: its pictures would cost as much as the training.
             state = run.loop.run(state, run.batches, say=lambda line: None, stop=self._stop)
-            done = int(state.step) == conf.train.steps
+            done = int(state.step) == recipe.train.steps
             write_json(workdir / SPENT, spent(workdir) + time.monotonic() - began)
         del state, run
         jax.clear_caches()  # the programs of every arm would stay in memory
@@ -185,13 +185,13 @@ class Ablation:
             write_json(self._result_path(arm, seed), record | {"failed": str(error), "figures": {}})
             return True
         workdir = self._workdir(trained, seed)
-        conf = self._settings(trained, seed)
+        recipe = self._settings(trained, seed)
         start = time.monotonic()
         figures = self._figures(arm, seed, workdir)
         record |= {
-            "command": command(trained, conf, str(workdir)),
+            "command": command(trained, recipe, str(workdir)),
             "cost": {
-                "steps": conf.train.steps,
+                "steps": recipe.train.steps,
                 "train_s": round(spent(workdir), 1),
                 "measure_s": round(time.monotonic() - start, 1),
             },
@@ -255,9 +255,16 @@ class Ablation:
 
     def _acceptance(self, loaded, sampling: Settings, labels, seed: int) -> dict[str, Any]:
         arguments = loaded.model, sampling, loaded.params, loaded.conditions(labels, seed), seed
-        _, speculation = batches.sample_drafted(*arguments, batch_size=BATCH, to_pixels=loaded.to_pixels)
+        _, speculation = batches.sample_drafted(
+            *arguments, batch_size=BATCH, to_pixels=loaded.to_pixels
+        )
         counts = vars(batches.drafted_counts(speculation))
-        return {"rule": sampling.rule, "gamma": sampling.gamma, **counts, **batches.summary(speculation)}
+        return {
+            "rule": sampling.rule,
+            "gamma": sampling.gamma,
+            **counts,
+            **batches.summary(speculation),
+        }
 
     def _speed(self, arm: Arm, loaded, sampling: Settings, seed: int) -> dict[str, Any]:
         """Images per second by turns with the arm it is held against."""
