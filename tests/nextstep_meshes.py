@@ -33,6 +33,14 @@ from driftar_jax.storage import checkpoints
 ASSUMED = dict(vocab_size=152_064, placeholder=151_669, token_dim=64, norm_eps=1e-5, rope_theta=1e6)
 # Four images of 512x512 with guidance: 1024 tokens behind a prompt, and room for drafts.
 ROWS, PROMPT, SLOTS, DRAFTS = 8, 120, 120 + 1024 + 8, 5
+# Logical axes of the arrays of a cache, for `sharding.RULES`.
+CACHE_AXES = causal.Cache(
+    keys=("layers", "batch", "position", "heads", None),
+    values=("layers", "batch", "position", "heads", None),
+    length=("batch",),
+    padding=("batch",),
+    content=("batch", "position"),
+)
 
 
 def measure(axes: dict[str, int]) -> dict:
@@ -48,7 +56,7 @@ def measure(axes: dict[str, int]) -> dict:
     cache = jax.eval_shape(lambda: host.empty_cache(SLOTS, none, PROMPT))
     cache_placed = jax.tree.map(
         lambda axes: nn.logical_to_mesh_sharding(PartitionSpec(*axes), mesh, sharding.RULES),
-        causal.CACHE_AXES,
+        CACHE_AXES,
         is_leaf=lambda leaf: isinstance(leaf, tuple),
     )
     tokens = jax.ShapeDtypeStruct((ROWS, DRAFTS, host.token_dim), jnp.float32)

@@ -243,8 +243,7 @@ def config_of(fields: Mapping) -> dict:
         },
     }
     if form == "mrar":
-        # Training of images in a row draws the earlier ones from a bank of real images of the
-        # class.
+        # The images of a row are drawn from a bank of the last images of their class.
         workdir_config["bank"] = {"size": 16, "dtype": "bfloat16", "limit_gib": 1.0}
     config.check(workdir_config)
     return workdir_config

@@ -207,6 +207,8 @@ def judge(
     tally = real.tally(len(labels))
     part = part_size(real.images.shape[1:])
     for number, first in enumerate(range(0, len(labels), part)):
+        # In parts of a size that the image decides: images, and so figures, do not depend on the
+        # batch size.
         chosen = labels[first : first + part]
         with real.ledger("sampling"):
             images = sample(loaded, settings, chosen, part_seed(seed, number), batch_size)

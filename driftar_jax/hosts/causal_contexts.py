@@ -48,6 +48,7 @@ class CausalContexts(abc.ABC):
 
     def keys(self, key):
         """See `Contexts.keys`."""
+        # Parts 0 and 4 choose tokens, in `draw`.
         _, eps, scale, free, _ = jax.random.split(key, 5)
         # One token has one context: nothing is shuffled, and no prior draws.
         return {
@@ -81,6 +82,7 @@ class CausalContexts(abc.ABC):
         order = jax.vmap(lambda k: jax.random.permutation(k, num_tokens))(
             jax.random.split(key, batch)
         )
+        # The front of a random permutation: different tokens, each equally likely.
         return order[:, : self.tokens_per_image or num_tokens]
 
     def _starts(self, key, batch: int, num_tokens: int) -> jax.Array:
@@ -99,6 +101,8 @@ class CausalContexts(abc.ABC):
         """See `Contexts.targets`; one call has them all."""
         encoding = self.encode(params, rows, None) if first is None else first
         encoding = jax.lax.stop_gradient(encoding)
+        # No further calls: under causal attention the encoding of every later token is in the same
+        # one.
         places = [self._at(rows, ahead) for ahead in range(steps + 1)]
         return [jax.tree.map(lambda a, at=at: _in_rows(take(a, at)), encoding) for at in places]
 

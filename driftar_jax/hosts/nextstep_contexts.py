@@ -41,6 +41,7 @@ class CaptionContexts(CausalContexts):
         padding, ids = batch["text"][:, 0], batch["text"][:, 1:]
         words = jnp.arange(ids.shape[1]) < self.text.length
         words = words[None] & (jnp.arange(ids.shape[1])[None] >= padding[:, None])
+        # Some words are hidden, or `[UNK]` would never be trained and mean nothing to a new prompt.
         hidden = jax.random.bernoulli(key_unknown, jnp.float32(self.unknown), ids.shape)
         ids = jnp.where(words & hidden, self.text.unknown, ids)
         dropped = jax.random.bernoulli(key_drop, jnp.float32(self.drop), padding.shape)
@@ -50,6 +51,8 @@ class CaptionContexts(CausalContexts):
         """Return rows whose `dropped [B]` images have no caption."""
         ids, dropped = rows["ids"], rows["dropped"]
         caption = (jnp.arange(ids.shape[1]) < self.text.length)[None] & dropped[:, None]
+        # A dropped caption is all padding and not an empty text: the size and the begin-of-image
+        # mark stay.
         padding = jnp.where(dropped, self.text.length, rows["padding"])
         return rows | {"ids": jnp.where(caption, self.text.pad, ids), "padding": padding}
 
@@ -90,6 +93,8 @@ class CaptionContexts(CausalContexts):
         """See `Contexts.own_terms`: flow matching and a little text loss, as published."""
         ids, tokens = rows["ids"], rows["tokens"]
         held = jnp.full(tokens.shape[:2], self.text.placeholder, ids.dtype)
+        # The end of the image is a word that the text loss sees: the model learns that it follows
+        # the last token.
         end = jnp.full((len(ids), 1), self.text.end_image, ids.dtype)
         noise, u = by_image(rows["noise"]), by_image(rows["u"])
         found = nextstep.training_losses(

@@ -76,16 +76,6 @@ def empty_cache(
     )
 
 
-# Logical axes of the arrays of a cache, for `sharding.RULES`.
-CACHE_AXES = Cache(
-    keys=("layers", "batch", "position", "heads", None),
-    values=("layers", "batch", "position", "heads", None),
-    length=("batch",),
-    padding=("batch",),
-    content=("batch", "position"),
-)
-
-
 @flax.struct.dataclass
 class _Context:
     """What all layers of one call share: rotation, mask, and where keys and values go."""

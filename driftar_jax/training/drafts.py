@@ -53,6 +53,7 @@ class DraftTask(Drawn):
         patch_size = self.parts.images.patch_size
         tokens = tokenise(batch, key, patch_size=patch_size, mirror=self.mirror)
         rows = self.contexts.draw_rounds(key, tokens, batch, self.unroll)
+        # MAR's contexts take the other parts of this split.
         rows["prior_keys"] = jax.random.split(jax.random.split(key, 4)[3], len(tokens))
         weights = [self.contexts.weights(rows, ahead) for ahead in self._ahead]
         return rows, {
@@ -71,6 +72,7 @@ class DraftTask(Drawn):
         last, kind = targets[0], self.entropy_loss
         for ahead in self._ahead:
             target = targets[ahead]
+            # From its own last prediction, as in a round of drafts, where errors add up.
             last = contexts.predict(params, last, rows, ahead)
             weight, unknown = contexts.weights(rows, ahead)
             rounds, tokens = totals["rounds"][ahead - 1], totals["tokens"][ahead - 1]

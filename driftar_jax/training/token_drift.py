@@ -69,6 +69,8 @@ class DriftTask(Drawn):
         tokens = tokenise(batch, key, patch_size=images.patch_size, mirror=self.mirror)
         rows = self.contexts.draw(key, tokens, batch)
         shape = (*rows["positions"].shape, self.draws, images.token_dim)
+        # Drawn here for the whole batch and not in `terms`: micro-batches then see the noise that
+        # the whole batch would have seen.
         rows["eps"] = jax.random.normal(keys["eps"], shape, dtype=jnp.float32)
         rows["prior_keys"] = jax.random.split(keys["prior"], len(tokens))
         if self.parts.decoder.guidance:
@@ -90,6 +92,8 @@ class DriftTask(Drawn):
             # The drift still reads the entropy, and no longer shapes it.
             own = own.replace(entropy=jax.lax.stop_gradient(own.entropy))
         encoding = contexts.read(params, own)
+        # Of all tokens, for `l_mu` and the statistics run over more of them than the head is
+        # trained on.
         mu, std = self._prior(params, encoding, rows["prior_keys"])
         y, scale = take(tokens, positions), None
         if self.parts.decoder.guidance:
@@ -121,6 +125,7 @@ class DriftTask(Drawn):
         # The mean alone has to point at the token: the drift only sees where draws end up.
         l_mu = over_counted(jnp.sum(jnp.square(mu - tokens), axis=-1))
         draft_terms = self._draft_terms(params, own, rows, totals["rounds"])
+        # A traced step, so that the falling weight needs no new compilation.
         a = losses.alpha(step, self.steps, start=self.alpha_start, freeze_at=self.freeze_at)
         loss = a * sum(draft_terms.values()) + (1 - a) * (l_drift + l_mu)  # Eq. 9
         return loss, metrics | draft_terms | {"mu": l_mu, "alpha": a}
@@ -140,6 +145,7 @@ class DriftTask(Drawn):
 
     def _unconditional(self, params, rows):
         """Return the decoder's own draws without a condition; nothing learns here."""
+        # Samples of the field, which has no gradient: stopped here, they cost no backward pass.
         params, contexts = jax.lax.stop_gradient(params), self.contexts
         encoding = contexts.encode(params, contexts.without_condition(rows), None)
         encoding = contexts.read(params, encoding)
@@ -156,6 +162,8 @@ class DriftTask(Drawn):
 
     def _draft_terms(self, params, own, rows, total):
         """Return Eq. 3 and the draft's entropy term, one AR step ahead of the batch's contexts."""
+        # The batch's own encoding is the first target: one more backbone call encodes the next
+        # context.
         last, target = self.contexts.targets(params, rows, 1, first=own)
         draft = self.contexts.predict(params, last, rows, 1)
         weight = self.contexts.weights(rows, 1)[0]
