@@ -41,6 +41,7 @@ class MaskedContexts:
 
     def keys(self, key):
         """See `Contexts.keys`."""
+        # The order in which keys are split decides every draw of a run: stored runs resume on it.
         _, dropout, eps, prior = jax.random.split(key, 4)
         scale, free = jax.random.split(jax.random.fold_in(key, 4))
         free_prior, free_eps = jax.random.split(free)
@@ -58,6 +59,7 @@ class MaskedContexts:
         key_mask, key_drop = jax.random.split(jax.random.split(key, 4)[0])
         size, num_tokens = tokens.shape[:2]
         masks = mask_laws.draw(key_mask, size, num_tokens, law=self.law, ratio_min=RATIO_MIN)
+        # The head is dear and its tokens many: a few of them stand for all, weighted without bias.
         positions, weight = mask_laws.some_unknown(masks, self.tokens_per_image or num_tokens)
         return {
             "tokens": tokens,
@@ -116,6 +118,7 @@ class MaskedContexts:
             jax.random.split(key_order, size)
         )
         rank = jnp.argsort(order, axis=-1)
+        # Each AR step is equally likely to begin a round; only the last has none after it.
         first = jax.random.randint(key_step, (size,), 0, max(self.ar_steps - 1, 1), dtype=jnp.int32)
         last = self.ar_steps - 1
         return [
@@ -129,6 +132,8 @@ class MaskedContexts:
         times = len(rounds)
         encoding = self.model.host.apply(
             {"params": params["host"]},
+            # All contexts in one call, stacked on the batch: attention is bidirectional, none
+            # contains another.
             jnp.concatenate([rows["tokens"]] * times),
             jnp.concatenate([masks.known for masks in rounds]),
             jnp.concatenate([rows["label"]] * times),
@@ -139,6 +144,8 @@ class MaskedContexts:
 
     def predict(self, params, last, rows, ahead) -> Encoding:
         """See `Contexts.predict`: the head sees all tokens of the context it guesses."""
+        # The context to be guessed, not the one that `last` saw: its new tokens are what the head
+        # goes by.
         known = rows["rounds"][ahead].known
         return self.model.draft.apply({"params": params["draft"]}, last, rows["tokens"], known)
 
@@ -168,6 +175,7 @@ class MaskedContexts:
         head, positions = self.model.head, rows["positions"]
         encoding = self.encode(params, rows, self.keys(key)["dropout"])
         x = take(rows["tokens"], positions)
+        # Once per token: the copies differ in time and noise and share it by an axis of size 1.
         c = head.apply({"params": params["head"]}, take(encoding.z, positions), method="condition")
         t, noise = by_image(rows["t"]), by_image(rows["noise"])
 

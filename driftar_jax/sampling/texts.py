@@ -97,6 +97,8 @@ class Prompts:
                 raise wrong(name, value, f"a multiple of {side}")
         height, width = (pixels // self.vae.factor for pixels in request.size)
         images = dataclasses.replace(images, image_shape=(height, width, images.image_shape[2]))
+        # The prompt needs room as well; how much is known only once it is cut into ids, and checked
+        # there.
         if images.num_tokens >= self.longest:
             allowed = f"an image of fewer than {self.longest} tokens"
             raise wrong("height", request.size[0], allowed)

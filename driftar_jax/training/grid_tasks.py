@@ -64,6 +64,8 @@ class GridHostTask(Drawn):
         key_drop, key_time, key_noise, _ = jax.random.split(self.own_key(key), 4)
         batch, groups = grids.shape[:2]
         dropped = jax.random.bernoulli(key_drop, jnp.float32(self.label_drop), (batch,))
+        # Copy after copy of the batch in every group, as `flow_terms` takes them; rows have images
+        # in front.
         shape = (groups, self.copies * batch)
         rows = {
             "label": jnp.where(dropped, -1, label),
@@ -96,6 +98,7 @@ class GridHostTask(Drawn):
             shape=self.parts.images.grid,
             dropout_key=key_dropout,
         )
+        # A weighted mean over images, copies and groups, with the denominator of the whole batch.
         share = jnp.tile(weight, self.copies)[None] / (count * self.copies * grids.shape[1])
         metrics = {"entropy_mean": jnp.sum(encoding.entropy.mean(axis=1) * weight) / count}
         return jnp.sum(found * share), metrics
@@ -136,9 +139,13 @@ class RowHostTask(GridHostTask):
         return {"bank": bank_lib.push(extra["bank"], batch["label"], self.tokens(batch, key))}
 
     def draw(self, batch, key, frozen, extra):
+        # Half of a key of its own; `own_key` is the other half, so that the bank's draws and the
+        # rest never share random numbers.
         key_bank = jax.random.split(jax.random.fold_in(key, 1))[0]
         label, groups = batch["label"], self.parts.host.groups
         grids, present = bank_lib.draw(extra["bank"], key_bank, label, groups)
+        # A class that lacks images would be trained on the zeros of empty slots: its whole row
+        # counts nothing.
         return self.drawn(label, grids, present.all(axis=1).astype(jnp.float32), key)
 
     def own_key(self, key):
