@@ -83,7 +83,9 @@ class Session:
             }
             images = self._pictures(premises)
         facts = self._facts(real.accuracy) | {"time": ledger.line()}
-        report.write(self.out, rows=rows, real=reached, premise=premises, facts=facts, images=images)
+        report.write(
+            self.out, rows=rows, real=reached, premise=premises, facts=facts, images=images
+        )
         return "\n".join([*report.summary(rows, reached), "", f"time: {ledger.line()}"])
 
     def _premise(self, loaded: generator.Generator) -> list[premise.Premise]:
