@@ -1,6 +1,7 @@
 """Copy what sampling needs of a run, the averaged parameters, into a small folder of its own.
 
 python -m driftar_jax.export --workdir=runs/drift_fashion28 --out=models/mar_fashion28
+python -m driftar_jax.export --workdir=runs/drift_fashion28 --out=to_upload --format=hub
 """
 
 import os
@@ -11,14 +12,20 @@ import jax
 from absl import flags
 
 from driftar_jax.cli import program as cli
-from driftar_jax.config import lasting, wrong
+from driftar_jax.config import CONVERTED, lasting, wrong
 from driftar_jax.sampling import load
-from driftar_jax.storage import checkpoints
+from driftar_jax.storage import checkpoints, hub
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder written by train.")
 _OUT = flags.DEFINE_string("out", None, "New workdir that sample, evaluate and init_from read.")
 _DTYPE = flags.DEFINE_enum(
     "dtype", "bfloat16", ["bfloat16", "float32"], "Of the stored arrays; they are read as float32."
+)
+_FORMAT = flags.DEFINE_enum(
+    "format",
+    "workdir",
+    ["workdir", "hub"],
+    "workdir: a checkpoint of one step; hub: model.safetensors, config.json and a model card.",
 )
 flags.mark_flags_as_required(["workdir", "out"])
 
@@ -28,9 +35,13 @@ def main(_) -> None:
         target, source = pathlib.Path(_OUT.value).absolute(), pathlib.Path(_WORKDIR.value)
         if target.exists():
             raise wrong("out", _OUT.value, "a new folder")
+        config = checkpoints.read_config(source)
+        if _FORMAT.value == "hub" and config["task"] == CONVERTED:
+            raise wrong("format", "hub", "workdir (convert --back writes the official files)")
         params, manifest, step = load.read_weights(source)
     params = jax.tree.map(lambda a: a.astype(_DTYPE.value), params)
     manifest.pop("format")
+    config, manifest = _without_paths(config, manifest)
     unfinished = target.with_name(f".{target.name}.tmp{os.getpid()}")
     try:
         unfinished.mkdir(parents=True)
@@ -38,16 +49,18 @@ def main(_) -> None:
         for name in checkpoints.BESIDE:
             if (source / name).exists():
                 shutil.copyfile(source / name, unfinished / name)
-        settings = _without_folders(source)
-        checkpoints.write_json(unfinished / "config.json", settings)
-        written = checkpoints.Checkpoints(unfinished)
-        first, *layers = load.stored_trees(source, params).items()
-        written.save(step, manifest=manifest, config=lasting(settings), **dict([first]))
-        written.wait()
-        for name, tree in layers:
-            written.add(step, name, tree)
-        written.close()
-        written.forget_place(step)
+        if _FORMAT.value == "hub":
+            hub.write(unfinished, params, manifest, step, config)
+        else:
+            checkpoints.write_json(unfinished / "config.json", config)
+            written = checkpoints.Checkpoints(unfinished)
+            first, *layers = load.stored_trees(source, params).items()
+            written.save(step, manifest=manifest, config=lasting(config), **dict([first]))
+            written.wait()
+            for name, tree in layers:
+                written.add(step, name, tree)
+            written.close()
+            written.forget_place(step)
         os.replace(unfinished, target)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
@@ -55,15 +68,21 @@ def main(_) -> None:
     print(f"{target}: step {step}, {size / 1e6:.1f} MB")
 
 
-def _without_folders(source: pathlib.Path) -> dict:
-    """The config of a run, without the folders of what it was made from: they stay behind."""
-    config = checkpoints.read_config(source)
+def _without_paths(config: dict, manifest: dict) -> tuple[dict, dict]:
+    """Config and manifest without absolute paths: of such folders the last name alone stays."""
     if "init_from" in config:
         config["init_from"] = ""
     for section in ("drift", "autoencoder"):
         if "features_from" in config.get(section, {}):
             config[section]["features_from"] = ""
-    return config
+    if "data_dir" in config.get("data", {}):
+        config["data"]["data_dir"] = ""
+    kind, colon, path = config.get("data", {}).get("name", "").partition(":")
+    if colon and os.path.isabs(path):
+        config["data"]["name"] = f"{kind}:{pathlib.PurePath(path).name}"
+    if os.path.isabs(manifest.get("vae") or ""):
+        manifest = manifest | {"vae": pathlib.PurePath(manifest["vae"]).name}
+    return config, manifest
 
 
 if __name__ == "__main__":

@@ -7,22 +7,29 @@ python -m driftar_jax.sample --workdir=runs/drift_next --prompt="red heart, hear
 python -m driftar_jax.sample --workdir=runs/converted --vae=runs/f8 --image=fox.png \
     --prompt="<image> in the snow" --out=runs/edits
 python -m driftar_jax.sample --workdir=runs/drift --num=8 --dry_run --target=tpu:v5e:1x1
+python -m driftar_jax.sample --workdir=runs/drift --num=50000 --layout=adm --out=runs/adm
 
-The last one draws nothing: the compiler of that chip says what the sampler needs there.
+Pictures are written as they are made. A command that was stopped goes on where it was when it is
+given again. With `--dry_run --target` nothing is drawn: the compiler of that chip says what the
+sampler needs there.
 """
 
 import dataclasses
+import hashlib
 import pathlib
+import time
 
 import jax
 import numpy as np
 from absl import flags
+from tqdm import tqdm
 
 from driftar_jax import seeds
 from driftar_jax.cli import program as cli
 from driftar_jax.cli import sampling_flags, target_flags
 from driftar_jax.config import wrong
-from driftar_jax.data import images, labels, pictures
+from driftar_jax.data import images, labels, pictures, prompt_files
+from driftar_jax.reports import layouts
 from driftar_jax.sampling import dry_run, inpaint, load
 from driftar_jax.sampling.conditions import Request
 from driftar_jax.sharding import make_mesh
@@ -40,6 +47,10 @@ _IMAGE = flags.DEFINE_multi_string(
 _MASK = flags.DEFINE_string("mask", None, "Picture whose white part of --image is generated anew.")
 _NEGATIVE = flags.DEFINE_string("negative", "", "Prompt that guidance leads away from.")
 _POSITIVE = flags.DEFINE_string("positive", "", "Text put behind every prompt.")
+_PROMPTS = flags.DEFINE_string(
+    "prompts", None, "Prompts of a file: one a line, GenEval's .jsonl, DPG's folder, MJHQ's .json."
+)
+_LAYOUT = flags.DEFINE_string("layout", "flat", f"{' | '.join(layouts.NAMES)}.")
 _SEED = flags.DEFINE_integer("seed", 0, "Root of the randomness.")
 _BATCH = flags.DEFINE_integer("batch_size", None, "Images per call; 256, of converted prompts 1.")
 _FSDP = flags.DEFINE_integer("mesh_fsdp", 1, "Devices over which widths are split (converted).")
@@ -49,17 +60,21 @@ sampling_flags.define_size()
 target_flags.define()
 flags.mark_flag_as_required("workdir")
 
+SHOWN = 64  # pictures of grid.png
+MOST_TEXTS = 1000  # of counts.json; the manifest has the hash of all
+
 
 def main(_) -> None:
     with cli.user_errors():
         target = target_flags.described()
-        out = None if target is not None else _new_folder(_OUT.value)
+        out = None if target is not None else _free_folder(_OUT.value)
+        prompts = _prompts()
         for flag in (_NUM, _BATCH, _FSDP, _TENSOR):
             if flag.value is not None and flag.value < 1:
                 raise wrong(flag.name, flag.value, "a whole number of at least 1")
         seeds.check_seed(_SEED.value)
         generator = _load()
-        classes, texts = _asked(generator)
+        classes, texts = _asked(generator, prompts)
         asked = classes if texts is None else texts
         hole = _hole(generator)
         request = _request(len(asked))
@@ -71,29 +86,109 @@ def main(_) -> None:
             few = jax.tree.map(lambda a: a[: sized.batch(_BATCH.value)], condition)
             print("\n".join(dry_run.lines(sized, settings, few, target)))
         return
+    with cli.user_errors():
+        layout = _layout(classes, texts, prompts, generator.model.images.class_names)
+        facts = _facts(generator, settings, request)
+        if hole is None:
+            layout.begin(facts)
     if settings.gamma and not settings.drafts:
         print("gamma: one AR step makes the whole image, so there is nothing to draft: plain")
-    if hole is None:
-        settings = sized.with_draft_count(settings, condition, _BATCH.value)
-        samples = sized.collect(settings, condition, _SEED.value, _BATCH.value)
-    else:
+    wanted = layout.missing()
+    if len(wanted) < layout.count:
+        print(f"{out}: {layout.count - len(wanted)} of {layout.count} images are there")
+    counts = {}
+    if hole is not None:
         with cli.user_errors():
             samples = inpaint.fill(
                 sized, *hole, asked, _SEED.value, batch_size=_BATCH.value, settings=settings
             )
-    _write(out, samples, classes, texts, generator.model.images.class_names)
-    facts = {
-        "per_image": dataclasses.asdict(samples.counts),
-        "images": len(asked),
-        **({} if texts is None else {"prompts": texts}),
-        "settings": dataclasses.asdict(settings),
-        "gamma": samples.gamma,
-        "speculation": samples.speculation,
-        "seed": _SEED.value,
-        "step": generator.step,
+            layout.begin(facts)
+        for number in wanted:
+            layout.write(number, samples.images[number])
+        counts = {"per_image": dataclasses.asdict(samples.counts), "images": len(asked)}
+    elif wanted:
+        settings = sized.with_draft_count(settings, condition, _BATCH.value)
+        counts = _stream(sized, settings, condition, layout, wanted)
+    layout.finish()
+    shown = layout.first(SHOWN)
+    if texts is None:
+        few = classes[: len(shown)]
+        pictures.save_by_class(out / "grid.png", shown, few, generator.model.images.class_names)
+    else:
+        pictures.save_grid(out / "grid.png", shown)
+        pictures.save_captioned(out / "prompts.png", shown, texts)
+    if counts:
+        asked_for = {} if texts is None else {"prompts": texts[:MOST_TEXTS]}
+        write_json(out / "counts.json", counts | asked_for | _settled(settings, generator.step))
+        print(f"{out}: {len(wanted)} images, {counts['per_image']}")
+
+
+def _settled(settings, step: int) -> dict:
+    return {"settings": dataclasses.asdict(settings), "seed": _SEED.value, "step": step}
+
+
+def _stream(sized, settings, condition, layout, wanted) -> dict:
+    """Write the images as they are made; return what they cost."""
+    found, started, first = [], time.perf_counter(), None
+    with tqdm(total=len(wanted), unit="image", disable=None, leave=False) as bar:
+        for part in sized.stream(settings, condition, _SEED.value, _BATCH.value, wanted):
+            for number, image in zip(part.numbers.tolist(), part.images, strict=True):
+                layout.write(number, image)
+            found.append(part.found)
+            bar.update(len(part.numbers))
+            if first is None:
+                first = time.perf_counter() - started
+                number = len(part.numbers)
+                print(f"{number} images after {first:.1f} s, compilation included")
+    counts, speculation = sized.summary(found, len(wanted), settings)
+    rest = time.perf_counter() - started - first
+    return {
+        "per_image": dataclasses.asdict(counts),
+        "images": len(wanted),
+        "gamma": settings.gamma if speculation else 0,
+        "speculation": speculation,
+        "seconds": {
+            "first call, compilation included": round(first, 3),
+            "further calls": round(rest, 3),
+        },
     }
-    write_json(out / "counts.json", facts)
-    print(f"{out}: {len(asked)} images, {facts['per_image']}")
+
+
+def _prompts() -> prompt_files.Prompts | None:
+    """Return the prompts of `--prompts`, or None."""
+    if _PROMPTS.value is None:
+        return None
+    for name in ("prompt", "num", "image", "labels"):
+        if flags.FLAGS[name].present:
+            raise wrong(name, flags.FLAGS[name].value, "none beside --prompts")
+    return prompt_files.read("prompts", _PROMPTS.value)
+
+
+def _layout(classes, texts, prompts, names) -> layouts.Layout:
+    """Return where the pictures of a request go."""
+    if texts is None:
+        called = [labels.for_file(number, names[number]) for number in classes.tolist()]
+        named = {"count": len(classes), "labels": called}
+    else:
+        items = tuple(prompt_files.Prompt(text, f"{i:05d}") for i, text in enumerate(texts))
+        named = {"prompts": prompts or prompt_files.Prompts("lines", items)}
+    return layouts.Layout(_LAYOUT.value, _OUT.value, **named)
+
+
+def _facts(generator, settings, request: Request) -> dict:
+    """Return what the images follow from, beside labels and prompts."""
+    sources = [hashlib.sha256(image.tobytes()).hexdigest() for image in request.sources]
+    files = [*_IMAGE.value, *filter(None, [_MASK.value])]
+    return {
+        "checkpoint": _WORKDIR.value,
+        "seeds": "the noise of image i follows from (seed, i) alone",
+        "asked_size": request.size,
+        "positive": request.positive,
+        "negative": request.negative,
+        "sources": sources,
+        "files": [hashlib.sha256(pathlib.Path(f).read_bytes()).hexdigest() for f in files],
+        **_settled(settings, generator.step),
+    }
 
 
 def _load():
@@ -108,15 +203,18 @@ def _load():
     return generator
 
 
-def _asked(generator) -> tuple[np.ndarray | None, list[str] | None]:
+def _asked(generator, prompts) -> tuple[np.ndarray | None, list[str] | None]:
     """Return the classes that are asked for, or the texts; the other is None.
 
     Raises:
       ValueError: labels and prompts do not fit the checkpoint, or each other.
     """
     takes, texts = generator.reader.takes, _PROMPT.value
+    if prompts is not None and takes != "classes":
+        each = layouts.PER_PROMPT.get(_LAYOUT.value, 1)
+        return None, [item.text for item in prompts.items for _ in range(each)]
     if takes == "classes":
-        for name in ("prompt",) if _MASK.present else ("prompt", "image"):
+        for name in ("prompt", "prompts", *(() if _MASK.present else ("image",))):
             if flags.FLAGS[name].present:
                 allowed = "none: this checkpoint makes images of classes, by --labels"
                 raise wrong(name, flags.FLAGS[name].value, allowed)
@@ -171,12 +269,15 @@ def _hole(generator) -> tuple[np.ndarray, np.ndarray] | None:
     return inpaint.read(_IMAGE.value[0], _MASK.value, inpaint.pixel_shape(generator)[-1])
 
 
-def _new_folder(path: str | None) -> pathlib.Path:
+def _free_folder(path: str | None) -> pathlib.Path:
+    """Refuse a folder of something else, before anything is read; `Layout.begin` looks closer."""
     if path is None:
         raise ValueError("out: got nothing, allowed --out=VALUE")
     out = pathlib.Path(path)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise wrong("out", path, "a new or empty folder")
+    if out.exists() and (
+        not out.is_dir() or (any(out.iterdir()) and not (out / layouts.MANIFEST).exists())
+    ):
+        raise wrong("out", path, "a new or empty folder, or one of the same command")
     return out
 
 
@@ -185,19 +286,6 @@ def _labels(names: tuple[str, ...]) -> np.ndarray:
     words = labels.words(_LABELS.value, names)
     numbers = labels.numbers(words, names) if words else range(len(names))
     return np.resize(np.asarray(numbers, np.int32), _NUM.value)
-
-
-def _write(out: pathlib.Path, samples, classes, texts, names) -> None:
-    """Write the pictures into the new folder `out`, each by itself before any of them together."""
-    out.mkdir(parents=True, exist_ok=True)
-    for i, image in enumerate(samples.images):
-        said = "" if texts is not None else f"_{labels.for_file(classes[i], names[classes[i]])}"
-        pictures.to_pil(image).save(out / f"{i:05d}{said}.png")
-    if texts is None:
-        pictures.save_by_class(out / "grid.png", samples.images, classes, names)
-    else:
-        pictures.save_grid(out / "grid.png", samples.images)
-        pictures.save_captioned(out / "prompts.png", samples.images, texts)
 
 
 if __name__ == "__main__":

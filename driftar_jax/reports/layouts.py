@@ -6,7 +6,8 @@
 
 | layout | pictures | read by |
 |---|---|---|
-| folder | `00000_class3.png`, or `00000.png` | eyes, clean-fid |
+| flat | `00000_class3.png`, or `00000.png`, in OUT itself, beside `grid.png` | eyes |
+| folder | the same names in `images` | clean-fid |
 | torch_fidelity | `00000.png`, RGB | torch-fidelity and its forks |
 | adm | as torch_fidelity, and `arr_0` uint8 `[n, H, W, 3]`, shuffled | ADM, which takes chunks |
 | geneval | `00000/samples/0000.png` to `0003.png`, `00000/metadata.jsonl` | GenEval |
@@ -33,18 +34,19 @@ from driftar_jax.data import prompt_files
 from driftar_jax.storage.checkpoints import write_json
 from driftar_jax.storage.jsons import read_json
 
-NAMES = ("folder", "torch_fidelity", "adm", "geneval", "dpg", "mjhq")
+NAMES = ("flat", "folder", "torch_fidelity", "adm", "geneval", "dpg", "mjhq")
 ROUNDING = "round(255 x), clipped to 0..255"
-_PER_PROMPT = {"geneval": 4, "dpg": 4}
+PER_PROMPT = {"geneval": 4, "dpg": 4}
 _KINDS = {"geneval": "jsonl", "dpg": "folder", "mjhq": "table"}
 _CALLED = {
     "jsonl": "lines of JSON with prompt (evaluation_metadata.jsonl)",
     "folder": "a folder of ID.txt (prompts/)",
     "table": "a JSON file of id to category and prompt (meta_data.json)",
 }
+_AS_THEY_ARE = ("flat", "folder")  # grey stays grey, and names may hold the class
 _SHUFFLE = 2020
 _TILES = 2  # of a side of a picture of DPG-Bench
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
 
 
 class Layout:
@@ -62,7 +64,7 @@ class Layout:
         out: str | os.PathLike,
         *,
         count: int | None = None,
-        labels: Sequence[int] | None = None,
+        labels: Sequence[str] | None = None,
         prompts: prompt_files.Prompts | None = None,
     ):
         """Nothing is written yet.
@@ -71,7 +73,7 @@ class Layout:
           name: of `NAMES`.
           out: folder of all that is written.
           count: pictures in all; with prompts their number times `per_prompt`.
-          labels: class of each picture, for the names of `folder`.
+          labels: a word for the class of each picture, for the names of `flat` and `folder`.
           prompts: what pictures are made from; three layouts need a file of their own kind.
 
         Raises:
@@ -83,10 +85,10 @@ class Layout:
         if kind and (prompts is None or prompts.kind != kind):
             raise wrong("layout", name, f"--prompts=FILE with {_CALLED[kind]}")
         self.name, self._labels, self._prompts = name, labels, prompts
-        self.per_prompt = _PER_PROMPT.get(name, 1)
+        self.per_prompt = PER_PROMPT.get(name, 1)
         self.count = len(prompts.items) * self.per_prompt if prompts else int(count)
         self._out = pathlib.Path(out)
-        self._images = self._out / "images"
+        self._images = self._out if name == "flat" else self._out / "images"
         # Pictures that one file holds.
         self._unit = _TILES**2 if name == "dpg" else 1
         self._waiting: dict[int, dict[int, np.ndarray]] = {}
@@ -106,7 +108,7 @@ class Layout:
           ValueError: the folder holds something else, or pictures of another command.
         """
         wanted = json.loads(json.dumps(facts | self._facts()))
-        path = self._out / _MANIFEST
+        path = self._out / MANIFEST
         if path.exists():
             there = read_json("out", path, "the manifest of such a command")
             for field, value in wanted.items():
@@ -165,10 +167,23 @@ class Layout:
                 write_json(self._file(number).parents[1] / "metadata.jsonl", item.facts)
         if self.name == "adm":
             self._pack()
-        manifest = read_json("out", self._out / _MANIFEST, "the manifest of such a command")
+        manifest = read_json("out", self._out / MANIFEST, "the manifest of such a command")
         with Image.open(self._file(0)) as picture:
             size = [side // (_TILES if self._unit > 1 else 1) for side in picture.size[::-1]]
-        write_json(self._out / _MANIFEST, manifest | {"size": size, "complete": True})
+        write_json(self._out / MANIFEST, manifest | {"size": size, "complete": True})
+
+    def first(self, most: int) -> np.ndarray:
+        """The first pictures, read back: uint8 `[k, H, W, C]`."""
+        found = []
+        for number in range(min(most, self.count)):
+            with Image.open(self._file(number)) as picture:
+                image = np.asarray(picture)
+            if self._unit > 1:
+                row, column = divmod(number % self._unit, _TILES)
+                height, width = (side // _TILES for side in image.shape[:2])
+                image = image[row * height :, column * width :][:height, :width]
+            found.append(image if image.ndim == 3 else image[..., None])
+        return np.stack(found)
 
     def _facts(self) -> dict[str, Any]:
         facts: dict[str, Any] = {
@@ -194,14 +209,14 @@ class Layout:
                 return self._images / item.key / "samples" / f"{number % self.per_prompt:04d}.png"
             below = item.facts.get("category", "") if self.name == "mjhq" else ""
             return self._images / below / f"{item.key}.png"
-        if self.name == "folder" and self._labels is not None:
-            return self._images / f"{number:05d}_class{self._labels[number]}.png"
+        if self.name in _AS_THEY_ARE and self._labels is not None:
+            return self._images / f"{number:05d}_{self._labels[number]}.png"
         return self._images / f"{number:05d}.png"
 
     def _save(self, number: int, image: np.ndarray) -> None:
         path = self._file(number)
         path.parent.mkdir(parents=True, exist_ok=True)
-        if self.name != "folder" and image.shape[-1] == 1:
+        if self.name not in _AS_THEY_ARE and image.shape[-1] == 1:
             image = np.repeat(image, 3, axis=-1)
         picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
         # Beside the folder that evaluators list, where a file that was cut off does no harm.

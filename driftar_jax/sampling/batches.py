@@ -1,11 +1,12 @@
 """Requests of any size as batches of one size: padding, joined images, joined counts."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import NamedSharding
 
 from driftar_jax import seeds
 from driftar_jax.config import wrong
@@ -13,13 +14,28 @@ from driftar_jax.data.pixels import to_uint8
 from driftar_jax.hosts.base import Model
 from driftar_jax.sampling import drafted, plain
 from driftar_jax.sampling.settings import Settings
+from driftar_jax.sharding import batch_sharding
 from driftar_jax.types import Counts, Given, Speculation
 
 as_pixels = jax.jit(to_uint8)
 
 
-@seeds.fixed()
-def sample_images(
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What one call made.
+
+    Attributes:
+      numbers: `[k]` of the images in the whole request.
+      images: uint8 `[k, H, W, C]`.
+      found: `Counts` of an image, or with drafts the `Speculation` of the whole padded call.
+    """
+
+    numbers: np.ndarray
+    images: np.ndarray
+    found: Counts | Speculation
+
+
+def stream(
     model: Model,
     settings: Settings,
     params: Mapping[str, Any],
@@ -29,56 +45,84 @@ def sample_images(
     batch_size: int = 256,
     to_pixels: Callable[[jax.Array], jax.Array] = as_pixels,
     given: Given | None = None,
-) -> tuple[np.ndarray, Counts]:
-    """Generate one image per condition, in batches of one size.
+    numbers: Sequence[int] | None = None,
+) -> Iterator[Part]:
+    """Generate images batch by batch, so that memory does not grow with their number.
+
+    On several devices the rows of a batch are laid out over them, where a batch has as many.
 
     Args:
-      model, settings, params: as for `plain.generate`.
+      model, settings, params: as for `plain.generate`; gamma is chosen.
       condition: leaves `[n, ...]`.
       seed: root of the randomness, 0 to 2**63 - 1.
       batch_size: images per call; the last call is padded.
       to_pixels: a batch of grids to uint8 images; by default the grid is the image, in [-1, 1].
       given: as for `plain.generate`; not with drafts.
+      numbers: of the images that are wanted, in order; None: all n. An image follows from its
+        number, whatever else is made.
+
+    Raises:
+      ValueError: a condition or the settings are out of range; nothing has been compiled.
+    """
+    check(model, settings, condition)
+    for field, value in (("gamma", settings.drafts), ("lookahead", settings.lookahead)):
+        if value < 0:
+            raise wrong(field, value, "a number from 0 (choose it first)")
+    wanted = np.arange(size(condition)) if numbers is None else np.asarray(numbers, np.int64)
+    shared, seed = None, seeds.argument(seed)
+    if settings.speculates:
+        # As `draft_count` and `window_size` ask: one compilation serves both.
+        rule, plainly = settings.speculation, settings.plainly
+    else:
+        # Before the batches: a table that serves all of them is made once.
+        images = size(condition) * settings.branches
+        with seeds.fixed():
+            params, shared = model.family.prepare(model, params, images)
+
+    @seeds.fixed()
+    def make(rows, index):
+        if settings.speculates:
+            return drafted.generate(model, rule, plainly, params, rows, index, seed)
+        grids, counts = plain.generate(model, settings, params, rows, index, seed, given)
+        counts = jax.tree.map(int, counts)
+        if shared is not None:
+            # Calls that the request shares count for each image by its part.
+            calls = shared / size(condition)
+            counts = dataclasses.replace(counts, backbone_calls=calls, backbone_rows=calls)
+        return grids, counts
+
+    pixels, rows = seeds.fixed()(to_pixels), _rows_over(params)
+    yield from _in_batches(make, condition, wanted, batch_size, pixels, rows)
+
+
+def sample_images(
+    model: Model,
+    settings: Settings,
+    params: Mapping[str, Any],
+    condition: Any,
+    seed: int,
+    **rest,
+) -> tuple[np.ndarray, Counts]:
+    """Generate one image per condition, in batches of one size; arguments as for `stream`.
 
     Returns:
       uint8 images `[n, ...]`, and `Counts` per image; means where images differ.
 
     Raises:
-      ValueError: a condition or the settings are out of range; nothing has been compiled.
+      ValueError: as `stream`.
     """
-    if settings.speculates:
-        images, speculation = sample_drafted(
-            model, settings, params, condition, seed, batch_size=batch_size, to_pixels=to_pixels
-        )
-        return images, drafted_counts(speculation)
-
-    check(model, settings, condition)
-    number, seed = size(condition), seeds.argument(seed)
-    # Before the batches: a table that serves all of them is made once.
-    params, shared = model.family.prepare(model, params, number * settings.branches)
-
-    def make(condition, index):
-        return plain.generate(model, settings, params, condition, index, seed, given)
-
-    images, each = _in_batches(make, condition, batch_size, to_pixels)
-    counts = jax.tree.map(int, each[0])
-    if shared is not None:
-        # Calls that the request shares count for each image by its part.
-        calls = shared / number
-        counts = dataclasses.replace(counts, backbone_calls=calls, backbone_rows=calls)
-    return images, counts
+    parts = list(stream(model, settings, params, condition, seed, **rest))
+    images = np.concatenate([part.images for part in parts])
+    return images, counts_of([part.found for part in parts], len(images))
 
 
-@seeds.fixed()
 def sample_drafted(
     model: Model,
     settings: Settings,
     params: Mapping[str, Any],
     condition: Any,
     seed: int,
-    *,
-    batch_size: int = 256,
-    to_pixels: Callable[[jax.Array], jax.Array] = as_pixels,
+    **rest,
 ) -> tuple[np.ndarray, Speculation]:
     """Do as `sample_images` by speculative decoding, with all that is counted on the way.
 
@@ -87,21 +131,16 @@ def sample_drafted(
       `[batches]` for the batches.
 
     Raises:
-      ValueError: as `sample_images`; or gamma is still to be chosen.
+      ValueError: as `stream`.
     """
-    check(model, settings, condition)
-    for field in ("gamma", "lookahead"):
-        if getattr(settings, field) < 0:
-            raise wrong(field, getattr(settings, field), "a number from 0 (choose it first)")
-    seed = seeds.argument(seed)
-    # As `draft_count` and `window_size` ask: one compilation serves both.
-    rule, plainly = settings.speculation, settings.plainly
+    parts = list(stream(model, settings, params, condition, seed, **rest))
+    images = np.concatenate([part.images for part in parts])
+    return images, joined([part.found for part in parts], len(images))
 
-    def make(condition, index):
-        return drafted.generate(model, rule, plainly, params, condition, index, seed)
 
-    images, each = _in_batches(make, condition, batch_size, to_pixels)
-    return images, joined(each, size(condition))
+def counts_of(found: Sequence[Counts] | Sequence[Speculation], num: int) -> Counts:
+    """Return the counts per image of the parts of a request of `num` images."""
+    return found[0] if isinstance(found[0], Counts) else drafted_counts(joined(found, num))
 
 
 def check(model: Model, settings: Settings, condition: Any) -> None:
@@ -115,20 +154,34 @@ def size(condition: Any) -> int:
     return len(jax.tree.leaves(condition)[0])
 
 
-def _in_batches(make, condition, batch_size: int, to_pixels) -> tuple[np.ndarray, list]:
-    """Return all images of `make(condition [B], index [B])`, and what else it gave each batch."""
+def _rows_over(params: Any) -> NamedSharding | None:
+    """Return where the rows of a batch go: over the mesh that parameters lie on, if it has one."""
+    for leaf in jax.tree.leaves(params):
+        sharding = getattr(leaf, "sharding", None)
+        if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
+            return batch_sharding(sharding.mesh)
+    return None
+
+
+def _in_batches(
+    make, condition, wanted: np.ndarray, batch_size: int, to_pixels, rows: NamedSharding | None
+) -> Iterator[Part]:
+    """Yield the images `wanted` of `make(condition [B], index [B])`, B at a time."""
     condition = jax.tree.map(np.asarray, condition)
-    number = size(condition)
-    batch_size = min(batch_size, number)
-    images, rest = [], []
-    for first in range(0, number, batch_size):
-        index = np.arange(first, first + batch_size, dtype=np.int32)
+    batch_size = min(batch_size, len(wanted))
+    devices = rows.mesh.shape["data"] * rows.mesh.shape["fsdp"] if rows is not None else 1
+    spread = batch_size >= devices > 1
+    if spread:  # every device takes as many rows
+        batch_size = -(-batch_size // devices) * devices
+    for first in range(0, len(wanted), batch_size):
+        numbers = wanted[first : first + batch_size]
         # The last batch is filled up with the last image, so that one compilation serves all.
-        at = np.minimum(index, number - 1)
-        grids, other = make(jax.tree.map(lambda a, at=at: a[at], condition), index)
-        images.append(np.asarray(to_pixels(grids))[: number - first])
-        rest.append(other)
-    return np.concatenate(images), rest
+        index = np.pad(numbers, (0, batch_size - len(numbers)), mode="edge").astype(np.int32)
+        asked = jax.tree.map(lambda a, at=index: a[at], condition), index
+        if spread:
+            asked = jax.device_put(asked, rows)
+        grids, found = make(*asked)
+        yield Part(numbers, np.asarray(to_pixels(grids))[: len(numbers)], found)
 
 
 _OF_BATCHES = ("batch_calls", "batch_draft_calls", "batch_rows")

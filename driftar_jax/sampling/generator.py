@@ -4,7 +4,7 @@ The file to read first: `Generator.sample` is the whole way from a request to im
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -212,14 +212,45 @@ class Generator:
         self, settings: Settings, condition: Any, seed: int, batch_size: int | None = None
     ) -> Samples:
         """Generate the images of checked settings and conditions, batch by batch."""
+        parts = list(self.stream(settings, condition, seed, batch_size))
+        images = np.concatenate([part.images for part in parts])
+        counts, speculation = self.summary([part.found for part in parts], len(images), settings)
+        if speculation is None:
+            return Samples(images, counts)
+        return Samples(images, counts, settings.gamma, speculation, settings.lookahead)
+
+    def stream(
+        self,
+        settings: Settings,
+        condition: Any,
+        seed: int,
+        batch_size: int | None = None,
+        numbers: Sequence[int] | None = None,
+    ) -> Iterator[batches.Part]:
+        """Generate the images of checked settings and conditions one batch after the other.
+
+        Args:
+          settings, condition: of this generator; gamma is chosen.
+          seed: as for `sample`.
+          batch_size: as for `sample`.
+          numbers: of the images that are wanted; None: all. An image is the same whatever else is
+            made, so that a request may be split, stopped and gone on with.
+
+        Yields:
+          `batches.Part`, in the order of their numbers.
+        """
         rest = {"batch_size": self.batch(batch_size), "to_pixels": self.to_pixels}
         args = self.model, settings, self.params, condition, seed
+        return batches.stream(*args, numbers=numbers, **rest)
+
+    def summary(
+        self, found: Sequence, number: int, settings: Settings
+    ) -> tuple[Counts, dict | None]:
+        """Return counts and speculation of `Samples`, from the parts of `number` images."""
         if not settings.speculates:
-            return Samples(*batches.sample_images(*args, **rest))
-        images, speculation = batches.sample_drafted(*args, **rest)
-        counts = batches.drafted_counts(speculation)
-        summary = batches.summary(speculation)
-        return Samples(images, counts, settings.gamma, summary, settings.lookahead)
+            return found[0], None
+        speculation = batches.joined(found, number)
+        return batches.drafted_counts(speculation), batches.summary(speculation)
 
     def batch(self, batch_size: int | None) -> int:
         """Return the images per call: what is asked for, or 256, of prompts 1."""

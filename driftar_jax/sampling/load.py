@@ -19,7 +19,7 @@ from driftar_jax.hosts.base import ImageSpec, Model
 from driftar_jax.sampling import batches, conditions
 from driftar_jax.sampling.generator import Generator
 from driftar_jax.sharding import make_mesh, replicated
-from driftar_jax.storage import paths
+from driftar_jax.storage import hub
 from driftar_jax.storage.checkpoints import Checkpoints, abstract_like, read_config
 from driftar_jax.types import TextSpec
 
@@ -38,7 +38,7 @@ def load(
     """Read the averaged parameters of a run or of a converted checkpoint.
 
     Args:
-      workdir: folder written by `train`, `export` or `convert`.
+      workdir: folder written by `train`, `export` or `convert`, or `hf://OWNER/NAME[@REVISION]`.
       step: a kept step; None is the newest.
       vae: folder of the autoencoder, for checkpoints whose tokens are latents; None takes the one
         that the training set was encoded with.
@@ -53,7 +53,7 @@ def load(
       ValueError: no checkpoint there, one of another task, or one that does not fit its config;
         `vae` is missing, does not fit, or is not wanted.
     """
-    workdir = paths.local("workdir", workdir)
+    workdir = hub.local(workdir)
     config = stored_config(workdir)
     if config.task == CONVERTED:
         return _converted(workdir, config, step, vae, mesh, dtype)
@@ -226,6 +226,7 @@ def read_weights(workdir: str | pathlib.Path, step: int | None = None):
     Raises:
       ValueError: there is no such checkpoint, or it does not fit the workdir's config.
     """
+    workdir = hub.local(workdir)
     config = stored_config(workdir)
     checkpoints, step = _open(workdir, step)
     manifest = checkpoints.restore(step)["manifest"]
@@ -257,9 +258,9 @@ def stored_trees(workdir: str | pathlib.Path, params: Any) -> dict[str, Any]:
     return nextstep_stored.trees(nextstep_stored.unstacked(params))
 
 
-def _open(workdir: str | pathlib.Path, step: int | None) -> tuple[Checkpoints, int]:
+def _open(workdir: str | pathlib.Path, step: int | None) -> tuple[Checkpoints | hub.Released, int]:
     """Return the checkpoints of a workdir, and the step that is asked for or the newest."""
-    checkpoints = Checkpoints(workdir, create=False)
+    checkpoints = hub.open_checkpoints(workdir)
     newest = checkpoints.latest_step()
     if newest is None:
         raise wrong("workdir", str(workdir), "one with a finished checkpoint")

@@ -14,7 +14,7 @@ import driftar_jax
 from driftar_jax import config, model
 from driftar_jax.data import captions, pictures, pipeline, prompts, sets
 from driftar_jax.sampling import generator, load
-from driftar_jax.storage import checkpoints, paths
+from driftar_jax.storage import checkpoints, hub, paths
 from driftar_jax.targets import precision
 from driftar_jax.training import journal, locks, loop, optim, phi, processes, specs, tasks
 from driftar_jax.vae import reconstruction, stored
@@ -308,7 +308,7 @@ def _host_weights(settings: Any, training: loop.Loop) -> dict[str, Any] | None:
 
 def _check_same_decoding(settings: Any) -> None:
     """What the groups of `init_from` mean must not change under them."""
-    then = config.flatten(checkpoints.read_config(settings.init_from))
+    then = config.flatten(checkpoints.read_config(hub.local(settings.init_from)))
     for name, value in config.flatten(settings).items():
         same_head = name.split(".")[0] in ("host", "prior", "drift")
         if same_head and name in then and then[name] != value:

@@ -91,9 +91,9 @@ def test_torch_fidelity_takes_the_folder(tmp_path, channels):
 
 
 def test_a_folder_says_the_class_of_every_picture(tmp_path):
-    _fill(layouts.Layout("folder", tmp_path, count=3, labels=[4, 0, 4]))
+    _fill(layouts.Layout("folder", tmp_path, count=3, labels=["class4", "class0_bag", "class4"]))
     names = sorted(os.listdir(tmp_path / "images"))
-    assert names == ["00000_class4.png", "00001_class0.png", "00002_class4.png"]
+    assert names == ["00000_class4.png", "00001_class0_bag.png", "00002_class4.png"]
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -1,0 +1,196 @@
+"""Checkpoints to give away: one safetensors file with its config, on disk or on a hub.
+
+A folder of `export --layout=hub` holds
+
+  model.safetensors       the averaged parameters, `host.encoder.layer_0.kernel`
+  config.json             resolved config of the run
+  manifest.json           what sampling needs beside them: classes, sizes, step
+  tokenizer.json, captions.json   of hosts that read text
+  README.md               the model card
+
+and is read wherever a workdir is; `hf://OWNER/NAME[@REVISION]` names such a folder on the hub. What
+is fetched are these files and no others: nothing in them is run.
+"""
+
+import json
+import os
+import pathlib
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from driftar_jax.config import wrong
+from driftar_jax.storage import paths
+from driftar_jax.storage.checkpoints import Checkpoints, write_json
+from driftar_jax.storage.jsons import read_json
+
+ADDRESS = "hf://"
+WEIGHTS, MANIFEST, CARD = "model.safetensors", "manifest.json", "README.md"
+FILES = (WEIGHTS, MANIFEST, CARD, "config.json", "tokenizer.json", "captions.json")
+_NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
+
+def local(workdir: str | os.PathLike) -> str:
+    """The folder on this machine of a workdir; of an address on the hub, once it was fetched.
+
+    `HF_HUB_OFFLINE` is honoured: then it has to be in the cache.
+
+    Raises:
+      ValueError: a bad address, no such repository or revision, no network, or the library
+        huggingface_hub is missing; one line.
+    """
+    text = os.fspath(workdir)
+    if not text.startswith(ADDRESS):
+        return paths.local("workdir", workdir)
+    found = _NAME.fullmatch(text.removeprefix(ADDRESS))
+    if found is None:
+        raise wrong("workdir", text, f"{ADDRESS}OWNER/NAME or {ADDRESS}OWNER/NAME@REVISION")
+    try:
+        import huggingface_hub
+    except ImportError:
+        allowed = "an environment with huggingface_hub (pip install huggingface_hub)"
+        raise wrong("workdir", text, allowed) from None
+    try:
+        return huggingface_hub.snapshot_download(
+            found["repo"], revision=found["revision"], allow_patterns=list(FILES)
+        )
+    except Exception as error:  # the library and its transport have dozens of their own
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        allowed = f"a repository that can be had ({type(error).__name__}: {reason})"
+        raise wrong("workdir", text, allowed) from None
+
+
+class Released:
+    """The checkpoint of such a folder, with what `Checkpoints` has for readers."""
+
+    def __init__(self, folder: str | os.PathLike):
+        """Nothing is read yet."""
+        self._folder = pathlib.Path(folder)
+
+    def latest_step(self) -> int | None:
+        """The step it is of."""
+        step = self._manifest().get("step")
+        return step if isinstance(step, int) and step >= 0 else None
+
+    def restore(self, step: int, ema: Any = None) -> dict[str, Any]:
+        """`manifest`, and `ema` where a tree of `ShapeDtypeStruct` with shardings is given.
+
+        Raises:
+          ValueError: another step, or arrays that do not fit; one line.
+        """
+        manifest = self._manifest()
+        if step != manifest.get("step"):
+            raise wrong("step", step, f"{manifest.get('step')}, the only one of {self._folder}")
+        read = {"manifest": manifest}
+        if ema is not None:
+            read["ema"] = self._read(ema)
+        return read
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+    def _manifest(self) -> dict[str, Any]:
+        return read_json("workdir", self._folder / MANIFEST, "the manifest that export wrote")
+
+    def _read(self, wanted: Any) -> Any:
+        path = self._folder / WEIGHTS
+        leaves, tree = jax.tree_util.tree_flatten_with_path(wanted)
+        names = [_name(keys) for keys, _ in leaves]
+        try:
+            from safetensors import safe_open
+
+            with safe_open(path, framework="numpy") as file:
+                held = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
+                need = {n: tuple(leaf.shape) for n, (_, leaf) in zip(names, leaves, strict=True)}
+                for name in sorted(held.keys() | need.keys()):
+                    if held.get(name) != need.get(name):
+                        there = f"{name} {held.get(name, 'missing')} in {path}"
+                        allowed = f"{need.get(name, 'no such array')} as its config says"
+                        raise wrong("checkpoint", there, allowed)
+                arrays = [
+                    jax.device_put(file.get_tensor(name).astype(leaf.dtype), leaf.sharding)
+                    for name, (_, leaf) in zip(names, leaves, strict=True)
+                ]
+        except ValueError:
+            raise
+        except Exception as error:  # the library raises bare exceptions of its own
+            line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            raise wrong("checkpoint", str(path), f"the file that export wrote ({line})") from None
+        return jax.tree_util.tree_unflatten(tree, arrays)
+
+
+def open_checkpoints(workdir: str | os.PathLike) -> Checkpoints | Released:
+    """What reads the checkpoint of a workdir, of `train`, `convert` or `export`."""
+    folder = pathlib.Path(workdir)
+    if (folder / WEIGHTS).is_file() and (folder / MANIFEST).is_file():
+        return Released(folder)
+    return Checkpoints(folder, create=False)
+
+
+def write(
+    folder: pathlib.Path, params: Any, manifest: Mapping[str, Any], step: int, config: Mapping
+) -> None:
+    """Write such a folder, which exists, but for texts of other programs.
+
+    Args:
+      folder: where to.
+      params: tree of arrays.
+      manifest: JSON-able facts stored beside them.
+      step: they are of.
+      config: of the run.
+    """
+    from safetensors.numpy import save_file
+
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    arrays = {_name(keys): np.ascontiguousarray(leaf) for keys, leaf in leaves}
+    save_file(arrays, folder / WEIGHTS, metadata={"format": "np"})
+    write_json(folder / MANIFEST, {**manifest, "format": 1, "step": step})
+    write_json(folder / "config.json", dict(config))
+    (folder / CARD).write_text(_card(arrays, manifest, step, config), encoding="utf-8")
+
+
+def _name(keys) -> str:
+    return ".".join(str(getattr(key, "key", key)) for key in keys)
+
+
+def _card(arrays: Mapping[str, np.ndarray], manifest: Mapping, step: int, config: Mapping) -> str:
+    """The model card: what it is, how it is used, what it follows from."""
+    text = manifest.get("text") is not None
+    size = sum(array.size for array in arrays.values())
+    shape = "x".join(map(str, manifest.get("image_shape", ())))
+    called = config.get("host", {}).get("name", "drift_ar")
+    asked = '["a red apple"]' if text else "[0, 1, 2, 3]"
+    names = list(manifest.get("class_names", ()))
+    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+    return f"""---
+library_name: driftar_jax
+pipeline_tag: {"text-to-image" if text else "unconditional-image-generation"}
+tags: [jax, image-generation, drift-ar, {called}]
+---
+
+# {called}, task {config.get("task")}, {shape}
+
+{size / 1e6:.2f} million parameters, averaged over training, step {step}; trained on
+`{config.get("data", {}).get("name")}` ({len(names)} class(es): {shown}).
+
+```python
+import driftar_jax
+
+model = driftar_jax.load("hf://OWNER/NAME")  # or this folder
+images = model.sample({asked}, seed=0).images  # uint8
+```
+
+    driftar sample --workdir=hf://OWNER/NAME --out=pictures
+
+`model.safetensors` holds arrays in JAX's layout (kernels `[in, out]`, convolutions `[height, width,
+in, out]`), `config.json` the whole config of the run:
+
+```json
+{json.dumps({k: config[k] for k in ("host", "sample") if k in config}, indent=1)}
+```
+
+Limits, licence of the data, and how it was judged: to be said by whoever uploads it.
+"""

@@ -1,0 +1,146 @@
+"""Checkpoints to give away: written, read back from disk and from a cache as a hub lays it out."""
+
+import json
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+import driftar_jax
+from driftar_jax.sampling import load
+from driftar_jax.storage import hub
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@pytest.fixture(scope="module")
+def released(call, workdirs, tmp_path_factory):
+    out = tmp_path_factory.mktemp("released") / "tiny"
+    words = (f"--workdir={workdirs.drift}", f"--out={out}", "--format=hub", "--dtype=float32")
+    done = call("export", *words)
+    assert (done.status, done.stderr) == (0, "")
+    return out
+
+
+@pytest.fixture
+def cache(released, tmp_path, monkeypatch):
+    """A hub's cache with `me/tiny`, its branch `main` and its tag `v1`; and no network."""
+    from huggingface_hub import constants
+
+    home = tmp_path / "models--me--tiny"
+    (home / "refs").mkdir(parents=True)
+    for name in ("main", "v1"):
+        (home / "refs" / name).write_text(COMMIT)
+    shutil.copytree(released, home / "snapshots" / COMMIT)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    return tmp_path
+
+
+def test_a_released_folder_holds_what_it_says_and_no_path_of_this_machine(released, workdirs):
+    names = {path.name for path in released.iterdir()}
+    assert names == {"model.safetensors", "config.json", "manifest.json", "README.md"}
+    for name in ("config.json", "manifest.json", "README.md"):
+        text = (released / name).read_text()
+        assert str(pathlib.Path(workdirs.own).parent) not in text and "/home/" not in text
+    card = (released / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: driftar_jax\n") and "driftar_jax.load" in card
+    params, _, _ = load.read_weights(workdirs.drift)
+    leaves = jax.tree_util.tree_leaves_with_path(params)
+    with safe_open(released / "model.safetensors", framework="numpy") as file:
+        assert len(file.keys()) == len(leaves)
+        for keys, leaf in leaves:
+            name = ".".join(key.key for key in keys)
+            np.testing.assert_array_equal(file.get_tensor(name), np.asarray(leaf))
+
+
+def test_it_is_sampled_as_the_run_is(released, workdirs):
+    ours, theirs = driftar_jax.load(workdirs.drift), driftar_jax.load(released)
+    assert theirs.step == ours.step
+    np.testing.assert_array_equal(ours.sample([3, 1]).images, theirs.sample([3, 1]).images)
+
+
+def test_an_address_on_the_hub_is_read_from_the_cache_without_a_network(cache, released):
+    for address in ("hf://me/tiny", "hf://me/tiny@v1", f"hf://me/tiny@{COMMIT}"):
+        assert pathlib.Path(hub.local(address)).name == COMMIT
+    made = driftar_jax.load("hf://me/tiny@v1").sample([2]).images
+    np.testing.assert_array_equal(made, driftar_jax.load(released).sample([2]).images)
+
+
+@pytest.mark.parametrize(
+    "address, said",
+    [
+        ("hf://me", "hf://OWNER/NAME"),
+        ("hf://me/tiny@", "hf://OWNER/NAME"),
+        ("hf://me/tiny/../x", "hf://OWNER/NAME"),
+        ("hf://me/other", "a repository that can be had"),
+        ("hf://me/tiny@v9", "a repository that can be had"),
+    ],
+)
+def test_what_cannot_be_had_is_one_line(cache, address, said):
+    with pytest.raises(ValueError, match=f"workdir: got .*{said}") as caught:
+        driftar_jax.load(address)
+    assert "\n" not in str(caught.value)
+
+
+def test_only_data_is_asked_for(monkeypatch):
+    import huggingface_hub
+
+    asked = {}
+    monkeypatch.setattr(
+        huggingface_hub, "snapshot_download", lambda repo, **more: asked.update(more) or "/x"
+    )
+    hub.local("hf://me/tiny@main")
+    assert asked["revision"] == "main"
+    assert {pathlib.PurePath(name).suffix for name in asked["allow_patterns"]} == {
+        ".safetensors",
+        ".json",
+        ".md",
+    }
+
+
+def _cut(folder):
+    data = (folder / "model.safetensors").read_bytes()
+    (folder / "model.safetensors").write_bytes(data[: len(data) // 2])
+
+
+def _other_shape(folder):
+    with safe_open(folder / "model.safetensors", framework="numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}
+    first = sorted(arrays)[0]
+    arrays[first] = np.zeros((1, 2, 3), np.float32)
+    save_file(arrays, folder / "model.safetensors")
+
+
+def _one_more(folder):
+    with safe_open(folder / "model.safetensors", framework="numpy") as file:
+        arrays = {name: file.get_tensor(name) for name in file.keys()}
+    save_file({**arrays, "more": np.zeros(2, np.float32)}, folder / "model.safetensors")
+
+
+def _no_step(folder):
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["step"] = "six"
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        (_cut, "the file that export wrote"),
+        (_other_shape, "as its config says"),
+        (_one_more, "no such array as its config says"),
+        (_no_step, "a finished checkpoint"),
+        (lambda folder: (folder / "manifest.json").write_text("["), "the manifest that export"),
+    ],
+)
+def test_a_damaged_folder_is_one_line(released, tmp_path, change, said):
+    shutil.copytree(released, tmp_path / "bad")
+    change(tmp_path / "bad")
+    with pytest.raises(ValueError, match=said) as caught:
+        driftar_jax.load(tmp_path / "bad")
+    assert "\n" not in str(caught.value)
