@@ -22,7 +22,6 @@ from typing import Any
 import jax
 import numpy as np
 
-from driftar_jax.config import wrong
 from driftar_jax.storage import paths
 from driftar_jax.storage.checkpoints import Checkpoints, write_json
 from driftar_jax.storage.jsons import read_json
@@ -31,6 +30,10 @@ ADDRESS = "hf://"
 WEIGHTS, MANIFEST, CARD = "model.safetensors", "manifest.json", "README.md"
 FILES = (WEIGHTS, MANIFEST, CARD, "config.json", "tokenizer.json", "captions.json")
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
+
+
+def _wrong(field: str, value: str, allowed: str) -> ValueError:
+    return ValueError(f"{field}: got {value!r}, allowed {allowed}")
 
 
 def local(workdir: str | os.PathLike) -> str:
@@ -47,12 +50,12 @@ def local(workdir: str | os.PathLike) -> str:
         return paths.local("workdir", workdir)
     found = _NAME.fullmatch(text.removeprefix(ADDRESS))
     if found is None:
-        raise wrong("workdir", text, f"{ADDRESS}OWNER/NAME or {ADDRESS}OWNER/NAME@REVISION")
+        raise _wrong("workdir", text, f"{ADDRESS}OWNER/NAME or {ADDRESS}OWNER/NAME@REVISION")
     try:
         import huggingface_hub
     except ImportError:
         allowed = "an environment with huggingface_hub (pip install huggingface_hub)"
-        raise wrong("workdir", text, allowed) from None
+        raise _wrong("workdir", text, allowed) from None
     try:
         return huggingface_hub.snapshot_download(
             found["repo"], revision=found["revision"], allow_patterns=list(FILES)
@@ -60,7 +63,7 @@ def local(workdir: str | os.PathLike) -> str:
     except Exception as error:  # the library and its transport have dozens of their own
         reason = (str(error).strip().splitlines() or [""])[0][:200]
         allowed = f"a repository that can be had ({type(error).__name__}: {reason})"
-        raise wrong("workdir", text, allowed) from None
+        raise _wrong("workdir", text, allowed) from None
 
 
 class Released:
@@ -83,7 +86,9 @@ class Released:
         """
         manifest = self._manifest()
         if step != manifest.get("step"):
-            raise wrong("step", step, f"{manifest.get('step')}, the only one of {self._folder}")
+            raise _wrong(
+                "step", str(step), f"{manifest.get('step')}, the only one of {self._folder}"
+            )
         read = {"manifest": manifest}
         if ema is not None:
             read["ema"] = self._read(ema)
@@ -109,7 +114,7 @@ class Released:
                     if held.get(name) != need.get(name):
                         there = f"{name} {held.get(name, 'missing')} in {path}"
                         allowed = f"{need.get(name, 'no such array')} as its config says"
-                        raise wrong("checkpoint", there, allowed)
+                        raise _wrong("checkpoint", there, allowed)
                 arrays = [
                     jax.device_put(file.get_tensor(name).astype(leaf.dtype), leaf.sharding)
                     for name, (_, leaf) in zip(names, leaves, strict=True)
@@ -118,7 +123,7 @@ class Released:
             raise
         except Exception as error:  # the library raises bare exceptions of its own
             line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-            raise wrong("checkpoint", str(path), f"the file that export wrote ({line})") from None
+            raise _wrong("checkpoint", str(path), f"the file that export wrote ({line})") from None
         return jax.tree_util.tree_unflatten(tree, arrays)
 
 
