@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from driftar_jax.config import nearest, wrong
 
 _LONGEST = 40
+_SHOWN = 20  # classes that a message names
 
 
 def numbers(asked: Sequence, names: Sequence[str]) -> list[int]:
@@ -65,7 +66,8 @@ def _number(asked, known: dict[str, int], count: int) -> int:
             return found
         digits = re.fullmatch(r"-?[0-9]{1,9}", asked.strip())
         if not digits or not -1 <= int(asked) < count:
-            allowed = f"-1 to {count - 1} or a class name{nearest(asked, known)}"
+            shown = ", ".join(list(known)[::-1][:_SHOWN]) + (", ..." if count > _SHOWN else "")
+            allowed = f"-1 to {count - 1} or a class name: {shown}{nearest(asked, known)}"
             raise wrong("labels", asked, allowed)
         return int(asked)
     try:

@@ -78,8 +78,10 @@ class Released:
         step = self._manifest().get("step")
         return step if isinstance(step, int) and step >= 0 else None
 
-    def restore(self, step: int, ema: Any = None) -> dict[str, Any]:
+    def restore(self, step: int, *, widen: bool = False, ema: Any = None) -> dict[str, Any]:
         """`manifest`, and `ema` where a tree of `ShapeDtypeStruct` with shardings is given.
+
+        Arrays come as that tree says, whatever `widen`: the file may hold shorter numbers.
 
         Raises:
           ValueError: another step, or arrays that do not fit; one line.
