@@ -15,7 +15,7 @@ from driftar_jax.config import blocks, whole, wrong
 from driftar_jax.heads import flow_token, randomness, window
 from driftar_jax.heads.flow_token import FlowTokenHead
 from driftar_jax.hosts import fields as shared
-from driftar_jax.hosts import labels
+from driftar_jax.hosts.base import check_classes
 from driftar_jax.hosts.causal_contexts import CausalContexts
 from driftar_jax.hosts.causal_walk import CausalWalk, in_turn
 from driftar_jax.hosts.contexts import by_image, take
@@ -220,7 +220,7 @@ class SphereFamily:
             raise wrong("ar_steps", settings.ar_steps, f"{num_tokens} (one per token)")
 
     def check_conditions(self, model, condition):
-        labels.check(model, condition)
+        check_classes(model, condition)
 
     def prepare(self, model, params, rows):
         return params, None

@@ -68,6 +68,8 @@ def of_folder(folder: pathlib.Path) -> str | None:
     for pattern, meaning in _MARKS:
         if next(folder.glob(pattern), None) is not None:
             return meaning
+    if next(folder.glob("*-of-*.safetensors"), None) is not None:
+        return "shards with no model.safetensors.index.json: copy it beside them"
     files = sorted(p.name for p in folder.iterdir() if p.suffix in (".pth", ".pt", ".ckpt"))
     files += sorted(p.name for p in folder.glob("*.safetensors"))
     if files:

@@ -254,6 +254,9 @@ def _count(jaxpr, primitive):
     found = 0
     for equation in jaxpr.eqns:
         found += equation.primitive.name == primitive
+        if equation.primitive.name == "cond":  # one branch runs, as for the platforms of attention
+            found += max(_count(branch.jaxpr, primitive) for branch in equation.params["branches"])
+            continue
         for inner in jax.tree.leaves(
             equation.params, is_leaf=lambda p: hasattr(p, "jaxpr") or hasattr(p, "eqns")
         ):
