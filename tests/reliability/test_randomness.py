@@ -71,6 +71,7 @@ def test_other_seeds_are_refused(seed):
     assert seeds.check_seed(np.int64(3)) == 3 and seeds.check_seed(seeds.MOST) == 2**63 - 1
 
 
+@pytest.mark.timeout(600)  # several processes, one after another
 def test_pictures_depend_on_no_setting_of_the_environment(python, monkeypatch):
     """Keys of another kind that jax makes by default, and numbers of twice the width."""
     for name, value in (

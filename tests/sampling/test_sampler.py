@@ -254,8 +254,12 @@ def _count(jaxpr, primitive):
     found = 0
     for equation in jaxpr.eqns:
         found += equation.primitive.name == primitive
-        if equation.primitive.name == "cond":  # one branch runs, as for the platforms of attention
-            found += max(_count(branch.jaxpr, primitive) for branch in equation.params["branches"])
+        if equation.params.get("branches_platforms"):  # attention: only this machine's branch runs
+            named = equation.params["branches_platforms"]
+            here = [
+                i for i, platforms in enumerate(named) if platforms is None or "cpu" in platforms
+            ]
+            found += _count(equation.params["branches"][here[0]].jaxpr, primitive)
             continue
         for inner in jax.tree.leaves(
             equation.params, is_leaf=lambda p: hasattr(p, "jaxpr") or hasattr(p, "eqns")
