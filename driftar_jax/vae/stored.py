@@ -81,7 +81,7 @@ def load(
     step = checkpoints.latest_step()
     if step is None:
         raise ValueError(f"workdir: got {str(workdir)!r}, allowed one with a finished checkpoint")
-    params = checkpoints.restore(step, ema=abstract(vae))["ema"]
+    params = checkpoints.restore(step, widen=True, ema=abstract(vae))["ema"]
     checkpoints.close()
     return vae, params
 
