@@ -50,7 +50,7 @@ class AutoencoderTask:
     def loss(self, params, batch, key, step, frozen):
         image = to_unit_range(batch["image"])
         moments = self.vae.apply({"params": params}, image, method="encode")
-        noise = jax.random.normal(key, kl.mode(moments).shape)
+        noise = jax.random.normal(key, kl.mode(moments).shape, jnp.float32)
         latent = kl.sample(moments, noise)
         made = self.vae.apply({"params": params}, latent, method="decode")
         absolute, square = jnp.abs(made - image).mean(), jnp.square(made - image).mean()
