@@ -1,4 +1,4 @@
-"""Generate images from a checkpoint.
+r"""Generate images from a checkpoint.
 
 python -m driftar_jax.sample --workdir=runs/drift --num=64 --out=runs/drift/images
 python -m driftar_jax.sample --workdir=runs/mar_base --vae=runs/kl16 --num=4 --out=runs/images

@@ -214,7 +214,16 @@ class Settings:
 
 
 # What every model reads, by method, and by the order of its host; `drafts` with a draft head.
-_ALWAYS = {"method", "ar_steps", "guidance", "guidance_form", "guidance_schedule", "temperature"}
+# Of `gamma`, `check` says more: whether there is a draft head.
+_ALWAYS = {
+    "gamma",
+    "method",
+    "ar_steps",
+    "guidance",
+    "guidance_form",
+    "guidance_schedule",
+    "temperature",
+}
 _ALWAYS |= {"lookahead"}  # refused with a reason of its own
 _OWN = {
     "any": {"nfe", "nfe_schedule", "nfe_last", "spacing"},
