@@ -60,7 +60,7 @@ class Generator:
     @seeds.fixed()
     def sample(
         self,
-        asked: Sequence,
+        labels: Sequence,
         seed: int = 0,
         *,
         batch_size: int | None = None,
@@ -73,7 +73,7 @@ class Generator:
         """Generate one image per label, caption or prompt.
 
         Args:
-          asked: n integers, classes, -1 for none; n class names; or n texts, where the host reads
+          labels: n integers, classes, -1 for none; n class names; or n texts, where the host reads
             text.
           seed: 0 to 2**63 - 1; the same seed and requests give the same images. What lies beyond
             32 bits is folded into the key of the rest (`seeds.key`).
@@ -96,7 +96,7 @@ class Generator:
         # Everything is refused before the first compilation: settings here, requests in the next
         # line.
         settings = sized.checked(**changes)
-        condition = sized.conditions(asked, seed, settings, request)
+        condition = sized.conditions(labels, seed, settings, request)
         settings = sized.with_draft_count(settings, condition, batch_size)
         return sized.collect(settings, condition, seed, batch_size)
 

@@ -55,7 +55,7 @@ def test_mistakes_are_one_line(call, trained, tmp_path):
 
     assert "at least one word of the training captions" in refused("--prompt=zyx wvu")
     assert "of 17 tokens, allowed at most 16" in refused("--prompt=" + "heart " * 17)
-    assert "labels: got ['3'], allowed none" in refused("--prompt=heart", "--labels=3")
+    assert "labels: got '3', allowed none" in refused("--prompt=heart", "--labels=3")
     assert "height: got 64, allowed none" in refused("--prompt=heart", "--height=64")
     copy = pathlib.Path(shutil.copytree(trained, tmp_path / "copy"))
     (copy / "tokenizer.json").unlink()
