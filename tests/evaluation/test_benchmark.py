@@ -1,6 +1,7 @@
 """The speed table: what is timed, what stands beside it, and one line for a mistake."""
 
 import json
+import types
 
 import pytest
 
@@ -14,12 +15,12 @@ pytestmark = pytest.mark.timeout(300)
 
 
 def test_the_controls_of_the_own_head():
-    settings = Settings("own", 8, nfe=50)
-    table = benchmark.methods(settings, controls=True)
+    settings, all_can = Settings("own", 8, nfe=50), types.SimpleNamespace(can=lambda settings: True)
+    table = benchmark.methods(all_can, settings, controls=True)
     assert [sum(s.head_steps) for _, s in table] == [400, 40, 220, 220, 220, 100]
     assert [s.ar_steps for _, s in table] == [8, 8, 8, 8, 8, 2]
-    assert benchmark.methods(settings, controls=False) == [("own", settings)]
-    drift = benchmark.methods(Settings("drift", 8), controls=True)
+    assert benchmark.methods(all_can, settings, controls=False) == [("own", settings)]
+    drift = benchmark.methods(all_can, Settings("drift", 8), controls=True)
     assert [s.ar_steps for _, s in drift] == [8, 2]
 
 

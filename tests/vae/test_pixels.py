@@ -89,7 +89,7 @@ def test_tiles_bound_the_memory(folders):
 
     def peak(batch):
         grid = jax.ShapeDtypeStruct((batch, 8, 8, 3), jnp.float32)
-        done = pixels._decode.lower(vae, params, grid).compile()
+        done = pixels._decode.lower(vae, pixels.TILE, params, grid).compile()
         return done.memory_analysis().temp_size_in_bytes
 
     assert peak(4 * pixels.TILE) < 1.1 * peak(2 * pixels.TILE)
