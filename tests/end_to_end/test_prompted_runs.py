@@ -59,7 +59,7 @@ def test_mistakes_are_one_line(call, trained, tmp_path):
     assert "height: got 64, allowed none" in refused("--prompt=heart", "--height=64")
     copy = pathlib.Path(shutil.copytree(trained, tmp_path / "copy"))
     (copy / "tokenizer.json").unlink()
-    assert "tokenizer.json: got None" in refused("--prompt=heart", workdir=copy)
+    assert "no readable tokenizer.json" in refused("--prompt=heart", workdir=copy)
     done = call("train", DRIFT, "--config.data.name=digits8", f"--workdir={tmp_path / 'w'}")
     assert (
         done.status == 2 and "data.name: got 'digits8', allowed a set with captions" in done.stderr

@@ -66,7 +66,7 @@ def test_one_call_encodes_several_contexts(made):
     """Steps differ between images; wrong drafts are rolled back; beyond the end nobody reads."""
     groups, tokens, want = made
     run = jax.jit(lambda memory, tokens, step: groups.encode(memory, tokens, step, S))
-    keep = jax.jit(groups.keep)
+    keep = jax.jit(groups.roll_back)
     memory = jax.jit(groups.memory)()
     step = jnp.array([0, 0])
     # Tokens from 1 on are wrong in row 0, from 2 on in row 1.
