@@ -60,9 +60,13 @@ def data_dir(tmp_path_factory):
 
 @pytest.fixture(scope="session", autouse=True)
 def compiled_programs(tmp_path_factory):
-    """A folder of compiled programs, shared by all workers and the processes that tests start."""
+    """A folder of compiled programs, shared by all workers and the processes that tests start.
+
+    One of the environment's own (JAX_COMPILATION_CACHE_DIR) is taken, and outlives the session.
+    """
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or folder
     settings = {
         "jax_compilation_cache_dir": str(folder),
         "jax_persistent_cache_min_compile_time_secs": 0.3,
