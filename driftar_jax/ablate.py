@@ -6,9 +6,6 @@ The same command goes on where it was stopped: what has a result is not run agai
 on from its checkpoint. SIGTERM or Ctrl-C ends it between two steps, with status 0.
 """
 
-import os
-
-import jax
 from absl import flags
 
 from driftar_jax import config
@@ -19,7 +16,6 @@ _SWEEP = flags.DEFINE_string("sweep", None, "Sweep file, FILE.py[:SIZE].")
 _OUT = flags.DEFINE_string("out", None, "Folder of results and runs; made, or gone on with.")
 _SEEDS = flags.DEFINE_list("seeds", [], "Of the sweep's seeds; all by default.")
 _ONLY = flags.DEFINE_list("only", [], "Names of arms; all by default.")
-_CACHE = flags.DEFINE_string("compile_cache", "", "Folder of compiled programs; OUT's by default.")
 flags.mark_flags_as_required(["sweep", "out"])
 
 
@@ -37,9 +33,6 @@ def main(_) -> None:
             if name not in asked.arms:
                 near = config.nearest(name, asked.arms)
                 raise config.wrong("only", name, f"{' | '.join(asked.arms)}{near}")
-        cache = _CACHE.value or os.path.join(_OUT.value, "compile_cache")
-        jax.config.update("jax_compilation_cache_dir", os.path.abspath(cache))
-        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     with stopping.on_signals() as wish, cli.stops(), cli.user_errors():
         with ablation.Ablation(asked, _OUT.value, say=_say, stop=wish) as sweeping:
             done = sweeping.run(seeds, _ONLY.value)

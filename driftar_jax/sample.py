@@ -8,10 +8,12 @@ python -m driftar_jax.sample --workdir=runs/converted --vae=runs/f8 --image=fox.
     --prompt="<image> in the snow" --out=runs/edits
 python -m driftar_jax.sample --workdir=runs/drift --num=8 --dry_run --target=tpu:v5e:1x1
 python -m driftar_jax.sample --workdir=runs/drift --num=50000 --layout=adm --out=runs/adm
+python -m driftar_jax.sample --workdir=runs/drift --num=50000 --warm
 
 Pictures are written as they are made. A command that was stopped goes on where it was when it is
 given again. With `--dry_run --target` nothing is drawn: the compiler of that chip says what the
-sampler needs there.
+sampler needs there. With `--warm` the command's own programs are compiled and kept, for the same
+command without it.
 """
 
 import dataclasses
@@ -33,6 +35,7 @@ from driftar_jax.reports import layouts
 from driftar_jax.sampling import dry_run, inpaint, load
 from driftar_jax.sampling.conditions import Request
 from driftar_jax.sharding import make_mesh
+from driftar_jax.storage import compiled
 from driftar_jax.storage.checkpoints import write_json
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder written by train or convert.")
@@ -51,6 +54,7 @@ _PROMPTS = flags.DEFINE_string(
     "prompts", None, "Prompts of a file: one a line, GenEval's .jsonl, DPG's folder, MJHQ's .json."
 )
 _LAYOUT = flags.DEFINE_string("layout", "flat", f"{' | '.join(layouts.NAMES)}.")
+_WARM = flags.DEFINE_bool("warm", False, "Compile what this command would run, and end.")
 _SEED = flags.DEFINE_integer("seed", 0, "Root of the randomness.")
 _BATCH = flags.DEFINE_integer("batch_size", None, "Images per call; 256, of converted prompts 1.")
 _FSDP = flags.DEFINE_integer("mesh_fsdp", 1, "Devices over which widths are split (converted).")
@@ -67,7 +71,11 @@ MOST_TEXTS = 1000  # of counts.json; the manifest has the hash of all
 def main(_) -> None:
     with cli.user_errors():
         target = target_flags.described()
-        out = None if target is not None else _free_folder(_OUT.value)
+        if _WARM.value and (target is not None or _MASK.present):
+            name = "mask" if _MASK.present else "target"
+            raise wrong("warm", True, f"false with --{name}")
+        made = target is None and not _WARM.value
+        out = _free_folder(_OUT.value) if made else None
         prompts = _prompts()
         for flag in (_NUM, _BATCH, _FSDP, _TENSOR):
             if flag.value is not None and flag.value < 1:
@@ -85,6 +93,9 @@ def main(_) -> None:
         with cli.user_errors():
             few = jax.tree.map(lambda a: a[: sized.batch(_BATCH.value)], condition)
             print("\n".join(dry_run.lines(sized, settings, few, target)))
+        return
+    if _WARM.value:
+        print(_warm(sized, settings, condition))
         return
     with cli.user_errors():
         layout = _layout(classes, texts, prompts, generator.model.images.class_names)
@@ -121,6 +132,17 @@ def main(_) -> None:
         asked_for = {} if texts is None else {"prompts": texts[:MOST_TEXTS]}
         write_json(out / "counts.json", counts | asked_for | _settled(settings, generator.step))
         print(f"{out}: {len(wanted)} images, {counts['per_image']}")
+
+
+def _warm(sized, settings, condition) -> str:
+    """Compile ahead of the same command without `--warm`; return a line."""
+    folder, started = compiled.place(), time.perf_counter()
+    if folder is None:
+        with cli.user_errors():
+            raise wrong("warm", True, "false where no programs are kept (--compile_cache)")
+    settings = sized.with_draft_count(settings, condition, _BATCH.value)
+    sized.compile_ahead(settings, condition, _SEED.value, _BATCH.value)
+    return f"compiled in {time.perf_counter() - started:.1f} s, kept in {folder}"
 
 
 def _settled(settings, step: int) -> dict:

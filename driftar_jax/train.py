@@ -29,7 +29,6 @@ _RESTORE = flags.DEFINE_enum(
     "Checkpoint to go on from; whole sets damaged ones aside, newest refuses them.",
 )
 _PROFILE = flags.DEFINE_string("profile", "", "START:STOP, steps traced into WORKDIR/profile.")
-_CACHE = flags.DEFINE_string("compile_cache", "", "Folder of compiled programs, kept for later.")
 _COORDINATOR = flags.DEFINE_string("coordinator", "", "HOST:PORT of process 0 of several.")
 _COUNT = flags.DEFINE_integer("num_processes", 0, "Processes that train together.")
 _INDEX = flags.DEFINE_integer("process_id", -1, "Number of this process, from 0.")
@@ -64,8 +63,6 @@ def main(_) -> None:
         trace = None
         if _PROFILE.value:
             trace = tracing.Trace(_PROFILE.value, os.path.join(_WORKDIR.value, "profile"))
-        if _CACHE.value:
-            jax.config.update("jax_compilation_cache_dir", os.path.abspath(_CACHE.value))
         found = processes.cluster(os.environ, _COORDINATOR.value, _COUNT.value, _INDEX.value)
         if found is None and (line := processes.alone(os.environ)):
             print(line)

@@ -14,6 +14,7 @@ import sys
 # Read by XLA once, when jax starts: its CPU pool needs a live thread per simulated device.
 os.environ.setdefault("NPROC", "32")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["DRIFTAR_COMPILE_CACHE"] = "off"  # jax's own variables name a folder, see below
 os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
 # Nearly all of a small test is XLA's compile time, which this halves; programs run slower.
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"

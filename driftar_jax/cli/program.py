@@ -26,6 +26,13 @@ _MATMUL = flags.DEFINE_enum(
     "Digits of float32 products on GPUs and TPUs: the chip's own, TF32's ten bits, or all.",
 )
 
+_CACHE = flags.DEFINE_string(
+    "compile_cache",
+    "",
+    "Folder of compiled programs, kept for later, or off; by default $DRIFTAR_COMPILE_CACHE, or "
+    "driftar_jax in the user's cache folder.",
+)
+
 _KINDS = {"int": "a whole number", "float": "a number", "bool": "true | false"}
 
 
@@ -79,6 +86,10 @@ def run(main, matmul: str = "tf32") -> None:
             logging.set_verbosity(logging.WARNING)
             logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname)
         seeds.fix()
+        from driftar_jax.storage import compiled  # here: --help need not wait for JAX
+
+        if line := compiled.keep(_CACHE.value):
+            print(f"driftar_jax: {line}", file=sys.stderr)
         threading.excepthook = _thread_failed
         sys.unraisablehook = _unraisable
         try:

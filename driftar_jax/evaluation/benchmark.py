@@ -19,6 +19,7 @@ from driftar_jax.hosts.base import Model
 from driftar_jax.sampling import batches, drafted, plain
 from driftar_jax.sampling.generator import Generator
 from driftar_jax.sampling.settings import Settings
+from driftar_jax.storage import compiled
 from driftar_jax.types import Counts
 
 
@@ -167,11 +168,12 @@ def _row(subject: Generator, name: str, settings: Settings, batch_size: int, rou
         start = time.perf_counter()
         # Compiled apart from the first call, so that both times are known and neither holds the
         # other.
-        compiled = function.lower(*static, *arguments).compile()
+        with compiled.afresh():
+            program = function.lower(*static, *arguments).compile()
         compile_s[piece] = time.perf_counter() - start
-        calls[piece] = functools.partial(compiled, *arguments)
+        calls[piece] = functools.partial(program, *arguments)
         if piece == "whole":
-            temporary = compiled.memory_analysis().temp_size_in_bytes
+            temporary = program.memory_analysis().temp_size_in_bytes
     results = {piece: jax.block_until_ready(call()) for piece, call in calls.items()}
     seconds = {piece: [] for piece in calls}
     for _ in range(rounds):

@@ -10,6 +10,7 @@ from driftar_jax.hosts.schedules import NFE_SCHEDULES
 from driftar_jax.sampling import batches
 from driftar_jax.sampling.generator import Generator
 from driftar_jax.sampling.settings import Settings
+from driftar_jax.storage import compiled
 from driftar_jax.types import Counts
 
 FEW_STEPS = (1, 2, 5, 10, 25)
@@ -262,4 +263,5 @@ def costs(loaded: Generator, settings: Settings, labels: np.ndarray, size: int) 
 def _speeds(pair, table: Sequence[Method], labels: np.ndarray, size: int) -> list[speed.Speed]:
     chosen = np.resize(labels, size)
     calls = [lambda m=m: sample(_of(pair, m), m.settings, chosen, 0, size) for m in table]
-    return speed.alternate(calls, size)
+    with compiled.afresh():
+        return speed.alternate(calls, size)

@@ -69,21 +69,14 @@ def stream(
         if value < 0:
             raise wrong(field, value, "a number from 0 (choose it first)")
     wanted = np.arange(size(condition)) if numbers is None else np.asarray(numbers, np.int64)
-    shared, seed = None, seeds.argument(seed)
-    if settings.speculates:
-        # As `draft_count` and `window_size` ask: one compilation serves both.
-        rule, plainly = settings.speculation, settings.plainly
-    else:
-        # Before the batches: a table that serves all of them is made once.
-        images = size(condition) * settings.branches
-        with seeds.fixed():
-            params, shared = model.family.prepare(model, params, images)
+    function, first, shared = _program(model, settings, params, condition)
+    seed = seeds.argument(seed)
 
     @seeds.fixed()
     def make(rows, index):
         if settings.speculates:
-            return drafted.generate(model, rule, plainly, params, rows, index, seed)
-        grids, counts = plain.generate(model, settings, params, rows, index, seed, given)
+            return function(*first, rows, index, seed)
+        grids, counts = function(*first, rows, index, seed, given)
         counts = jax.tree.map(int, counts)
         if shared is not None:
             # Calls that the request shares count for each image by its part.
@@ -93,6 +86,46 @@ def stream(
 
     pixels, rows = seeds.fixed()(to_pixels), _rows_over(params)
     yield from _in_batches(make, condition, wanted, batch_size, pixels, rows)
+
+
+def compile_ahead(
+    model: Model,
+    settings: Settings,
+    params: Mapping[str, Any],
+    condition: Any,
+    seed: int,
+    *,
+    batch_size: int = 256,
+    to_pixels: Callable[[jax.Array], jax.Array] = as_pixels,
+) -> None:
+    """Compile what `stream` would run with the same arguments; no image is made.
+
+    It pays where compiled programs are kept (`storage.compiled`): the next process finds them.
+
+    Args:
+      model, settings, params, condition, seed, batch_size, to_pixels: as for `stream`.
+    """
+    function, first, _ = _program(model, settings, params, condition)
+    rows = _rows_over(params)
+    asked = next(_batches(condition, np.arange(size(condition)), batch_size, rows))[1]
+    with seeds.fixed():
+        program = function.lower(*first, *asked, seeds.argument(seed)).compile()
+        grid, place = program.out_info[0], program.output_shardings[0]
+        grid = jax.ShapeDtypeStruct(grid.shape, grid.dtype, sharding=place)
+        to_pixels.lower(grid).compile()
+
+
+def _program(model: Model, settings: Settings, params: Mapping[str, Any], condition: Any):
+    """Return the jitted function of a batch, its first arguments, and calls that images share."""
+    if settings.speculates:
+        # As `draft_count` and `window_size` ask: one compilation serves both.
+        first = model, settings.speculation, settings.plainly, params
+        return drafted.generate, first, None
+    # Before the batches: a table that serves all of them is made once.
+    with seeds.fixed():
+        images = size(condition) * settings.branches
+        params, shared = model.family.prepare(model, params, images)
+    return plain.generate, (model, settings, params), shared
 
 
 def sample_images(
@@ -167,6 +200,15 @@ def _in_batches(
     make, condition, wanted: np.ndarray, batch_size: int, to_pixels, rows: NamedSharding | None
 ) -> Iterator[Part]:
     """Yield the images `wanted` of `make(condition [B], index [B])`, B at a time."""
+    for numbers, asked in _batches(condition, wanted, batch_size, rows):
+        grids, found = make(*asked)
+        yield Part(numbers, np.asarray(to_pixels(grids))[: len(numbers)], found)
+
+
+def _batches(
+    condition, wanted: np.ndarray, batch_size: int, rows: NamedSharding | None
+) -> Iterator[tuple[np.ndarray, tuple[Any, Any]]]:
+    """Yield the numbers of a batch's images, and `condition [B]` and `index [B]` of the call."""
     condition = jax.tree.map(np.asarray, condition)
     batch_size = min(batch_size, len(wanted))
     devices = rows.mesh.shape["data"] * rows.mesh.shape["fsdp"] if rows is not None else 1
@@ -180,8 +222,7 @@ def _in_batches(
         asked = jax.tree.map(lambda a, at=index: a[at], condition), index
         if spread:
             asked = jax.device_put(asked, rows)
-        grids, found = make(*asked)
-        yield Part(numbers, np.asarray(to_pixels(grids))[: len(numbers)], found)
+        yield numbers, asked
 
 
 _OF_BATCHES = ("batch_calls", "batch_draft_calls", "batch_rows")

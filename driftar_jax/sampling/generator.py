@@ -243,6 +243,13 @@ class Generator:
         args = self.model, settings, self.params, condition, seed
         return batches.stream(*args, numbers=numbers, **rest)
 
+    def compile_ahead(
+        self, settings: Settings, condition: Any, seed: int, batch_size: int | None = None
+    ) -> None:
+        """Compile what `stream` would run with the same arguments; no image is made."""
+        rest = {"batch_size": self.batch(batch_size), "to_pixels": self.to_pixels}
+        batches.compile_ahead(self.model, settings, self.params, condition, seed, **rest)
+
     def summary(
         self, found: Sequence, number: int, settings: Settings
     ) -> tuple[Counts, dict | None]:

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import pathlib
+import warnings
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from driftar_jax.hosts.base import ImageSpec, Model
 from driftar_jax.sampling import batches, conditions
 from driftar_jax.sampling.generator import Generator
 from driftar_jax.sharding import make_mesh, replicated
-from driftar_jax.storage import hub
+from driftar_jax.storage import compiled, hub
 from driftar_jax.storage.checkpoints import Checkpoints, abstract_like, read_config
 from driftar_jax.types import TextSpec
 
@@ -53,6 +54,8 @@ def load(
       ValueError: no checkpoint there, one of another task, or one that does not fit its config;
         `vae` is missing, does not fit, or is not wanted.
     """
+    if line := compiled.keep():
+        warnings.warn(line, stacklevel=2)
     workdir = hub.local(workdir)
     config = stored_config(workdir)
     if config.task == CONVERTED:

@@ -4,7 +4,6 @@ Layout of the folder of a sweep:
 
   results/ARM.seedK.json   one finished measurement
   runs/ARM_seedK           a run; gone once it is measured, unless other arms stand on it
-  compile_cache            compiled programs
 """
 
 import json

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from driftar_jax.storage import compiled
 from driftar_jax.targets import precision
 from driftar_jax.targets.chips import GIB, Target
 
@@ -68,7 +69,8 @@ def compile_for(target: Target, lower: Callable[[], Any]) -> Compiled:
     text = lowered.as_text()
     made = too_large = None
     try:
-        made = lowered.compile()
+        with compiled.afresh():
+            made = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         too_large = _asked_for(str(error))
         if too_large is None:

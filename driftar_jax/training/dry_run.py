@@ -17,6 +17,7 @@ import numpy as np
 from driftar_jax import model, seeds
 from driftar_jax.data import sets
 from driftar_jax.features import maps
+from driftar_jax.storage.compiled import afresh
 from driftar_jax.targets.chips import Target
 from driftar_jax.targets.program import Compiled, compile_for, count_collectives, words
 from driftar_jax.targets.program import report as program_report
@@ -113,7 +114,8 @@ def measure(
         lowered = lower()
         flops = _flops(lowered, made, settings, images, space, frozen)
         if compiled:
-            made_here = lowered.compile(_QUICK if jax.default_backend() == "cpu" else None)
+            with afresh():
+                made_here = lowered.compile(_QUICK if jax.default_backend() == "cpu" else None)
             temporary = int(made_here.memory_analysis().temp_size_in_bytes)
             moved = float(made_here.cost_analysis().get("bytes accessed", 0.0))
             collectives = count_collectives(made_here.as_text())

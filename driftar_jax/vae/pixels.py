@@ -28,6 +28,10 @@ class ToPixels:
         """`grid [B, h, w, c]` float32 tokens -> uint8 `[B, h*f, w*f, 3]`."""
         return _decode(self.vae, self.tile, self.params, grid)
 
+    def lower(self, grid: jax.ShapeDtypeStruct) -> jax.stages.Lowered:
+        """Lower the call for grids of this shape, to be compiled."""
+        return _decode.lower(self.vae, self.tile, self.params, grid)
+
     def grid(self, images: jax.Array) -> jax.Array:
         """uint8 `[B, h*f, w*f, 3]` -> `[B, h, w, c]` float32 tokens of the posterior's mode."""
         return _encode(self.vae, self.tile, self.params, images)

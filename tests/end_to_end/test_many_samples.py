@@ -71,7 +71,25 @@ def test_what_a_layout_wants_is_said_before_anything_is_compiled(call, workdirs,
         ((f"--prompts={tmp_path / 'none'}",), "prompts: got"),
         ((f"--prompts={tmp_path / 'p.txt'}", "--num=3"), "num: got 3, allowed none beside"),
         (("--labels=sevn",), "a class name: 0, 1, 2"),
+        (("--warm", "--image=a.png", "--mask=b.png"), "warm: got True, allowed false with --mask"),
     ):
         done = call("sample", f"--workdir={workdirs.drift}", f"--out={tmp_path / 'o'}", *words)
         assert done.status == 2 and said in done.stderr, done.stderr
         assert not (tmp_path / "o").exists()
+
+
+@pytest.mark.slow
+def test_warm_compiles_what_the_same_command_then_finds(workdirs, tmp_path, python, monkeypatch):
+    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    monkeypatch.setenv("DRIFTAR_COMPILE_CACHE", str(tmp_path / "programs"))
+    words = ("-m", "driftar_jax.sample", f"--workdir={workdirs.drift}", "--num=6")
+    warmed = python(*words, "--warm")
+    assert warmed.returncode == 0 and "kept in" in warmed.stdout, warmed.stderr
+    kept = {path.name for path in (tmp_path / "programs").glob("jit_*-cache")}
+    assert {name.rsplit("-", 2)[0] for name in kept} >= {"jit_generate", "jit_to_uint8"}
+    done = python(*words, f"--out={tmp_path / 'out'}")
+    assert done.returncode == 0, done.stderr
+    after = {path.name for path in (tmp_path / "programs").glob("jit_*-cache")}
+    made = {name for name in after - kept if name.startswith(("jit_generate", "jit_to_uint8"))}
+    assert not made
