@@ -1,5 +1,6 @@
 """Pictures of anybody, to be measured: a folder, or the `.npz` that evaluators exchange."""
 
+import collections
 import pathlib
 import zipfile
 from collections.abc import Callable, Iterator
@@ -7,7 +8,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from driftar_jax.config import wrong
-from driftar_jax.data import images, npz
+from driftar_jax.data import images, listing, npz
 from driftar_jax.storage import paths
 
 ARRAY = "arr_0"  # what ADM's evaluator reads
@@ -21,11 +22,19 @@ class Given:
     Attributes:
       name: as it was asked for.
       shape: `(n, H, W, 1 or 3)`.
+      left_out: one line that counts what lies in the folder and is no picture, or "".
     """
 
-    def __init__(self, name: str, shape: tuple[int, ...], read: Callable[[slice], np.ndarray]):
+    def __init__(
+        self,
+        name: str,
+        shape: tuple[int, ...],
+        read: Callable[[slice], np.ndarray],
+        left_out: str = "",
+    ):
         """`read(slice)` gives uint8 `[k, H, W, C]`."""
         self.name, self.shape, self._read = name, shape, read
+        self.left_out = left_out
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -81,11 +90,18 @@ def _array(field: str, given: str, path: pathlib.Path) -> Given:
 
 
 def _folder(field: str, given: str, folder: pathlib.Path) -> Given:
-    files = sorted(
-        p for p in folder.rglob("*") if p.suffix.lower() in ENDINGS and not p.name.startswith(".")
-    )
+    counts: collections.Counter[str] = collections.Counter()
+    files = []
+    for path in map(pathlib.Path, listing.walk(field, given, str(folder), counts)):
+        if path.suffix.lower() in ENDINGS:
+            files.append(path)
+        else:
+            listing.count_ending(path.name, counts)
+    files.sort()
+    left_out = listing.line(counts)
     if not files:
-        raise wrong(field, given, f"a folder with pictures ({' '.join(ENDINGS)})")
+        held = f"; it holds {left_out}" if left_out else ""
+        raise wrong(field, given, f"a folder with pictures ({' '.join(ENDINGS)}{held})")
     first, grey = None, True
     for file in files:
         try:
@@ -109,4 +125,4 @@ def _folder(field: str, given: str, folder: pathlib.Path) -> Given:
         except images.BadImage as error:
             raise wrong(field, given, f"pictures that can be read ({error})") from None
 
-    return Given(given, (len(files), *first, channels), read)
+    return Given(given, (len(files), *first, channels), read, left_out)

@@ -109,7 +109,10 @@ def _open(file, use):
 
 def _orientation(picture: Image.Image) -> int:
     """The EXIF orientation; 1 where there is none that can be understood."""
-    # Pillow decodes a whole PNG to look for EXIF behind the pixels; nobody puts it there.
+    # Pillow sets a TIFF upright by itself, its size when it is opened and its pixels when loaded.
+    if picture.format == "TIFF":
+        return 1
+    # It decodes a whole PNG to look for EXIF behind the pixels; nobody puts it there.
     if picture.format == "PNG" and "exif" not in picture.info:
         return 1
     try:
@@ -224,8 +227,11 @@ def _check_mode(picture: Image.Image) -> None:
 
 def _to_channels(picture: Image.Image, channels: int, background: int) -> Image.Image:
     if picture.mode.startswith("I;16"):
-        # Pillow's own conversion clips at 255 instead of scaling.
-        picture = Image.fromarray((np.asarray(picture).astype(np.uint16) >> 8).astype(np.uint8))
+        # Pillow's own conversion clips at 255 instead of scaling, and forgets the one value that a
+        # PNG may call transparent.
+        values = np.asarray(picture).astype(np.uint16)
+        clear = values == picture.info.get("transparency", -1)
+        picture = Image.fromarray(np.where(clear, background, values >> 8).astype(np.uint8))
     elif picture.has_transparency_data:
         picture = picture.convert("RGBA")
         behind = Image.new("RGBA", picture.size, (background, background, background, 255))

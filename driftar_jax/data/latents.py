@@ -124,8 +124,11 @@ def _shards(name: str, folder: pathlib.Path, split: str) -> LatentSource:
 
     try:
         tfds_files.check(folder)
-        records = tfds.builder_from_directory(str(folder)).as_data_source(split)
+        builder = tfds.builder_from_directory(str(folder))
+        records = builder.as_data_source(split)
         count = len(records)
+        read_here = ("moments", "mirrored", "label")
+        left_out = tfds_files.left_out(folder, builder.info, read_here, (FACTS, CAPTIONS))
     except Exception as error:  # whatever TFDS says of damaged files
         line = " ".join(str(error).split())[:200] or type(error).__name__
         raise wrong("data.name", name, f"a set whose files are whole ({line})") from error
@@ -160,6 +163,7 @@ def _shards(name: str, folder: pathlib.Path, split: str) -> LatentSource:
         vae_fingerprint=facts["vae_fingerprint"],
         digest=_digest(json.dumps(facts.get("source"), sort_keys=True)),
         captions=_captions(name, folder, split, count),
+        left_out=left_out,
     )
 
 

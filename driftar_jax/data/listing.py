@@ -32,6 +32,8 @@ _SYSTEM = {
 
 # Captions of the pictures beside them (`captioned`).
 TABLES = ("metadata.jsonl", "metadata.csv")
+SYSTEM = "hidden or of the system"  # what a line calls them
+_SHOWN = 8  # kinds that a line counts
 # Name of the class of pictures that lie in no class folder.
 ONE_CLASS = "picture"
 
@@ -98,7 +100,7 @@ def of(
     loose: list[str] = []
     for entry in _entries(field, given, root):
         if is_system(entry.name):
-            counts["hidden or of the system"] += 1
+            counts[SYSTEM] += 1
         elif not entry.is_dir():
             loose.append(entry.path)
         elif files := _files(field, given, entry.path, endings, counts):
@@ -114,7 +116,7 @@ def of(
     if others := _without_captions(loose, found.get(ONE_CLASS, [])):
         counts["files outside of class folders"] = len(others)
     if not found:
-        here = _line(counts, empty) or "nothing"
+        here = line(counts, empty) or "nothing"
         raise ValueError(
             f"{field}: got {given!r} with {here} and no class folders in {text_of(root)}, allowed "
             f"class/picture{endings[0]}"
@@ -129,7 +131,7 @@ def of(
     # The labels of a test part follow the training part's classes, whichever of them it holds.
     labels = {name: i for i, name in enumerate(names if known is None else known)}
     rows = [(p, labels[text_of(entry)]) for entry, files in found.items() for p in files]
-    return Listing(tuple(labels), tuple(rows), _line(counts, empty))
+    return Listing(tuple(labels), tuple(rows), line(counts, empty))
 
 
 def _entries(field: str, given: str, folder: str) -> list[os.DirEntry]:
@@ -143,27 +145,23 @@ def _entries(field: str, given: str, folder: str) -> list[os.DirEntry]:
         ) from None
 
 
-def _files(
-    field: str, given: str, top: str, endings: Sequence[str], counts: collections.Counter
-) -> list[str]:
-    """Sorted files of a class folder; what else lies there is counted."""
-    found, texts, seen = [], [], {os.path.realpath(top)}
-    waiting = [top]
+def walk(field: str, given: str, top: str, counts: collections.Counter) -> list[str]:
+    """Files below a folder, those of a folder before its folders', each in the order of names.
+
+    What is hidden or the system's is counted and not looked into.
+
+    Raises:
+      ValueError: a folder that cannot be read; one line.
+    """
+    found, seen, waiting = [], {os.path.realpath(top)}, [top]
     while waiting:
         place = waiting.pop(0)
         folders = []
         for entry in _entries(field, given, place):
             if is_system(entry.name):
-                counts["hidden or of the system"] += 1
+                counts[SYSTEM] += 1
             elif entry.is_dir():
                 folders.append(entry.path)
-            elif entry.name.lower().endswith(".txt"):
-                texts.append(entry.path)
-            elif entry.name in TABLES:
-                pass
-            elif not entry.name.lower().endswith(tuple(endings)):
-                ending = os.path.splitext(text_of(entry.name))[1].lower()[:12] or "no ending"
-                counts[f"files with {ending}"] += 1
             else:
                 found.append(entry.path)
         # A link to a folder above would be walked without end.
@@ -171,6 +169,28 @@ def _files(
         seen.update(map(os.path.realpath, new))
         # In front: the folders of a folder come right after it.
         waiting[:0] = new
+    return found
+
+
+def count_ending(name: str, counts: collections.Counter, what: str = "files") -> None:
+    """Count a file that is not read by its ending."""
+    ending = os.path.splitext(text_of(name))[1].lower()[:13] or "no ending"
+    counts[f"{what} with {ending}"] += 1
+
+
+def _files(
+    field: str, given: str, top: str, endings: Sequence[str], counts: collections.Counter
+) -> list[str]:
+    """Sorted files of a class folder; what else lies there is counted."""
+    found, texts = [], []
+    for path in walk(field, given, top, counts):
+        name = os.path.basename(path)
+        if name.lower().endswith(tuple(endings)):
+            found.append(path)
+        elif name.lower().endswith(".txt"):
+            texts.append(path)
+        elif name not in TABLES:
+            count_ending(name, counts)
     if bare := len(_without_captions(texts, found)):
         counts["files with .txt"] += bare
     return found
@@ -188,9 +208,9 @@ def _check_parts(field: str, given: str, root: str, found: dict[str, list[str]])
     layered = [name for name in parts if _layered(os.path.join(root, name), found[name])]
     wrong = parts if len(parts) == len(found) else layered if len(layered) > 1 else []
     if wrong:
-        shown = ", ".join(f"{text_of(name)}/" for name in wrong[:4])
+        named = ", ".join(f"{text_of(name)}/" for name in wrong[:4])
         raise ValueError(
-            f"{field}: got {given!r} whose folders {shown} are parts of a set, not classes, "
+            f"{field}: got {given!r} whose folders {named} are parts of a set, not classes, "
             "allowed train/ and test/ with class folders in each, or class folders alone (rename "
             "the held-out part to test)"
         )
@@ -210,9 +230,17 @@ def _layered(place: str, files: Sequence[str]) -> bool:
     return all(os.path.dirname(path) != place for path in files)
 
 
-def _line(counts: collections.Counter, empty: Sequence[str]) -> str:
-    words = [f"{count} {what}" for what, count in sorted(counts.items())]
+def line(counts: collections.Counter, empty: Sequence[str] = ()) -> str:
+    """What is counted, in words, and folders without any file of a class; "" for nothing."""
+    kinds = sorted(counts.items())
+    words = [f"{count} {what}" for what, count in kinds[:_SHOWN]]
+    if rest := sum(count for _, count in kinds[_SHOWN:]):
+        words.append(f"{rest} of other kinds")
     if empty:
-        shown = ", ".join(map(text_of, empty[:3])) + (", ..." if len(empty) > 3 else "")
-        words.append(f"{len(empty)} folders without any ({shown})")
+        words.append(f"{len(empty)} folders without any ({shown(empty)})")
     return ", ".join(words)
+
+
+def shown(names: Sequence[str]) -> str:
+    """The first names of several."""
+    return ", ".join(text_of(name)[:40] for name in names[:3]) + (", ..." if len(names) > 3 else "")

@@ -1,5 +1,6 @@
 """Pictures of one's own in archives and tables: what the readers of both share."""
 
+import collections
 import concurrent.futures
 import dataclasses
 import glob
@@ -16,6 +17,11 @@ from driftar_jax.data.source import READ_THREADS, ImageSource
 from driftar_jax.storage import paths
 
 SPLITS = ("train", "test")
+CLASS_NAMES = "classnames.txt"  # beside the files, a name a line
+# Files that belong to a set and are no part of its pictures.
+_BESIDE = (CLASS_NAMES, "README.md", "dataset_info.json", "dataset_infos.json", "state.json")
+# Classes of a set that says none of their names: a number beyond is no class.
+_MOST_CLASSES = 2**17
 HELD_OUT = 0.1  # share of each class that becomes `test` where the set has no part of its own
 # Whole sets up to this many pictures are looked at before the first is decoded.
 LOOKED_AT = 4096
@@ -47,13 +53,14 @@ class Pictures:
     left_out: str = ""
 
 
-def files(name: str, given: str, ending: str) -> list[tuple[str, str]]:
+def files(name: str, given: str, ending: str, counts: collections.Counter) -> list[tuple[str, str]]:
     """Files of `given` with the part that each belongs to, sorted by path.
 
     Args:
       name: of the set, for messages.
       given: a folder, a file, or a pattern with `*` and `{000..012}`.
       ending: of the files, such as `.tar`.
+      counts: gets what else a folder holds.
 
     Returns:
       `(path, part)`: the part is read from words of the path below the folder, `train-0001.tar` or
@@ -64,13 +71,20 @@ def files(name: str, given: str, ending: str) -> list[tuple[str, str]]:
     """
     path = paths.local("data.name", given)
     if os.path.isdir(path):
-        below = os.path.join(glob.escape(path), "**", f"*{ending}")
-        found, root = sorted(glob.glob(below, recursive=True)), path
+        found, root = [], path
+        for file in listing.walk("data.name", name, path, counts):
+            if file.lower().endswith(ending):
+                found.append(file)
+            elif os.path.basename(file) not in _BESIDE:
+                listing.count_ending(file, counts)
+        found.sort()
     else:
         found = sorted({p for one in _braces(path) for p in glob.glob(one) if os.path.isfile(p)})
         root = os.path.dirname(os.path.commonprefix(found))
     if not found:
-        raise wrong("data.name", name, f"a folder, file or pattern with files *{ending}")
+        held = listing.line(counts)
+        allowed = f"a folder, file or pattern with files *{ending}"
+        raise wrong("data.name", name, f"{allowed} (it holds {held})" if held else allowed)
     made = [(p, _part(os.path.relpath(p, root or "."))) for p in found]
     named = {part for _, part in made}
     if "" in named and len(named) > 1:
@@ -148,7 +162,7 @@ def source_of(
         fingerprint=f"{kind}|{split}|{len(rows)}|{digest}|{shape}|{center_crop}",
         captions=None if texts is None else lambda: [texts[i] for i in rows],
         sizes=sizes,
-        left_out=pictures.left_out,
+        left_out=_left_out(pictures, labels, class_names),
     )
 
 
@@ -159,15 +173,37 @@ def _classes(name: str, pictures: Pictures) -> tuple[list[int], tuple[str, ...]]
         return [0] * len(pictures.keys), (listing.ONE_CLASS,)
     if all(isinstance(label, str) for label in given):
         names = tuple(sorted(set(given)))
+        _check_parts(name, names)
         numbers = {label: i for i, label in enumerate(names)}
         return [numbers[label] for label in given], names
-    top = max(given, default=0)
-    names = pictures.class_names or [str(i) for i in range(top + 1)]
-    if min(given, default=0) < 0 or top >= len(names):
-        odd = next(i for i, label in enumerate(given) if not 0 <= label < len(names))
-        allowed = f"labels 0..{len(names) - 1} ({pictures.keys[odd]} has {given[odd]})"
-        raise wrong("data.name", name, allowed)
+    known = pictures.class_names
+    if known is not None and not (
+        isinstance(known, list) and known and all(isinstance(n, str) and n.strip() for n in known)
+    ):
+        raise wrong("data.name", name, f"names of classes, not {str(known)[:60]!r}")
+    count = _MOST_CLASSES if known is None else len(known)
+    if (
+        odd := next((i for i, label in enumerate(given) if not 0 <= label < count), None)
+    ) is not None:
+        got = str(given[odd])[:20]
+        raise wrong("data.name", name, f"labels 0..{count - 1} ({pictures.keys[odd]} has {got})")
+    names = known or [str(i) for i in range(max(given, default=0) + 1)]
+    _check_parts(name, names)
     return list(given), tuple(names)
+
+
+def _check_parts(name: str, names: Sequence[str]) -> None:
+    """Refuse parts of a set where classes belong, as in folders."""
+    if all(map(listing.is_part, names)):
+        raise wrong("data.name", name, f"classes, not parts of a set ({listing.shown(names)})")
+
+
+def _left_out(pictures: Pictures, labels: Sequence[int], names: Sequence[str]) -> str:
+    """What is no picture, and the classes that have none."""
+    held = set(labels)
+    empty = [word for number, word in enumerate(names) if number not in held]
+    words = f"{len(empty)} classes without a picture ({listing.shown(empty)})" if empty else ""
+    return ", ".join(filter(None, (pictures.left_out, words)))
 
 
 def _rows(name: str, split: str, pictures: Pictures, labels: Sequence[int]) -> list[int]:

@@ -5,13 +5,14 @@ that are not. A picture lies in a row group, which is read whole: in order that 
 random it costs a group for each picture, so that large sets are better encoded first.
 """
 
+import collections
 import functools
 import json
 import threading
 from typing import Any
 
 from driftar_jax.config import wrong
-from driftar_jax.data import own
+from driftar_jax.data import listing, own
 from driftar_jax.data.source import ImageSource
 
 PREFIX = "parquet:"
@@ -34,9 +35,12 @@ def open_parquet(
         One line each.
     """
     path, _, chosen = name.removeprefix(PREFIX).partition("@")
-    tables = own.files(name, path, ".parquet")
+    counts: collections.Counter[str] = collections.Counter()
+    tables = own.files(name, path, ".parquet", counts)
     set_ = _Tables(name, [file for file, _ in tables], _chosen(name, chosen))
     parts = [p for (_, p), n in zip(tables, set_.lengths, strict=True) for _ in range(n)]
+    if set_.others:
+        counts[f"columns ({listing.shown(set_.others)})"] = len(set_.others)
     pictures = own.Pictures(
         keys=set_.keys,
         parts=parts,
@@ -44,6 +48,7 @@ def open_parquet(
         class_names=set_.class_names,
         captions=set_.column("text"),
         encoded=set_.encoded,
+        left_out=listing.line(counts),
     )
     return own.source_of(name, split, pictures, image_size=image_size, center_crop=center_crop)
 
@@ -82,6 +87,7 @@ class _Tables:
             for column in self._columns.values():
                 if column not in schema.names:
                     raise wrong("data.name", name, f"tables of one form ({file}: no {column})")
+        self.others = [c for c in schemas[0].names if c not in self._columns.values()]
         features = _features(schemas[0])
         label = features.get(self._columns.get("label"), {})
         self.class_names: list[str] | None = label.get("names") or None

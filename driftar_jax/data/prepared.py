@@ -13,7 +13,7 @@ import re
 import shutil
 import tempfile
 
-from driftar_jax.data import embedded, images, tfds_files, tfrecords
+from driftar_jax.data import embedded, images, listing, tfds_files, tfrecords
 from driftar_jax.data.source import ImageSource
 from driftar_jax.storage import paths
 
@@ -103,6 +103,13 @@ def open_prepared(
             ) from None
 
     written = isinstance(dict(info.features).get("caption"), tfds.features.Text)
+    used = ("image", "label", *(["caption"] if written else []))
+    names = info.features["label"].names
+    if all(map(listing.is_part, names)):
+        raise ValueError(
+            f"data.name: got {name!r} whose classes {list(names)[:4]} are parts of a set, allowed "
+            "classes"
+        )
     # What decides the pixels at a position: a run does not resume on other ones.
     fingerprint = f"{info.full_name}|{split}|{len(records)}|{shape}|{center_crop}"
     return ImageSource(
@@ -111,9 +118,10 @@ def open_prepared(
         name=name,
         split=split,
         image_shape=shape,
-        class_names=info.features["label"].names,
+        class_names=names,
         fingerprint=fingerprint,
         captions=read_captions if written else None,
+        left_out=tfds_files.left_out(info.data_dir, info, used),
     )
 
 

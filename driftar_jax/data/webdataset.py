@@ -5,6 +5,7 @@
 archives have to be uncompressed.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import os
@@ -12,12 +13,11 @@ import tarfile
 from typing import Any
 
 from driftar_jax.config import wrong
-from driftar_jax.data import own
+from driftar_jax.data import listing, own
 from driftar_jax.data.source import READ_THREADS, ImageSource
 from driftar_jax.storage import jsons
 
 PREFIX = "webdataset:"
-CLASS_NAMES = "classnames.txt"  # beside the archives, a name a line
 _PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
 _TEXTS = ("txt", "text", "caption")
 _LARGEST = {"cls": 256, "json": 2**20} | dict.fromkeys(_TEXTS, 2**16)
@@ -43,18 +43,27 @@ def open_webdataset(
         One line each.
     """
     given = name.removeprefix(PREFIX)
-    archives = own.files(name, given, ".tar")
+    counts: collections.Counter[str] = collections.Counter()
+    archives = own.files(name, given, ".tar", counts)
     with concurrent.futures.ThreadPoolExecutor(READ_THREADS) as pool:
         indexed = list(pool.map(lambda item: _index(name, item[0]), archives))
-    samples, parts, bare = [], [], 0
-    for (_, part), found in zip(archives, indexed, strict=True):
+    samples, parts = [], []
+    for (_, part), (found, others) in zip(archives, indexed, strict=True):
         with_picture = [sample for sample in found if sample.place]
-        bare += len(found) - len(with_picture)
+        others["samples without a picture"] += len(found) - len(with_picture)
+        counts.update({what: count for what, count in others.items() if count})
         samples += with_picture
         parts += [part] * len(with_picture)
     if not samples:
-        endings = " ".join(_PICTURES)
-        raise wrong("data.name", name, f"archives with pictures ({endings}); they hold none")
+        held = listing.line(counts) or "nothing"
+        allowed = f"archives with pictures ({' '.join(_PICTURES)}); they hold none but {held}"
+        raise wrong("data.name", name, allowed)
+    folders = _folders(name, samples)
+    labels = _all_or_none(name, samples, "label", "a class (.cls, or label in .json)")
+    if labels is None and len(folders) > 1:
+        counts[f"folders inside, which are no classes without .cls ({listing.shown(folders)})"] += (
+            len(folders)
+        )
 
     def encoded(indices: list[int]) -> list[bytes]:
         return [_bytes(name, samples[i]) for i in indices]
@@ -62,19 +71,31 @@ def open_webdataset(
     pictures = own.Pictures(
         keys=[sample.key for sample in samples],
         parts=parts,
-        labels=_all_or_none(name, samples, "label", "a class (.cls, or label in .json)"),
-        class_names=_class_names(archives[0][0]),
+        labels=labels,
+        class_names=None if labels is None else _class_names(name, archives[0][0]),
         captions=_all_or_none(name, samples, "caption", "a caption (.txt, or caption in .json)"),
         encoded=encoded,
-        left_out=f"{bare} samples without a picture" if bare else "",
+        left_out=listing.line(counts),
     )
     return own.source_of(name, split, pictures, image_size=image_size, center_crop=center_crop)
 
 
-def _index(name: str, path: str) -> list[_Sample]:
-    """The samples of an archive, in its order."""
+def _folders(name: str, samples: list[_Sample]) -> list[str]:
+    """Folders of the pictures inside of the archives, which may not be parts of a set."""
+    keys = (sample.key.partition("/")[2] for sample in samples)
+    inside = {os.path.normpath(os.path.dirname(key)) for key in keys}
+    parts = {next(filter(listing.is_part, folder.split("/")), "") for folder in inside}
+    if len(parts) > 1 and "" not in parts:
+        held = ", ".join(f"{part}/" for part in sorted(parts))
+        raise wrong("data.name", name, f"archives of one part each (they hold {held} inside)")
+    return sorted(inside)
+
+
+def _index(name: str, path: str) -> tuple[list[_Sample], collections.Counter]:
+    """The samples of an archive, in its order, and what else it holds."""
     stem = os.path.splitext(os.path.basename(path))[0]
     found: dict[str, _Sample] = {}
+    counts: collections.Counter[str] = collections.Counter()
     try:
         with tarfile.open(path, "r:") as archive:
             size, end = os.path.getsize(path), 0
@@ -82,15 +103,28 @@ def _index(name: str, path: str) -> list[_Sample]:
                 end = member.offset_data + member.size
                 if end > size:
                     raise tarfile.ReadError(f"{member.name} is cut off")
-                base = os.path.basename(member.name)
-                if not member.isfile() or base.startswith("."):
+                if member.isdir():
+                    continue
+                if not member.isfile():
+                    counts["links and devices"] += 1
+                    continue
+                folder, base = os.path.split(member.name)
+                words = [w for w in member.name.split("/") if w not in ("", ".", "..")]
+                if any(map(listing.is_system, words)):
+                    counts[listing.SYSTEM] += 1
                     continue
                 # Up to the first dot, not the last: `0001.seg.png` belongs to sample 0001, with
                 # ending `seg.png`.
                 key, _, ending = base.partition(".")
-                key = os.path.join(os.path.dirname(member.name), key)
+                ending = ending.lower()
+                if ending not in (*_PICTURES, *_LARGEST):
+                    counts[
+                        f"members with .{ending[:12]}" if ending else "members with no ending"
+                    ] += 1
+                    continue
+                key = os.path.join(folder, key)
                 sample = found.setdefault(key, _Sample(f"{stem}/{key}"))
-                _take(sample, ending.lower(), path, member, archive)
+                _take(sample, ending, path, member, archive)
             # A file that was cut between two members has no other mark.
             # Members are padded to whole blocks of 512 bytes, and a whole archive ends in blocks of
             # zeros.
@@ -99,7 +133,7 @@ def _index(name: str, path: str) -> list[_Sample]:
     except (tarfile.TarError, OSError, ValueError) as error:
         line = " ".join(str(error).split())[:200]
         raise wrong("data.name", name, f"whole uncompressed archives ({path}: {line})") from None
-    return list(found.values())
+    return list(found.values()), counts
 
 
 def _block(path: str, start: int) -> bytes:
@@ -115,8 +149,6 @@ def _take(sample: _Sample, ending: str, path: str, member, archive) -> None:
         # Where the bytes lie and not the bytes: archives are larger than memory, and are read at
         # random.
         sample.place = path, member.offset_data, member.size
-        return
-    if ending not in _LARGEST:
         return
     if member.size > _LARGEST[ending]:
         raise ValueError(f"{member.name} has {member.size} bytes, at most {_LARGEST[ending]}")
@@ -167,12 +199,19 @@ def _all_or_none(name: str, samples: list[_Sample], field: str, what: str) -> li
     return found
 
 
-def _class_names(first: str) -> list[str] | None:
+def _class_names(name: str, first: str) -> list[str] | None:
     for folder in (os.path.dirname(first), os.path.dirname(os.path.dirname(first))):
-        path = os.path.join(folder, CLASS_NAMES)
+        path = os.path.join(folder, own.CLASS_NAMES)
         if os.path.isfile(path):
-            with open(path, encoding="utf-8") as file:
-                return file.read().split("\n")[:-1] or None
+            try:
+                with open(path, encoding="utf-8-sig") as file:
+                    names = [word.strip() for word in file.read().rstrip("\n").split("\n")]
+            except (OSError, ValueError) as error:
+                allowed = f"a {own.CLASS_NAMES} in UTF-8 ({path}: {error})"
+                raise wrong("data.name", name, allowed) from None
+            if not all(names):
+                raise wrong("data.name", name, f"a name in every line of {path}")
+            return names
     return None
 
 

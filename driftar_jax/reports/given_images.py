@@ -66,7 +66,7 @@ def measure(
     for metric in metrics:
         if metric not in METRICS:
             raise wrong("metrics", metric, " | ".join(METRICS))
-    files = pictures.open_given("images", images)
+    files = _opened("images", images)
     if len(files) < _FEWEST:
         raise wrong("images", images, f"at least {_FEWEST} pictures, not {len(files)}")
     if not judge and not inception_dir:
@@ -107,12 +107,20 @@ def _real(
         return Seen(network.read(images)[0]), None, name
     if not (os.path.isdir(reference) or pictures.holds(reference, "arr_0.npy")):
         return None, frechet.read(reference, network.name, network.width), "the moments given"
-    real = pictures.open_given("reference", reference)
+    real = _opened("reference", reference)
     moments, name = None, f"{reference}, {len(real)} pictures"
     if network.name == "inception" and pictures.holds(reference, "mu.npy", "sigma.npy"):
         moments = frechet.read(reference, network.name, network.width)
         name += ", distance to its mu and sigma"
     return _see(network, real.parts(), len(real), False), moments, name
+
+
+def _opened(field: str, given: str) -> pictures.Given:
+    """The pictures of a flag; what else lies in their folder is said in one line."""
+    opened = pictures.open_given(field, given)
+    if opened.left_out:
+        print(f"{given}: left out of {field}: {opened.left_out}", file=sys.stderr)
+    return opened
 
 
 def _see(network: networks.Network, parts: Iterator[np.ndarray], count: int, scored: bool) -> Seen:

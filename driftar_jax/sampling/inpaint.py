@@ -93,6 +93,9 @@ def _given(loaded: Generator, image: np.ndarray, mask: np.ndarray) -> Given:
         raise wrong("image", "x".join(map(str, image.shape)), "x".join(map(str, wanted)))
     if mask.shape != wanted[:2]:
         raise wrong("mask", "x".join(map(str, mask.shape)), f"{height}x{width}, as the image")
+    for name, array, kind in (("image", image, np.uint8), ("mask", mask, np.bool_)):
+        if array.dtype != kind:
+            raise wrong(name, f"an array of {array.dtype}", np.dtype(kind).name)
     if not mask.any():
         allowed = "one with a white part, which is generated (black or transparent stands)"
         raise wrong("mask", "no pixel", allowed)

@@ -47,6 +47,18 @@ def test_sixteen_bit_grey_keeps_its_high_byte():
     np.testing.assert_array_equal(got[..., 0], deep >> 8)
 
 
+def test_transparent_value_of_sixteen_bit_grey():
+    deep = np.array([[258, 259, 0], [258, 65535, 255]], np.uint16)
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep)
+    head = struct.pack(">IIBBBBB", 3, 2, 16, 0, 0, 0, 0)
+    parts = (b"IHDR", head), (b"tRNS", b"\1\2"), (b"IDAT", zlib.compress(rows)), (b"IEND", b"")
+    encoded = b"\x89PNG\r\n\x1a\n" + b"".join(_chunk(*part) for part in parts)
+    for behind in (255, 0):
+        kept = dict(channels=1, size=None, center_crop=True, background=behind)
+        want = np.where(deep == 258, behind, deep >> 8)
+        np.testing.assert_array_equal(images.decode(encoded, **kept)[..., 0], want)
+
+
 def test_cmyk_becomes_rgb():
     picture = Image.new("RGB", (16, 8), (200, 30, 60)).convert("CMYK")
     got = _decode(_encoded(picture, "JPEG", quality=95))
@@ -70,6 +82,32 @@ def test_exif_orientation_is_applied():
     encoded = _encoded(stored, exif=exif)
     np.testing.assert_array_equal(_decode(encoded), upright)
     assert images.header(io.BytesIO(encoded)) == (2, 5, False)
+
+
+# What orientation 1 to 8 does to what is stored, in NumPy's terms.
+UPRIGHT = (
+    lambda a: a,
+    np.fliplr,
+    lambda a: np.rot90(a, 2),
+    np.flipud,
+    lambda a: np.swapaxes(a, 0, 1),
+    lambda a: np.rot90(a, -1),
+    lambda a: np.swapaxes(np.rot90(a, 2), 0, 1),
+    lambda a: np.rot90(a, 1),
+)
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP", "TIFF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_in_every_format(kind, orientation):
+    stored = RNG.integers(0, 256, (2, 5, 3), np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    lossless = {"lossless": True} if kind == "WEBP" else {}
+    encoded = _encoded(Image.fromarray(stored), kind, exif=exif, **lossless)
+    want = UPRIGHT[orientation - 1](stored)
+    np.testing.assert_array_equal(_decode(encoded), want)
+    assert images.header(io.BytesIO(encoded)) == (*want.shape[:2], False)
 
 
 @pytest.mark.parametrize("kind", ["float", "truncated", "text", "empty"])

@@ -182,6 +182,117 @@ def test_a_bad_archive_is_one_line(tmp_path, change, said):
     assert "\n" not in str(caught.value) and "data.name: got" in str(caught.value)
 
 
+def test_what_an_archive_holds_beside_is_counted_and_never_read(tmp_path, capsys):
+    samples = [(f"./{name}", data) for name, data in numbered(0, 20)]
+    for name in (".DS_Store", "__MACOSX/x.png", "__MACOSX/._0.png", "a/.ipynb_checkpoints/b.png"):
+        samples.append((name, picture((1, 0, 0))))
+    samples += [("@eaDir/0.jpg", b""), ("0.mp4", b""), ("9.seg.png", b""), ("README", b"")]
+    samples.append(("5000.txt", b"alone"))
+    archive(tmp_path / "a.TAR", samples)
+    with tarfile.open(tmp_path / "a.TAR", "a") as out:
+        for kind, name in (
+            (tarfile.SYMTYPE, "x.png"),
+            (tarfile.DIRTYPE, "d"),
+            (tarfile.FIFOTYPE, "f"),
+        ):
+            link = tarfile.TarInfo(name)
+            link.type, link.linkname = kind, "00000.png"
+            out.addfile(link)
+    for name in ("README.md", "a.tar.gz", "._a.tar", "notes.txt"):
+        (tmp_path / name).write_bytes(b"")
+    archive(tmp_path / "__MACOSX" / "b.tar", numbered(0, 1))
+    part = pipeline.load_source(f"webdataset:{tmp_path}", "train")
+    assert len(part) == 18 and part.class_names == ("0", "1")
+    assert part.left_out == (
+        "1 files with .gz, 1 files with .txt, 7 hidden or of the system, 2 links and devices, "
+        "1 members with .mp4, 1 members with .seg.png, 1 members with no ending, "
+        "1 samples without a picture"
+    )
+    pipeline.tell_left_out(part)
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_folders_inside_of_archives(tmp_path):
+    for folder in ("cat", "dog"):
+        archive(tmp_path / folder / "a.tar", [(f"{folder}/{n}", d) for n, d in numbered(0, 3)])
+    samples = [(f"{f}/{i}.png", picture((i, 0, 0))) for f in ("cat", "dog") for i in range(3)]
+    path = archive(tmp_path / "b" / "a.tar", samples)
+    part = pipeline.load_source(f"webdataset:{path}", "train")
+    said = "2 folders inside, which are no classes without .cls (cat, dog)"
+    assert part.class_names == ("picture",) and part.left_out == said
+    for parts in (("train", "val"), ("set/Train", "set/VALID")):
+        samples = [(f"{f}/{i}.png", picture((i, 0, 0))) for f in parts for i in range(3)]
+        archive(path, samples)
+        with pytest.raises(ValueError, match="archives of one part each .they hold "):
+            pipeline.load_source(f"webdataset:{path}", "train")
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (["train", "val"], "classes, not parts of a set .train, val"),
+        (["10", "9" * 200], "labels 0..131071 .* has 9999"),
+        (["0", str(2**17)], "labels 0..131071 .* has 131072"),
+        (["0", "-1"], "class numbers or class names, not both"),
+    ],
+)
+def test_labels_that_no_set_has(tmp_path, labels, said):
+    samples = []
+    for i, label in enumerate(labels):
+        samples += [(f"{i}.png", picture((i, 0, 0))), (f"{i}.cls", label.encode())]
+    archive(tmp_path / "a.tar", samples)
+    with pytest.raises(ValueError, match=f"^data.name: got .*{said}") as caught:
+        pipeline.load_source(f"webdataset:{tmp_path}", "train")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("text", "names"),
+    [
+        (b"even\nodd", ("even", "odd")),
+        (b"\xef\xbb\xbfeven\r\nodd\r\n", ("even", "odd")),
+        (b"even\nodd\nthird\n", ("even", "odd", "third")),
+        (b"even\n\nodd\n", "a name in every line"),
+        (b"", "a name in every line"),
+        (b"\xff\xfee\0", "classnames.txt in UTF-8"),
+        (b"train\nval\n", "not parts of a set"),
+        (b"even\n", "labels 0..0"),
+    ],
+)
+def test_names_of_classes_beside_the_archives(tmp_path, text, names):
+    archive(tmp_path / "a.tar", numbered(0, 20))
+    (tmp_path / "classnames.txt").write_bytes(text)
+    if isinstance(names, str):
+        with pytest.raises(ValueError, match=f"^data.name: got .*{names}"):
+            pipeline.load_source(f"webdataset:{tmp_path}", "train")
+        return
+    part = pipeline.load_source(f"webdataset:{tmp_path}", "train")
+    assert part.class_names == names
+    assert part.left_out == ("1 classes without a picture (third)" if len(names) > 2 else "")
+
+
+def test_what_tables_hold_beside_is_counted(tmp_path):
+    table(tmp_path / "a.parquet", range(20), names=("even", "odd", "none"), score=[0.5] * 20)
+    for name in (".a.parquet.tmp", "b.parquet.crc", "c.arrow", "README.md"):
+        (tmp_path / name).write_bytes(b"")
+    part = pipeline.load_source(f"parquet:{tmp_path}", "train")
+    assert part.left_out == (
+        "1 columns (score), 1 files with .arrow, 1 files with .crc, 1 hidden or of the system, "
+        "1 classes without a picture (none)"
+    )
+    for names in (["train", "val"], [1, 2], ["a", ""]):
+        table(tmp_path / "a.parquet", range(20), names=names)
+        with pytest.raises(ValueError, match="^data.name: got .*(not parts of a set|names of cl)"):
+            pipeline.load_source(f"parquet:{tmp_path}", "train")
+    for label in (2**62, -1):
+        column = pyarrow.array([0, label] * 10, pyarrow.int64())
+        made = pyarrow.parquet.read_table(table(tmp_path / "a.parquet", range(20), told=False))
+        made = made.set_column(1, "label", column)
+        pyarrow.parquet.write_table(made, tmp_path / "a.parquet")
+        with pytest.raises(ValueError, match="^data.name: got .*labels 0..131071"):
+            pipeline.load_source(f"parquet:{tmp_path}", "train")
+
+
 def test_nothing_there_and_parts_for_some_are_refused(tmp_path):
     with pytest.raises(ValueError, match="with files"):
         pipeline.load_source(f"webdataset:{tmp_path}", "train")

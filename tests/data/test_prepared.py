@@ -41,6 +41,18 @@ def test_any_prepared_set_is_read_the_same_way(other, digits):
     assert len(pipeline.load_source(name, "test[:10%]", data_dir=folder)) == 30
 
 
+def test_what_a_prepared_set_holds_beside_is_counted(other):
+    folder = str(other.parents[1])
+    assert pipeline.load_source("imagenet2012", "test", data_dir=folder).left_out == ""
+    (other / "incomplete.tmp").write_bytes(b"")
+    (other / ".DS_Store").write_bytes(b"")
+    (other / "imagenet2012-old.array_record-00000-of-00001").write_bytes(b"")
+    part = pipeline.load_source("imagenet2012", "test", data_dir=folder)
+    assert part.left_out == (
+        "1 files with .array_record, 1 files with .tmp, 1 hidden or of the system"
+    )
+
+
 def test_other_sizes_are_made_on_request(data_dir):
     part = pipeline.load_source("digits8", "test", data_dir=data_dir, image_size=12)
     assert part.image_shape == part[0]["image"].shape == (12, 12, 1)

@@ -1,6 +1,7 @@
 """Pictures of anybody, measured with a network that takes no time: figures and refusals."""
 
 import json
+import shutil
 import types
 
 import numpy as np
@@ -69,6 +70,18 @@ def test_a_folder_against_the_set_of_the_judge(judge, made, folder, tmp_path):
     assert record["kid"] > 10 * abs(record["kid_real_halves"])
     assert 0 <= record["recall"] <= 1 and record["count"] == 30
     assert "fd_classifier" in said and "kid_classifier" in said
+
+
+def test_what_is_no_picture_is_counted(folder, tmp_path, capsys):
+    for name in (".ipynb_checkpoints", "__MACOSX", "@eaDir"):
+        shutil.copytree(folder, tmp_path / "set" / name)
+    shutil.copytree(folder, tmp_path / "set" / "pictures")
+    for name in ("Thumbs.db", "._1.png", "notes.txt", "clip.MP4"):
+        (tmp_path / "set" / name).write_bytes(b"")
+    opened = given_images._opened("images", str(tmp_path / "set"))
+    assert len(opened) == 30
+    said = "left out of images: 1 files with .mp4, 2 files with .txt, 5 hidden or of the system"
+    assert said in capsys.readouterr().err
 
 
 def test_a_file_of_adm_gives_the_figures_of_the_folder(judge, made, folder, tmp_path):

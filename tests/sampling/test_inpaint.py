@@ -78,6 +78,8 @@ def test_no_more_steps_than_unknown_tokens(drift, picture, mask):
     [
         (dict(image=np.zeros((3, 3, 1), np.uint8)), "^image: got '3x3x1', allowed 4x6x1"),
         (dict(mask=np.ones((1, 2), bool)), "^mask: got '1x2', allowed 4x6"),
+        (dict(image=np.zeros((4, 6, 1))), "^image: got 'an array of float64', allowed uint8"),
+        (dict(mask=np.full((4, 6), 255)), "^mask: got 'an array of int64', allowed bool"),
         (dict(mask="none"), "^mask: got 'no pixel', allowed"),
         (dict(gamma=1), "^gamma: got 1, allowed 0 together"),
     ],
