@@ -39,6 +39,18 @@ def test_every_step_finds_room(ar_steps):
     assert {len(column) for column in made.columns().values()} == {ar_steps}
 
 
+@pytest.mark.parametrize("ar_steps", [8, 64, 256])
+def test_blocks_in_a_loop_are_compiled_at_few_sizes_and_run_little_more(ar_steps):
+    given = dict(guidance=2.0, guidance_schedule="linear", head_steps=(5,) * ar_steps)
+    many = mar_plan.make(256, ar_steps, **given)
+    few = mar_plan.make(256, ar_steps, **given, most=(mar_plan.LOOP_KEEPS, mar_plan.LOOP_SIZES))
+    for part in few.first_apart():
+        assert len(part.keeps) <= mar_plan.LOOP_KEEPS and len(part.sizes) <= mar_plan.LOOP_SIZES
+    # Rows of MAR base: 64 of the buffer in the encoder, and 320 of all tokens in the decoder.
+    rows = [64 + 320 + np.mean(np.array(plan.keeps)[plan.keep]) for plan in (many, few)]
+    assert rows[1] < 1.07 * rows[0]
+
+
 def test_few_tokens_are_compiled_at_few_sizes():
     made = mar_plan.make(64, 8, guidance=1.0, guidance_schedule="linear", head_steps=(1,) * 8)
     assert made.keeps == (64,) and len(made.sizes) == mar_plan.MOST_SIZES_OF_FEW
