@@ -21,6 +21,11 @@ from driftar_jax.training.step import init_extra, make_step
 from driftar_jax.training.tasks import Task
 
 
+# Steps that the host may be ahead of the device: enough to keep it busy, few enough that a signal, a
+# clock and a progress bar mean what they say even where a step takes seconds.
+_AHEAD = 2
+
+
 class NonFiniteLoss(RuntimeError):
     """The loss or its gradient stopped being a number; the message names the steps."""
 
@@ -224,7 +229,7 @@ class Loop:
             goodput = journal.Goodput(self.workdir / "goodput.jsonl", start, processes.BORN)
         place = sharding.batch_sharding(self.mesh)
         # XLA's CPU pool deadlocks when steps with collectives queue up (two cores, many devices).
-        wait_each_step = self.mesh.size > 1 and jax.default_backend() == "cpu"
+        ahead = 0 if self.mesh.size > 1 and jax.default_backend() == "cpu" else _AHEAD
         meter = journal.Meter(train.steps, train.batch_size)
         quiet = None if processes.leads() else True
         bar = tqdm(total=train.steps, initial=start, disable=quiet, leave=False)
@@ -251,8 +256,10 @@ class Loop:
                 # the host wait for every step.
                 state, metrics = self.step_function(frozen)(state, arrays)
                 pending.append((step, metrics))
-                if wait_each_step or (trace and trace.waits(step)):
+                if trace and trace.waits(step):
                     jax.block_until_ready(metrics)
+                if len(pending) > ahead:
+                    jax.block_until_ready(pending[-1 - ahead])
             bar.update()
             done = step + 1
             last, logs = done == train.steps, done % train.log_every == 0

@@ -158,3 +158,30 @@ def test_weights_of_another_run_replace_their_groups_alone(open_loop):
     _equal(given.ema["host"], other["host"])
     for name in ("prior", "decoder", "draft"):
         _equal(given.params[name], fresh.params[name])
+
+
+def test_the_host_is_never_far_ahead_of_the_device(open_loop):
+    made, batches = open_loop("ahead", train__log_every=6, train__checkpoint_every=6)
+    step, begun, most = made.step_function, [], []
+
+    def slowly(frozen):
+        compiled = step(frozen)
+
+        @jax.jit
+        def late(value):  # the metrics of a step that takes a while
+            return value + 0 * jax.lax.fori_loop(0, 100, lambda _, m: m @ m, np.eye(400)).sum()
+
+        def run(state, batch):
+            state, metrics = compiled(state, batch)
+            begun.append(late(metrics["loss"]))
+            return state, {**metrics, "loss": begun[-1]}
+
+        return run
+
+    def stop():
+        most.append(sum(not value.is_ready() for value in begun))
+        return ""
+
+    made.step_function = slowly
+    made.run(made.fresh_state(), batches, say=_quiet, stop=stop)
+    assert len(begun) == 6 and max(most) in (1, 2)  # busy, and no more than two steps behind
