@@ -20,9 +20,8 @@ from driftar_jax.training import journal, optim, processes, tracing
 from driftar_jax.training.step import init_extra, make_step
 from driftar_jax.training.tasks import Task
 
-
-# Steps that the host may be ahead of the device: enough to keep it busy, few enough that a signal, a
-# clock and a progress bar mean what they say even where a step takes seconds.
+# Steps that the host may be ahead of the device: enough to keep it busy, few enough that a signal,
+# a clock and a progress bar mean what they say even where a step takes seconds.
 _AHEAD = 2
 
 
