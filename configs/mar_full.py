@@ -95,6 +95,7 @@ def _shared(task: str, size: str, variant: str) -> ml_collections.ConfigDict:
         clip=3.0,
         ema=0.9999,
         accumulate=1,
+        freeze="",
     )
     c.train = dict(
         batch_size=2048,

@@ -38,6 +38,7 @@ def base(task: str, size: str) -> ml_collections.ConfigDict:
         clip=3.0,
         ema=0.995,
         accumulate=1,
+        freeze="",
     )
     c.train = dict(
         batch_size=64,

@@ -90,6 +90,7 @@ def own_head(size: str, variant: str) -> ml_collections.ConfigDict:
         clip=3.0,
         ema=recipe["ema"],
         accumulate=1,
+        freeze="",
     )
     c.train = dict(
         batch_size=2048,

@@ -226,6 +226,14 @@ _OPTIM = {
     "optim.b2": real(0, 1, "Second moment's decay of AdamW.", open_high=True),
     "optim.clip": real(0, _ANY, "Largest global norm of the gradient.", open_low=True),
     "optim.ema": real(0, 1, "Decay of the averaged parameters, which sampling reads."),
+    "optim.freeze": Field(
+        str,
+        lambda v: True,
+        "globs of parameter names as in host.*,head.*",
+        "Parameters that stay as they are, globs of names; they have no moments.",
+        before="",
+        may_miss=True,
+    ),
     "optim.accumulate": whole(1, "Micro-batches of a step, a divisor of the batch."),
 }
 _TRAIN = {

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from driftar_jax import seeds, sharding
 from driftar_jax.config import lasting
 from driftar_jax.storage.checkpoints import Checkpoints, abstract_like
-from driftar_jax.training import journal, optim, processes, tracing
+from driftar_jax.training import freezing, journal, optim, processes, tracing
 from driftar_jax.training.step import init_extra, make_step
 from driftar_jax.training.tasks import Task
 
@@ -63,6 +63,9 @@ class Loop:
         # Shapes alone: shardings must be known before the first parameter is made, or a model that
         # fits the devices together would first be made on one of them.
         boxed = jax.eval_shape(self._init)
+        phases = (False,) if task.freeze_step is None else (False, True)
+        self.freeze = config.optim.get("freeze", "")
+        freezing.check(self.freeze, boxed.params, tuple(task.trainable(p) for p in phases))
         self.shardings = sharding.state_shardings(boxed, self.mesh)
         self.abstract = abstract_like(nn.meta.unbox(boxed), self.shardings)
         self._steps: dict[bool, Callable] = {}
@@ -178,6 +181,7 @@ class Loop:
                     frozen=frozen,
                     accumulate=self.config.optim.accumulate,
                     ema=self.config.optim.ema,
+                    freeze=freezing.globs(self.freeze),
                 )
                 with sharding.activations_on(self.mesh):
                     return step(state, batch)

@@ -7,6 +7,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from driftar_jax.training import freezing
+
 # Groups whose parameters are never decayed: MAR decays nothing of its head (mar.md section 8.1).
 UNDECAYED_GROUPS = ("head",)
 # Decay of AdamW's first moment: the value of all three published recipes.
@@ -59,11 +61,14 @@ def learning_rate(lr: float, *, schedule: str, warmup_steps: int, steps: int) ->
 
 
 def make_optimizer(optim: Any, steps: int) -> optax.GradientTransformation:
-    """AdamW with global-norm clipping, from the `optim` section of a checked config."""
+    """AdamW with global-norm clipping, from the `optim` section of a checked config.
+
+    What `optim.freeze` names has no moments, and no share in the norm.
+    """
     schedule = learning_rate(
         optim.lr, schedule=optim.schedule, warmup_steps=optim.warmup_steps, steps=steps
     )
-    return optax.chain(
+    whole = optax.chain(
         # Clipped first: a norm taken after Adam's division would be that of the update, nearly
         # constant.
         optax.clip_by_global_norm(optim.clip),
@@ -75,6 +80,11 @@ def make_optimizer(optim: Any, steps: int) -> optax.GradientTransformation:
             mask=decay_mask,
         ),
     )
+    asked = freezing.globs(optim.get("freeze", ""))
+    if not asked:
+        return whole
+    learns = lambda params: jax.tree.map(lambda f: not f, freezing.mask(params, asked))  # noqa: E731
+    return optax.masked(whole, learns)
 
 
 def init_state(

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from driftar_jax import seeds
+from driftar_jax.training import freezing
 from driftar_jax.training.drawn import Drawn, spread
 from driftar_jax.training.optim import TrainState, update_ema
 from driftar_jax.training.tasks import Task
@@ -41,6 +42,7 @@ def make_step(
     frozen: bool,
     accumulate: int,
     ema: float,
+    freeze: tuple[str, ...] = (),
 ):
     """`step(state, batch) -> (state, metrics)`, pure; jit it with donated state.
 
@@ -55,6 +57,7 @@ def make_step(
         which every micro-batch draws anew. Of others, micro-batch i draws under key i of
         `split(key, A)`, and the step is the mean of loss and gradient over them.
       ema: decay of the average.
+      freeze: globs of parameters that stay as they are in every phase (`freezing`).
     """
     learns = task.trainable(frozen)
 
@@ -62,8 +65,13 @@ def make_step(
         fixed = {name: tree for name, tree in params.items() if name not in learns}
         # Differentiated with respect to what learns alone: zeros for the rest would cost a backward
         # pass.
-        moving = {name: params[name] for name in learns}
-        made = jax.value_and_grad(lambda moving: loss({**fixed, **moving}), has_aux=True)(moving)
+        learning = {name: params[name] for name in learns}
+        held = freezing.mask(learning, freeze)
+
+        def of_moving(moving):
+            return loss({**fixed, **freezing.merged(held, learning, moving)})
+
+        made = jax.value_and_grad(of_moving, has_aux=True)(freezing.moving(held, learning))
         (value, metrics), grads = made
         return {"loss": value, **metrics}, grads
 
@@ -114,14 +122,19 @@ def make_step(
             for name, tree in state.params.items()
             if name not in learns
         }
+        held = freezing.mask(state.params, freeze)
         # The optimizer's state has the same tree in both phases, or a checkpoint of one could not
         # be read by the other; frozen groups get gradients of zero.
+        for name, tree in grads.items():
+            stays = jax.tree.map(jnp.zeros_like, state.params[name])
+            grads[name] = freezing.merged(held[name], stays, tree)
         updates, opt_state = optimizer.update({**zeros, **grads}, state.opt_state, state.params)
         # Momentum and decay would still move what has no gradient.
         moved = optax.apply_updates(
             {n: state.params[n] for n in learns}, {n: updates[n] for n in learns}
         )
-        params = {**state.params, **moved}
+        params = freezing.merged(held, state.params, {**state.params, **moved})
+        averages = update_ema(state.ema, params, ema)
         # A plain mean of the first hundred steps, then an exponential one: without it the start
         # value 0 would weigh on the mean for hundreds of steps.
         rate = jnp.minimum(TRACK_DECAY, state.step / (state.step + 1.0))
@@ -129,7 +142,8 @@ def make_step(
         return (
             TrainState(
                 params=params,
-                ema=update_ema(state.ema, params, ema),
+                # Of what never moves the average is what it was at first.
+                ema=freezing.merged(held, state.ema, averages),
                 opt_state=opt_state,
                 tracked=tracked,
                 step=state.step + 1,

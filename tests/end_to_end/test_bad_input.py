@@ -66,6 +66,8 @@ def train(call, tmp_path):
         (DRIFT, "data.name=digit8", "data.name", "nearest: digits8"),
         (DRIFT, "data.name=folder:/nowhere", "data.name", "folder:PATH"),
         (DRIFT, "train.batch_size=5000", "train.batch_size", "1 to 1498"),
+        (DRIFT, "optim.freeze=hots.*", "optim.freeze", "globs that name parameters"),
+        (DRIFT, "optim.freeze=decoder.*", "optim.freeze", "leave something of decoder to learn"),
         (DRIFT, "init_from=/nowhere", "init_from", "a checkpoint of a host"),
         (OWN, "sample.nfe=1001", "sample.nfe", "1 to 1000"),
         (OWN, "sample.nfe=952", "nfe", "1 to 951 (spacing trimmed)"),

@@ -185,3 +185,19 @@ def test_the_host_is_never_far_ahead_of_the_device(open_loop):
     made.step_function = slowly
     made.run(made.fresh_state(), batches, say=_quiet, stop=stop)
     assert len(begun) == 6 and max(most) in (1, 2)  # busy, and no more than two steps behind
+
+
+def test_a_run_with_frozen_parameters_is_stopped_and_goes_on_bit_for_bit(open_loop):
+    frozen = {"optim__freeze": "host.*,draft.bias"}
+    straight, batches = open_loop("straight", **frozen)
+    first = jax.device_get(straight.fresh_state().params)
+    want = straight.run(straight.fresh_state(), batches, say=_quiet)
+    _equal(want.params["host"], first["host"])
+    _equal(want.params["draft"]["bias"], first["draft"]["bias"])
+    assert not np.array_equal(want.params["draft"]["kernel"], first["draft"]["kernel"])
+    stopped, batches = open_loop("stopped", **frozen)
+    with pytest.raises(Interrupted):
+        stopped.run(stopped.fresh_state(), Stopping(batches, 5), say=_quiet)
+    stopped.checkpoints.wait()
+    again, batches = open_loop("stopped", **frozen)
+    _equal(again.run(again.restore(batches), batches, say=_quiet), want)

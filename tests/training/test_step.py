@@ -11,7 +11,7 @@ import tiny
 import toy
 from flax import linen as nn
 
-from driftar_jax.training import optim, step
+from driftar_jax.training import freezing, optim, step
 
 SEED, EMA, TASK = 5, 0.75, toy.ToyTask()
 SECTION = tiny.config("drift", optim__warmup_steps=0, optim__weight_decay=0.3).optim
@@ -183,3 +183,69 @@ def test_learning_rate_rises_then_holds_or_falls_to_zero(schedule, warmup):
     else:
         share = np.arange(21 - warmup) / (20 - warmup)
         np.testing.assert_allclose(found[warmup:], 0.05 * (1 + np.cos(np.pi * share)), atol=1e-7)
+
+
+FREEZE = ("host.*", "*.bias")
+
+
+def test_what_is_frozen_stays_bit_for_bit_and_has_no_moments():
+    section = tiny.config("drift", optim__warmup_steps=0, optim__freeze=",".join(FREEZE)).optim
+    optimizer = optim.make_optimizer(section, steps=10)
+    params = nn.meta.unbox(TASK.init(jax.random.key(0)))
+    params["host"]["kernel"] = params["host"]["kernel"].at[0].set(-0.0)  # plus 0 is another bit
+    before = state = optim.init_state(params, optimizer, TASK.tracked)
+    for accumulate in (1, 3):
+        made = step.make_step(
+            TASK, optimizer, seed=SEED, frozen=False, accumulate=accumulate, ema=EMA, freeze=FREEZE
+        )
+        state, metrics = jax.jit(made)(state, tiny.batch(6))
+    assert float(metrics["grad_norm"]) > 0
+    for group, tree in state.params.items():
+        for name, leaf in tree.items():
+            stays = group == "host" or name == "bias"
+            for old, new in ((before.params, leaf), (before.ema, state.ema[group][name])):
+                same = np.asarray(old[group][name]).tobytes() == np.asarray(new).tobytes()
+                assert same == stays, (group, name)
+    shapes = sorted(leaf.shape for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim)
+    assert shapes == [(4, 2)] * 6  # two moments of three kernels
+
+
+def test_the_others_learn_as_if_the_frozen_were_numbers():
+    """The gradient, its norm and the update are those of a loss of the other parameters alone."""
+    section = tiny.config("drift", optim__warmup_steps=0, optim__freeze="host.*").optim
+    optimizer = optim.make_optimizer(section, steps=10)
+    params = nn.meta.unbox(TASK.init(jax.random.key(0)))
+    state, batch = optim.init_state(params, optimizer, TASK.tracked), tiny.batch(6)
+    made = step.make_step(
+        TASK, optimizer, seed=SEED, frozen=False, accumulate=1, ema=EMA, freeze=("host.*",)
+    )
+    found, metrics = jax.jit(made)(state, batch)
+    rest = {name: tree for name, tree in params.items() if name != "host"}
+    key = jax.random.fold_in(jax.random.key(SEED), 0)
+
+    def loss(rest):
+        return TASK.loss({"host": params["host"], **rest}, batch, key, 0, False)[0]
+
+    grads = jax.grad(loss)(rest)
+    np.testing.assert_allclose(metrics["grad_norm"], optax.global_norm(grads), rtol=1e-5)
+    plain = optim.make_optimizer(tiny.config("drift", optim__warmup_steps=0).optim, steps=10)
+    updates, _ = plain.update(grads, plain.init(rest), rest)
+    want = optax.apply_updates(rest, updates)
+    moved = {name: found.params[name] for name in rest}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), moved, want)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("hots.*", "optim.freeze: got 'hots.*', allowed globs that name parameters, of 8 such as"),
+        ("host.kernels", "(did you mean 'host.kernel'?)"),
+        ("*", "optim.freeze: got '*', allowed globs that leave something of host, prior"),
+        ("decoder.*", "allowed globs that leave something of decoder to learn"),
+    ],
+)
+def test_a_glob_that_freezes_nothing_or_all_is_refused(text, said):
+    params = jax.eval_shape(TASK.init, jax.random.key(0))
+    with pytest.raises(ValueError) as refused:
+        freezing.check(text, params, (TASK.trainable(False), TASK.trainable(True)))
+    assert said in str(refused.value) and "\n" not in str(refused.value)
