@@ -41,9 +41,15 @@ class Patient:
 
 @contextlib.contextmanager
 def patient():
-    """Replace both streams by patient ones inside of the context."""
-    with (
-        contextlib.redirect_stdout(Patient(sys.stdout)),
-        contextlib.redirect_stderr(Patient(sys.stderr)),
-    ):
-        yield
+    """Replace both streams by patient ones inside of the context; one that is closed is silent."""
+    # The first file that is opened would take the number of a closed stream, and get what
+    # libraries write there.
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    with open(os.devnull, "w", encoding="utf-8") as nobody:
+        out, err = (Patient(stream or nobody) for stream in (sys.stdout, sys.stderr))
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            yield

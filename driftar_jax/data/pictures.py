@@ -94,7 +94,8 @@ def save_curves(path: str | pathlib.Path, curves: dict[str, list[dict]], names: 
     figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         for label, records in curves.items():
-            points = [(r["step"], r[name]) for r in records if name in r]
+            # A line that somebody edited costs a point, no run.
+            points = [(r["step"], r[name]) for r in records if isinstance(r.get(name), int | float)]
             if points:
                 axis.plot(*zip(*points, strict=True), label=label)
         axis.set(title=name, xlabel="step")

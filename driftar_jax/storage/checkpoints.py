@@ -37,6 +37,7 @@ _BESIDE = "workdir"
 # What a training run's step holds; others hold fewer trees, and some of other names.
 _OF_TRAINING = ("params", "ema", "train", "manifest", "position")
 _FACTS = ("manifest", "position")
+_UNFINISHED = "orbax-checkpoint-tmp"
 
 
 class SaveFailed(RuntimeError):
@@ -197,6 +198,20 @@ class Checkpoints:
         os.replace(self._step_folder(step), place)
         self._manager.reload()
         return place
+
+    def strangers(self) -> list[str]:
+        """Folders that hold what a step holds and are not called by one: copies, renamed ones."""
+        found = []
+        for path in sorted((self.workdir / "checkpoints").iterdir()):
+            # What a killed save leaves keeps Orbax's mark; it never was a step.
+            if not path.is_dir() or _is_step(path.name) or _UNFINISHED in path.name:
+                continue
+            # Copied into a folder that was there, all steps lie one folder deeper.
+            places = [path, *(p for p in path.iterdir() if p.is_dir() and _is_step(p.name))]
+            held = {p.name for place in places for p in place.iterdir()}
+            if not held.isdisjoint((*_OF_TRAINING, DIGESTS)):
+                found.append(path.name)
+        return found
 
     def reload(self) -> None:
         """Look at the disk again."""
@@ -434,6 +449,10 @@ class Checkpoints:
             self._manager.close()
         except Exception as error:
             raise self._failed(error) from error
+
+
+def _is_step(name: str) -> bool:
+    return name.isascii() and name.isdigit() and name == str(int(name))
 
 
 def _limited(in_flight: int) -> ocp.handlers.CheckpointHandlerRegistry:

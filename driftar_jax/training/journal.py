@@ -10,6 +10,8 @@ import pathlib
 import time
 from collections.abc import Callable
 
+_LONGEST = 1e10  # seconds of a run: three hundred years
+
 
 class MetricsLog:
     """`metrics.jsonl`: one record per log interval; a resumed run drops what it redoes."""
@@ -42,7 +44,8 @@ def _tensorboard(folder: pathlib.Path):
 def read_metrics(path: pathlib.Path) -> list[dict]:
     """Records of a `metrics.jsonl`; a line that is none, as one cut by a crash, is left out."""
     records = []
-    for line in path.read_text(errors="replace").splitlines():
+    # Not `splitlines`, for which a text may hold line ends of its own.
+    for line in path.read_text(encoding="utf-8-sig", errors="replace").split("\n"):
         try:
             record = json.loads(line)
         except (ValueError, RecursionError):
@@ -134,8 +137,9 @@ class Goodput:
 
 def _timed(record: dict) -> bool:
     """Whether `Goodput` can have written it: a file that somebody edited costs figures, no run."""
-    numbers = (record.get(name) for name in ("start", "wall", "stepping", "saving"))
-    return all(type(number) in (int, float) for number in numbers)
+    seconds = (record.get(name) for name in ("wall", "stepping", "saving"))
+    fits = (type(s) in (int, float) and 0 <= s < _LONGEST for s in seconds)
+    return type(record.get("start")) is int and all(fits)
 
 
 class Meter:

@@ -47,6 +47,7 @@ class Loop:
       ValueError: the mesh does not fit the devices, the batch or a parameter; nothing is written.
     """
 
+    @seeds.fixed()
     def __init__(
         self,
         task: Task,
@@ -85,6 +86,7 @@ class Loop:
         params, extra = self.task.init(key), init_extra(self.task, key)
         return optim.init_state(params, self.optimizer, self.task.tracked, extra)
 
+    @seeds.fixed()
     def fresh_state(self, weights: dict[str, Any] | None = None) -> optim.TrainState:
         """State at step 0, the groups in `weights` taken from another run."""
 
@@ -98,6 +100,7 @@ class Loop:
 
         return jax.jit(init, out_shardings=self.shardings)()
 
+    @seeds.fixed()
     def restore(
         self, batches, *, fall_back: bool = False, say: Callable[[str], None] = print
     ) -> optim.TrainState | None:
@@ -110,11 +113,21 @@ class Loop:
 
         Raises:
           ValueError: the newest checkpoint is damaged or does not fit, or, with `fall_back`, none
-            of several is whole.
+            of several is whole; or there are folders beside it and none is a step.
         """
         if fall_back:
             self._set_damaged_aside(say)
         step = self.checkpoints.latest_step()
+        if others := self.checkpoints.strangers():
+            shown = ", ".join(map(repr, others[:3])) + (", ..." if len(others) > 3 else "")
+            folder = self.checkpoints.workdir / "checkpoints"
+            if step is None:
+                raise ValueError(
+                    f"checkpoint: got {shown} in {folder}, allowed folders that are called by "
+                    "their step, such as 500, or none (never silently a new run)"
+                )
+            if processes.leads():
+                say(f"{folder}: {shown} is no step and is not read")
         if step is None:
             return None
         a = self.abstract
@@ -196,6 +209,7 @@ class Loop:
             self._steps[frozen] = _Seeded(compiled, seeds.argument(self.config.seed))
         return self._steps[frozen]
 
+    @seeds.fixed()
     def run(
         self,
         state: optim.TrainState,
@@ -346,9 +360,11 @@ class _Seeded:
     step: Callable
     seed: np.ndarray | np.uint32
 
+    @seeds.fixed()
     def __call__(self, state, batch):
         return self.step(state, batch, self.seed)
 
+    @seeds.fixed()
     def lower(self, state, batch):
         return self.step.lower(state, batch, self.seed)
 

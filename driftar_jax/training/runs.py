@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 import driftar_jax
-from driftar_jax import config, model
+from driftar_jax import config, model, seeds
 from driftar_jax.data import captions, pictures, pipeline, prompts, sets
 from driftar_jax.sampling import generator, load
 from driftar_jax.storage import checkpoints, hub, paths
@@ -53,6 +53,7 @@ class Run:
             if self.lock is not None:
                 self.lock.release()
 
+    @seeds.fixed()
     def start(self, *, fall_back: bool = False):
         """State of the newest checkpoint, else weights of `init_from`, else fresh.
 
@@ -94,6 +95,7 @@ class Run:
             f"{rates[0]:.3g}, before {rates[1]:.3g})"
         )
 
+    @seeds.fixed()
     def go_on(self, state, **options):
         """Train to the last step, with pictures on the way; `options` are those of `Loop.run`."""
         # Pictures of several processes would need their averages in one place.
@@ -140,6 +142,7 @@ class Run:
         pictures.save_curves(self.workdir / "curves.png", {"train": records}, names)
 
 
+@seeds.fixed()
 def open_run(settings: Any, workdir: str) -> Run:
     """Check data and workdir, then build the run; nothing has been compiled.
 

@@ -3,6 +3,7 @@
 import errno
 import io
 import os
+import subprocess
 import sys
 
 import pytest
@@ -51,3 +52,29 @@ def test_streams_come_back():
     with streams.patient():
         assert isinstance(sys.stdout, streams.Patient) and sys.stdout.encoding
     assert before == (sys.stdout, sys.stderr)
+
+
+def test_a_closed_stream_is_silent(monkeypatch):
+    """As `>&-` leaves them: Python has none, and the next file would take their number."""
+    monkeypatch.setattr(sys, "stdout", None)
+    with streams.patient():
+        print("a line", flush=True)
+        assert isinstance(sys.stdout, streams.Patient)
+    assert sys.stdout is None
+
+
+CLOSED = """
+import os, sys
+os.close(1)
+sys.stdout = None
+from driftar_jax.cli import streams
+with streams.patient():
+    print("nobody", flush=True)
+    held = os.readlink("/proc/self/fd/1")
+print(held, file=sys.stderr)
+"""
+
+
+def test_no_file_takes_the_place_of_a_closed_stream():
+    done = subprocess.run([sys.executable, "-c", CLOSED], capture_output=True, text=True)
+    assert done.stderr.strip() == os.devnull and done.returncode == 0

@@ -28,6 +28,11 @@ def test_help_shows_every_flag_and_ends_with_status_0(call, program):
         assert "mar_small" in done.stdout
 
 
+def test_help_of_a_narrow_terminal(call, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "12")
+    assert call("export", "--help").status == 0
+
+
 @pytest.mark.parametrize(
     "program, word, near",
     [

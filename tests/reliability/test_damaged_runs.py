@@ -195,6 +195,37 @@ def test_steps_that_are_not_whole_are_named_and_set_aside(workdir, tmp_path, cas
     made.close()
 
 
+NAMES = ["2 (copy)", "step_2", "0000002", "2.bak", "-2", "２", "latest"]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_copies_beside_the_steps_are_named_and_never_begin_a_new_run(workdir, tmp_path, alone):
+    """Copied, renamed, zero-padded; or all steps copied one folder deeper."""
+    folder = tmp_path / "run"
+    shutil.copytree(workdir, folder)
+    steps = folder / "checkpoints"
+    for name in NAMES:
+        shutil.copytree(steps / "2", steps / name)
+    shutil.copytree(workdir / "checkpoints", steps / "checkpoints")
+    for name in (".trash", "lost+found", "3.orbax-checkpoint-tmp"):  # what is nobody's step
+        (steps / name / "params").mkdir(parents=True) if "tmp" in name else (steps / name).mkdir()
+    (steps / "9").write_text("")
+    made, batches = runs_to_kill.open_loop(folder, 2)
+    assert set(made.checkpoints.strangers()) == {*NAMES, "checkpoints"}
+    if alone:
+        for step in ("1", "2"):
+            shutil.rmtree(steps / step)
+        made.checkpoints.reload()
+        with pytest.raises(ValueError, match="^checkpoint: got '-2', .* called by their step"):
+            made.restore(batches)
+    else:
+        said = []
+        assert int(made.restore(batches, say=said.append).step) == 2
+        assert said == [f"{steps}: '-2', '0000002', '2 (copy)', ... is no step and is not read"]
+    batches.close()
+    made.close()
+
+
 def test_a_step_without_digests_is_read_where_it_is_whole(workdir, tmp_path):
     """Runs of before the digests."""
     folder = tmp_path / "run"

@@ -1,6 +1,7 @@
 """The same seed, the same picture: whatever the environment says of keys and widths."""
 
 import ast
+import contextlib
 import json
 import pathlib
 
@@ -13,7 +14,7 @@ import runs_to_kill
 import driftar_jax
 from driftar_jax import seeds
 from driftar_jax.storage import checkpoints
-from driftar_jax.training import loop
+from driftar_jax.training import journal, loop
 
 PACKAGE = pathlib.Path(driftar_jax.__file__).parent
 # Draws by where their dtype stands among the arguments; the dtype of `bernoulli` is that of p.
@@ -85,6 +86,32 @@ def test_pictures_depend_on_no_setting_of_the_environment(python, monkeypatch):
     *found, settings = other.stdout.splitlines()
     assert settings == "rbg True"
     assert found == drawn_images.digests()
+
+
+def _trained(folder, *settings):
+    """Weights and log of two steps that the API trains in these settings of jax, and goes on."""
+    with contextlib.ExitStack() as around:
+        for setting in settings:
+            around.enter_context(setting)
+        for steps in (1, 2):
+            made, batches = runs_to_kill.open_loop(folder, steps)
+            state = made.restore(batches) or made.fresh_state()
+            state = made.run(state, batches, say=lambda line: None)
+            batches.close()
+            made.close()
+    leaves = jax.tree.leaves((state.params, state.ema, state.opt_state))
+    losses = [record["loss"] for record in journal.read_metrics(folder / "metrics.jsonl")]
+    return [np.asarray(leaf) for leaf in leaves], losses
+
+
+def test_training_by_the_api_depends_on_no_setting_of_jax(tmp_path):
+    weights, losses = _trained(tmp_path / "a")
+    settings = jax.enable_x64(True), jax.default_prng_impl("rbg"), jax.threefry_partitionable(False)
+    others, same = _trained(tmp_path / "b", *settings)
+    assert losses == same and len(losses) == 2
+    for one, other in zip(weights, others, strict=True):
+        assert one.dtype == other.dtype
+        np.testing.assert_array_equal(one, other)
 
 
 def test_the_settings_of_jax_are_fixed_inside_and_come_back():

@@ -57,6 +57,58 @@ def test_lines_of_somebody_else_stop_no_run(tmp_path, clock, line):
     assert journal.Goodput(path, 0, born=99.0).shares()["starts"] == 1
 
 
+FACTS = {"step": 3, "start": 1, "wall": 1.0, "stepping": 1.0, "saving": 0.0}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"start": float("nan")},
+        {"start": 1.5},
+        {"start": True},
+        {"wall": float("inf")},
+        {"wall": -1.0},
+        {"stepping": 10**400},
+        {"saving": [1]},
+        {"step": "3"},
+    ],
+    ids=str,
+)
+def test_figures_that_no_run_wrote_are_left_out(tmp_path, clock, change):
+    path = tmp_path / "goodput.jsonl"
+    path.write_text(json.dumps(FACTS | change) + "\n" + json.dumps(FACTS) + "\n")
+    again = journal.Goodput(path, 3, born=99.0)
+    assert again.shares() == pytest.approx(dict(good=0.5, saving=0, seconds=2, starts=2, redone=0))
+    assert len(path.read_text().splitlines()) == 2
+
+
+LINE = b'{"step": 1, "loss": 1.5}'
+DAMAGED = {
+    "cut": b'{"step": 2, "lo',
+    "not a number": b'{"step": NaN}',
+    "infinite": b'{"step": 1e400}',
+    "zeros": b"\0" * 4096,
+    "deep": b"[" * 10**5,
+    "long": b'{"step": ' + b"9" * 5000 + b"}",
+    "bytes": b"\xff\xfe",
+    "text": b'{"step": "2"}',
+    "no object": b"[1]",
+}
+
+
+@pytest.mark.parametrize("bad", DAMAGED.values(), ids=DAMAGED)
+def test_a_bad_line_of_metrics_loses_itself_alone(tmp_path, bad):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b"\n".join([b"\xef\xbb\xbf" + LINE, bad, LINE[:-1] + b"}\r", LINE, b""]))
+    assert journal.read_metrics(path) == [{"step": 1, "loss": 1.5}] * 3
+
+
+def test_line_ends_of_a_text_end_no_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "note": "a\u2028b\x85c"}\n', encoding="utf-8")
+    assert len(journal.read_metrics(path)) == 1
+
+
 def test_a_run_that_was_stopped_before_its_first_save_redoes_all(tmp_path, clock):
     path = tmp_path / "goodput.jsonl"
     journal.Goodput(path, 0, born=100.0).note(4, 2.0, 0.0)
