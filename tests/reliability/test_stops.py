@@ -72,8 +72,16 @@ def test_a_stopped_run_saves_and_goes_on_exactly(open_loop, straight):
     _equal(_go_on(open_loop, "stopped", 3), straight)
 
 
+@pytest.fixture
+def attended():
+    """A hang-up has its default action, also where the tests themselves run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.mark.parametrize("sent", [["SIGHUP", "SIGHUP", "SIGTERM"], ["SIGUSR1", "SIGUSR1"]])
-def test_signals_that_ask_for_an_end(sent):
+def test_signals_that_ask_for_an_end(sent, attended):
     with stopping.on_signals() as wish:
         assert wish() == ""
         for name in sent:
