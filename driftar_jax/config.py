@@ -122,7 +122,8 @@ def text(says: str, **rest) -> Field:
 def place(says: str, **rest) -> Field:
     """Return the field of a path on this machine, which may be empty."""
     allowed = "a folder of this machine: mount the bucket and give the folder where it is mounted"
-    return Field(str, lambda v: not paths.is_address(v), allowed, says, **rest)
+    here = lambda v: v.startswith(paths.HUB) or not paths.is_address(v)  # noqa: E731
+    return Field(str, here, allowed, says, **rest)
 
 
 def former(value: Any, says: str, **rest) -> Field:

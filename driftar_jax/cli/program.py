@@ -16,6 +16,8 @@ from driftar_jax.targets import precision
 
 USER_ERROR = 2
 
+# Flags that read a checkpoint, which may lie on the hub; `train`, which writes there, refuses it.
+_CHECKPOINTS = ("workdir", "baseline", "judge")
 # Flags whose text is no path.
 _TEXTS = ("prompt", "prompts", "positive", "negative", "labels")
 
@@ -156,11 +158,16 @@ def _to_paths(argv: list[str]) -> None:
             if flag.name in _TEXTS or flag.name.startswith("config") or not flag.present:
                 continue
             if isinstance(flag.value, str):
-                flag.value = paths.local(flag.name, flag.value)
+                flag.value = _to_path(flag.name, flag.value)
             elif isinstance(flag.value, list):
                 flag.value = [
-                    paths.local(flag.name, v) if isinstance(v, str) else v for v in flag.value
+                    _to_path(flag.name, v) if isinstance(v, str) else v for v in flag.value
                 ]
+
+
+def _to_path(name: str, value: str) -> str:
+    on_hub = name in _CHECKPOINTS and value.startswith(paths.HUB)
+    return value if on_hub else paths.local(name, value)
 
 
 def _with_files(argv: list[str]) -> list[str]:

@@ -4,6 +4,8 @@ import re
 import unicodedata
 from collections.abc import Sequence
 
+import numpy as np
+
 from driftar_jax.config import nearest, wrong
 
 _LONGEST = 40
@@ -23,7 +25,7 @@ def numbers(asked: Sequence, names: Sequence[str]) -> list[int]:
     """
     known = {_plain(name): number for number, name in reversed(list(enumerate(names)))}
     known |= {name: number for number, name in reversed(list(enumerate(names)))}
-    return [_number(a, known, len(names)) for a in asked]
+    return [_number(a, known, names) for a in asked]
 
 
 def words(text: str, names: Sequence[str]) -> list[str]:
@@ -59,20 +61,23 @@ def _plain(name: str) -> str:
     return re.sub(r"\s*,\s*", ",", unicodedata.normalize("NFC", name)).strip()
 
 
-def _number(asked, known: dict[str, int], count: int) -> int:
+def _number(asked, known: dict[str, int], names: Sequence[str]) -> int:
+    count = len(names)
     if isinstance(asked, str):
         found = known.get(asked, known.get(_plain(asked)))
         if found is not None:
             return found
         digits = re.fullmatch(r"-?[0-9]{1,9}", asked.strip())
         if not digits or not -1 <= int(asked) < count:
-            shown = ", ".join(list(known)[::-1][:_SHOWN]) + (", ..." if count > _SHOWN else "")
-            allowed = f"-1 to {count - 1} or a class name: {shown}{nearest(asked, known)}"
+            # A name may hold what ends a line.
+            shown = [" ".join(name.split()) for name in names[:_SHOWN]]
+            words = ", ".join(shown) + (", ..." if count > _SHOWN else "")
+            allowed = f"-1 to {count - 1} or a class name: {words}{nearest(asked, known)}"
             raise wrong("labels", asked, allowed)
         return int(asked)
     try:
         whole = int(asked)
-        if whole == asked and -1 <= whole < count and not isinstance(asked, bool):
+        if whole == asked and -1 <= whole < count and not isinstance(asked, bool | np.bool_):
             return whole
     except (TypeError, ValueError, OverflowError):
         pass

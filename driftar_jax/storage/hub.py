@@ -26,7 +26,7 @@ from driftar_jax.storage import paths
 from driftar_jax.storage.checkpoints import Checkpoints, write_json
 from driftar_jax.storage.jsons import read_json
 
-ADDRESS = "hf://"
+ADDRESS = paths.HUB
 WEIGHTS, MANIFEST, CARD = "model.safetensors", "manifest.json", "README.md"
 FILES = (WEIGHTS, MANIFEST, CARD, "config.json", "tokenizer.json", "captions.json")
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")

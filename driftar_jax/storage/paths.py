@@ -3,10 +3,16 @@
 import os
 import re
 
+HUB = "hf://"  # of a checkpoint, which is fetched before it is read
 # With one slash is what path libraries make of two.
 _ADDRESS = re.compile(
     r"[A-Za-z][A-Za-z0-9+.-]*://|(gs|gcs|s3[an]?|r2|hdfs|abfss?|wasbs?|az|dbfs|https?|s?ftp|file):/"
 )
+
+
+# `host:/folder` of scp, and a drive of Windows, which here would be a folder of that odd name.
+_OTHER_MACHINE = re.compile(r"[\w.@-]+:[/\\]|\\\\[\w.]")
+_VARIABLE = re.compile(r"\$(\w+)|\$\{(\w+)\}")
 
 
 def is_address(text: str) -> bool:
@@ -15,23 +21,40 @@ def is_address(text: str) -> bool:
 
 
 def local(field: str, given: str | os.PathLike) -> str:
-    """The path on this machine, `~` expanded.
+    """The path on this machine: `~` and `$NAME` expanded where they are a whole part of it.
+
+    Where no shell has read a path, such as in a config or behind `=`, both stand there as typed.
 
     Raises:
-      ValueError: an address, a home that is not known, or what no path can hold; one line.
+      ValueError: an address, a home or variable that is not known, or what no path can hold; one
+        line.
     """
     text = os.fspath(given)
-    if is_address(text):
+    if is_address(text) or _OTHER_MACHINE.match(text):
         raise ValueError(
             f"{field}: got {text!r}, allowed a folder of this machine: mount the bucket (gcsfuse, "
             "mountpoint-s3, rclone mount) and give the folder where it is mounted"
         )
     if "\0" in text:
         raise ValueError(f"{field}: got {text!r}, allowed a path without zero bytes")
-    expanded = os.path.expanduser(text)
+    expanded = os.path.expanduser("/".join(_filled(field, text, p) for p in text.split("/")))
     if expanded.startswith("~"):
         raise ValueError(
             f"{field}: got {text!r} whose home folder is not known here, allowed a path without ~ "
             "in front (./~ for a folder of that name)"
         )
     return expanded
+
+
+def _filled(field: str, given: str, part: str) -> str:
+    """A part of a path; the value of the variable that it names."""
+    found = _VARIABLE.fullmatch(part)
+    if found is None:
+        return part
+    value = os.environ.get(found[1] or found[2])
+    if not value:
+        raise ValueError(
+            f"{field}: got {given!r} whose variable {part} is not set, allowed one that is, or a "
+            "path without it"
+        )
+    return value.rstrip("/") if len(value) > 1 else value

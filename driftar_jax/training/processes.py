@@ -7,6 +7,7 @@ says no more than what `jax.distributed.initialize` has to be told.
 import contextlib
 import dataclasses
 import os
+import re
 import time
 from collections.abc import Mapping
 
@@ -50,8 +51,8 @@ def cluster(
     count = count or _number(environ, "DRIFTAR_PROCESSES", 0)
     index = index if index >= 0 else _number(environ, "DRIFTAR_PROCESS", -1)
     if coordinator or count or index >= 0:
-        _, colon, port = coordinator.rpartition(":")
-        if not colon or not port.isdigit():
+        host, _, port = coordinator.rpartition(":")
+        if not host or not re.fullmatch(r"[0-9]{1,5}", port) or not 0 < int(port) < 2**16:
             raise wrong("coordinator", coordinator, "HOST:PORT of process 0")
         if count < 1:
             raise wrong("num_processes", count, "a whole number of at least 1")
@@ -59,7 +60,11 @@ def cluster(
             raise wrong("process_id", index, f"0 to {count - 1}")
         # A cluster of one is no cluster: no collective, no port, no waiting.
         return Cluster("flags", coordinator, count, index) if count > 1 else None
-    if _number(environ, "SLURM_STEP_NUM_TASKS", 1) > 1 and "SLURM_PROCID" in environ:
+    tasks = _number(environ, "SLURM_STEP_NUM_TASKS", 1)
+    if tasks > 1 and environ.get("SLURM_PROCID"):
+        # A number of another step would have this process wait for itself.
+        if not 0 <= (process := _number(environ, "SLURM_PROCID", 0)) < tasks:
+            raise wrong("SLURM_PROCID", process, f"0 to {tasks - 1}")
         return Cluster("SLURM")
     if environ.get("TPU_WORKER_HOSTNAMES", "").count(","):
         return Cluster("TPU pod")
@@ -80,7 +85,7 @@ def alone(environ: Mapping[str, str]) -> str:
 
 def _number(environ: Mapping[str, str], name: str, default: int) -> int:
     value = environ.get(name, "")
-    if value and not value.lstrip("-").isdigit():
+    if value and not re.fullmatch(r"-?[0-9]{1,9}", value):
         raise wrong(name, value, "a whole number")
     return int(value) if value else default
 

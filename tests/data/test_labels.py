@@ -23,13 +23,20 @@ def test_a_text_is_a_name_first_and_then_a_number():
 
 
 @pytest.mark.parametrize(
-    "bad", ["7", "-2", "Salt", "", "1.0", 7, -2, 1.5, None, True, "9" * 40, "²"]
+    "bad", ["7", "-2", "Salt", "", "1.0", 7, -2, 1.5, None, True, np.True_, "9" * 40, "²"]
 )
 def test_what_no_class_has_is_named(bad):
     with pytest.raises(ValueError, match="^labels: got .*, allowed -1 to 6 or a class name"):
         labels.numbers([bad], ODD)
     with pytest.raises(ValueError, match="did you mean 't-shirt'"):
         labels.numbers(["t-shrt"], ODD)
+
+
+def test_names_that_end_a_line_end_no_message():
+    with pytest.raises(ValueError, match="or a class name: a b, c$") as caught:
+        labels.numbers(["x"], ("a\nb", "c"))
+    assert "\n" not in str(caught.value)
+    assert labels.numbers(["a\nb", "1"], ("a\nb", "c")) == [0, 1]
 
 
 def test_names_with_commas_are_put_together_again():

@@ -87,6 +87,19 @@ def test_what_cannot_be_had_is_one_line(cache, address, said):
     assert "\n" not in str(caught.value)
 
 
+def test_commands_read_it_and_write_nothing_there(call, cache, tmp_path):
+    read, written = f"--out={tmp_path / 'a'}", "--out=hf://me/other"
+    done = call("sample", "--workdir=hf://me/tiny@v9", "--num=1", read)
+    assert done.status == 2 and "allowed a repository that can be had" in done.stderr
+    for words in (
+        ("sample", "--workdir=hf://me/tiny@v1", "--num=1", written),
+        ("export", "--workdir=hf://me/tiny@v1", written),
+        ("train", "--config=classifier:tiny", "--workdir=hf://me/other"),
+    ):
+        done = call(*words)
+        assert done.status == 2 and "allowed a folder of this machine" in done.stderr, words
+
+
 def test_only_data_is_asked_for(monkeypatch):
     import huggingface_hub
 

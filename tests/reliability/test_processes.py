@@ -48,6 +48,23 @@ def test_a_cluster_is_found(environ, flags, want):
     assert processes.cluster(environ, *flags) == want
 
 
+def test_odd_numbers_of_the_environment_are_named():
+    srun = {"SLURM_STEP_NUM_TASKS": "4", "SLURM_NTASKS": "4"}
+    for environ, said in (
+        (srun | {"SLURM_PROCID": "4"}, "SLURM_PROCID: got 4, allowed 0 to 3"),
+        (srun | {"SLURM_PROCID": "x"}, "SLURM_PROCID: got 'x', allowed a whole number"),
+        ({"SLURM_STEP_NUM_TASKS": "--5"}, "SLURM_STEP_NUM_TASKS: got '--5', allowed"),
+        ({"SLURM_STEP_NUM_TASKS": "²"}, "SLURM_STEP_NUM_TASKS: got '²', allowed"),
+        ({"SLURM_STEP_NUM_TASKS": "2(x3)"}, r"SLURM_STEP_NUM_TASKS: got '2\(x3\)', allowed"),
+    ):
+        with pytest.raises(ValueError, match=f"^{said}"):
+            processes.cluster(environ)
+    assert processes.cluster(srun) is processes.cluster(srun | {"SLURM_PROCID": ""}) is None
+    for coordinator in ("host", ":1", "host:", "host:0", "host:65536", "host:" + "9" * 9, "host:٣"):
+        with pytest.raises(ValueError, match="^coordinator: got .*, allowed HOST:PORT"):
+            processes.cluster({}, coordinator, 2, 0)
+
+
 def test_a_process_that_is_alone_in_its_job_says_so():
     of_srun = {"SLURM_NTASKS": "8", "SLURM_PROCID": "3", "SLURM_STEP_NUM_TASKS": "8"}
     assert processes.alone({}) == processes.alone(of_srun) == ""
