@@ -42,6 +42,24 @@ _BIN = (
 )
 _MSGPACK = "Flax weights of transformers: give the release's PyTorch or safetensors file"
 _TENSORFLOW = "a TensorFlow checkpoint: give the release's PyTorch or safetensors file"
+_MEGATRON = "a checkpoint of Megatron, in parts: merge them with its own tools and give that file"
+_LORA = "changes to a model (LoRA), not the model: merge them into it first"
+_ORBAX = "an Orbax checkpoint of another program: give the release's PyTorch or safetensors file"
+_RUNTIME = "a model made for another runtime: give the release that it was made of"
+_PARTLY = "a download that was not finished: go on with it, or begin it anew"
+# What endings say of a file that is no checkpoint.
+_ENDINGS = {
+    **dict.fromkeys((".onnx", ".tflite", ".mlmodel", ".engine", ".plan", ".trt", ".pte"), _RUNTIME),
+    **dict.fromkeys((".part", ".crdownload", ".aria2", ".incomplete", ".download"), _PARTLY),
+    **dict.fromkeys((".pb", ".index", ".meta"), _TENSORFLOW),
+    **dict.fromkeys((".gguf", ".ggml"), "weights made coarse: give the release of which they are"),
+    **dict.fromkeys((".zip", ".tar", ".tgz"), _ARCHIVE),
+    ".msgpack": _MSGPACK,
+    ".keras": "a file of Keras: give the release's PyTorch or safetensors file",
+    ".npz": "arrays of NumPy: give the release's PyTorch or safetensors file",
+    ".dvc": "a pointer of DVC, not the file itself: fetch it with `dvc pull`",
+}
+_TEXT = bytes([*range(32, 127), *b"\t\r\n"])
 # Files that tell what a folder is; the first that is found counts.
 _MARKS = (
     ("checkpoints", _WORKDIR),
@@ -50,12 +68,22 @@ _MARKS = (
     ("scheduler_config.json", _DIFFUSERS),
     ("zero_to_fp32.py", _DEEPSPEED),
     ("*zero_pp_rank_*", _DEEPSPEED),
+    ("*/*zero_pp_rank_*", _DEEPSPEED),
+    ("latest_checkpointed_iteration.txt", _MEGATRON),
+    ("model_optim_rng.pt", _MEGATRON),
+    ("*/model_optim_rng.pt", _MEGATRON),
     ("mp_rank_*", _DEEPSPEED),
     ("*/mp_rank_*", _DEEPSPEED),
     (".metadata", _DCP),
     ("*.distcp", _DCP),
     ("*/*.distcp", _DCP),
-    ("pytorch_model*.bin*", _BIN),
+    ("pytorch_model*.bin.index.json", _BIN),
+    ("*-of-*.bin", _BIN),
+    ("adapter_config.json", _LORA),
+    ("*manifest.ocdbt", _ORBAX),
+    ("*/manifest.ocdbt", _ORBAX),
+    ("_CHECKPOINT_METADATA", _ORBAX),
+    ("snapshots/*/*", "a cache of the hub: give the folder below snapshots/ in it"),
     ("flax_model*", _MSGPACK),
     ("*.msgpack", _MSGPACK),
     ("saved_model.pb", _TENSORFLOW),
@@ -70,11 +98,20 @@ def of_folder(folder: pathlib.Path) -> str | None:
             return meaning
     if next(folder.glob("*-of-*.safetensors"), None) is not None:
         return "shards with no model.safetensors.index.json: copy it beside them"
-    files = sorted(p.name for p in folder.iterdir() if p.suffix in (".pth", ".pt", ".ckpt"))
+    files = sorted(p.name for p in folder.iterdir() if p.suffix in (".pth", ".pt", ".ckpt", ".bin"))
     files += sorted(p.name for p in folder.glob("*.safetensors"))
     if files:
         return f"a folder of files: give one of them ({', '.join(files[:3])})"
-    return None
+    if (folder / ".git").exists():
+        return "a clone without weights in it: fetch them with `git lfs pull`"
+    return next(filter(None, map(of_name, sorted(folder.iterdir()))), None)
+
+
+def of_name(path: pathlib.Path) -> str | None:
+    """What a file is that could not be read, by its ending; None: nobody knows."""
+    if ".ckpt.data-" in path.name:
+        return _TENSORFLOW
+    return _ENDINGS.get(path.suffix.lower())
 
 
 def of_file(path: pathlib.Path) -> str | None:
@@ -91,8 +128,14 @@ def of_file(path: pathlib.Path) -> str | None:
         return None
     if head[8:9] == b"{":
         return None  # safetensors: before it stands a number, of any bytes
+    if head[4:8] == b"TFL3":
+        return _RUNTIME
     lower = head.lower()
-    return next((m for b, m in _BEGINNINGS if lower.startswith(b.lower())), None)
+    known = next((m for b, m in _BEGINNINGS if lower.startswith(b.lower())), None)
+    if known is None and len(head) > 1 and not head.strip(_TEXT):
+        # What a server or a tool said in the place of the file.
+        return f"a text that begins {' '.join(head.decode().split())[:40]!r}, not the file"
+    return known
 
 
 # Parts of names that tell how a file was made.
@@ -106,7 +149,7 @@ _NAMES = (
         (".qweight", ".absmax", ".quant_map", ".SCB", ".qzeros"),
         "weights made coarse by another program: give the release that they were made of",
     ),
-    (("lora_", ".alpha"), "changes to a model (LoRA), not the model: merge them into it first"),
+    (("lora_", ".alpha"), _LORA),
 )
 
 

@@ -201,7 +201,30 @@ FILES = {
     "an array of NumPy": b"\x93NUMPY\1\0" + bytes(60),
     "HDF5": b"\x89HDF\r\n\x1a\n" + bytes(60),
     "GGUF": b"GGUF\3\0\0\0" + bytes(60),
+    "another runtime": b"\x1c\0\0\0TFL3" + bytes(60),
+    "a text that begins 'Entry not found'": b"Entry not found",
+    "a text that begins '# xet version 0": b"# xet version 0\nfilesize = 812000000\n",
+    "a text that begins 'Invalid username": b"Invalid username or password.\n",
 }
+ENDINGS = {
+    **{"m.onnx": "another runtime", "m.ckpt.index": "TensorFlow", "m.keras": "Keras"},
+    **{"m.ckpt.data-00000-of-00001": "TensorFlow", "m.pth.part": "not finished"},
+    **{"m.npz": "arrays of NumPy", "m.msgpack": "Flax weights", "m.zip": "unpack it"},
+    **{"m.pth": "no file of torch.save, or a damaged one"},
+}
+
+
+@pytest.mark.parametrize("name", ENDINGS)
+def test_files_that_nobody_can_read_are_named_by_their_ending(tmp_path, name):
+    for data in (b"\x08\x07\x12" + bytes(200), b"\x82\xa6params\x80" + bytes(9)):
+        (tmp_path / name).write_bytes(data)
+        with pytest.raises(ValueError, match=f"^source: got .*{ENDINGS[name]}"):
+            pickles.read_state_dict(tmp_path / name, None)
+
+
+def test_what_is_no_regular_file_is_named():
+    with pytest.raises(ValueError, match="^source: got '/dev/null', .*no regular file"):
+        pickles.read_state_dict("/dev/null", None)
 
 
 @pytest.mark.parametrize("ending", [".pth", ".safetensors", ".ckpt", ""])
@@ -213,6 +236,7 @@ def test_files_that_are_none_are_named(tmp_path, words, ending):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
+LATEST = "latest_checkpointed_iteration.txt"
 FOLDERS = {
     "Git LFS pointer": {"model.safetensors": POINTER},
     "diffusers": {"model_index.json": "{}", "unet/diffusion_pytorch_model.safetensors": ""},
@@ -225,6 +249,14 @@ FOLDERS = {
     "Flax weights": {"flax_model.msgpack": ""},
     "a workdir of this project": {"checkpoints/5/manifest": "", "config.json": "{}"},
     "give one of them (checkpoint-last.pth)": {"checkpoint-last.pth": ""},
+    "give one of them (pytorch_model_fsdp.bin)": {"pytorch_model_fsdp.bin": ""},
+    "of DeepSpeed": {"global_step5/bf16_zero_pp_rank_0_mp_rank_00_optim_states.pt": ""},
+    "Megatron": {"iter_5/mp_rank_00/model_optim_rng.pt": "", LATEST: "5"},
+    "LoRA": {"adapter_config.json": "{}", "adapter_model.safetensors": ""},
+    "an Orbax checkpoint of another program": {"_CHECKPOINT_METADATA": "{}", "d/0": ""},
+    "a cache of the hub": {"blobs/0": "", "snapshots/0/model.safetensors": ""},
+    "a clone without weights": {".git/config": "", "README.md": ""},
+    "another runtime": {"model.onnx": "", "README.md": ""},
     "no model.safetensors.index.json": {"notes.txt": ""},
 }
 
