@@ -325,9 +325,15 @@ def flatten(config) -> dict[str, Any]:
     return flat
 
 
+_LONGEST = 400  # characters of a value that a message repeats
+
+
 def wrong(field: str, value, allowed: str) -> ValueError:
     """The one form of a complaint: field, value, allowed."""
-    return ValueError(f"{field}: got {value!r}, allowed {allowed}")
+    shown = repr(value)
+    if len(shown) > _LONGEST:  # somebody gave a text for a name
+        shown = f"{shown[:_LONGEST]}... ({len(shown)} characters)"
+    return ValueError(f"{field}: got {shown}, allowed {allowed}")
 
 
 def nearest(name: str, names) -> str:

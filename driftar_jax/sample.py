@@ -19,6 +19,7 @@ command without it.
 import dataclasses
 import hashlib
 import pathlib
+import sys
 import time
 
 import jax
@@ -89,6 +90,8 @@ def main(_) -> None:
         sized = generator.sized(request)
         settings = sized.checked(**sampling_flags.changes())
         condition = sized.conditions(asked, _SEED.value, settings, request)
+        if texts is not None and generator.reader.takes == "captions":
+            _tell_unknown(generator.reader.unknown(texts))
     if target is not None:
         with cli.user_errors():
             few = jax.tree.map(lambda a: a[: sized.batch(_BATCH.value)], condition)
@@ -143,6 +146,13 @@ def _warm(sized, settings, condition) -> str:
     settings = sized.with_draft_count(settings, condition, _BATCH.value)
     sized.compile_ahead(settings, condition, _SEED.value, _BATCH.value)
     return f"compiled in {time.perf_counter() - started:.1f} s, kept in {folder}"
+
+
+def _tell_unknown(words: list[str]) -> None:
+    """Say in one line which words of the prompts mean nothing to the checkpoint."""
+    if words:
+        shown = ", ".join(words[:8]) + (", ..." if len(words) > 8 else "")
+        print(f"prompt: not in any caption of the training set: {shown}", file=sys.stderr)
 
 
 def _settled(settings, step: int) -> dict:

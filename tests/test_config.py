@@ -130,3 +130,9 @@ def test_fields_are_plain_facts():
     for name, field in config.fields().items():
         assert dataclasses.is_dataclass(field), name
         assert set(field.tasks) <= set(config.TASKS)
+
+
+def test_a_message_repeats_no_more_of_a_value_than_a_line_holds():
+    line = str(config.wrong("prompt", "a\n" * 10**5, "a prompt"))
+    assert line.startswith("prompt: got 'a\\na") and line.endswith("a prompt")
+    assert "(300002 characters)" in line and len(line) < 500 and "\n" not in line

@@ -82,7 +82,7 @@ class WordTokenizer:
         ids = list(self.vocabulary.values())
         if not all(type(i) is int for i in ids) or sorted(ids) != list(range(len(ids))):
             raise ValueError("the words are not numbered from 0 on")
-        self._unknown = self.vocabulary[UNKNOWN]
+        self.unknown = self.vocabulary[UNKNOWN]
         self._special = re.compile("(" + "|".join(map(re.escape, _SPECIAL)) + ")")
 
     def encode(self, text: str) -> list[int]:
@@ -92,7 +92,7 @@ class WordTokenizer:
         # lower case.
         for part in self._special.split(text):
             words = [part] if part in _SPECIAL else _words(part.lower())
-            found += [self.vocabulary.get(word, self._unknown) for word in words]
+            found += [self.vocabulary.get(word, self.unknown) for word in words]
         return found
 
     def id_of(self, token: str) -> int | None:
@@ -217,6 +217,13 @@ class Book:
             "" if label < 0 else self.by_class[label][int(u * len(self.by_class[label]))]
             for label, u in zip(np.asarray(labels).tolist(), draws, strict=True)
         ]
+
+    def unknown(self, captions: Sequence[str]) -> list[str]:
+        """Words that the vocabulary does not have, each once; pieces of words know them all."""
+        if not isinstance(self.tokenizer, WordTokenizer):
+            return []
+        words = dict.fromkeys(word for text in captions for word in _words(text.lower()))
+        return [word for word in words if self.tokenizer.encode(word) == [self.tokenizer.unknown]]
 
     def rows(self, captions: Sequence[str]) -> np.ndarray:
         """Conditions `[n, 1 + P]` of captions; "" is none.

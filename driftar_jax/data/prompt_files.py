@@ -10,6 +10,7 @@ from driftar_jax.config import wrong
 from driftar_jax.storage import jsons, paths
 
 _LARGEST = 2**26  # bytes of a file, or of all files of a folder
+_TABLES = (".csv", ".tsv", ".parquet", ".xlsx", ".yaml", ".yml", ".xml", ".html")
 _NAME = re.compile(r"[\w.-]+")
 
 
@@ -65,6 +66,8 @@ def read(field: str, given: str) -> Prompts:
         else:
             if path.stat().st_size > _LARGEST:
                 raise ValueError(f"more than {_LARGEST} bytes")
+            if path.suffix.lower() in _TABLES:
+                raise ValueError("a table: write a prompt a line, or objects with prompt in .jsonl")
             readers = {".jsonl": ("jsonl", _json_lines), ".json": ("table", _table)}
             kind, reader = readers.get(path.suffix, ("lines", _lines))
             items = reader(path.read_bytes())
@@ -84,6 +87,8 @@ def _check(items: list[Prompt]) -> None:
     for number, item in enumerate(items, 1):
         if not item.text.strip():
             raise ValueError(f"prompt {number} is empty")
+        if "\0" in item.text:
+            raise ValueError(f"prompt {number} holds zero bytes")
         if not _NAME.fullmatch(item.key) or item.key.startswith("."):
             raise ValueError(f"prompt {number} is called {item.key[:40]!r}")
         if item.key in keys:
@@ -95,14 +100,19 @@ def _numbered(texts: list[tuple[str, dict | None]]) -> list[Prompt]:
     return [Prompt(text, f"{i:05d}", facts) for i, (text, facts) in enumerate(texts)]
 
 
+def _split(data: bytes) -> list[str]:
+    # Not `splitlines`: a text may hold what ends a line elsewhere.
+    return data.decode("utf-8-sig").replace("\r\n", "\n").split("\n")
+
+
 def _lines(data: bytes) -> list[Prompt]:
-    lines = data.decode("utf-8-sig").splitlines()
+    lines = _split(data)
     return _numbered([(line.strip(), None) for line in lines if line.strip()])
 
 
 def _json_lines(data: bytes) -> list[Prompt]:
     found = []
-    for number, line in enumerate(data.decode("utf-8-sig").splitlines(), 1):
+    for number, line in enumerate(_split(data), 1):
         if line.strip():
             facts = jsons.parse(line.encode())
             if not isinstance(facts, dict) or not isinstance(facts.get("prompt"), str):

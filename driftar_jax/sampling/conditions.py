@@ -106,8 +106,18 @@ def class_numbers(asked: Sequence, images: ImageSpec) -> np.ndarray:
     """Return `[n]` int32 of numbers and names.
 
     Raises:
-      ValueError: a name that no class has (the nearest one is offered), or no whole number.
+      ValueError: a name that no class has (the nearest one is offered), no whole number, or no
+        list of them.
     """
-    if np.asarray(asked).dtype.kind in "iu":  # their range is the family's business
-        return np.asarray(asked, np.int32)
-    return np.asarray(labels.numbers(asked, images.class_names), np.int32)
+    # One name is no list of letters.
+    asked = [asked] if isinstance(asked, str) else asked
+    try:
+        given = np.asarray(asked)
+    except ValueError:  # lists of several lengths
+        raise wrong("labels", asked, "a list of classes") from None
+    if given.ndim != 1:
+        raise wrong("labels", asked, "a list of classes")
+    # What lies beyond 32 bits would come out as another class.
+    if given.dtype.kind in "iu" and np.array_equal(given, given.astype(np.int32)):
+        return given.astype(np.int32)  # their range is the family's business
+    return np.asarray(labels.numbers(list(asked), images.class_names), np.int32)

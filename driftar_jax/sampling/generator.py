@@ -262,5 +262,8 @@ class Generator:
     def batch(self, batch_size: int | None) -> int:
         """Return the images per call: what is asked for, or 256, of prompts 1."""
         if batch_size is not None:
-            return batch_size
+            whole = isinstance(batch_size, int | np.integer) and not isinstance(batch_size, bool)
+            if not whole or batch_size < 1:
+                raise wrong("batch_size", batch_size, "a whole number of at least 1")
+            return int(batch_size)
         return 1 if self.reader.takes == "prompts" else 256

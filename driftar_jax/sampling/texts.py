@@ -16,7 +16,7 @@ from driftar_jax.data.patches import patchify
 from driftar_jax.data.pixels import to_unit_range
 from driftar_jax.heads import randomness
 from driftar_jax.hosts.base import Model
-from driftar_jax.sampling.conditions import NOTHING_MORE, Request
+from driftar_jax.sampling.conditions import NOTHING_MORE, Request, class_numbers
 from driftar_jax.sampling.settings import Settings
 from driftar_jax.types import Prompt
 
@@ -48,17 +48,25 @@ class Captions:
 
     def conditions(self, model, settings, asked, seed, request=NOTHING_MORE) -> np.ndarray:
         """Return rows `[n, 1 + P]` int32 of texts, of classes, or of such rows."""
-        if any(isinstance(a, str) for a in asked):
+        if isinstance(asked, str):
+            asked = [asked]
+        if np.iterable(asked) and any(isinstance(a, str) for a in asked):
+            for other in (a for a in asked if not isinstance(a, str)):
+                raise wrong("labels", other, "texts alone or classes alone")
             return self.book.rows(list(asked))
-        labels = np.asarray(asked, np.int32)
-        if labels.ndim == 2:
-            return labels
+        if getattr(asked, "ndim", 1) == 2:
+            return np.asarray(asked, np.int32)
+        labels = class_numbers(asked, model.images)
         most = model.images.num_classes - 1
         for label in labels[(labels < -1) | (labels > most)]:
             raise wrong("labels", int(label), f"0 to {most}, or -1 for none")
         if self.book is None:
             return np.tile(captions.nothing(model.images.text), (len(labels), 1))
         return self.book.rows(self.book.drawn(labels, seed))
+
+    def unknown(self, texts: Sequence[str]) -> list[str]:
+        """Return the words that no caption of the training set has; they are drawn as any other."""
+        return self.book.unknown(texts)
 
     def of_real(self, labels: np.ndarray, captions: Sequence[str] | None) -> np.ndarray:
         """Return rows of the captions."""
@@ -114,8 +122,9 @@ class Prompts:
 
     def conditions(self, model, settings, asked, seed, request=NOTHING_MORE) -> Prompt:
         """Return a `Prompt` whose rows hold every branch of guidance."""
-        texts = list(asked)
-        if not texts:
+        if isinstance(asked, str) or not np.iterable(asked):
+            asked = [asked]
+        if not (texts := list(asked)):
             raise wrong("prompt", None, "at least one text")
         for text in texts:
             if not isinstance(text, str):

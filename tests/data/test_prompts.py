@@ -5,7 +5,7 @@ import pytest
 from words import AREA, MARKS, Words
 from words import ids as text
 
-from driftar_jax.data import prompts
+from driftar_jax.data import prompt_files, prompts
 
 WORDS = Words()
 
@@ -94,3 +94,26 @@ def test_a_real_tokenizer_file(tmp_path):
     got = loaded.encode(f"abc{prompts.AREA}")
     assert got[-1] == made.token_to_id(prompts.AREA) and len(got) >= 2
     assert loaded.encode("abcdefgh") == list(range(8)) and loaded.encode("a") == [0]
+
+
+PROMPTS = {
+    "a.txt": ("red\u2028heart\x85x\r\nblue\n".encode(), ["red\u2028heart\x85x", "blue"]),
+    "b.jsonl": ('{"prompt": "a\u2028b"}\r\n'.encode(), ["a\u2028b"]),
+    "c.txt": (b"\xef\xbb\xbf$$ {x} %s \\frac", ["$$ {x} %s \\frac"]),
+    "d.txt": (b"r\0e\0d\0", "prompt 1 holds zero bytes"),
+    "e.csv": (b"prompt\nred\n", "a table: write a prompt a line"),
+    "f.TSV": (b"prompt\tx\n", "a table: write a prompt a line"),
+    "g.txt": ("red".encode("utf-16"), "prompts in UTF-8"),
+}
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_files_of_prompts(tmp_path, name):
+    data, want = PROMPTS[name]
+    (tmp_path / name).write_bytes(data)
+    if isinstance(want, str):
+        with pytest.raises(ValueError, match=f"^prompts: got .*{want}"):
+            prompt_files.read("prompts", str(tmp_path / name))
+        return
+    found = prompt_files.read("prompts", str(tmp_path / name))
+    assert [item.text for item in found.items] == want
