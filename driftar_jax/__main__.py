@@ -10,13 +10,15 @@ from driftar_jax import config
 from driftar_jax.cli import program as cli
 
 # In the order in which one meets them.
-PROGRAMS = ("train", "sample", "evaluate", "export", "convert", "encode", "benchmark")
+PROGRAMS = ("train", "sample", "demo", "evaluate", "export", "convert", "encode", "benchmark")
 PROGRAMS += ("evaluate_drafts", "deviation", "ablate", "report", "scale")
 
 
 def about(program: str) -> str:
     """First sentence of a program's own text, read without importing it."""
     file = pathlib.Path(__file__).with_name(f"{program}.py")
+    if not file.exists():
+        file = file.with_suffix("") / "__main__.py"
     text = ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or ""
     return " ".join(text.split("\n\n")[0].split())
 

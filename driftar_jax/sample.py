@@ -9,6 +9,7 @@ python -m driftar_jax.sample --workdir=runs/converted --vae=runs/f8 --image=fox.
 python -m driftar_jax.sample --workdir=runs/drift --num=8 --dry_run --target=tpu:v5e:1x1
 python -m driftar_jax.sample --workdir=runs/drift --num=50000 --layout=adm --out=runs/adm
 python -m driftar_jax.sample --workdir=runs/drift --num=50000 --warm
+python -m driftar_jax.sample --workdir=runs/drift --baseline=runs/own --trace --out=runs/growth
 
 Pictures are written as they are made. A command that was stopped goes on where it was when it is
 given again. With `--dry_run --target` nothing is drawn: the compiler of that chip says what the
@@ -32,8 +33,8 @@ from driftar_jax.cli import program as cli
 from driftar_jax.cli import sampling_flags, target_flags
 from driftar_jax.config import wrong
 from driftar_jax.data import images, labels, pictures, prompt_files
-from driftar_jax.reports import layouts
-from driftar_jax.sampling import dry_run, inpaint, load
+from driftar_jax.reports import growth, layouts
+from driftar_jax.sampling import dry_run, inpaint, load, traces
 from driftar_jax.sampling.conditions import Request
 from driftar_jax.sharding import make_mesh
 from driftar_jax.storage import compiled
@@ -60,6 +61,12 @@ _SEED = flags.DEFINE_integer("seed", 0, "Root of the randomness.")
 _BATCH = flags.DEFINE_integer("batch_size", None, "Images per call; 256, of converted prompts 1.")
 _FSDP = flags.DEFINE_integer("mesh_fsdp", 1, "Devices over which widths are split (converted).")
 _TENSOR = flags.DEFINE_integer("mesh_tensor", 1, "Devices over which heads are split (converted).")
+_TRACE = flags.DEFINE_boolean(
+    "trace", False, "Also growth.gif and growth.png: the first pictures AR step by AR step."
+)
+_BASELINE = flags.DEFINE_string(
+    "baseline", None, "Of --trace: the workdir of the own head, drawn beside, with its --nfe."
+)
 sampling_flags.define()
 sampling_flags.define_size()
 target_flags.define()
@@ -88,10 +95,19 @@ def main(_) -> None:
         hole = _hole(generator)
         request = _request(len(asked))
         sized = generator.sized(request)
-        settings = sized.checked(**sampling_flags.changes())
+        baseline, changes = _baseline(), sampling_flags.changes()
+        settings = sized.checked(**growth.own_changes(baseline, generator.model, changes))
         condition = sized.conditions(asked, _SEED.value, settings, request)
         if texts is not None and generator.reader.takes == "captions":
             _tell_unknown(generator.reader.unknown(texts))
+        heads = [growth.Head(sized, settings, condition)]
+        if baseline is not None:
+            heads.insert(0, growth.beside(baseline, changes, asked, _SEED.value))
+        if _TRACE.value:
+            if hole is not None:
+                raise wrong("trace", True, "false with a mask")
+            for head in heads:
+                traces.check(head.generator.model, head.settings)
     if target is not None:
         with cli.user_errors():
             few = jax.tree.map(lambda a: a[: sized.batch(_BATCH.value)], condition)
@@ -131,6 +147,10 @@ def main(_) -> None:
     else:
         pictures.save_grid(out / "grid.png", shown)
         pictures.save_captioned(out / "prompts.png", shown, texts)
+    if _TRACE.value:
+        names = generator.model.images.class_names
+        names = texts or [names[n] if n >= 0 else "no class" for n in classes]
+        print(growth.show(out, heads, names, _SEED.value))
     if counts:
         asked_for = {} if texts is None else {"prompts": texts[:MOST_TEXTS]}
         write_json(out / "counts.json", counts | asked_for | _settled(settings, generator.step))
@@ -153,6 +173,15 @@ def _tell_unknown(words: list[str]) -> None:
     if words:
         shown = ", ".join(words[:8]) + (", ..." if len(words) > 8 else "")
         print(f"prompt: not in any caption of the training set: {shown}", file=sys.stderr)
+
+
+def _baseline():
+    """Return the generator of `--baseline`, or None."""
+    if _BASELINE.value is None:
+        return None
+    if not _TRACE.value:
+        raise wrong("baseline", _BASELINE.value, "none without --trace")
+    return load.load(_BASELINE.value, vae=_VAE.value)
 
 
 def _settled(settings, step: int) -> dict:

@@ -93,6 +93,22 @@ class Prompt:
 
 
 @flax.struct.dataclass
+class Trace:
+    """How the tokens of a batch came to be; a second output of the program that made them.
+
+    Attributes:
+      tokens: `[B, N, C]` float32; none changes once it is made.
+      turn: `[B, N]` int32; the backbone call that made each token, from 0; -1 where it was given.
+      entropy: float32; `[B, T, N]`, of every token in every AR step, where the host sees the whole
+        grid; else `[B, 1, N]`, of each token when it was made.
+    """
+
+    tokens: jax.Array
+    turn: jax.Array
+    entropy: jax.Array
+
+
+@flax.struct.dataclass
 class Counts:
     """What generating a batch cost, per image.
 

@@ -17,7 +17,7 @@ from driftar_jax.heads.flow_token import FlowTokenHead
 from driftar_jax.hosts import fields as shared
 from driftar_jax.hosts.base import check_classes
 from driftar_jax.hosts.causal_contexts import CausalContexts
-from driftar_jax.hosts.causal_walk import CausalWalk, in_turn
+from driftar_jax.hosts.causal_walk import CausalWalk, in_turn, traced
 from driftar_jax.hosts.contexts import by_image, take
 from driftar_jax.layers import causal
 from driftar_jax.layers.dense import dense
@@ -256,7 +256,7 @@ class SphereFamily:
             make=self._own(model, settings, params),
         )
 
-    def plain(self, model, settings, params, condition, keys, head, given=None):
+    def plain(self, model, settings, params, condition, keys, head, given=None, trace=False):
         walk = self.walk(model, settings, params, condition, keys, 1)
         token_keys = randomness.token_keys(keys, walk.num_tokens)
 
@@ -278,7 +278,8 @@ class SphereFamily:
             return walk.apply(x, walk.memory(), method="advance")
 
         rest = dict(num_tokens=walk.num_tokens, branches=walk.branches)
-        return in_turn(begin, advance, make, **rest)[0]
+        tokens, entropy = in_turn(begin, advance, make, **rest)
+        return traced(tokens, entropy) if trace else tokens
 
     def pieces(self, model, settings, params, condition, index, head_of):
         return {}

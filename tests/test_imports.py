@@ -9,7 +9,7 @@ import pytest
 PACKAGE = pathlib.Path(__file__).parent.parent / "driftar_jax"
 
 PROGRAMS = ("train", "sample", "evaluate", "evaluate_drafts", "ablate", "deviation", "benchmark")
-PROGRAMS += ("report", "convert", "encode", "export", "scale")
+PROGRAMS += ("report", "convert", "encode", "export", "scale", "demo")
 # Storey of each file, or of a whole folder.
 STOREYS = {
     "seeds": 0,

@@ -34,4 +34,5 @@ def test_links_and_configs_of_a_page_exist(page):
     for config in re.findall(r"(?:configs|launch)/[a-z_0-9/]+\.(?:py|sh|sbatch)", text):
         assert (ROOT / config).exists(), config
     for program in re.findall(r"python -m driftar_jax\.([a-z_]+)", text):
-        assert (ROOT / "driftar_jax" / f"{program}.py").exists(), program
+        place = ROOT / "driftar_jax" / program
+        assert place.with_suffix(".py").exists() or (place / "__main__.py").exists(), program

@@ -204,6 +204,12 @@ class Book:
     grid: tuple[int, int]
     by_class: tuple[tuple[str, ...], ...]
 
+    def known_words(self) -> list[str] | None:
+        """Words of the captions, the frequent first; None where pieces of words are read."""
+        if not isinstance(self.tokenizer, WordTokenizer):
+            return None
+        return [word for word in self.tokenizer.vocabulary if word.isalpha()]
+
     def drawn(self, labels: np.ndarray, seed: int) -> list[str]:
         """A caption for each class of `labels [n]`; "" for -1.
 

@@ -91,7 +91,7 @@ def save_captioned(
 def save_curves(path: str | pathlib.Path, curves: dict[str, list[dict]], names: list[str]) -> None:
     """One panel per metric of `names`, one line per run of `curves` (records of metrics.jsonl)."""
     plt = pyplot()
-    figure, axes = plt.subplots(1, len(names), figsize=(4 * len(names), 3), squeeze=False)
+    figure, axes = plt.subplots(1, len(names), figsize=(5.5 * len(names), 4), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
         for label, records in curves.items():
             # A line that somebody edited costs a point, no run.

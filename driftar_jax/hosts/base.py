@@ -13,7 +13,7 @@ import numpy as np
 from flax import linen as nn
 
 from driftar_jax.config import Field, wrong
-from driftar_jax.types import Encoding, Given, TextSpec
+from driftar_jax.types import Encoding, Given, TextSpec, Trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +232,8 @@ class Family(Protocol):
         keys: jax.Array,
         head: Head | None,
         given: Given | None,
-    ) -> jax.Array:
+        trace: bool = False,
+    ) -> jax.Array | Trace:
         """Generate all tokens `[B, N, C]`, all images in step; traced inside one jitted function.
 
         Args:
@@ -243,6 +244,7 @@ class Family(Protocol):
           keys: `[B]`, of `randomness.image_keys`.
           head: the one-step head; None: the host's own.
           given: tokens that stand, for hosts of any order.
+          trace: return a `Trace` of them instead; not of hosts that make whole grids.
         """
 
     def walk(

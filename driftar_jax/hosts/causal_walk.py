@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from driftar_jax.layers.causal import Cache
-from driftar_jax.types import Encoding
+from driftar_jax.types import Encoding, Trace
 
 
 def in_turn(
@@ -53,6 +53,12 @@ def in_turn(
     return jax.tree.map(
         lambda a, b: jnp.moveaxis(jnp.concatenate([a[None], b]), 0, 1), first, others
     )
+
+
+def traced(tokens: jax.Array, entropy: jax.Array) -> Trace:
+    """Return the `Trace` of tokens `[B, N, C]` that were made one after another, of `E [B, N]`."""
+    turn = jnp.broadcast_to(jnp.arange(tokens.shape[1], dtype=jnp.int32), entropy.shape)
+    return Trace(tokens, turn, entropy[:, None])
 
 
 @dataclasses.dataclass(frozen=True)

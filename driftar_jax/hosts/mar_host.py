@@ -259,9 +259,9 @@ class MARFamily:
         """See `Family.prepare`."""
         return params, None
 
-    def plain(self, model, settings, params, condition, keys, head, given=None):
+    def plain(self, model, settings, params, condition, keys, head, given=None, trace=False):
         """See `Family.plain`."""
-        return mar_plain.tokens_of(model, settings, params, condition, keys, head, given)
+        return mar_plain.tokens_of(model, settings, params, condition, keys, head, given, trace)
 
     def walk(self, model, settings, params, condition, keys, contexts: int) -> MARWalk:
         """See `Family.walk`."""

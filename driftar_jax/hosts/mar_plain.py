@@ -15,7 +15,7 @@ from driftar_jax.heads import diffusion, randomness
 from driftar_jax.hosts import mar_plan
 from driftar_jax.hosts.base import Head, Model
 from driftar_jax.layers import stacked
-from driftar_jax.types import Encoding, Given
+from driftar_jax.types import Encoding, Given, Trace
 
 # Last timestep of the spacing `trimmed`.
 TRIMMED_LAST = 950
@@ -29,7 +29,8 @@ def tokens_of(
     keys: jax.Array,
     head: Head | None,
     given: Given | None = None,
-) -> jax.Array:
+    trace: bool = False,
+) -> jax.Array | Trace:
     """Generate all tokens `[B, N, C]`; arguments as for `Family.plain`."""
     images = model.images
     shape = (label.shape[0], images.num_tokens, images.token_dim)
@@ -48,13 +49,23 @@ def tokens_of(
         known = rank >= step["now"]
         encoding = backbone(model, settings, steps, params, tokens, known, label, step["keep"])
         tokens = reveal(model, settings, steps, params, tokens, encoding, order, keys, step, head)
-        return tokens, None
+        seen = (encoding.entropy[: len(tokens)], rank < step["next"]) if trace else None
+        return tokens, seen
 
+    seen = []
     for steps in plans_of(model, settings, params, given and given.unknown):
         # A scan, not a Python loop: 64 or 256 copies of the backbone would take minutes to compile.
         # What differs between steps is either a traced column or a branch of a `switch`.
-        tokens, _ = jax.lax.scan(functools.partial(ar_step, steps), tokens, steps.columns())
-    return tokens
+        tokens, some = jax.lax.scan(functools.partial(ar_step, steps), tokens, steps.columns())
+        seen.append(some)
+    if not trace:
+        return tokens
+    # A token that is unknown after k steps was made by step k; what was given, before all.
+    entropy, unknown = (jnp.concatenate(parts) for parts in zip(*seen, strict=True))
+    turn = unknown.sum(axis=0, dtype=jnp.int32)
+    if given is not None:
+        turn = jnp.where(given.known[None], -1, turn)
+    return Trace(tokens, turn, jnp.moveaxis(entropy, 0, 1))
 
 
 def plans_of(

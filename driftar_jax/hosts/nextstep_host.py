@@ -22,7 +22,7 @@ from driftar_jax.hosts import causal_walk, fields
 from driftar_jax.hosts.base import Head, ImageSpec, Model
 from driftar_jax.hosts.nextstep import NextStep, guidance_at, normalise
 from driftar_jax.layers.causal import Cache
-from driftar_jax.types import Encoding, Given, Prompt
+from driftar_jax.types import Encoding, Prompt
 
 
 def _branches(model: Model, settings: Any, condition: Any):
@@ -81,8 +81,8 @@ def tokens_of(
     condition: Any,
     keys: jax.Array,
     head: Head | None,
-) -> jax.Array:
-    """Generate all tokens `[B, N, C]` in raster order; arguments as for `Family.plain`."""
+) -> tuple[jax.Array, jax.Array]:
+    """Generate all tokens `[B, N, C]` in raster order, and their `E [B, N]`; as `Family.plain`."""
     images, host = model.images, model.host
     token_keys = randomness.token_keys(keys, images.num_tokens)
     ids, padding, sources = _branches(model, settings, condition)
@@ -106,7 +106,7 @@ def tokens_of(
             return head.tokens(encoding, mu, std, eps[:, None], scale[k])[:, 0]
 
     prompt = ids, padding, sources
-    return decode(host, params["host"], *prompt, images.num_tokens, settings.branches, make)[0]
+    return decode(host, params["host"], *prompt, images.num_tokens, settings.branches, make)
 
 
 def decode(
@@ -410,9 +410,10 @@ class NextStepFamily:
         """See `Family.prepare`."""
         return params, None
 
-    def plain(self, model, settings, params, condition, keys, head, given: Given | None = None):
+    def plain(self, model, settings, params, condition, keys, head, given=None, trace=False):
         """See `Family.plain`."""
-        return tokens_of(model, settings, params, condition, keys, head)
+        tokens, entropy = tokens_of(model, settings, params, condition, keys, head)
+        return causal_walk.traced(tokens, entropy) if trace else tokens
 
     def walk(self, model, settings, params, condition, keys, contexts: int) -> NextStepWalk:
         """See `Family.walk`."""

@@ -22,7 +22,7 @@ from driftar_jax.hosts.schedules import grid_guidance_at
 from driftar_jax.hosts.transdiff import TransDiff, class_table
 from driftar_jax.hosts.transdiff_flow import generate
 from driftar_jax.hosts.transdiff_walk import TransDiffWalk
-from driftar_jax.types import Encoding, Given
+from driftar_jax.types import Encoding
 
 _table = functools.partial(jax.jit, static_argnums=0)(class_table)
 
@@ -263,8 +263,8 @@ class TransDiffFamily:
             return params, None
         return {**params, "table": _table(model.host, params["host"])}, classes
 
-    def plain(self, model, settings, params, condition, keys, head, given: Given | None = None):
-        """See `Family.plain`."""
+    def plain(self, model, settings, params, condition, keys, head, given=None, trace=False):
+        """See `Family.plain`; nothing is traced, as `sampling.trace.check` says."""
         if head is None:
             return by_own_head(model, settings, params, condition, keys)
         return by_one_step_head(model, settings, params, condition, keys, head)

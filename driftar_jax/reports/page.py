@@ -240,24 +240,24 @@ def _placed(record: dict[str, Any]) -> list[dict]:
 def _pareto(path: pathlib.Path, record: dict[str, Any]) -> None:
     """Distance against speed, both better towards the lower right."""
     plt = pictures.pyplot()
-    figure, axis = plt.subplots(figsize=(6, 3.6))
+    figure, axis = plt.subplots(figsize=(9, 5.4))
     for row in _placed(record):
         own, guided = row["method"].startswith("own"), "guidance" in row["method"]
         colour = "tab:blue" if own else "tab:gray" if row["method"] == "prior mean" else "tab:red"
         marker = "s" if guided else "o"
-        axis.plot(row["images_per_s"], row["frechet"], marker, color=colour, alpha=0.8)
+        axis.plot(row["images_per_s"], row["frechet"], marker, color=colour, alpha=0.8, ms=8)
         if row["method"] in ("own", "drift", "prior mean"):
             words = f"{row['method']} {row['nfe_per_step']:g}"
             place = row["images_per_s"], row["frechet"]
-            axis.annotate(words, place, fontsize=7, xytext=(3, 3), textcoords="offset points")
+            axis.annotate(words, place, fontsize=10, xytext=(5, 5), textcoords="offset points")
     axis.set(xscale="log", xlabel="images/s", ylabel="Frechet distance")
     speeds = sorted(row["images_per_s"] for row in _placed(record))
     ticks = np.geomspace(speeds[0], speeds[-1], 5)
     axis.set_xticks(ticks, [f"{tick:.0f}" for tick in ticks])
     axis.minorticks_off()
-    axis.set_title("blue: own head, red: Drift-AR; squares: with guidance", fontsize=8)
+    axis.set_title("blue: own head, red: Drift-AR; squares: with guidance", fontsize=11)
     figure.tight_layout()
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from driftar_jax.data import pictures
 from driftar_jax.evaluation.compare import Row
 from driftar_jax.evaluation.premise import Premise
+from driftar_jax.reports import in_words
 from driftar_jax.storage.checkpoints import write_json
 
 # Columns of the quality table: field of the records, heading, digits. A column that was not
@@ -79,6 +80,12 @@ def write(
         "# Own head against Drift-AR",
         "",
         *summary(rows, real),
+        "",
+        "## In words",
+        "",
+        *in_words.lines(records, real.floor, real.network, real.quality, correlations),
+        "",
+        "## What it depends on",
         "",
         *_facts(facts),
         "",
@@ -202,7 +209,7 @@ def entropy_map(
     """
     plt = pictures.pyplot()
     n = len(images)
-    figure, axes = plt.subplots(3, n, figsize=(1.6 * n + 0.8, 5), squeeze=False)
+    figure, axes = plt.subplots(3, n, figsize=(1.9 * n + 0.8, 6), squeeze=False)
     for i in range(n):
         picture = np.squeeze(images[i])
         patch = picture.shape[0] // known.shape[1]
@@ -225,7 +232,7 @@ def entropy_map(
 def entropy_against_residual(path: pathlib.Path, found: dict[str, Sequence[Premise]]) -> None:
     """Mean residual by tenths of the entropy's rank, one panel per checkpoint."""
     plt = pictures.pyplot()
-    figure, axes = plt.subplots(1, len(found), figsize=(4.5 * len(found), 3.2), squeeze=False)
+    figure, axes = plt.subplots(1, len(found), figsize=(6.5 * len(found), 4.6), squeeze=False)
     for axis, (name, rates) in zip(axes[0], found.items(), strict=True):
         for p in rates:
             bins = np.array_split(np.argsort(p.entropy), 10)
@@ -233,7 +240,7 @@ def entropy_against_residual(path: pathlib.Path, found: dict[str, Sequence[Premi
             y = [p.residual[b].mean() for b in bins]
             axis.plot(x, y, marker="o", label=f"{p.num_unknown} unknown ({p.correlation:+.2f})")
         axis.set(title=name, xlabel="entropy E", ylabel="mean residual |x - mu|")
-        axis.legend(fontsize=7)
+        axis.legend(fontsize=9)
     figure.tight_layout()
     figure.savefig(path, dpi=100)
     plt.close(figure)

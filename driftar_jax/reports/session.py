@@ -120,7 +120,8 @@ class Session:
         labels = np.arange(SHOWN) % self.drifts[0].model.images.num_classes
         for name, loaded in (("own", self.baselines[0]), ("drift", self.drifts[0])):
             images = loaded.sample(labels, seed=0, batch_size=SHOWN).images
-            pictures.save_grid(self.out / f"samples_{name}.png", images, columns=8)
+            path, names = self.out / f"samples_{name}.png", loaded.model.images.class_names
+            pictures.save_by_class(path, images, labels, names)
         pictures.save_grid(self.out / "real.png", self._judged(SHOWN, self.drifts[0])[0], columns=8)
         curves = {name: _records(workdir) for name, workdir in self.workdirs.items()}
         pictures.save_curves(

@@ -15,7 +15,7 @@ from driftar_jax.hosts.base import Model
 from driftar_jax.sampling import drafted, plain
 from driftar_jax.sampling.settings import Settings
 from driftar_jax.sharding import batch_sharding
-from driftar_jax.types import Counts, Given, Speculation
+from driftar_jax.types import Counts, Given, Speculation, Trace
 
 as_pixels = jax.jit(to_uint8)
 
@@ -28,11 +28,13 @@ class Part:
       numbers: `[k]` of the images in the whole request.
       images: uint8 `[k, H, W, C]`.
       found: `Counts` of an image, or with drafts the `Speculation` of the whole padded call.
+      trace: of the images, if it was asked for.
     """
 
     numbers: np.ndarray
     images: np.ndarray
     found: Counts | Speculation
+    trace: Trace | None = None
 
 
 def stream(
@@ -46,6 +48,7 @@ def stream(
     to_pixels: Callable[[jax.Array], jax.Array] = as_pixels,
     given: Given | None = None,
     numbers: Sequence[int] | None = None,
+    trace: bool = False,
 ) -> Iterator[Part]:
     """Generate images batch by batch, so that memory does not grow with their number.
 
@@ -60,6 +63,7 @@ def stream(
       given: as for `plain.generate`; not with drafts.
       numbers: of the images that are wanted, in order; None: all n. An image follows from its
         number, whatever else is made.
+      trace: also how their tokens came to be; checked by `traces.check`.
 
     Raises:
       ValueError: a condition or the settings are out of range; nothing has been compiled.
@@ -71,18 +75,20 @@ def stream(
     wanted = np.arange(size(condition)) if numbers is None else np.asarray(numbers, np.int64)
     function, first, shared = _program(model, settings, params, condition)
     seed = seeds.argument(seed)
+    # Named only where it is asked for: the programs of all others keep their calls.
+    traced = {"trace": True} if trace else {}
 
     @seeds.fixed()
     def make(rows, index):
         if settings.speculates:
-            return function(*first, rows, index, seed)
-        grids, counts = function(*first, rows, index, seed, given)
+            return function(*first, rows, index, seed, **traced)
+        grids, counts, *rest = function(*first, rows, index, seed, given, **traced)
         counts = jax.tree.map(int, counts)
         if shared is not None:
             # Calls that the request shares count for each image by its part.
             calls = shared / size(condition)
             counts = dataclasses.replace(counts, backbone_calls=calls, backbone_rows=calls)
-        return grids, counts
+        return grids, counts, *rest
 
     pixels, rows = seeds.fixed()(to_pixels), _rows_over(params)
     yield from _in_batches(make, condition, wanted, batch_size, pixels, rows)
@@ -201,8 +207,9 @@ def _in_batches(
 ) -> Iterator[Part]:
     """Yield the images `wanted` of `make(condition [B], index [B])`, B at a time."""
     for numbers, asked in _batches(condition, wanted, batch_size, rows):
-        grids, found = make(*asked)
-        yield Part(numbers, np.asarray(to_pixels(grids))[: len(numbers)], found)
+        grids, found, *trace = make(*asked)
+        images = np.asarray(to_pixels(grids))[: len(numbers)]
+        yield Part(numbers, images, found, *_cut(trace, len(numbers)))
 
 
 def _batches(
@@ -223,6 +230,11 @@ def _batches(
         if spread:
             asked = jax.device_put(asked, rows)
         yield numbers, asked
+
+
+def _cut(tree: Any, number: int) -> Any:
+    """Arrays `[B, ...]` without the rows that filled up the batch."""
+    return jax.tree.map(lambda a: np.asarray(a)[:number], tree)
 
 
 _OF_BATCHES = ("batch_calls", "batch_draft_calls", "batch_rows")

@@ -6,15 +6,14 @@ from typing import Any
 
 import jax
 
-from driftar_jax.data.patches import unpatchify
 from driftar_jax.heads import randomness
 from driftar_jax.hosts.base import Model
 from driftar_jax.sampling import lookahead, plain, speculative
 from driftar_jax.sampling.settings import Settings
-from driftar_jax.types import Speculation
+from driftar_jax.types import Speculation, Trace
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), static_argnames="trace")
 def generate(
     model: Model,
     rule: speculative.Rule | lookahead.Window,
@@ -23,7 +22,8 @@ def generate(
     condition: Any,
     index: jax.Array,
     seed: jax.Array,
-) -> tuple[jax.Array, Speculation]:
+    trace: bool = False,
+) -> tuple[jax.Array, Speculation] | tuple[jax.Array, Speculation, Trace]:
     """Do as `plain.generate` with drafts, or looking ahead; an image is the same in any batch.
 
     Args:
@@ -32,15 +32,18 @@ def generate(
       settings: checked against `model`, plain ones (`Settings.plainly`).
       params, condition, index, seed: as for `plain.generate`; the early stop of the checkpoint
         reads the group `tracker` (`early_stop.EntropyTracker`).
+      trace: also return a `Trace`; looking ahead alone.
 
     Returns:
-      float32 grid `[B, H, W, C]`, and `Speculation`.
+      float32 grid `[B, H, W, C]`, `Speculation`, and the `Trace` where it is asked for.
     """
     asked = model, rule, settings, params, condition, index, seed
+    if trace:
+        found, speculation = ahead(*asked).traced()
+        return plain.grid_of(model, found.tokens), speculation, found
     road = ahead if isinstance(rule, lookahead.Window) else engine
     tokens, speculation = road(*asked).run()
-    images = model.images
-    return unpatchify(tokens, *images.image_shape[:2], images.patch_size), speculation
+    return plain.grid_of(model, tokens), speculation
 
 
 def engine(model, rule, settings, params, condition, index, seed) -> speculative.Engine:

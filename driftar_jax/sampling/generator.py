@@ -14,17 +14,18 @@ from driftar_jax import seeds
 from driftar_jax.config import wrong
 from driftar_jax.heads import early_stop
 from driftar_jax.hosts.base import Model
-from driftar_jax.sampling import batches, conditions
+from driftar_jax.sampling import batches, conditions, traces
 from driftar_jax.sampling.conditions import Request
 from driftar_jax.sampling.settings import Settings, refuse_unread
-from driftar_jax.types import Counts
+from driftar_jax.types import Counts, Trace
 
 
 @dataclasses.dataclass(frozen=True)
 class Samples:
     """uint8 `images [n, H, W, C]`, what one image cost, and what was drafted, if anything was.
 
-    `speculation` is a `batches.summary`, `gamma` or `lookahead` what was used for it.
+    `speculation` is a `batches.summary`, `gamma` or `lookahead` what was used for it, `trace` how
+    the tokens came to be, if it was asked for (`traces.py` makes pictures of it).
     """
 
     images: np.ndarray
@@ -32,6 +33,7 @@ class Samples:
     gamma: int = 0
     speculation: dict | None = None
     lookahead: int = 0
+    trace: Trace | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +70,7 @@ class Generator:
         sources: Sequence[np.ndarray] = (),
         positive: str = "",
         negative: str = "",
+        trace: bool = False,
         **changes,
     ) -> Samples:
         """Generate one image per label, caption or prompt.
@@ -81,6 +84,7 @@ class Generator:
           size: height and width, of checkpoints that make images of any size.
           sources: uint8 source images `[h, w, 3]` of one size for edits, one per prompt.
           positive, negative: put behind every prompt; what guidance leads away from.
+          trace: also return tokens and entropy after every AR step; the images are the same.
           **changes: fields of `Settings`.
 
         Returns:
@@ -96,9 +100,11 @@ class Generator:
         # Everything is refused before the first compilation: settings here, requests in the next
         # line.
         settings = sized.checked(**changes)
+        if trace:
+            traces.check(sized.model, settings)
         condition = sized.conditions(labels, seed, settings, request)
         settings = sized.with_draft_count(settings, condition, batch_size)
-        return sized.collect(settings, condition, seed, batch_size)
+        return sized.collect(settings, condition, seed, batch_size, trace=trace)
 
     def sized(self, request: Request) -> "Generator":
         """Return this generator for images of the request's size."""
@@ -209,15 +215,22 @@ class Generator:
         return choice.settings
 
     def collect(
-        self, settings: Settings, condition: Any, seed: int, batch_size: int | None = None
+        self,
+        settings: Settings,
+        condition: Any,
+        seed: int,
+        batch_size: int | None = None,
+        *,
+        trace: bool = False,
     ) -> Samples:
         """Generate the images of checked settings and conditions, batch by batch."""
-        parts = list(self.stream(settings, condition, seed, batch_size))
+        parts = list(self.stream(settings, condition, seed, batch_size, trace=trace))
         images = np.concatenate([part.images for part in parts])
         counts, speculation = self.summary([part.found for part in parts], len(images), settings)
+        found = traces.joined([part.trace for part in parts]) if trace else None
         if speculation is None:
-            return Samples(images, counts)
-        return Samples(images, counts, settings.gamma, speculation, settings.lookahead)
+            return Samples(images, counts, trace=found)
+        return Samples(images, counts, settings.gamma, speculation, settings.lookahead, found)
 
     def stream(
         self,
@@ -226,6 +239,8 @@ class Generator:
         seed: int,
         batch_size: int | None = None,
         numbers: Sequence[int] | None = None,
+        *,
+        trace: bool = False,
     ) -> Iterator[batches.Part]:
         """Generate the images of checked settings and conditions one batch after the other.
 
@@ -235,13 +250,14 @@ class Generator:
           batch_size: as for `sample`.
           numbers: of the images that are wanted; None: all. An image is the same whatever else is
             made, so that a request may be split, stopped and gone on with.
+          trace: also how the tokens came to be; checked by `traces.check`.
 
         Yields:
           `batches.Part`, in the order of their numbers.
         """
         rest = {"batch_size": self.batch(batch_size), "to_pixels": self.to_pixels}
         args = self.model, settings, self.params, condition, seed
-        return batches.stream(*args, numbers=numbers, **rest)
+        return batches.stream(*args, numbers=numbers, trace=trace, **rest)
 
     def compile_ahead(
         self, settings: Settings, condition: Any, seed: int, batch_size: int | None = None

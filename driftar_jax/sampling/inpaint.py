@@ -100,12 +100,17 @@ def _given(loaded: Generator, image: np.ndarray, mask: np.ndarray) -> Given:
         allowed = "one with a white part, which is generated (black or transparent stands)"
         raise wrong("mask", "no pixel", allowed)
     grid = grids(loaded, np.where(mask[:, :, None], _GREY, image).astype(np.uint8)[None])
-    spec = loaded.model.images
+    known = known_tokens(loaded, mask)
+    tokens = patchify(grid, loaded.model.images.patch_size)[0]
+    return Given(tokens, jnp.asarray(known), int((~known).sum()))
+
+
+def known_tokens(loaded: Generator, mask: np.ndarray) -> np.ndarray:
+    """Say which tokens a mask `[H, W]` leaves alone, `[N]` bool."""
+    spec, (height, width) = loaded.model.images, mask.shape
     side = spec.patch_size * height // spec.image_shape[0]
     tiles = mask.reshape(height // side, side, width // side, side)
-    known = ~tiles.any(axis=(1, 3)).reshape(-1)
-    tokens = patchify(grid, spec.patch_size)[0]
-    return Given(tokens, jnp.asarray(known), int((~known).sum()))
+    return ~tiles.any(axis=(1, 3)).reshape(-1)
 
 
 def grids(loaded: Generator, images: np.ndarray) -> jax.Array:

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from driftar_jax.heads import randomness
 from driftar_jax.hosts.base import Head, Walk
 from driftar_jax.sampling import speculative
-from driftar_jax.types import Encoding, Speculation
+from driftar_jax.types import Encoding, Speculation, Trace
 
 BOUNDS = ("entropy", "constant", "sigma")
 
@@ -115,6 +115,22 @@ class Lookahead:
         """
         state = jax.lax.while_loop(self.goes_on, self.round, self.start())
         return state.tokens, state.found
+
+    def traced(self) -> tuple[Trace, Speculation]:
+        """Do as `run`, and remember in which call each token was settled."""
+
+        def round(carry):
+            state, turn = carry
+            after = self.round(state)
+            # `known` is of a context, and the last group is in none.
+            ended = (after.step >= self.walk.num_steps)[:, None]
+            settled = (self.walk.known(after.step) | ended) & (turn < 0)
+            return after, jnp.where(settled, state.found.batch_calls, turn)
+
+        start = self.start()
+        carry = start, jnp.full(start.entropy.shape, -1, jnp.int32)
+        state, turn = jax.lax.while_loop(lambda carry: self.goes_on(carry[0]), round, carry)
+        return Trace(state.tokens, turn, state.entropy[:, None]), state.found
 
     @property
     def size(self) -> int:

@@ -12,10 +12,10 @@ from driftar_jax.drift.head import DriftHead
 from driftar_jax.heads import randomness
 from driftar_jax.hosts.base import Model
 from driftar_jax.sampling.settings import Settings
-from driftar_jax.types import Counts, Given
+from driftar_jax.types import Counts, Given, Trace
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="trace")
 def generate(
     model: Model,
     settings: Settings,
@@ -24,7 +24,8 @@ def generate(
     index: jax.Array,
     seed: jax.Array,
     given: Given | None = None,
-) -> tuple[jax.Array, Counts]:
+    trace: bool = False,
+) -> tuple[jax.Array, Counts] | tuple[jax.Array, Counts, Trace]:
     """Generate a batch of images; the tokens are put back in their places.
 
     Args:
@@ -37,15 +38,24 @@ def generate(
         an image's randomness, so an image does not depend on its batch.
       seed: uint32 scalar.
       given: tokens that stand; a host of any order fills in the others.
+      trace: also return how the tokens came to be; the images are the same.
 
     Returns:
-      float32 grid `[B, H, W, C]` of `model.images.image_shape`, and `Counts` per image.
+      float32 grid `[B, H, W, C]` of `model.images.image_shape`, `Counts` per image, and the `Trace`
+      where it is asked for.
     """
     keys = randomness.image_keys(seed, index)
     head = one_step_head(model, settings, params)
-    tokens = model.family.plain(model, settings, params, condition, keys, head, given)
+    made = model.family.plain(model, settings, params, condition, keys, head, given, trace)
+    if trace:
+        return grid_of(model, made.tokens), counts(settings), made
+    return grid_of(model, made), counts(settings)
+
+
+def grid_of(model: Model, tokens: jax.Array) -> jax.Array:
+    """Put tokens `[B, N, C]` in their places: `[B, H, W, C]` of `model.images.image_shape`."""
     images = model.images
-    return unpatchify(tokens, *images.image_shape[:2], images.patch_size), counts(settings)
+    return unpatchify(tokens, *images.image_shape[:2], images.patch_size)
 
 
 def one_step_head(model: Model, settings: Settings, params: Mapping[str, Any]) -> DriftHead | None:

@@ -11,7 +11,7 @@ import pytest
 from absl import app, flags
 
 PROGRAMS = ("train", "sample", "evaluate", "evaluate_drafts", "export")
-PROGRAMS += ("ablate", "deviation", "report", "benchmark")
+PROGRAMS += ("ablate", "deviation", "report", "benchmark", "demo")
 
 
 @dataclasses.dataclass(frozen=True)

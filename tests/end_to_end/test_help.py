@@ -16,7 +16,9 @@ PACKAGE = pathlib.Path(config.__file__).parent
 def test_help_shows_every_flag_and_ends_with_status_0(call, program):
     done = call(program, "--help")
     assert (done.status, done.stderr) == (0, "")
-    text = (PACKAGE / f"{program}.py").read_text(encoding="utf-8")
+    file = PACKAGE / f"{program}.py"
+    file = file if file.exists() else PACKAGE / program / "__main__.py"
+    text = file.read_text(encoding="utf-8")
     own = re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", text)
     assert own and done.stdout.split("\n")[0] in text.split("\n")[0]
     for name in own:
