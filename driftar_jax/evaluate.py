@@ -42,6 +42,7 @@ _CONTROLS = flags.DEFINE_boolean(
 )
 _GUIDANCE = flags.DEFINE_list("guidance", [], "Also these scales, each in every way to reach it.")
 _LOOKAHEAD = flags.DEFINE_integer("lookahead", 0, "Also both heads looking ahead so many tokens.")
+_AR_STEPS = flags.DEFINE_list("ar_steps", [], "Also both heads in so many AR steps each.")
 _DELTA = flags.DEFINE_float("delta", None, "How far a guess of --lookahead may move; 0.02.")
 _OVERWRITE = flags.DEFINE_boolean("overwrite", False, "Replace a report that is there.")
 flags.mark_flag_as_required("out")
@@ -71,6 +72,7 @@ def main(_) -> None:
             guidance=_GUIDANCE.value,
             lookahead=_LOOKAHEAD.value,
             delta=_DELTA.value,
+            ar_steps=_AR_STEPS.value,
         )
         compared = session.open_session(request)
     print(compared.run())

@@ -14,7 +14,10 @@ from absl import flags
 from driftar_jax.cli import program as cli
 from driftar_jax.config import CONVERTED, lasting, wrong
 from driftar_jax.sampling import load
-from driftar_jax.storage import checkpoints, hub
+from driftar_jax.storage import cards, checkpoints, hub
+from driftar_jax.storage.jsons import read_json
+from driftar_jax.training import journal
+from driftar_jax.vae import stored
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder written by train.")
 _OUT = flags.DEFINE_string("out", None, "New workdir that sample, evaluate and init_from read.")
@@ -25,7 +28,10 @@ _FORMAT = flags.DEFINE_enum(
     "format",
     "workdir",
     ["workdir", "hub"],
-    "workdir: a checkpoint of one step; hub: model.safetensors, config.json and a model card.",
+    "workdir: a checkpoint of one step; hub: model.safetensors and config.json; both a model card.",
+)
+_REPORT = flags.DEFINE_string(
+    "report", None, "report.json of evaluate, whose figures the model card shall hold."
 )
 flags.mark_flags_as_required(["workdir", "out"])
 
@@ -38,9 +44,14 @@ def main(_) -> None:
         config = checkpoints.read_config(source)
         if _FORMAT.value == "hub" and config["task"] == CONVERTED:
             raise wrong("format", "hub", "workdir (convert --back writes the official files)")
+        report = None if _REPORT.value is None else _report(_REPORT.value)
         params, manifest, step = load.read_weights(source)
+    if config["task"] in ("autoencoder", stored.TASK):
+        # Rounded arrays have another one, and sets of latents name that of the run.
+        manifest.setdefault(stored.FINGERPRINT, stored.fingerprint(params))
     params = jax.tree.map(lambda a: a.astype(_DTYPE.value), params)
     manifest.pop("format")
+    begun = pathlib.PurePath(config.get("init_from") or "").name
     config, manifest = _without_paths(config, manifest)
     unfinished = target.with_name(f".{target.name}.tmp{os.getpid()}")
     try:
@@ -49,7 +60,15 @@ def main(_) -> None:
         for name in checkpoints.BESIDE:
             if (source / name).exists():
                 shutil.copyfile(source / name, unfinished / name)
-        if _FORMAT.value == "hub":
+        number = sum(leaf.size for leaf in jax.tree.leaves(params))
+        of_hub = _FORMAT.value == "hub"
+        held_out = source / "held_out.jsonl"
+        records = journal.read_metrics(held_out) if held_out.exists() else []
+        more = dict(begun=begun, held_out=records[-1] if records else None)
+        more |= dict(seconds=_seconds(source), report=report, hub=of_hub)
+        text = cards.card(target.name, config, manifest, step, number, **more)
+        (unfinished / hub.CARD).write_text(text, encoding="utf-8")
+        if of_hub:
             hub.write(unfinished, params, manifest, step, config)
         else:
             checkpoints.write_json(unfinished / "config.json", config)
@@ -66,6 +85,22 @@ def main(_) -> None:
         shutil.rmtree(unfinished, ignore_errors=True)
     size = sum(f.stat().st_size for f in target.rglob("*") if f.is_file())
     print(f"{target}: step {step}, {size / 1e6:.1f} MB")
+
+
+def _report(path: str) -> dict:
+    """Return a `report.json`; ValueError where it is none."""
+    report = read_json("report", pathlib.Path(path), "the report.json of evaluate")
+    if not isinstance(report, dict) or not isinstance(report.get("rows"), list):
+        raise wrong("report", path, "the report.json of evaluate")
+    return report
+
+
+def _seconds(workdir: pathlib.Path) -> float | None:
+    """Return what a run took, of all its starts; None where it kept no time."""
+    path = workdir / "goodput.jsonl"
+    records = journal.read_metrics(path) if path.exists() else []
+    ends = {record.get("start"): record.get("wall", 0.0) for record in records}
+    return sum(ends.values()) if ends else None
 
 
 def _without_paths(config: dict, manifest: dict) -> tuple[dict, dict]:

@@ -33,7 +33,7 @@ from driftar_jax.cli import program as cli
 from driftar_jax.cli import sampling_flags, target_flags
 from driftar_jax.config import wrong
 from driftar_jax.data import images, labels, pictures, prompt_files
-from driftar_jax.reports import growth, layouts
+from driftar_jax.reports import growth, layouts, sheet
 from driftar_jax.sampling import dry_run, inpaint, load, traces
 from driftar_jax.sampling.conditions import Request
 from driftar_jax.sharding import make_mesh
@@ -64,6 +64,10 @@ _TENSOR = flags.DEFINE_integer("mesh_tensor", 1, "Devices over which heads are s
 _TRACE = flags.DEFINE_boolean(
     "trace", False, "Also growth.gif and growth.png: the first pictures AR step by AR step."
 )
+_SHEET = flags.DEFINE_boolean(
+    "sheet", False, "Draw what held-out pictures show: sheet.png has --num (12) of them beside."
+)
+_REAL = flags.DEFINE_string("real", None, "Of --sheet: the image set; that of the training.")
 _BASELINE = flags.DEFINE_string(
     "baseline", None, "Of --trace: the workdir of the own head, drawn beside, with its --nfe."
 )
@@ -90,7 +94,8 @@ def main(_) -> None:
                 raise wrong(flag.name, flag.value, "a whole number of at least 1")
         seeds.check_seed(_SEED.value)
         generator = _load()
-        classes, texts = _asked(generator, prompts)
+        originals = _originals(generator)
+        classes, texts = _asked(generator, prompts) if originals is None else originals.asked
         asked = classes if texts is None else texts
         hole = _hole(generator)
         request = _request(len(asked))
@@ -147,6 +152,9 @@ def main(_) -> None:
     else:
         pictures.save_grid(out / "grid.png", shown)
         pictures.save_captioned(out / "prompts.png", shown, texts)
+    if originals is not None:
+        made = layout.first(len(originals.names))
+        sheet.write(out / "sheet.png", originals.images, made, originals.names)
     if _TRACE.value:
         names = generator.model.images.class_names
         names = texts or [names[n] if n >= 0 else "no class" for n in classes]
@@ -173,6 +181,19 @@ def _tell_unknown(words: list[str]) -> None:
     if words:
         shown = ", ".join(words[:8]) + (", ..." if len(words) > 8 else "")
         print(f"prompt: not in any caption of the training set: {shown}", file=sys.stderr)
+
+
+def _originals(generator) -> sheet.Originals | None:
+    """Return the pictures of `--sheet`, or None."""
+    if not _SHEET.value:
+        if _REAL.value is not None:
+            raise wrong("real", _REAL.value, "none without --sheet")
+        return None
+    for name in ("prompt", "prompts", "labels", "image", "mask"):
+        if flags.FLAGS[name].present:
+            raise wrong(name, flags.FLAGS[name].value, "none beside --sheet")
+    number = _NUM.value if flags.FLAGS["num"].present else sheet.PAIRS
+    return sheet.real(generator, _REAL.value, number)
 
 
 def _baseline():

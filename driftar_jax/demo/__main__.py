@@ -2,7 +2,7 @@ r"""Show both heads on a page of this machine: prompts, growth, seconds, filling
 
   python -m driftar_jax.demo
   python -m driftar_jax.demo --workdir=runs/drift --baseline=runs/own
-  python -m driftar_jax.demo --workdir=runs/drift,models/nextstep_emoji32 --baseline=runs/own,
+  python -m driftar_jax.demo --workdir=runs/drift,models/mar_fashion28 --baseline=runs/own,
 
 Without --workdir it shows the checkpoints of the folder models/. It listens on 127.0.0.1 alone and
 writes nothing to disk. Ctrl-C ends it.

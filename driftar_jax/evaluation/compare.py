@@ -79,12 +79,14 @@ class Asked:
       guidance: further scales, each for every way to reach it.
       lookahead: window of further rows, both heads looking ahead; 0: none.
       delta: their bound; None: the default.
+      ar_steps: further numbers of AR steps, each for both heads, where the host can do so.
     """
 
     controls: bool = False
     guidance: tuple[float, ...] = ()
     lookahead: int = 0
     delta: float | None = None
+    ar_steps: tuple[int, ...] = ()
 
 
 def methods(own: Generator, drift: Generator, asked: Asked = Asked()) -> list[Method]:
@@ -113,6 +115,13 @@ def methods(own: Generator, drift: Generator, asked: Asked = Asked()) -> list[Me
     if asked.controls:
         steps = [n for n in _fewer(drift.settings().ar_steps) if _possible(drift, ar_steps=n)]
         rows += [Method(f"drift, {n} AR steps", False, drift.settings(ar_steps=n)) for n in steps]
+    for name, generator in (("own", own), ("drift", drift)):
+        base_steps = generator.settings().ar_steps
+        rows += [
+            Method(f"{name}, {n} AR steps", generator is own, generator.settings(ar_steps=n))
+            for n in asked.ar_steps
+            if n != base_steps and not (asked.controls and n in _fewer(base_steps))
+        ]
     learned = drift.settings().guidance_form == "trained"
     for scale in asked.guidance:
         rows.append(Method(f"own, guidance {scale:g}", True, own.settings(guidance=scale)))

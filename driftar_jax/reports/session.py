@@ -178,6 +178,7 @@ class Request:
       guidance: further scales, in digits.
       lookahead: tokens that both heads look ahead in further rows; 0: no such rows.
       delta: how far a guess may move there; None: the default.
+      ar_steps: further numbers of AR steps, in digits.
     """
 
     drifts: Sequence[str]
@@ -195,6 +196,7 @@ class Request:
     guidance: Sequence[str] = ()
     lookahead: int = 0
     delta: float | None = None
+    ar_steps: Sequence[str] = ()
 
     def check(self) -> None:
         """Raise ValueError (field, value, allowed) where flags alone show a mistake."""
@@ -208,6 +210,9 @@ class Request:
         sizes = self.batch_sizes
         if not sizes or not all(b.isdigit() and int(b) > 0 for b in sizes):
             raise config.wrong("batch_sizes", ",".join(sizes), "whole numbers of at least 1")
+        for word in self.ar_steps:
+            if not word.isdigit() or not int(word):
+                raise config.wrong("ar_steps", word, "whole numbers of at least 1")
         for metric in self.metrics:
             if metric not in quality.OPTIONAL:
                 raise config.wrong("metrics", metric, " | ".join(quality.OPTIONAL))
@@ -220,7 +225,13 @@ def open_session(request: Request) -> Session:
     request.check()
     folder, inception_dir = pathlib.Path(request.out), request.inception_dir
     scales = tuple(_scale(word) for word in request.guidance)
-    asked = compare.Asked(request.controls, scales, request.lookahead, request.delta)
+    asked = compare.Asked(
+        request.controls,
+        scales,
+        request.lookahead,
+        request.delta,
+        tuple(int(word) for word in request.ar_steps),
+    )
     opened = judges.open_judge(request.judge)
     judges.check_num(request.num, inception.WIDTH if inception_dir else opened.network.width)
     network = judges.open_inception(inception_dir) if inception_dir else opened.network

@@ -66,7 +66,8 @@ def load(
         raise ValueError(f"workdir: got task {config.task!r}, allowed {allowed}")
     params, manifest, step = read_weights(workdir, step)
     with _written_by_a_run(workdir):
-        return of_run(workdir, config, params, manifest, step, pixels_of(config, manifest, vae))
+        to_pixels = pixels_of(config, manifest, vae, pathlib.Path(workdir).parent)
+        return of_run(workdir, config, params, manifest, step, to_pixels)
 
 
 def of_run(workdir, config: Any, params, manifest: dict, step: int, to_pixels) -> Generator:
@@ -124,8 +125,15 @@ def _written_by_a_run(workdir: str | pathlib.Path):
         ) from error
 
 
-def pixels_of(config: Any, manifest: dict, vae: str | pathlib.Path | None = None):
+def pixels_of(
+    config: Any,
+    manifest: dict,
+    vae: str | pathlib.Path | None = None,
+    folder: pathlib.Path | None = None,
+):
     """Return `Generator.to_pixels` of a run: with the autoencoder `vae`, else its training set's.
+
+    That is looked for where it was, and under its name in `folder`: exports lie beside each other.
 
     Raises:
       ValueError: `vae` is not wanted or does not fit.
@@ -134,9 +142,11 @@ def pixels_of(config: Any, manifest: dict, vae: str | pathlib.Path | None = None
         if vae is not None:
             raise wrong("vae", str(vae), "none: the tokens of this checkpoint are pixels")
         return batches.as_pixels
-    known = manifest.get("vae")
-    if vae is None and (known is None or not pathlib.Path(known).exists()):
-        return None
+    known = pathlib.Path(manifest.get("vae") or "")
+    if vae is None and not (manifest.get("vae") and known.exists()):
+        if folder is None or not known.name or not (folder / known.name).is_dir():
+            return None
+        known = folder / known.name
     from driftar_jax.vae import pixels
 
     return pixels.load(vae or known, manifest["image_shape"][-1], manifest.get("vae_fingerprint"))

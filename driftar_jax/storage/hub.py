@@ -12,7 +12,6 @@ and is read wherever a workdir is; `hf://OWNER/NAME[@REVISION]` names such a fol
 is fetched are these files and no others: nothing in them is run.
 """
 
-import json
 import os
 import pathlib
 import re
@@ -138,9 +137,13 @@ def open_checkpoints(workdir: str | os.PathLike) -> Checkpoints | Released:
 
 
 def write(
-    folder: pathlib.Path, params: Any, manifest: Mapping[str, Any], step: int, config: Mapping
+    folder: pathlib.Path,
+    params: Any,
+    manifest: Mapping[str, Any],
+    step: int,
+    config: Mapping,
 ) -> None:
-    """Write such a folder, which exists, but for texts of other programs.
+    """Write such a folder, which exists, but for its card and texts of other programs.
 
     Args:
       folder: where to.
@@ -156,48 +159,7 @@ def write(
     save_file(arrays, folder / WEIGHTS, metadata={"format": "np"})
     write_json(folder / MANIFEST, {**manifest, "format": 1, "step": step})
     write_json(folder / "config.json", dict(config))
-    (folder / CARD).write_text(_card(arrays, manifest, step, config), encoding="utf-8")
 
 
 def _name(keys) -> str:
     return ".".join(str(getattr(key, "key", key)) for key in keys)
-
-
-def _card(arrays: Mapping[str, np.ndarray], manifest: Mapping, step: int, config: Mapping) -> str:
-    """The model card: what it is, how it is used, what it follows from."""
-    text = manifest.get("text") is not None
-    size = sum(array.size for array in arrays.values())
-    shape = "x".join(map(str, manifest.get("image_shape", ())))
-    called = config.get("host", {}).get("name", "drift_ar")
-    asked = '["a red apple"]' if text else "[0, 1, 2, 3]"
-    names = list(manifest.get("class_names", ()))
-    shown = ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
-    return f"""---
-library_name: driftar_jax
-pipeline_tag: {"text-to-image" if text else "unconditional-image-generation"}
-tags: [jax, image-generation, drift-ar, {called}]
----
-
-# {called}, task {config.get("task")}, {shape}
-
-{size / 1e6:.2f} million parameters, averaged over training, step {step}; trained on
-`{config.get("data", {}).get("name")}` ({len(names)} class(es): {shown}).
-
-```python
-import driftar_jax
-
-model = driftar_jax.load("hf://OWNER/NAME")  # or this folder
-images = model.sample({asked}, seed=0).images  # uint8
-```
-
-    driftar sample --workdir=hf://OWNER/NAME --out=pictures
-
-`model.safetensors` holds arrays in JAX's layout (kernels `[in, out]`, convolutions `[height, width,
-in, out]`), `config.json` the whole config of the run:
-
-```json
-{json.dumps({k: config[k] for k in ("host", "sample") if k in config}, indent=1)}
-```
-
-Limits, licence of the data, and how it was judged: to be said by whoever uploads it.
-"""

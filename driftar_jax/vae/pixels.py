@@ -63,7 +63,7 @@ def load(workdir: str | pathlib.Path, channels: int, fingerprint: str | None = N
         if have != channels:
             raise ValueError(f"it has {have} latent channels, not {channels}")
         vae, params = stored.load(workdir)
-        if fingerprint not in (None, stored.fingerprint(params)):
+        if fingerprint and fingerprint not in stored.fingerprints(workdir, params):
             raise ValueError("the training set was encoded with another one")
         return ToPixels(vae, params)
     except ValueError as error:

@@ -17,6 +17,8 @@ from driftar_jax.vae.f8 import F8VAE
 from driftar_jax.vae.kl import KLVAE
 
 TASK = "vae"
+# Of a manifest: the fingerprint of the run that was exported, whose latents sets are made of.
+FINGERPRINT = "fingerprint"
 # What `convert` calls the family of each.
 KINDS = {"vae-kl16": KLVAE, "vae-f8": F8VAE}
 
@@ -94,6 +96,14 @@ def fingerprint(params: dict) -> str:
     for leaf in jax.tree.leaves([params["quant_conv"], params["post_quant_conv"]]):
         digest.update(np.asarray(leaf).tobytes())
     return digest.hexdigest()[:16]
+
+
+def fingerprints(workdir: str | pathlib.Path, params: dict) -> set[str]:
+    """Return `fingerprint` of read parameters, and of those that an export rounded, if it did."""
+    checkpoints = Checkpoints(workdir, create=False)
+    manifest = checkpoints.restore(checkpoints.latest_step())["manifest"]
+    checkpoints.close()
+    return {fingerprint(params), manifest.get(FINGERPRINT, "")}
 
 
 def abstract(vae: KLVAE | F8VAE) -> dict:

@@ -42,3 +42,22 @@ def test_what_cannot_grow_is_said_at_once(call, workdirs, tmp_path):
         done = call("sample", *words, *more)
         assert done.status == 2 and said in done.stderr, done.stderr
         assert done.compiled == 0 and not (tmp_path / "o").exists()
+
+
+def test_samples_stand_beside_held_out_pictures(call, workdirs, tmp_path):
+    out = tmp_path / "o"
+    done = call("sample", f"--workdir={workdirs.drift}", "--sheet", f"--out={out}")
+    assert (done.status, done.stderr) == (0, "")
+    made = sorted(path.name for path in out.glob("000*.png"))
+    # Twelve of ten classes: two of them twice.
+    assert len(made) == 12 and len({name.partition("_")[2] for name in made}) == 10
+    with Image.open(out / "sheet.png") as sheet:
+        pixels = np.asarray(sheet, int)
+    assert pixels.shape[1] > 800 and pixels.std() > 20
+    for more, said in (
+        (("--sheet", "--labels=3"), "labels: got '3', allowed none beside --sheet"),
+        (("--real=digits8",), "real: got 'digits8', allowed none without --sheet"),
+        (("--sheet", "--real=fashion28"), "real: got 'fashion28 of 8x8x1'"),
+    ):
+        done = call("sample", f"--workdir={workdirs.drift}", f"--out={tmp_path / 'p'}", *more)
+        assert done.status == 2 and said.split(" of ")[0] in done.stderr, done.stderr
