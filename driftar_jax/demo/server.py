@@ -56,7 +56,7 @@ class Desk:
             self._inside += 1
         try:
             with self._device:
-                return {"draw": self._studio.draw, "fill": self._studio.fill}[what](asked)
+                return self._studio.fill(asked) if what == "fill" else self._studio.draw(asked)
         finally:
             with self._count:
                 self._inside -= 1

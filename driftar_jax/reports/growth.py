@@ -25,7 +25,8 @@ _MOMENTS = 24  # different pictures of a head
 _PICTURE = 104  # pixels of its side, about
 _GAP = 8
 _FRAMES = 10  # a second
-_LONGEST = 6.0  # seconds that the slowest head plays; longer ones play faster, and it is said
+# Seconds that the slowest head plays; others play slower or faster than measured, and it is said.
+_PLAYS = 3.0, 6.0
 _REST = 2500  # milliseconds of the last frame
 _INK, _PAPER, _FAINT = (28, 32, 38), (255, 255, 255), (120, 128, 138)
 
@@ -141,10 +142,12 @@ def write(path: str | pathlib.Path, sides: Sequence[Side], names: Sequence[str])
       names: what stands under each picture.
     """
     slowest = max(side.seconds for side in sides)
-    playing = min(slowest, _LONGEST)
+    playing = min(max(slowest, _PLAYS[0]), _PLAYS[1])
+    seen = np.concatenate([side.entropy.ravel() for side in sides])
+    span = float(np.nanmin(seen)), float(np.nanmax(seen))
     number = max(2, math.ceil(playing * _FRAMES) + 1)
     clocks = np.linspace(0.0, slowest, number).tolist()
-    frames = [_frame(sides, names, clock, slowest / playing) for clock in clocks]
+    frames = [_frame(sides, names, clock, slowest / playing, span) for clock in clocks]
     # One palette for all frames: each with its own would flicker.
     palette = frames[-1].quantize(255, method=Image.Quantize.MEDIANCUT)
     frames = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
@@ -156,11 +159,12 @@ def write(path: str | pathlib.Path, sides: Sequence[Side], names: Sequence[str])
 def strip(path: str | pathlib.Path, side: Side, most: int = 8) -> None:
     """Write the growth of a head as PNG: a row of moments for each picture, its entropy below."""
     steps = np.unique(np.linspace(0, len(side.moments) - 1, most).round().astype(int))
+    span = float(np.nanmin(side.entropy)), float(np.nanmax(side.entropy))
     rows = []
     for image in range(side.moments.shape[1]):
         rows.append([_enlarged(side.moments[step, image]) for step in steps])
         size = rows[0][0].size
-        rows.append([_map(side.entropy[step, image], size) for step in steps])
+        rows.append([_map(side.entropy[step, image], size, span) for step in steps])
     width, height = rows[0][0].size
     sheet = Image.new("RGB", (len(steps) * (width + 4), len(rows) * (height + 4)), _PAPER)
     for y, row in enumerate(rows):
@@ -169,9 +173,9 @@ def strip(path: str | pathlib.Path, side: Side, most: int = 8) -> None:
     sheet.save(path)
 
 
-def _frame(sides, names, clock: float, faster: float) -> Image.Image:
+def _frame(sides, names, clock: float, pace: float, span: tuple[float, float]) -> Image.Image:
     """The picture of all sides at `clock` seconds."""
-    panels = [_panel(side, names, clock, faster) for side in sides]
+    panels = [_panel(side, names, clock, pace, span) for side in sides]
     width = sum(panel.width for panel in panels) + 3 * _GAP * (len(panels) - 1) + 2 * _GAP
     frame = Image.new("RGB", (width, panels[0].height + 2 * _GAP), _PAPER)
     left = _GAP
@@ -181,12 +185,12 @@ def _frame(sides, names, clock: float, faster: float) -> Image.Image:
     return frame
 
 
-def _panel(side: Side, names, clock: float, faster: float) -> Image.Image:
+def _panel(side: Side, names, clock: float, pace: float, span) -> Image.Image:
     number = min(side.moments.shape[1], MOST_PICTURES)
     share = 1.0 if side.seconds <= 0 else min(clock / side.seconds, 1.0)
     moment = int(share * (len(side.moments) - 1) + 1e-9)
     shown = [_enlarged(side.moments[moment, i]) for i in range(number)]
-    maps = [_map(side.entropy[moment, i], shown[0].size) for i in range(number)]
+    maps = [_map(side.entropy[moment, i], shown[0].size, span) for i in range(number)]
     width, height = shown[0].size
     label, large, small = (ImageFont.load_default(size) for size in (15, 30, 11))
     lines = [textwrap.wrap(name, max(8, width // 6))[:2] for name in names[:number]]
@@ -209,8 +213,9 @@ def _panel(side: Side, names, clock: float, faster: float) -> Image.Image:
         for row, line in enumerate(lines[i] if i < len(lines) else ()):
             draw.text((left, top + height + 3 + 14 * row), line, _INK, small)
         panel.paste(entropies, (left, top + height + _GAP + below))
-    said = "below: entropy of the backbone, bright is unsure"
-    said += f"; plays {faster:.1f} times as fast" if faster > 1.05 else "; plays in real time"
+    said = f"below: entropy of the backbone, {span[0]:.2f} (dark, sure) to {span[1]:.2f}"
+    if not 0.95 < pace < 1.05:
+        said += f"; plays at {pace:.2g} times the measured pace"
     draw.text((0, panel.height - 14), said, _FAINT, small)
     return panel
 
@@ -220,9 +225,11 @@ def _enlarged(image: np.ndarray) -> Image.Image:
     return pictures.to_pil(image, scale).convert("RGB")
 
 
-def _map(entropy: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """`entropy [h, w]` in [0, 1] as a picture, grey where there is none."""
-    value = np.nan_to_num(entropy)[..., None]
+def _map(entropy: np.ndarray, size: tuple[int, int], span: tuple[float, float]) -> Image.Image:
+    """`entropy [h, w]` as a picture, dark at the low end of `span`, grey where there is none."""
+    value = (np.nan_to_num(entropy, nan=span[0])[..., None] - span[0]) / max(
+        span[1] - span[0], 1e-6
+    )
     dark, middle, bright = (np.array(c) for c in ((34, 22, 82), (190, 55, 82), (252, 231, 120)))
     low, high = np.clip(2 * value, 0, 1), np.clip(2 * value - 1, 0, 1)
     colours = dark + low * (middle - dark) + high * (bright - middle)

@@ -9,6 +9,7 @@ import os
 import pathlib
 import shlex
 import threading
+import time
 
 import browser
 import numpy as np
@@ -207,8 +208,10 @@ def test_one_request_at_a_time_and_few_that_wait():
     threads = [threading.Thread(target=ask) for _ in range(1 + server.MOST_WAITING)]
     for thread in threads:
         thread.start()
+    end = time.monotonic() + 30
     while desk._inside <= server.MOST_WAITING:
-        pass
+        assert time.monotonic() < end
+        time.sleep(0.01)
     with pytest.raises(server.Busy, match="waiting: got 5, allowed 4: try again"):
         desk.ask("draw", {})
     slow.go.set()
