@@ -3,16 +3,12 @@
 import pathlib
 from collections.abc import Iterable
 
-_POINTER = "a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
-_PAGE = "a web page, not the file: download it again, from the address of the raw file"
+from driftar_jax.storage import stand_ins
+
 _ARCHIVE = "an archive: unpack it and give the file inside"
 # How files begin that are met in place of weights.
 _BEGINNINGS = (
-    (b"version https://git-lfs", _POINTER),
-    (b"version https://hawser", _POINTER),
-    (b"<", _PAGE),
-    (b'{"error', _PAGE),
-    (b'{"message', _PAGE),
+    *stand_ins.BEGINNINGS,
     (b"\x1f\x8b", _ARCHIVE),
     (b"BZh", _ARCHIVE),
     (b"\xfd7zXZ", _ARCHIVE),
@@ -130,8 +126,7 @@ def of_file(path: pathlib.Path) -> str | None:
         return None  # safetensors: before it stands a number, of any bytes
     if head[4:8] == b"TFL3":
         return _RUNTIME
-    lower = head.lower()
-    known = next((m for b, m in _BEGINNINGS if lower.startswith(b.lower())), None)
+    known = stand_ins.of_head(head, _BEGINNINGS)
     if known is None and len(head) > 1 and not head.strip(_TEXT):
         # What a server or a tool said in the place of the file.
         return f"a text that begins {' '.join(head.decode().split())[:40]!r}, not the file"

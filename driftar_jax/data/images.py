@@ -6,6 +6,8 @@ import os
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from driftar_jax.storage import stand_ins
+
 _ORIENTATION = 0x0112
 # EXIF orientation -> what sets the picture upright; 1 is upright.
 _UPRIGHT = {
@@ -93,7 +95,18 @@ def _read(file, use):
         except Exception as second:
             if isinstance(second, BadImage):
                 raise
-        raise BadImage(_line(error)) from None
+        raise BadImage(stand_ins.of_head(_head(file)) or _line(error)) from None
+
+
+def _head(file) -> bytes:
+    if isinstance(file, (str, os.PathLike)):
+        try:
+            with open(file, "rb") as stream:
+                return stream.read(64)
+        except OSError:
+            return b""
+    file.seek(0)
+    return file.read(64)
 
 
 def _open(file, use):

@@ -18,7 +18,7 @@ from driftar_jax.config import wrong
 from driftar_jax.data import listing, npz, tfds_files
 from driftar_jax.data.sets import CONVERTED, PREFIX
 from driftar_jax.data.source import MEMORY_LIMIT
-from driftar_jax.storage import paths
+from driftar_jax.storage import paths, stand_ins
 from driftar_jax.storage.checkpoints import write_json
 from driftar_jax.storage.jsons import read_json
 
@@ -191,6 +191,7 @@ def _npz(name: str, folder: pathlib.Path) -> LatentSource:
         # A damaged zip can raise nearly anything, and each means the same to a user.
         except Exception as error:
             line = " ".join(str(error).split())[:200] or type(error).__name__
+            line = stand_ins.of_file(path) or line
             allowed = f"files with moments and moments_flip ({line})"
             raise wrong("data.name", str(path), allowed) from error
         # PyTorch's channels first to ours last.

@@ -14,6 +14,7 @@ from typing import Any
 from driftar_jax.config import wrong
 from driftar_jax.data import listing, own
 from driftar_jax.data.source import ImageSource
+from driftar_jax.storage import stand_ins
 
 PREFIX = "parquet:"
 _KINDS = ("image", "label", "text")
@@ -205,4 +206,5 @@ class _whole:
             type(error).__module__.startswith("pyarrow") or isinstance(error, OSError)
         ):
             line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            line = stand_ins.of_file(self._file) or line
             raise wrong("data.name", self._name, f"whole tables ({self._file}: {line})") from None

@@ -27,7 +27,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from driftar_jax.storage import paths
+from driftar_jax.storage import paths, stand_ins
 
 FORMAT = 1
 DIGESTS = "digests.json"
@@ -152,7 +152,9 @@ class Checkpoints:
             path = self.workdir / rest if top == _BESIDE else folder / name
             try:
                 if _digest(path) != digest:
-                    return f"a damaged {rest if top == _BESIDE else name}"
+                    called = rest if top == _BESIDE else name
+                    stands = stand_ins.of_file(path)
+                    return f"{called} that is {stands}" if stands else f"a damaged {called}"
             except OSError as error:
                 return f"no readable {rest if top == _BESIDE else name} ({error.strerror})"
         return None

@@ -5,6 +5,8 @@ import os
 import pathlib
 from typing import Any
 
+from driftar_jax.storage import stand_ins
+
 # Python's objects take up to thirty times the room of their text.
 _LARGEST = 2**24
 _CONTAINERS, _ITEMS = 2**20, 2**21
@@ -56,7 +58,7 @@ def read_json(field: str, path: str | os.PathLike, allowed: str, most: int = _LA
     except OSError as error:
         reason = error.strerror
     except ValueError as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = stand_ins.of_file(path) or " ".join(str(error).split())[:200]
     else:
         return value
     raise ValueError(f"{field}: got {str(path)!r}, allowed {allowed} ({reason})")

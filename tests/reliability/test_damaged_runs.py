@@ -170,6 +170,13 @@ BROKEN = {
         lambda f: (f / checkpoints.DIGESTS).write_text("{}"),
         "no digest of ema",
     ),
+    "not fetched": (
+        lambda f: (f / "position/metadata").write_text(
+            "version https://git-lfs.github.com/spec/v1"
+        ),
+        "position/metadata that is a Git LFS pointer, not the file itself: fetch it with "
+        "`git lfs pull`",
+    ),
     "another's name": (lambda f: f.rename(f.with_name("7")), "the manifest of step 2"),
 }
 
