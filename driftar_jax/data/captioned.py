@@ -35,9 +35,14 @@ def read(name: str, root: str, pictures: Sequence[str]) -> list[str] | None:
         _read_table(name, table, found)
     if not tables:
         for picture in pictures:
-            beside = os.path.splitext(picture)[0] + ".txt"
-            if os.path.isfile(beside):
+            stem = os.path.splitext(picture)[0]
+            beside = next((stem + e for e in (".txt", ".TXT") if os.path.isfile(stem + e)), None)
+            if beside is not None:
                 found[os.path.normpath(picture)] = _text_of(name, beside)
+    if not found and tables:
+        raise wrong(
+            "data.name", name, f"lines with file_name and text in {tables[0]} (it has none)"
+        )
     if not found:
         return None
     texts = [found.get(os.path.normpath(picture)) for picture in pictures]
@@ -71,6 +76,8 @@ def _read_table(name: str, path: str, found: dict[str, str]) -> None:
                 if not isinstance(file_name, str) or not isinstance(text, str):
                     raise ValueError(f"line {number} has no file_name or no text")
                 picture = os.path.normpath(os.path.join(folder, file_name))
+                if "\0" in text:
+                    raise ValueError(f"line {number} holds zero bytes")
                 if picture in found:
                     raise ValueError(f"line {number} names {file_name} a second time")
                 if not os.path.isfile(picture):

@@ -65,6 +65,21 @@ def is_part(name: str) -> bool:
     return known and any(word in _PARTS for word in words)
 
 
+def parts_among(names: Sequence[str]) -> list[str]:
+    """Those of these classes that are parts of a set; none where they can be classes.
+
+    One `train` among others is a class of trains. Two parts are a set's, and so are names that say
+    parts and differ in nothing else, `coco_train` and `coco_val`.
+    """
+    parts = [name for name in names if is_part(name)]
+    if len(parts) > 1 or len(parts) == len(names):
+        return parts
+    split = [re.findall(r"[a-z]+", unicodedata.normalize("NFKC", n).lower()) for n in names]
+    rests = {tuple(word for word in words if word not in _PARTS) for words in split}
+    said = {tuple(word for word in words if word in _PARTS) for words in split}
+    return list(names) if len(rests) == 1 and len(said) > 1 and () not in said else []
+
+
 def is_system(name: str) -> bool:
     """Whether a file or folder is hidden, or no user's own."""
     return name.startswith(".") or name.lower() in _SYSTEM
@@ -204,9 +219,8 @@ def _without_captions(files: Sequence[str], pictures: Sequence[str]) -> list[str
 
 def _check_parts(field: str, given: str, root: str, found: dict[str, list[str]]) -> None:
     """Refuse parts of a set where classes belong: they would be trained as classes."""
-    parts = [name for name in found if is_part(text_of(name))]
-    layered = [name for name in parts if _layered(os.path.join(root, name), found[name])]
-    wrong = parts if len(parts) == len(found) else layered if len(layered) > 1 else []
+    texts = {text_of(name): name for name in found}
+    wrong = [texts[text] for text in parts_among(list(texts))]
     if wrong:
         named = ", ".join(f"{text_of(name)}/" for name in wrong[:4])
         raise ValueError(
@@ -223,11 +237,6 @@ def _check_parts(field: str, given: str, root: str, found: dict[str, list[str]])
                 f"{field}: got {given!r} with {text_of(inside[0])}/ inside of its folder "
                 f"{text_of(name)}/, allowed a folder of classes, or one with train/ and test/ in it"
             )
-
-
-def _layered(place: str, files: Sequence[str]) -> bool:
-    """Whether the files of a folder lie in folders of their own."""
-    return all(os.path.dirname(path) != place for path in files)
 
 
 def line(counts: collections.Counter, empty: Sequence[str] = ()) -> str:

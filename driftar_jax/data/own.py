@@ -194,8 +194,8 @@ def _classes(name: str, pictures: Pictures) -> tuple[list[int], tuple[str, ...]]
 
 def _check_parts(name: str, names: Sequence[str]) -> None:
     """Refuse parts of a set where classes belong, as in folders."""
-    if all(map(listing.is_part, names)):
-        raise wrong("data.name", name, f"classes, not parts of a set ({listing.shown(names)})")
+    if parts := listing.parts_among(names):
+        raise wrong("data.name", name, f"classes, not parts of a set ({listing.shown(parts)})")
 
 
 def _left_out(pictures: Pictures, labels: Sequence[int], names: Sequence[str]) -> str:

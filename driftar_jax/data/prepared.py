@@ -105,10 +105,9 @@ def open_prepared(
     written = isinstance(dict(info.features).get("caption"), tfds.features.Text)
     used = ("image", "label", *(["caption"] if written else []))
     names = info.features["label"].names
-    if all(map(listing.is_part, names)):
+    if parts := listing.parts_among(names):
         raise ValueError(
-            f"data.name: got {name!r} whose classes {list(names)[:4]} are parts of a set, allowed "
-            "classes"
+            f"data.name: got {name!r} whose classes {parts[:4]} are parts of a set, allowed classes"
         )
     # What decides the pixels at a position: a run does not resume on other ones.
     fingerprint = f"{info.full_name}|{split}|{len(records)}|{shape}|{center_crop}"

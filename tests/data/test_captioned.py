@@ -48,9 +48,10 @@ def test_tables_in_the_folders_of_classes(folder):
     assert captioned.read("folder:x", str(folder), _paths(folder)) == ["x", "y", "z"]
 
 
-def test_texts_beside_pictures(folder):
+@pytest.mark.parametrize("ending", [".txt", ".TXT"])
+def test_texts_beside_pictures(folder, ending):
     for path in _paths(folder):
-        with open(path.replace(".png", ".txt"), "w", encoding="utf-8") as file:
+        with open(path.replace(".png", ending), "w", encoding="utf-8") as file:
             file.write(" two\nlines \n")
     assert captioned.read("folder:x", str(folder), _paths(folder)) == ["two lines"] * 3
 
@@ -68,6 +69,8 @@ def test_a_folder_without_texts_has_none(folder):
         ([{"file_name": "cat/1.png"}], "line 1 has no file_name or no text"),
         ([{"file_name": 3, "text": "x"}], "line 1 has no file_name or no text"),
         (["x"], "line 1 is no JSON object"),
+        ([], "it has none"),
+        ([{"file_name": "cat/1.png", "text": "a\0b"}], "line 1 holds zero bytes"),
     ],
 )
 def test_a_bad_table_is_one_line(folder, rows, said):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from driftar_jax.data import folder, pipeline, source
+from driftar_jax.data import folder, listing, pipeline, source
 
 
 def _write(path, value, size=(6, 5), mode="RGB"):
@@ -138,6 +138,10 @@ PARTS = [
     ("ILSVRC2012_img_train", "ILSVRC2012_img_val"),
     ("train", "dev", "holdout"),
     ("trainset", "testset"),
+    ("Training Set", "Validation_Set"),
+    ("coco_train", "coco_val"),
+    ("CIFAR10-Train", "CIFAR10-Test"),
+    ("train", "val", "extra"),
     ("val",),
 ]
 
@@ -163,6 +167,13 @@ def test_classes_that_sound_like_parts_stay_classes(tmp_path):
         _write(tmp_path / name / "0.png", 1)
     names = pipeline.load_source(f"folder:{tmp_path}", "train").class_names
     assert names == ("bus", "dev kit", "set of images", "test_tube", "train")
+
+
+@pytest.mark.parametrize(
+    "names", [("train", "bus"), ("test_tube", "test_strip"), ("train_old", "train_new"), ("a", "b")]
+)
+def test_names_of_classes_that_are_none_of_a_sets_parts(names):
+    assert listing.parts_among(names) == []
 
 
 def test_train_beside_val_uses_train_and_test_and_says_so(tmp_path):
