@@ -34,6 +34,7 @@ def generative(task: str, size: str) -> ml_collections.ConfigDict:
         norm_eps=1e-6,
         rope_theta=10000.0,
         label_drop=0.1,  # share of the captions that are dropped
+        context_noise=0.0,  # on tokens as the host reads them in training, at most
         dtype="float32",
         remat="none",  # of activations: dots | full; memory for time, same gradients
         attention="auto",  # by platform; or xla | cudnn | pallas

@@ -5,6 +5,7 @@ r"""Time the sampler: seconds per image, where they go, and the memory it takes.
       --ar_steps=8 --nfe=25 --batch_sizes=1,4 --out=runs/speed
 
 With a config the weights are random: the times are those of any weights, the images mean nothing.
+With `--windows=4,16` calls that make so many tokens (`--lookahead`) are timed beside plain ones.
 With `--dry_run --target=tpu:v5e:1x1` or `gpu:h100:1` nothing is timed: the compiler of that chip
 says what the sampler needs, and no such chip is needed.
 """
@@ -26,6 +27,7 @@ _VAE = flags.DEFINE_string("vae", None, "Folder of the autoencoder, where tokens
 _BATCHES = flags.DEFINE_list("batch_sizes", ["1", "4"], "Images per call.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed calls of each kind.")
 _CONTROLS = flags.DEFINE_bool("controls", False, "Also fewer and falling head steps, AR steps.")
+_WINDOWS = flags.DEFINE_list("windows", [], "Time calls that make so many tokens, and only them.")
 sampling_flags.define()
 sampling_flags.define_size()
 target_flags.define()
@@ -33,7 +35,7 @@ target_flags.define()
 
 def main(_) -> None:
     # After the flags: loading takes seconds.
-    from driftar_jax.evaluation import benchmark, draft_timing
+    from driftar_jax.evaluation import benchmark, draft_timing, windows
     from driftar_jax.reports import timing
     from driftar_jax.sampling import dry_run
     from driftar_jax.sampling.conditions import Request
@@ -56,9 +58,10 @@ def main(_) -> None:
                 raise config.wrong(
                     name, changes[name], "0: what random weights accept says nothing"
                 )
-        table = benchmark.methods(subject, subject.checked(**changes), _CONTROLS.value)
+        settings, sizes = subject.checked(**changes), [int(b) for b in _BATCHES.value]
+        asked = windows.check(subject, settings, _WINDOWS.value)
+        table = benchmark.methods(subject, settings, _CONTROLS.value)
     before = os.getloadavg()[0]
-    sizes = [int(b) for b in _BATCHES.value]
     if target is not None:
         with cli.user_errors():
             for size in sizes:
@@ -66,6 +69,12 @@ def main(_) -> None:
                     condition = subject.reader.trial(subject.model, settings, size)
                     lines = dry_run.lines(subject, settings, condition, target)
                     print("\n".join([f"method             {name}", *lines]), flush=True)
+        return
+    if asked:
+        rest = {"batch_sizes": sizes, "rounds": _ROUNDS.value}
+        found = windows.costs(subject, settings.plainly, asked, **rest)
+        if _OUT.value:
+            timing.write_windows(_OUT.value, found, subject, weights, (before, os.getloadavg()[0]))
         return
     rows = benchmark.measure(subject, table, batch_sizes=sizes, rounds=_ROUNDS.value)
     draft_timing.tell(subject, rows, repetitions=_ROUNDS.value)

@@ -85,6 +85,23 @@ def test_what_a_resumed_run_may_change():
     config.check_same_run(now, older)
 
 
+def test_noise_on_contexts_is_for_tokens_that_follow_one_another():
+    config.check(nextstep_small.get_config("tiny"))
+    noisy = nextstep_small.get_config("tiny")
+    noisy.host.context_noise = -0.1
+    with pytest.raises(ValueError, match="^host.context_noise: got -0.1, allowed a number from 0$"):
+        config.check(noisy)
+    older = noisy.to_dict()
+    del older["host"]["context_noise"]
+    config.check_same_run(nextstep_small.get_config("tiny"), older)
+    with pytest.raises(ValueError, match="^config field: got 'host.context_noise', allowed"):
+        config.check(
+            ml_collections.ConfigDict(
+                with_field(mar_small.get_config("tiny"), "host.context_noise", 0.1)
+            )
+        )
+
+
 def test_task_draft_is_for_hosts_with_drafts():
     config.check(draft_nextstep.get_config("tiny"))
     settings = drift_transdiff.get_config("tiny")

@@ -306,6 +306,7 @@ def training_losses(
     image_weight: jax.Array | None = None,
     padding: jax.Array | None = None,
     chosen: jax.Array | None = None,
+    read: jax.Array | None = None,
     project: bool = True,
     floor: float = 0.0,
     weights: tuple[float, float] = (0.01, 1.0),
@@ -322,6 +323,7 @@ def training_losses(
       image_weight: `[B]`, which images count (source images of an edit do not); None: all.
       padding: `[B]` integer, leading positions that hold nothing.
       chosen: `[B, K]` int32, numbers of the tokens that the head is trained on; None: all, K = M.
+      read: `[B, M, C]`, the image tokens as the backbone reads them; None: clean, as published.
       project: whether conditions pass through `image_out_projector`, as they do in sampling. The
         Aug 2025 program trains without (`False`, with `floor=flow_token.MASK_FLOOR`); the released
         training code with.
@@ -347,7 +349,7 @@ def training_losses(
         {"params": params["host"]}, *args, method=method, **kwargs
     )
     # One call for text and image losses alike: each position predicts what follows it.
-    encoding = run(ids, tokens, padding=padding)
+    encoding = run(ids, tokens if read is None else read, padding=padding)
 
     held = ids == host.placeholder
     # The slots of the placeholders, in order, come first; a stable sort keeps them so.

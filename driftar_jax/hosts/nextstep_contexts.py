@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from driftar_jax.hosts import nextstep, nextstep_host
 from driftar_jax.hosts.causal_contexts import CausalContexts
-from driftar_jax.hosts.contexts import by_image
+from driftar_jax.hosts.contexts import Rows, by_image
 from driftar_jax.types import Encoding
 
 # Weights of text and image in the published loss (released training code of NextStep-1).
@@ -25,10 +25,12 @@ class CaptionContexts(CausalContexts):
     Attributes:
       drop: share of the images that lose their caption.
       unknown: share of the words that become `[UNK]`.
+      noise: largest standard deviation of the noise on tokens as the backbone reads them.
     """
 
     drop: float
     unknown: float
+    noise: float = 0.0
 
     @property
     def text(self):
@@ -61,9 +63,31 @@ class CaptionContexts(CausalContexts):
         everywhere = jnp.ones_like(rows["dropped"])
         return self._without_caption(rows | {"dropped": everywhere})
 
+    def draw(self, key, tokens, batch):
+        """See `Contexts.draw`."""
+        return super().draw(key, tokens, batch) | self._shaken(key, tokens)
+
+    def _shaken(self, key, tokens) -> Rows:
+        """Return `read`, the tokens `[B, N, C]` as contexts show them; nothing without noise.
+
+        What is to be made stays clean. Sampling reads clean tokens: the strength is drawn for each
+        image from 0 on, so that those stay in what the backbone knows.
+        """
+        if not self.noise:
+            return {}
+        key_strength, key_noise = jax.random.split(jax.random.fold_in(key, 67))
+        strength = jax.random.uniform(
+            key_strength, (len(tokens), 1, 1), dtype=jnp.float32, maxval=self.noise
+        )
+        return {
+            "read": tokens
+            + strength * jax.random.normal(key_noise, tokens.shape, dtype=jnp.float32)
+        }
+
     def encode(self, params, rows, dropout_key) -> Encoding:
         """See `Contexts.encode`; this host drops nothing out."""
-        ids, padding, tokens = rows["ids"], rows["padding"], rows["tokens"]
+        ids, padding = rows["ids"], rows["padding"]
+        tokens = rows.get("read", rows["tokens"])
         return nextstep_host.encodings(self.model, params, ids, padding, tokens)
 
     def read(self, params, encoding) -> Encoding:
@@ -73,7 +97,7 @@ class CaptionContexts(CausalContexts):
     def draw_own(self, key, tokens, batch, copies):
         """See `Contexts.draw_own`."""
         key_chosen, key_noise, key_time = jax.random.split(key, 3)
-        rows = self.conditions(key, batch) | {"tokens": tokens}
+        rows = self.conditions(key, batch) | {"tokens": tokens} | self._shaken(key, tokens)
         rows["positions"] = self.chosen(key_chosen, *tokens.shape[:2])
         shape = (copies, *rows["positions"].shape)
         flat = (rows["positions"].size * copies, tokens.shape[2])
@@ -107,6 +131,7 @@ class CaptionContexts(CausalContexts):
             u.reshape(-1),
             padding=rows["padding"],
             chosen=rows["positions"],
+            read=rows.get("read"),
             weights=LOSS_WEIGHTS,
         )
         # A mean over words of the whole batch, also where these rows are a part of it.
@@ -122,4 +147,6 @@ def contexts(config: Any, model: Any) -> CaptionContexts:
         tokens_per_image=config.mask.tokens_per_image,
         drop=config.host.label_drop,
         unknown=config.text.unknown,
+        # Not in configs of older runs; drafts learn of a host that is trained already.
+        noise=0.0 if config.task == "draft" else config.host.get("context_noise", 0.0),
     )

@@ -299,6 +299,13 @@ _FIELDS = {
     "host.mlp_width": whole(1, "Hidden channels of a block's MLP."),
     "host.norm_eps": real(0, math.inf, "Added to the variance in RMSNorm.", open_low=True),
     "host.rope_theta": real(1, math.inf, "Base of the rotary positions."),
+    "host.context_noise": real(
+        0,
+        math.inf,
+        "Most noise (standard deviation) on tokens as the host reads them in training.",
+        before=0.0,
+        may_miss=True,
+    ),
     "text.length": whole(1, "Most words of a caption; longer ones are refused."),
     "text.unknown": real(0, 1, "Share of the words that training hides.", open_high=True),
     **of_tasks(("host",), {"text.loss": former(0.01, "Weight of the text's cross entropy.")}),

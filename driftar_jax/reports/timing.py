@@ -9,7 +9,7 @@ from typing import Any
 import jax
 
 from driftar_jax import config
-from driftar_jax.evaluation import benchmark
+from driftar_jax.evaluation import benchmark, windows
 from driftar_jax.sampling import generator, load
 from driftar_jax.storage.checkpoints import write_json
 from driftar_jax.targets import precision
@@ -57,10 +57,32 @@ def write(out: str, rows: Sequence[benchmark.Row], weights: str, averages: tuple
       weights: of the subject.
       averages: the machine's load averages before the first and after the last call.
     """
-    folder = pathlib.Path(out)
-    folder.mkdir(parents=True, exist_ok=True)
+    records = [row.as_json() for row in rows]
+    _write(out, "Seconds per image", _facts(weights, averages), {"rows": records}, _table(records))
+
+
+def write_windows(
+    out: str,
+    found: Sequence[dict],
+    subject: generator.Generator,
+    weights: str,
+    averages: tuple,
+) -> None:
+    """Do as `write` with the records of `windows.costs`."""
+    facts = _facts(weights, averages) | {"host": windows.size_in_words(subject)}
+    head = "batch | tokens made | contexts | ms of a call | beside a plain one (low to high)"
+    lines = [f"| {head} |", "|" + "---|" * 5]
+    for r in found:
+        cells = [f"{r[name]}" for name in ("batch_size", "window", "contexts")]
+        cells += [f"{1000 * r['seconds']:.2f}"]
+        cells += [f"{r['ratio']:.2f} ({r['ratio_low']:.2f} to {r['ratio_high']:.2f})"]
+        lines.append("| " + " | ".join(cells) + " |")
+    _write(out, "What a call costs by its window", facts, {"windows": list(found)}, lines)
+
+
+def _facts(weights: str, averages: tuple) -> dict[str, str]:
     device = jax.devices()[0]
-    facts = {
+    return {
         "command": "python -m driftar_jax.benchmark " + " ".join(sys.argv[1:]),
         "weights": weights,
         "device": f"{device.device_kind}, {os.cpu_count()} CPU cores",
@@ -68,10 +90,14 @@ def write(out: str, rows: Sequence[benchmark.Row], weights: str, averages: tuple
         "load average before and after": " and ".join(f"{x:.1f}" for x in averages),
         "jax": jax.__version__,
     }
-    records = [row.as_json() for row in rows]
-    write_json(folder / "benchmark.json", {"facts": facts, "rows": records})
-    lines = ["# Seconds per image", "", *(f"- {name}: {value}" for name, value in facts.items())]
-    (folder / "benchmark.md").write_text("\n".join([*lines, "", *_table(records), ""]))
+
+
+def _write(out: str, title: str, facts: dict, record: dict, table: Sequence[str]) -> None:
+    folder = pathlib.Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / "benchmark.json", {"facts": facts, **record})
+    lines = [f"# {title}", "", *(f"- {name}: {value}" for name, value in facts.items())]
+    (folder / "benchmark.md").write_text("\n".join([*lines, "", *table, ""]))
 
 
 def _table(records: Sequence[dict]) -> list[str]:

@@ -272,6 +272,8 @@ def one_step(
 ) -> Callable[[Encoding, jax.Array], tuple[jax.Array, jax.Array]]:
     """Return `Lookahead.make` of a one-step head; arguments as for `speculative.Engine`."""
     batch = keys.shape[0]
+    # Drawn once and outside of the loop: a round makes every token of its window again.
+    noise = randomness.normal(keys, 0, walk.token_dim)
 
     def make(encoding, step):
         encoding = walk.read(encoding)
@@ -279,7 +281,7 @@ def one_step(
         # whole.
         mu, std = head.starts(encoding, prior_keys)
         encoding, mu, std = walk.take((encoding, mu, std), step)
-        eps = randomness.normal(_of_group(walk, keys, step), 0, walk.token_dim)
+        eps = _of_group(walk, noise, step)
         scale = jnp.asarray(walk.scales())[jnp.minimum(step, walk.num_steps - 1)]
         x = head.tokens(encoding, mu, std, eps, scale)
         return x, weights(bound, encoding.entropy[:batch], std[:batch])
@@ -305,9 +307,9 @@ def weights(bound: str, entropy: jax.Array, std: jax.Array | None = None) -> jax
     return {"entropy": entropy, "sigma": std, "constant": jnp.ones_like(entropy)}[bound]
 
 
-def _of_group(walk: Walk, keys: jax.Array, step: jax.Array) -> jax.Array:
-    """Keys `[B, K]` of the tokens of each image's group; `keys [B, N]`."""
-    return jax.vmap(lambda k, p: k[p])(keys, walk.group(step)[0])
+def _of_group(walk: Walk, values: jax.Array, step: jax.Array) -> jax.Array:
+    """`values [B, N, ...]` of the tokens of each image's group, `[B, K, ...]`."""
+    return jax.vmap(lambda row, at: row[at])(values, walk.group(step)[0])
 
 
 def _rms(difference: jax.Array) -> jax.Array:

@@ -248,6 +248,10 @@ class Case:
         return jnp.asarray(np.concatenate(parts)), tile(padding), tile(sources)
 
     def run(self, window, images=(0, 1, 2)):
+        return jax.tree.map(np.asarray, jax.jit(self.ahead(window, images).run)())
+
+    def ahead(self, window, images=(0, 1, 2)):
+        """What decodes these images."""
         images = list(images)
         ids, padding, sources = self.rows(images)
         keys = randomness.image_keys(np.uint32(4), jnp.asarray(images))
@@ -265,8 +269,7 @@ class Case:
         else:
             prior_keys = randomness.prior_keys(keys)
             make = lookahead.one_step(host, self.head(), token_keys, prior_keys, window.bound)
-        found = lookahead.Lookahead(host, make, window, len(images), 3 if self.own else 1)
-        return jax.tree.map(np.asarray, jax.jit(found.run)())
+        return lookahead.Lookahead(host, make, window, len(images), 3 if self.own else 1)
 
     def head(self):
         return DriftHead(PRIOR, DECODER, _nextstep(), self.branches == 2, 1.0)
@@ -331,6 +334,37 @@ def test_nextstep_with_a_bound_saves_calls_in_any_batch(own):
         alone, one = case.run(window, [image])
         np.testing.assert_allclose(alone[0], tokens[image], atol=2e-5)
         assert one.backbone_calls[0] == found.backbone_calls[image]
+
+
+def test_after_every_round_the_cache_is_that_of_the_settled_tokens():
+    """Guesses that fell leave nothing that a later call would see; an image goes back by itself.
+
+    One image is given its tokens as guesses, so that it runs ahead of the others.
+    """
+    case, fast = Case(False, 2), 1
+    ahead, want = case.ahead(lookahead.Window(4)), case.plain()
+    state, again = ahead.start(), jax.jit(ahead.round)
+    state = state.replace(
+        tokens=state.tokens.at[fast].set(want[fast]), made=state.made.at[fast].set(TOKENS)
+    )
+
+    @jax.jit
+    def at_once(tokens):
+        return ahead.walk.encode(ahead.walk.memory(), tokens, jnp.zeros(B, jnp.int32), TOKENS)[1]
+
+    while ahead.goes_on(state):
+        state = again(state)
+        cache, whole = state.memory, at_once(state.tokens)
+        held = ahead.walk.prefix - 1 + np.clip(state.base, 0, TOKENS - 1)
+        np.testing.assert_array_equal(cache.length, np.tile(held, 2))
+        assert (state.base <= state.step).all()
+        for row, length in enumerate(np.asarray(cache.length)):
+            for name in ("keys", "values"):
+                found, read = (getattr(c, name)[:, row, :length] for c in (cache, whole))
+                np.testing.assert_allclose(found, read, atol=2e-5)
+    np.testing.assert_allclose(state.tokens, want, atol=2e-5)
+    calls = state.found.backbone_calls
+    assert calls[fast] == 2 and min(calls[0], calls[2]) > 2
 
 
 def test_the_bound_of_sigma_reads_the_prior():

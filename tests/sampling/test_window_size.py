@@ -12,23 +12,26 @@ SETTINGS = Settings(method="drift", ar_steps=20)
 
 
 class Machine:
-    """A clock that samplers move: so many seconds for plain decoding and for each window."""
+    """A clock that samplers move: so many seconds for plain decoding and for each window.
 
-    def __init__(self, monkeypatch, seconds):
-        self.now, self.asked, self.seconds = 0.0, [], seconds
+    Windows take `later` more of it with seeds that did not choose them.
+    """
+
+    def __init__(self, monkeypatch, seconds, later=0.0):
+        self.now, self.asked, self.seconds, self.later = 0.0, [], seconds, later
         monkeypatch.setattr(window_size, "_FOUND", {})
 
-        def made(size):
-            self.now += seconds[size]
+        def made(size, seed):
+            self.now += seconds[size] * (1 + self.later if seed >= 1000 and size else 1)
             self.asked.append(size)
 
-        def plain(model, settings, *_):
+        def plain(model, settings, *given):
             assert settings == SETTINGS.plainly
-            made(0)
+            made(0, given[-1])
 
-        def drafted(model, window, settings, *_):
+        def drafted(model, window, settings, *given):
             assert settings == SETTINGS.plainly and window.delta == SETTINGS.delta
-            made(window.size)
+            made(window.size, given[-1])
 
         monkeypatch.setattr(window_size.plain, "generate", plain)
         monkeypatch.setattr(window_size.drafted, "generate", drafted)
@@ -56,6 +59,15 @@ def test_what_does_not_pay_is_plain(monkeypatch, seconds):
     assert set(machine.asked) == {0, 4, 8}
 
 
+@pytest.mark.parametrize(("later", "want"), [(0.0, 8), (0.2, 8), (0.3, 0)])
+def test_a_window_that_was_lucky_is_not_believed(monkeypatch, later, want):
+    machine = Machine(monkeypatch, {0: 8.0, 4: 6.4, 8: 6.2, 16: 9.0}, later)
+    found = machine.choose()
+    assert found.settings.lookahead == want
+    # The last turns are of plain decoding and the winner alone.
+    assert machine.asked[-2 * window_size.TURNS :] == [0, 8] * window_size.TURNS
+
+
 @pytest.mark.parametrize(("text", "want"), [(None, 0), ("auto", -1), ("0", 0), ("12", 12)])
 def test_a_flag_is_read(text, want):
     made = SETTINGS.changed(lookahead=sampling_flags.parse_count("lookahead", text))
@@ -70,3 +82,5 @@ def test_hosts_without_a_next_token_say_so():
     model = tiny.parts("drift")
     with pytest.raises(ValueError, match=r"^lookahead: got 4, allowed 0 \(this host reveals"):
         SETTINGS.changed(lookahead=4, ar_steps=4).check(model)
+    with pytest.raises(ValueError, match=r"^lookahead: got -1, allowed 0 \(this host reveals"):
+        SETTINGS.changed(lookahead="auto", ar_steps=4).check(model)

@@ -115,6 +115,40 @@ def test_dropped_captions_leave_nothing_to_read():
     assert ((ids == given) | words).all() and (ids != given).mean() > 0.2
 
 
+@pytest.mark.parametrize("name", ["host", "drift"])
+def test_noise_is_on_what_is_read_and_not_on_what_is_made(name):
+    """Each image has its own strength, by the step's key; a draft head meets none."""
+    task, key = _built(name)[1], jax.random.key(3)
+    clean = task.draw(BATCH, key, False)[0]
+    config = _config(name, host__context_noise=0.3)
+    noisy = tasks.build(config, IMAGES)
+    rows = noisy.draw(BATCH, key, False)[0]
+    again = noisy.draw(BATCH, key, False)[0]
+    np.testing.assert_array_equal(rows["read"], again["read"])
+    assert "read" not in clean and rows.keys() == clean.keys() | {"read"}
+    for field in ("tokens", "ids", "padding", "positions"):
+        np.testing.assert_array_equal(clean[field], rows[field])
+    off = np.asarray(rows["read"] - rows["tokens"])
+    deviations = off.std(axis=(1, 2))
+    assert len(set(deviations.round(6).tolist())) == len(off) and 0 < deviations.max() < 1.5 * 0.3
+    encode = lambda rows: noisy.contexts.encode(_built(name)[2], rows, None).z  # noqa: E731
+    read = encode(rows | {"tokens": rows["read"]})
+    np.testing.assert_array_equal(encode(rows), read)
+    assert np.abs(read[:, 0] - encode(clean)[:, 0]).max() == 0  # no token before the first
+    assert np.abs(read[:, 1:] - encode(clean)[:, 1:]).min() > 0
+    draft = tasks.build(_config("draft", host__context_noise=0.3), IMAGES)
+    assert not draft.contexts.noise
+
+
+def test_noise_changes_the_loss_of_the_own_head_through_the_contexts_alone():
+    task, params = _built("host")[1:]
+    key = jax.random.key(3)
+    rows, totals = task.draw(BATCH, key, False)
+    loss = lambda rows: float(task.terms(params, rows, totals, key, 2, False)[0])  # noqa: E731
+    assert loss(rows | {"read": rows["tokens"]}) == loss(rows)
+    assert loss(rows | {"read": rows["tokens"] + 0.2}) != loss(rows)
+
+
 @pytest.mark.parametrize("name", ["host", pytest.param("drift", marks=pytest.mark.slow), "draft"])
 def test_parts_of_a_batch_have_its_loss_together(name):
     """Captions of unequal lengths and rounds of unequal numbers: still one mean over all."""

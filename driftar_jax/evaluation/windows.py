@@ -1,0 +1,114 @@
+"""What a call costs by its window.
+
+Together with the tokens that a call settles it says where looking ahead pays. A cost needs no
+trained weights; what a call settles does.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+
+from driftar_jax import seeds
+from driftar_jax.config import wrong
+from driftar_jax.evaluation import speed
+from driftar_jax.sampling import drafted, plain
+from driftar_jax.sampling.generator import Generator
+from driftar_jax.sampling.lookahead import Window
+from driftar_jax.sampling.settings import LOOKAHEAD_DELTA, Settings
+
+
+def check(subject: Generator, settings: Settings, words: Sequence[str]) -> tuple[int, ...]:
+    """Return windows in digits as numbers; ValueError where the subject cannot do so."""
+    if not all(word.isdigit() and int(word) > 1 for word in words):
+        raise wrong("windows", ",".join(words), "whole numbers of at least 2")
+    found = tuple(int(word) for word in words)
+    for window in found:
+        subject.check(settings.plainly.changed(lookahead=window))
+    return found
+
+
+def costs(
+    subject: Generator,
+    settings: Settings,
+    windows: Sequence[int],
+    *,
+    batch_sizes: Sequence[int],
+    rounds: int,
+    tell: Callable[[str], None] = print,
+) -> list[dict]:
+    """Time calls of several windows and of plain decoding by turns.
+
+    Args:
+      subject: what is timed; random weights will do.
+      settings: checked, plain ones.
+      windows: tokens made in a call.
+      batch_sizes: images per call.
+      rounds: timed batches of each.
+      tell: takes a line for each record.
+
+    Returns:
+      Records: `batch_size`, `window`, `contexts` of a call, `seconds` of it (median), and its cost
+      beside a call of plain decoding in the same round: `ratio` (median), `ratio_low`,
+      `ratio_high`.
+    """
+    found = []
+    for size in batch_sizes:
+        for record in _of_batch(subject, settings.plainly, windows, size, rounds):
+            found.append(record)
+            tell(line(record))
+    return found
+
+
+def _of_batch(subject, settings, windows, size: int, rounds: int) -> list[dict]:
+    condition = subject.reader.trial(subject.model, settings, size)
+    given = subject.params, condition, np.arange(size, dtype=np.int32), seeds.argument(0)
+
+    def road(window):
+        if window == 1:
+            return plain.generate(subject.model, settings, *given)
+        asked = dataclasses.replace(settings, lookahead=window, delta=LOOKAHEAD_DELTA)
+        return drafted.generate(subject.model, asked.speculation, settings, *given)
+
+    # The first call compiles; its counts say how many calls the seconds are for.
+    calls = [settings.ar_steps] + [int(road(window)[1].batch_calls) for window in windows]
+    windows = (1, *windows)
+    roads = [lambda w=window: jax.block_until_ready(road(w)) for window in windows]
+    records = []
+    for window, number, one in zip(
+        windows, calls, speed.alternate(roads, 1, rounds=rounds), strict=True
+    ):
+        # `ratios` are of speeds of whole batches; the cost of a call is the other way round.
+        ratios = [calls[0] / number / r for r in one.ratios]
+        records.append(
+            {
+                "batch_size": size,
+                "window": window,
+                "contexts": min(Window(window).contexts, settings.ar_steps),
+                "seconds": 1 / one.median / number,
+                "ratio": float(np.median(ratios)),
+                "ratio_low": min(ratios),
+                "ratio_high": max(ratios),
+            }
+        )
+    return records
+
+
+def line(record: dict) -> str:
+    """One record for a reader."""
+    return (
+        f"batch {record['batch_size']}: a call that makes {record['window']} tokens takes "
+        f"{1000 * record['seconds']:.2f} ms, {record['ratio']:.2f} times a plain one "
+        f"({record['ratio_low']:.2f} to {record['ratio_high']:.2f})"
+    )
+
+
+def size_in_words(subject: Generator) -> str:
+    """Return the parameters that decoding reads, in millions: of the backbone and of its head."""
+    counts = {
+        name: sum(int(np.size(leaf)) for leaf in jax.tree.leaves(group)) / 1e6
+        for name, group in subject.params.items()
+    }
+    head = counts.get("head", counts.get("prior", 0) + counts.get("decoder", 0))
+    return f"{counts['host']:.3g} and {head:.2g} million parameters"
