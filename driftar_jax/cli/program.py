@@ -1,6 +1,7 @@
 """What every command line shares: one line and exit status 2 for a user's mistake."""
 
 import contextlib
+import errno
 import os
 import re
 import sys
@@ -43,8 +44,25 @@ def user_errors():
     """Turn a `ValueError` or `OSError` of the set-up into one line and exit status 2."""
     try:
         yield
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        fail(_said(error))
+    except ValueError as error:
         fail(str(error))
+
+
+# What a disk says where a program cannot go on, whatever it was about to write.
+_OF_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EACCES, errno.EPERM)
+_OF_DISKS += (errno.EIO, errno.ESTALE, errno.ENOTCONN)
+
+
+def _said(error: OSError) -> str:
+    """The line of an error of the system, which says its reason and perhaps a file."""
+    if not error.strerror:
+        return str(error)  # a line of ours
+    if error.filename is None:
+        return f"disk: got {error.strerror!r}, allowed one with room that can be read and written"
+    name = os.fsdecode(error.filename)
+    return f"file: got {name!r}, allowed one that can be read and written ({error.strerror})"
 
 
 @contextlib.contextmanager
@@ -96,9 +114,15 @@ def run(main, matmul: str = "tf32") -> None:
         sys.unraisablehook = _unraisable
         try:
             main(argv)
-        except (RuntimeError, AssertionError):
+        except OSError as error:
+            if error.errno not in _OF_DISKS:
+                raise
+            fail(_said(error), status=1)
+        except (RuntimeError, AssertionError) as error:
             _check_platform()
-            raise
+            if not type(error).__module__.startswith("driftar_jax"):
+                raise
+            fail(str(error), status=1)
 
     about = main.__globals__["__doc__"] or ""
     with streams.patient():

@@ -1,0 +1,54 @@
+"""How every program ends where the disk or the machine ends it."""
+
+import subprocess
+import sys
+
+PROGRAM = """
+import sys
+from driftar_jax.cli import program
+from driftar_jax.storage.checkpoints import SaveFailed
+
+def full(_):
+    raise OSError(28, "No space left on device")
+
+def read_only(_):
+    with program.user_errors():
+        raise OSError(30, "Read-only file system", "/a/b.png")
+
+def later(_):
+    raise PermissionError(13, "Permission denied", "/a/b.png")
+
+def save(_):
+    raise SaveFailed("checkpoint: got 'no room', allowed room")
+
+def bug(_):
+    raise FileNotFoundError(2, "No such file or directory", "/a/b.png")
+
+sys.argv[1:] = ["--compile_cache=off"]
+for main in (full, read_only, later, save, bug):
+    try:
+        program.run(main)
+    except SystemExit as end:
+        print(main.__name__, end.code, flush=True)
+    except FileNotFoundError:
+        print("a traceback", flush=True)
+"""
+SAID = """\
+driftar_jax: disk: got 'No space left on device', allowed one with room that can be read and written
+driftar_jax: file: got '/a/b.png', allowed one that can be read and written (Read-only file system)
+driftar_jax: file: got '/a/b.png', allowed one that can be read and written (Permission denied)
+driftar_jax: checkpoint: got 'no room', allowed room
+"""
+
+
+def test_disks_end_programs_in_one_line_and_mistakes_of_ours_do_not():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
+    assert done.stderr == SAID
+    assert done.stdout.split("\n") == [
+        "full 1",
+        "read_only 2",
+        "later 1",
+        "save 1",
+        "a traceback",
+        "",
+    ]
