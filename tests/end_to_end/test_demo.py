@@ -247,12 +247,12 @@ def test_a_browser_draws_plays_and_fills_in(served, desk, tmp_path):
 
     try:
         page.show(address, 1200, 1400)
-        page.wait("document.body.dataset.state === 'ready'")
+        page.wait("document.body?.dataset.state === 'ready'")
         page.run(
             "document.getElementById('nfe').value = 1; document.getElementById('num').value = 1"
         )
         page.run("document.getElementById('ask').requestSubmit()")
-        page.wait("document.body.dataset.state === 'done'")
+        page.wait("document.body?.dataset.state === 'done'")
         asked = {**page.run("page.asked")}
         for head in ("own", "drift"):
             want = desk.ask("draw", {**asked, "head": head})["counts"]
@@ -270,7 +270,7 @@ def test_a_browser_draws_plays_and_fills_in(served, desk, tmp_path):
         page.drag([(x + side * f, y + side * 0.2) for f in (0.1, 0.2, 0.3)])
         assert page.run("page.strokes") and page.run("covered().size") == 1
         page.run("refill()")
-        page.wait("document.body.dataset.state === 'filled'")
+        page.wait("document.body?.dataset.state === 'filled'")
         assert page.run("document.getElementById('fillings').children.length") == 4
         shot("filled")
         page.resize(390, 844, dark=True)
