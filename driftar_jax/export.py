@@ -6,6 +6,7 @@ python -m driftar_jax.export --workdir=runs/drift_fashion28 --out=to_upload --fo
 
 import os
 import pathlib
+import re
 import shutil
 
 import jax
@@ -13,6 +14,7 @@ from absl import flags
 
 from driftar_jax.cli import program as cli
 from driftar_jax.config import CONVERTED, lasting, wrong
+from driftar_jax.data import latents, sets
 from driftar_jax.sampling import load
 from driftar_jax.storage import cards, checkpoints, hub
 from driftar_jax.storage.jsons import read_json
@@ -49,6 +51,8 @@ def main(_) -> None:
     if config["task"] in ("autoencoder", stored.TASK):
         # Rounded arrays have another one, and sets of latents name that of the run.
         manifest.setdefault(stored.FINGERPRINT, stored.fingerprint(params))
+    if pictures := _encoded(config.get("data", {}).get("name", "")):
+        manifest["pictures"] = pictures
     params = jax.tree.map(lambda a: a.astype(_DTYPE.value), params)
     manifest.pop("format")
     begun = pathlib.PurePath(config.get("init_from") or "").name
@@ -93,6 +97,16 @@ def _report(path: str) -> dict:
     if not isinstance(report, dict) or not isinstance(report.get("rows"), list):
         raise wrong("report", path, "the report.json of evaluate")
     return report
+
+
+def _encoded(name: str) -> str | None:
+    """Return the set that a set of latents was encoded from; None where it cannot be said."""
+    folder = pathlib.Path(name.removeprefix(sets.PREFIX))
+    if not name.startswith(sets.PREFIX) or not (folder / latents.FACTS).is_file():
+        return None
+    source = latents.read_facts(folder).get("source")
+    # The fingerprints of its splits: the name comes first.
+    return re.split(r"[/|]", source[0])[0] if source else None
 
 
 def _seconds(workdir: pathlib.Path) -> float | None:

@@ -47,7 +47,8 @@ def real(generator: Any, name: str | None, number: int) -> Originals:
     Raises:
       ValueError: no set of that name, or one of other pictures or classes.
     """
-    called = generator.config.data.name if name is None else name
+    trained = generator.manifest.get("pictures", generator.config.data.name)
+    called = trained if name is None else name
     if sets.is_latents(called):
         raise wrong("real", name, f"--real=NAME: pictures, for {called} holds latents")
     height, width, channels = inpaint.pixel_shape(generator)

@@ -71,7 +71,7 @@ def card(
         parts += ["## Use", "", *_use(name, config, manifest, host, text, hub), ""]
     parts += ["## How it was made", "", *_made(config, manifest, step, seconds, begun), ""]
     parts += ["## Measured", "", *_measured(task, report, held_out), ""]
-    parts += ["## Limits", "", *_limits(config, manifest, text), ""]
+    parts += ["## Limits", "", *_limits(text, seconds), ""]
     return front + "\n".join(parts)
 
 
@@ -125,7 +125,10 @@ def _made(config, manifest, step: int, seconds: float | None, begun: str) -> lis
     if manifest.get("cpu_count"):
         machine += f", {manifest['cpu_count']} CPU cores"
     licence = ""
-    if data in _EMBEDDED:
+    pictures = manifest.get("pictures", data)
+    if pictures != data:
+        data = f"{pictures}, encoded as {data}"
+    if pictures in _EMBEDDED:
         licence = "; licences and attribution: `driftar_jax/data/embedded/LICENSES.md`"
     rows = [
         f"- task `{config.get('task')}`, {step:,} steps{seen}; {took}",
@@ -166,11 +169,14 @@ def _row(cells: Sequence[Any]) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def _limits(config, manifest, text: bool) -> list[str]:
+def _limits(text: bool, seconds: float | None) -> list[str]:
     lines = [
         "- It draws what its training set shows, in that set's style and size, and nothing else.",
     ]
     if text:
         lines.append("- Words that no training caption has are not read, and order says little.")
-    lines.append("- Small and trained for hours, not weeks: many pictures are wrong. Look at them.")
+    long = "a short time" if seconds is None else f"{seconds / 3600:.1f} hours"
+    lines.append(
+        f"- It is small and was trained for {long}: many pictures are wrong. Look at them."
+    )
     return lines
