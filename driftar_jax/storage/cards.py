@@ -71,7 +71,7 @@ def card(
         parts += ["## Use", "", *_use(name, config, manifest, host, text, hub), ""]
     parts += ["## How it was made", "", *_made(config, manifest, step, seconds, begun), ""]
     parts += ["## Measured", "", *_measured(task, report, held_out), ""]
-    parts += ["## Limits", "", *_limits(text, seconds), ""]
+    parts += ["## Limits", "", *_limits(task, text, seconds), ""]
     return front + "\n".join(parts)
 
 
@@ -80,9 +80,10 @@ def _what(config, manifest, host: str, task: str, size: int) -> list[str]:
     grids = (
         "latents" if str(config.get("data", {}).get("name")).startswith("latents:") else "pixels"
     )
-    subject = f"{host}: " if "host" in config else ""
+    kind = _KINDS.get(task, task)
+    subject = f"{host}, {kind}" if "host" in config else kind[0].upper() + kind[1:]
     return [
-        f"{subject}{_KINDS.get(task, task)}. {size / 1e6:.2f} million parameters, averaged over "
+        f"{subject}. {size / 1e6:.2f} million parameters, averaged over "
         f"training; it works on {shape} {grids}."
     ]
 
@@ -144,7 +145,8 @@ def _made(config, manifest, step: int, seconds: float | None, begun: str) -> lis
 
 def _measured(task: str, report: Mapping | None, held_out: Mapping | None) -> list[str]:
     if held_out is not None:
-        figures = ", ".join(f"{k} {v:.4g}" for k, v in held_out.items() if k != "step")
+        numbers = {k: v for k, v in held_out.items() if k != "step" and isinstance(v, int | float)}
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
         return [f"On held-out pictures after {held_out['step']:,} steps: {figures}."]
     if report is None:
         return ["Nothing: `evaluate` measures it, `export --report=report.json` writes it here."]
@@ -169,14 +171,13 @@ def _row(cells: Sequence[Any]) -> str:
     return "| " + " | ".join(map(str, cells)) + " |"
 
 
-def _limits(text: bool, seconds: float | None) -> list[str]:
+def _limits(task: str, text: bool, seconds: float | None) -> list[str]:
+    does = "knows" if task in ("autoencoder", "classifier", "mae") else "draws"
     lines = [
-        "- It draws what its training set shows, in that set's style and size, and nothing else.",
+        f"- It {does} what its training set shows, in that set's style and size; nothing else."
     ]
     if text:
         lines.append("- Words that no training caption has are not read, and order says little.")
     long = "a short time" if seconds is None else f"{seconds / 3600:.1f} hours"
-    lines.append(
-        f"- It is small and was trained for {long}: many pictures are wrong. Look at them."
-    )
+    lines.append(f"- It is small and was trained for {long}: look at what it makes.")
     return lines

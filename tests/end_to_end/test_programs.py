@@ -292,3 +292,27 @@ def test_evaluate_measures_pictures_of_anybody(call, workdirs, tmp_path):
     assert "| kid_classifier |" in done.stdout and record["frechet"] > 0
     done = call("evaluate", *words, f"--out={tmp_path / 'other'}", f"--workdir={workdirs.drift}")
     assert done.status == 2 and "allowed none beside --images" in done.stderr
+
+
+def test_an_export_has_a_card_with_what_was_measured(call, workdirs, tmp_path):
+    report = {
+        "rows": [
+            {"method": "own", "nfe_per_step": 50, "frechet": 10.738, "accuracy": 0.952},
+            {"method": "drift", "nfe_per_step": 1, "frechet": 11.541, "accuracy": 0.961},
+        ],
+        "real": {"frechet": 6.27},
+        "floor": 7.13,
+    }
+    (tmp_path / "report.json").write_text(json.dumps(report))
+    words = (f"--workdir={workdirs.drift}", f"--report={tmp_path / 'report.json'}")
+    done = call("export", *words, f"--out={tmp_path / 'small'}")
+    assert (done.status, done.stderr) == (0, "")
+    card = (tmp_path / "small" / "README.md").read_text()
+    assert card.startswith("# small\n") and "6 steps of 8 images" in card
+    assert "| drift | 1 | 11.54 | 0.96 |" in card and "7.13 apart" in card
+    assert "0.0 hours in all" in card and "begun from `own`" in card
+    assert "`digits8`, 10 class(es)" in card and "embedded/LICENSES.md" in card
+    assert str(tmp_path) not in card and str(pathlib.Path(workdirs.own).parent) not in card
+    (tmp_path / "report.json").write_text("[]")
+    done = call("export", *words, f"--out={tmp_path / 'other'}")
+    assert done.status == 2 and "report: got" in done.stderr and not (tmp_path / "other").exists()

@@ -256,6 +256,21 @@ def test_half_as_many_digits_are_read_as_float32(trained, tmp_path):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.01, atol=1e-6), read, params)
 
 
+def test_a_rounded_export_is_known_by_the_fingerprint_of_its_run(trained, tmp_path):
+    root, _ = trained
+    params = stored.load(root / "vae")[1]
+    run = stored.fingerprint(params)
+    half = jax.tree.map(lambda a: a.astype(jnp.bfloat16), params)
+    written = checkpoints.Checkpoints(tmp_path)
+    written.save(0, manifest={"task": "autoencoder", stored.FINGERPRINT: run}, ema=half)
+    written.close()
+    checkpoints.write_json(tmp_path / "config.json", checkpoints.read_config(root / "vae"))
+    assert stored.fingerprint(stored.load(tmp_path)[1]) != run
+    assert pixels.load(tmp_path, 4, run).vae.latent_channels == 4
+    with pytest.raises(ValueError, match="was encoded with another one"):
+        pixels.load(tmp_path, 4, "0123456789abcdef")
+
+
 def test_it_is_none_of_another_kind(trained):
     root, _ = trained
     shapes = stored.abstract(stored.module(checkpoints.read_config(root / "vae")))

@@ -1,9 +1,11 @@
 """A host in latent space makes images through the autoencoder, and only through a fitting one."""
 
 import json
+import pathlib
 
 import jax
 import jax.numpy as jnp
+import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
@@ -70,6 +72,16 @@ def test_images_are_decoded_tokens(folders):
     want = module.apply({"params": params}, grid / 0.2325, method="decode")
     want = np.clip(np.round((np.asarray(want) + 1) / 2 * 255), 0, 255)
     assert np.abs(made.images - want).max() <= 1
+
+
+def test_an_autoencoder_beside_a_checkpoint_is_found_by_its_name(folders, tmp_path):
+    host, vae, _ = folders
+    config = ml_collections.ConfigDict({"data": {"name": "latents:set"}})
+    manifest = {"vae": "/elsewhere/vae", "image_shape": [6, 6, 3]}
+    assert load.pixels_of(config, manifest, folder=tmp_path) is None
+    found = load.pixels_of(config, manifest, folder=pathlib.Path(host).parent)
+    assert found.vae.latent_channels == 3
+    assert load.pixels_of(config, manifest) is None
 
 
 def test_pictures_become_the_tokens_of_their_mode(folders):
