@@ -157,3 +157,24 @@ def test_the_program_starts_without_slow_imports(python):
         f"import sys, driftar_jax.sampling.generator\nprint(sorted({slow} & {{*sys.modules}}))",
     )
     assert done.stdout.strip() == "[]", done.stderr
+
+
+@pytest.mark.parametrize(
+    ("model", "most"),
+    [
+        ("mar_fashion28", 45),
+        pytest.param("transdiff_fashion28", 45, marks=pytest.mark.slow),
+        # Captions, and the tokens of a causal host.
+        pytest.param("nextstep_emoji32", 55, marks=pytest.mark.slow),
+    ],
+)
+def test_a_model_is_read_with_few_modules(python, model, most):
+    done = python(
+        "-c",
+        f"import sys, driftar_jax\ndriftar_jax.load('models/{model}')\n"
+        "print(*(name for name in sys.modules if name.split('.')[0] == 'driftar_jax'))",
+    )
+    names = done.stdout.split()
+    assert "driftar_jax.sampling.generator" in names, done.stderr
+    assert len(names) <= most, sorted(names)
+    assert not [name for name in names if name.startswith("driftar_jax.training")]

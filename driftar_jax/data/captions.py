@@ -15,7 +15,8 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from driftar_jax.config import wrong
-from driftar_jax.data import folder, parquet, prompts, subwords, webdataset
+from driftar_jax.data import prompts, subwords
+from driftar_jax.data.sets import OWN
 from driftar_jax.storage import jsons
 from driftar_jax.types import TextSpec
 
@@ -23,8 +24,6 @@ UNKNOWN = "[UNK]"
 _SPECIAL = (prompts.TOKENS["pad"], UNKNOWN, prompts.AREA) + tuple(
     prompts.TOKENS[mark] for mark in ("begin_image", "end_image", "placeholder")
 )
-# Sets of one's own.
-OWN = (folder.PREFIX, webdataset.PREFIX, parquet.PREFIX)
 # What a size prompt such as `8*8` consists of.
 _OF_SIZES = tuple("0123456789*")
 _WORDS = re.compile(r"\d|[^\W\d]+|[^\w\s]+")

@@ -5,10 +5,10 @@ import hashlib
 import os
 
 from driftar_jax.data import captioned, images, listing
+from driftar_jax.data.sets import FOLDER
 from driftar_jax.data.source import READ_THREADS, ImageSource
 from driftar_jax.storage import paths
 
-PREFIX = "folder:"
 SPLITS = ("train", "test")
 HELD_OUT = 0.1  # share of each class that becomes `test` where the folder has no split of its own
 _HELD_OUT_SEED = 0
@@ -31,7 +31,7 @@ def open_folder(name: str, split: str, *, image_size: int | None, center_crop: b
         pictures that cannot be read (named), or sizes that differ while `image_size` is None. One
         line each.
     """
-    root = top = paths.local("data.name", name.removeprefix(PREFIX))
+    root = top = paths.local("data.name", name.removeprefix(FOLDER))
     if split not in SPLITS:
         raise ValueError(f"data.split: got {split!r} for {name!r}, allowed {list(SPLITS)}")
     if not os.path.isdir(root):

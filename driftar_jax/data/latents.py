@@ -16,7 +16,7 @@ import numpy as np
 
 from driftar_jax.config import wrong
 from driftar_jax.data import listing, npz, tfds_files
-from driftar_jax.data.sets import CONVERTED, PREFIX
+from driftar_jax.data.sets import CONVERTED, LATENTS
 from driftar_jax.data.source import MEMORY_LIMIT
 from driftar_jax.storage import paths, stand_ins
 from driftar_jax.storage.checkpoints import write_json
@@ -62,7 +62,7 @@ class LatentSource:
         """Whether a stored fingerprint is of this set; older runs kept the folder's name in it."""
         if fingerprint in (self.fingerprint, self.name + self._facts):
             return True
-        before = isinstance(fingerprint, str) and fingerprint.startswith(PREFIX)
+        before = isinstance(fingerprint, str) and fingerprint.startswith(LATENTS)
         return before and self.vae is not None and fingerprint.endswith(self._facts)
 
     def __len__(self) -> int:
@@ -103,10 +103,10 @@ def open_latents(name: str, split: str, *, image_size: int | None) -> LatentSour
       ValueError: no such folder or split, an unfinished set, or a grid of another size; one line.
     """
     if name == CONVERTED:
-        raise wrong("data.name", name, f"{PREFIX}PATH with PATH written by encode")
-    folder = pathlib.Path(paths.local("data.name", name.removeprefix(PREFIX)))
+        raise wrong("data.name", name, f"{LATENTS}PATH with PATH written by encode")
+    folder = pathlib.Path(paths.local("data.name", name.removeprefix(LATENTS)))
     if not folder.is_dir():
-        raise wrong("data.name", name, f"{PREFIX}PATH with PATH a folder written by encode")
+        raise wrong("data.name", name, f"{LATENTS}PATH with PATH a folder written by encode")
     source = _shards(name, folder, split) if (folder / FACTS).is_file() else _npz(name, folder)
     side = source.image_shape[0]
     if image_size is not None and (side, side) != (image_size, source.image_shape[1]):

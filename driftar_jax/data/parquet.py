@@ -13,10 +13,10 @@ from typing import Any
 
 from driftar_jax.config import wrong
 from driftar_jax.data import listing, own
+from driftar_jax.data.sets import PARQUET
 from driftar_jax.data.source import ImageSource
 from driftar_jax.storage import stand_ins
 
-PREFIX = "parquet:"
 _KINDS = ("image", "label", "text")
 _NAMES = {
     "image": ("image", "img", "picture", "jpg", "png"),
@@ -35,7 +35,7 @@ def open_parquet(
       ValueError: no tables, damaged ones, no column of encoded pictures, or pyarrow is missing.
         One line each.
     """
-    path, _, chosen = name.removeprefix(PREFIX).partition("@")
+    path, _, chosen = name.removeprefix(PARQUET).partition("@")
     counts: collections.Counter[str] = collections.Counter()
     tables = own.files(name, path, ".parquet", counts)
     set_ = _Tables(name, [file for file, _ in tables], _chosen(name, chosen))
@@ -58,7 +58,7 @@ def _chosen(name: str, text: str) -> dict[str, str]:
     made = dict(word.partition("=")[::2] for word in text.split(",") if word)
     if unknown := set(made) - set(_KINDS):
         allowed = f"PATH@image=COLUMN,label=COLUMN,text=COLUMN, not {sorted(unknown)[0]}="
-        raise wrong("data.name", name, f"{PREFIX}{allowed}")
+        raise wrong("data.name", name, f"{PARQUET}{allowed}")
     return made
 
 

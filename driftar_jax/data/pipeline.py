@@ -55,11 +55,11 @@ def load_source(
         paths.local("data.name", name)
     if sets.is_latents(name):
         return latents.open_latents(name, split, image_size=image_size)
-    if name.startswith(folder.PREFIX):
+    if name.startswith(sets.FOLDER):
         return folder.open_folder(name, split, image_size=image_size, center_crop=center_crop)
     for kind, open_set in (
-        (webdataset.PREFIX, webdataset.open_webdataset),
-        (parquet.PREFIX, parquet.open_parquet),
+        (sets.WEBDATASET, webdataset.open_webdataset),
+        (sets.PARQUET, parquet.open_parquet),
     ):
         if name.startswith(kind):
             return open_set(name, split, image_size=image_size, center_crop=center_crop)

@@ -1,10 +1,13 @@
 """Names of image sets that say what kind they are."""
 
-PREFIX = "latents:"
+LATENTS = "latents:"
+FOLDER, WEBDATASET, PARQUET = "folder:", "webdataset:", "parquet:"
+# Pictures of one's own.
+OWN = (FOLDER, WEBDATASET, PARQUET)
 # What a converted checkpoint says of its data: latents, but no set of them.
 CONVERTED = "latents"
 
 
 def is_latents(name: str) -> bool:
     """Whether the tokens of a run on the set `name` are latents, not pixels."""
-    return name == CONVERTED or name.startswith(PREFIX)
+    return name == CONVERTED or name.startswith(LATENTS)

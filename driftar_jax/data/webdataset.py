@@ -14,10 +14,10 @@ from typing import Any
 
 from driftar_jax.config import wrong
 from driftar_jax.data import listing, own
+from driftar_jax.data.sets import WEBDATASET
 from driftar_jax.data.source import READ_THREADS, ImageSource
 from driftar_jax.storage import jsons, stand_ins
 
-PREFIX = "webdataset:"
 _PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
 _TEXTS = ("txt", "text", "caption")
 _LARGEST = {"cls": 256, "json": 2**20} | dict.fromkeys(_TEXTS, 2**16)
@@ -42,7 +42,7 @@ def open_webdataset(
       ValueError: no archives, a compressed or damaged one, a sample that lacks what others have.
         One line each.
     """
-    given = name.removeprefix(PREFIX)
+    given = name.removeprefix(WEBDATASET)
     counts: collections.Counter[str] = collections.Counter()
     archives = own.files(name, given, ".tar", counts)
     with concurrent.futures.ThreadPoolExecutor(READ_THREADS) as pool:

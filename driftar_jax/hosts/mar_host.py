@@ -12,14 +12,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from driftar_jax import seeds
 from driftar_jax.config import blocks, choice, flag, former, of_tasks, whole, wrong
-from driftar_jax.heads import diffusion, randomness
+from driftar_jax.heads import randomness
 from driftar_jax.hosts import fields, mar, mar_plain
 from driftar_jax.hosts.base import ImageSpec, Model, check_classes
 from driftar_jax.hosts.mar import MAR
-from driftar_jax.hosts.schedules import cosine_counts, guidance_at
+from driftar_jax.hosts.schedules import TRIMMED_LAST, cosine_counts, guidance_at
 from driftar_jax.types import Encoding
 
 
@@ -211,14 +212,11 @@ class MARFamily:
             dtype=jnp.dtype(config.host.dtype),
         )
 
-    def own_head(self, config: Any, images: ImageSpec) -> diffusion.DiffusionHead:
+    def own_head(self, config: Any, images: ImageSpec) -> nn.Module:
         """See `Family.own_head`."""
-        return diffusion.DiffusionHead(
-            token_dim=images.token_dim,
-            width=config.head.width,
-            depth=config.head.depth,
-            dtype=jnp.dtype(config.host.dtype),
-        )
+        from driftar_jax.hosts import mar_own  # a Drift-AR run has none
+
+        return mar_own.module(config, images)
 
     def examples(self, model: Model):
         """See `Family.examples`."""
@@ -247,7 +245,7 @@ class MARFamily:
         if not 1 <= settings.ar_steps <= model.images.num_tokens:
             allowed = f"1 to {model.images.num_tokens} (one per token)"
             raise wrong("ar_steps", settings.ar_steps, allowed)
-        most = mar_plain.TRIMMED_LAST + 1 if settings.spacing == "trimmed" else 1000
+        most = TRIMMED_LAST + 1 if settings.spacing == "trimmed" else 1000
         if not 1 <= settings.nfe <= most:
             raise wrong("nfe", settings.nfe, f"1 to {most} (spacing {settings.spacing})")
 
@@ -293,14 +291,9 @@ class MARFamily:
 
     def own_draws(self, model: Model, settings: Any, params: Any, z, noise) -> jax.Array:
         """See `Family.own_draws`."""
-        return diffusion.head_sample(
-            model.head,
-            params["head"],
-            z,
-            noise,
-            schedule=mar_plain.head_schedule(settings, settings.nfe),
-            temperature=settings.temperature,
-        )
+        from driftar_jax.hosts import mar_own
+
+        return mar_own.draws(model, settings, params, z, noise)
 
     def has_token_entropy(self, model: Model) -> bool:
         """See `Family.has_token_entropy`."""

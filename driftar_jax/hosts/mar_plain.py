@@ -11,14 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from driftar_jax.heads import diffusion, randomness
+from driftar_jax.heads import randomness
 from driftar_jax.hosts import mar_plan
 from driftar_jax.hosts.base import Head, Model
 from driftar_jax.layers import stacked
 from driftar_jax.types import Encoding, Given, Trace
-
-# Last timestep of the spacing `trimmed`.
-TRIMMED_LAST = 950
 
 
 def tokens_of(
@@ -177,7 +174,9 @@ def reveal(
         )
         revealed_keys = take(token_keys, positions)
         if head is None:
-            new = _by_own_head(model, settings, steps, params, revealed, revealed_keys, step)
+            from driftar_jax.hosts import mar_own  # a Drift-AR run has none
+
+            new = mar_own.tokens(model, settings, steps, params, revealed, revealed_keys, step)
         else:
             # `shown` was made for the whole grid outside the switch: a prior whose entropies are
             # shuffled over the positions has to shuffle all of them, not those of one group.
@@ -193,40 +192,3 @@ def reveal(
 def take(values: jax.Array, positions: jax.Array) -> jax.Array:
     """Return `values [R, N, ...]` at `positions [R, M]`."""
     return jax.vmap(lambda v, p: v[p])(values, positions)
-
-
-def _by_own_head(model, settings, steps, params, encoding, token_keys, step) -> jax.Array:
-    """Return tokens `[B, M, C]` of the diffusion head; `encoding` holds `[B or 2B, M, ...]`."""
-    batch, count = token_keys.shape
-    channels = model.images.token_dim
-    # The diffusion head works on tokens without order: images and positions become one axis, and
-    # the conditional rows come first, as the guidance below cuts them.
-    z = encoding.z.reshape(-1, encoding.z.shape[-1])
-    rows = batch * count
-    schedules = [head_schedule(settings, length) for length in steps.lengths]
-    schedule, num_steps = schedules[0], None
-    if len(schedules) > 1:
-        # Several lengths in one plan (step annealing) share one loop with a traced end over padded
-        # tables: a branch for each length would compile the head as often.
-        schedule, num_steps = diffusion.chosen(schedules, step["length"])
-    new = diffusion.head_sample(
-        model.head,
-        params["head"],
-        z[:rows],
-        lambda draw: randomness.normal(token_keys.reshape(-1), draw, channels),
-        schedule=schedule,
-        num_steps=num_steps,
-        guidance=step["scale"] if settings.guided else None,
-        z_uncond=z[rows:] if settings.guided else None,
-        temperature=settings.temperature,
-    )
-    return new.reshape(batch, count, channels)
-
-
-def head_schedule(settings: Any, num_steps: int) -> diffusion.Schedule:
-    """Return the diffusion head's schedule of `num_steps` steps."""
-    # A single respaced step would be timestep 0, as in the official program, and hardly touch the
-    # initial noise; the trimmed schedule keeps its last timestep instead.
-    if settings.spacing == "trimmed" or num_steps == 1:
-        return diffusion.trimmed_schedule(num_steps, TRIMMED_LAST)
-    return diffusion.respaced_schedule(num_steps)

@@ -8,6 +8,8 @@ import math
 
 import numpy as np
 
+# Last timestep of MAR's spacing `trimmed`.
+TRIMMED_LAST = 950
 NFE_SCHEDULES = ("constant", "two_stage", "linear", "cosine")
 # By the order in which a host reveals tokens.
 GUIDANCE_SCHEDULES = {

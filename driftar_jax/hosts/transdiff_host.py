@@ -12,16 +12,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from driftar_jax.config import blocks, choice, former, of_tasks, place, real, whole, wrong
 from driftar_jax.heads import randomness
-from driftar_jax.heads.flow import VelocityNet
 from driftar_jax.hosts import fields
-from driftar_jax.hosts.base import Head, ImageSpec, Model, check_classes
+from driftar_jax.hosts.base import Head, ImageSpec, Model, Walk, check_classes
 from driftar_jax.hosts.schedules import grid_guidance_at
 from driftar_jax.hosts.transdiff import TransDiff, class_table
-from driftar_jax.hosts.transdiff_flow import generate
-from driftar_jax.hosts.transdiff_walk import TransDiffWalk
 from driftar_jax.types import Encoding
 
 _table = functools.partial(jax.jit, static_argnums=0)(class_table)
@@ -34,6 +32,8 @@ def by_own_head(
 
     A group `table` of the parameters (of `class_table`) spares the 1-step form its backbone call.
     """
+    from driftar_jax.hosts.transdiff_flow import generate  # a Drift-AR run has no such head
+
     token_keys = randomness.token_keys(keys, model.images.num_tokens)
     # Numbers of noise draws: 0 is the start, which all images in a row share, then `most` numbers
     # for each group so that no two steps ever use the same.
@@ -204,8 +204,10 @@ class TransDiffFamily:
             dtype=jnp.dtype(config.host.dtype),
         )
 
-    def own_head(self, config: Any, images: ImageSpec) -> VelocityNet:
+    def own_head(self, config: Any, images: ImageSpec) -> nn.Module:
         """See `Family.own_head`."""
+        from driftar_jax.heads.flow import VelocityNet  # a Drift-AR run has none
+
         return VelocityNet(
             token_dim=images.token_dim,
             num_tokens=images.num_tokens,
@@ -269,8 +271,10 @@ class TransDiffFamily:
             return by_own_head(model, settings, params, condition, keys)
         return by_one_step_head(model, settings, params, condition, keys, head)
 
-    def walk(self, model, settings, params, condition, keys, contexts: int) -> TransDiffWalk:
+    def walk(self, model, settings, params, condition, keys, contexts: int) -> Walk:
         """See `Family.walk`; of the images in a row."""
+        from driftar_jax.hosts.transdiff_walk import TransDiffWalk  # of drafts alone
+
         branches = 2 if settings.guided else 1
         return TransDiffWalk(model.host, params["host"], condition, model.images.grid, branches)
 

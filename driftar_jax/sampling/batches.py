@@ -12,7 +12,6 @@ from driftar_jax import seeds
 from driftar_jax.config import wrong
 from driftar_jax.data.pixels import to_uint8
 from driftar_jax.hosts.base import Model
-from driftar_jax.sampling import drafted, plain
 from driftar_jax.sampling.settings import Settings
 from driftar_jax.sharding import batch_sharding
 from driftar_jax.types import Counts, Given, Speculation, Trace
@@ -124,9 +123,13 @@ def compile_ahead(
 def _program(model: Model, settings: Settings, params: Mapping[str, Any], condition: Any):
     """Return the jitted function of a batch, its first arguments, and calls that images share."""
     if settings.speculates:
+        from driftar_jax.sampling import drafted  # of the two roads the one that is taken
+
         # As `draft_count` and `window_size` ask: one compilation serves both.
         first = model, settings.speculation, settings.plainly, params
         return drafted.generate, first, None
+    from driftar_jax.sampling import plain
+
     # Before the batches: a table that serves all of them is made once.
     with seeds.fixed():
         images = size(condition) * settings.branches

@@ -10,7 +10,6 @@ from typing import Any, Protocol
 import numpy as np
 
 from driftar_jax.config import wrong
-from driftar_jax.data import labels
 from driftar_jax.hosts.base import ImageSpec, Model
 from driftar_jax.sampling.settings import Settings
 
@@ -120,4 +119,6 @@ def class_numbers(asked: Sequence, images: ImageSpec) -> np.ndarray:
     # What lies beyond 32 bits would come out as another class.
     if given.dtype.kind in "iu" and np.array_equal(given, given.astype(np.int32)):
         return given.astype(np.int32)  # their range is the family's business
+    from driftar_jax.data import labels  # of names alone
+
     return np.asarray(labels.numbers(list(asked), images.class_names), np.int32)

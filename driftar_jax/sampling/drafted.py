@@ -9,14 +9,14 @@ import jax
 from driftar_jax.heads import randomness
 from driftar_jax.hosts.base import Model
 from driftar_jax.sampling import lookahead, plain, speculative
-from driftar_jax.sampling.settings import Settings
+from driftar_jax.sampling.settings import Rule, Settings, Window
 from driftar_jax.types import Speculation, Trace
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), static_argnames="trace")
 def generate(
     model: Model,
-    rule: speculative.Rule | lookahead.Window,
+    rule: Rule | Window,
     settings: Settings,
     params: Mapping[str, Any],
     condition: Any,
@@ -41,7 +41,7 @@ def generate(
     if trace:
         found, speculation = ahead(*asked).traced()
         return plain.grid_of(model, found.tokens), speculation, found
-    road = ahead if isinstance(rule, lookahead.Window) else engine
+    road = ahead if isinstance(rule, Window) else engine
     tokens, speculation = road(*asked).run()
     return plain.grid_of(model, tokens), speculation
 

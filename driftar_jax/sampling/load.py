@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 import pathlib
 import warnings
 from typing import Any
@@ -20,7 +21,7 @@ from driftar_jax.hosts.base import ImageSpec, Model
 from driftar_jax.sampling import batches, conditions
 from driftar_jax.sampling.generator import Generator
 from driftar_jax.sharding import make_mesh, replicated
-from driftar_jax.storage import compiled, hub
+from driftar_jax.storage import compiled, paths
 from driftar_jax.storage.checkpoints import Checkpoints, abstract_like, read_config
 from driftar_jax.types import TextSpec
 
@@ -56,7 +57,7 @@ def load(
     """
     if line := compiled.keep():
         warnings.warn(line, stacklevel=2)
-    workdir = hub.local(workdir)
+    workdir = _folder(workdir)
     config = stored_config(workdir)
     if config.task == CONVERTED:
         return _converted(workdir, config, step, vae, mesh, dtype)
@@ -239,7 +240,7 @@ def read_weights(workdir: str | pathlib.Path, step: int | None = None):
     Raises:
       ValueError: there is no such checkpoint, or it does not fit the workdir's config.
     """
-    workdir = hub.local(workdir)
+    workdir = _folder(workdir)
     config = stored_config(workdir)
     checkpoints, step = _open(workdir, step)
     manifest = checkpoints.restore(step)["manifest"]
@@ -271,9 +272,23 @@ def stored_trees(workdir: str | pathlib.Path, params: Any) -> dict[str, Any]:
     return nextstep_stored.trees(nextstep_stored.unstacked(params))
 
 
-def _open(workdir: str | pathlib.Path, step: int | None) -> tuple[Checkpoints | hub.Released, int]:
+def _folder(workdir: str | pathlib.Path) -> str:
+    """Return the folder on this machine of a workdir, or of an address on the hub."""
+    if not os.fspath(workdir).startswith(paths.HUB):
+        return paths.local("workdir", workdir)
+    from driftar_jax.storage import hub
+
+    return hub.local(workdir)
+
+
+def _open(workdir: str | pathlib.Path, step: int | None) -> tuple[Any, int]:
     """Return the checkpoints of a workdir, and the step that is asked for or the newest."""
-    checkpoints = hub.open_checkpoints(workdir)
+    if paths.is_released(workdir):
+        from driftar_jax.storage import hub
+
+        checkpoints = hub.Released(workdir)
+    else:
+        checkpoints = Checkpoints(workdir, create=False)
     newest = checkpoints.latest_step()
     if newest is None:
         raise wrong("workdir", str(workdir), "one with a finished checkpoint")

@@ -20,38 +20,13 @@ import jax.numpy as jnp
 from driftar_jax.heads import randomness
 from driftar_jax.hosts.base import Head, Walk
 from driftar_jax.sampling import speculative
+from driftar_jax.sampling.settings import Window
 from driftar_jax.types import Encoding, Speculation, Trace
-
-BOUNDS = ("entropy", "constant", "sigma")
 
 # A guess that moved by no more than this share of its image's root mean square has not moved: the
 # rows of a matrix product round differently where they stand in another place of the window. In
 # float32 that is some 1e-7, and what stands on it differs by as little.
 SAME = 5e-6
-# For so many groups of a window, a call has room to read one settled group once more.
-REREAD = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class Window:
-    """How far to look ahead and when a guess stands. Static.
-
-    Attributes:
-      size: W, groups made in one call; 1 is plain decoding.
-      delta: how far a guess may move, as a share of the spread of the tokens that were made of its
-        image so far (the standard deviation about the mean of each channel); with 0 no guess may.
-      bound: what the bound of a token is proportional to: `entropy` of the target, `sigma` of its
-        start, or `constant`. Bounds have mean delta over the tokens that were made of the image.
-    """
-
-    size: int
-    delta: float = 0.0
-    bound: str = "entropy"
-
-    @property
-    def contexts(self) -> int:
-        """Most contexts of one call: the window and what it reads once more."""
-        return self.size + self.size // REREAD
 
 
 @flax.struct.dataclass
@@ -303,7 +278,7 @@ def own(
 
 
 def weights(bound: str, entropy: jax.Array, std: jax.Array | None = None) -> jax.Array:
-    """Return what bounds are proportional to, like `entropy`; `bound` is one of `BOUNDS`."""
+    """Return what bounds are proportional to, like `entropy`; one of `settings.BOUNDS`."""
     return {"entropy": entropy, "sigma": std, "constant": jnp.ones_like(entropy)}[bound]
 
 

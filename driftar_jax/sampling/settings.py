@@ -7,8 +7,6 @@ from driftar_jax.config import wrong
 from driftar_jax.heads import early_stop
 from driftar_jax.hosts.base import Model
 from driftar_jax.hosts.schedules import GUIDANCE_SCHEDULES, NFE_SCHEDULES, head_steps
-from driftar_jax.sampling import speculative, verify
-from driftar_jax.sampling.lookahead import BOUNDS, Window
 
 LOOKAHEAD_DELTA = 0.02
 # Why a host has no next token to guess, by the order of its tokens.
@@ -19,6 +17,54 @@ _NO_NEXT = {
 
 GUIDANCE_FORMS = ("extrapolate", "trained")
 SPACINGS = ("even", "trimmed")
+# What drafts are accepted by (`verify.py`), and what the bound of a guess is proportional to.
+RULES = ("gaussian", "coupled", "feature")
+BOUNDS = ("entropy", "constant", "sigma")
+# For so many groups of a window, a call has room to read one settled group once more.
+REREAD = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """How far to draft and what to accept. Static.
+
+    Attributes:
+      gamma: groups drafted at most per round; 0 is plain AR decoding.
+      name: one of `RULES`.
+      delta: bound of `coupled` (standard deviations) and `feature` (root mean square); not read by
+        `gaussian`.
+      stop: tau_g of the early stop (`early_stop.stop`); 0 never stops, `early_stop.TRAINED` asks
+        the engine's tracker.
+      share: gamma of tau_c.
+    """
+
+    gamma: int
+    name: str = "gaussian"
+    delta: float = 0.0
+    stop: float = 0.0
+    share: float = early_stop.GAMMA
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """How far to look ahead and when a guess stands. Static.
+
+    Attributes:
+      size: W, groups made in one call; 1 is plain decoding.
+      delta: how far a guess may move, as a share of the spread of the tokens that were made of its
+        image so far (the standard deviation about the mean of each channel); with 0 no guess may.
+      bound: what the bound of a token is proportional to: `entropy` of the target, `sigma` of its
+        start, or `constant`. Bounds have mean delta over the tokens that were made of the image.
+    """
+
+    size: int
+    delta: float = 0.0
+    bound: str = "entropy"
+
+    @property
+    def contexts(self) -> int:
+        """Most contexts of one call: the window and what it reads once more."""
+        return self.size + self.size // REREAD
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +98,13 @@ class Settings:
       gamma: AR steps drafted per round of speculative decoding; 0 is plain decoding, -1 stands for
         the fastest, which is found by measuring (`draft_count.py`). With one AR step there is
         nothing to draft, and decoding is plain.
-      rule: what drafts are accepted by, one of `verify.RULES`.
+      rule: what drafts are accepted by, one of `RULES`.
       delta: bound of the rules `coupled` and `feature`; with `lookahead`, how far a guess may move
-        as a share of the tokens' spread (`lookahead.Window`), then 0.02 by default.
+        as a share of the tokens' spread (`Window`), then 0.02 by default.
       lookahead: tokens made in one call from guesses, without drafts; 0 is plain decoding, -1
         stands for the fastest, which is found by measuring (`window_size.py`). Of hosts that make
         one token after another.
-      bound: what the bound of a guess is proportional to, one of `lookahead.BOUNDS`.
+      bound: what the bound of a guess is proportional to, one of `BOUNDS`.
       stop: tau_g of the published early stop of drafting; 0 never stops, `early_stop.TRAINED` takes
         the checkpoint's statistics.
     """
@@ -128,8 +174,8 @@ class Settings:
         if self.drafts and (model.draft is None or self.method != "drift"):
             why = "no draft head in this checkpoint" if model.draft is None else "method drift only"
             raise wrong("gamma", self.gamma, f"0 ({why})")
-        if self.rule not in verify.RULES:
-            raise wrong("rule", self.rule, " | ".join(verify.RULES))
+        if self.rule not in RULES:
+            raise wrong("rule", self.rule, " | ".join(RULES))
         if not 0 <= self.delta < math.inf:
             raise wrong("delta", self.delta, "a number from 0")
         if not (0 <= self.stop <= 1 or self.stop == early_stop.TRAINED):
@@ -168,9 +214,9 @@ class Settings:
         """`gamma`, or 0 where there is nothing to draft."""
         return self.gamma if self.ar_steps > 1 else 0
 
-    def draft_rule(self, gamma: int) -> speculative.Rule:
+    def draft_rule(self, gamma: int) -> Rule:
         """Return what the engine is asked for with so many drafts."""
-        return speculative.Rule(gamma, self.rule, self.delta, self.stop)
+        return Rule(gamma, self.rule, self.delta, self.stop)
 
     @property
     def speculates(self) -> bool:
@@ -178,7 +224,7 @@ class Settings:
         return bool(self.drafts or self.lookahead)
 
     @property
-    def speculation(self) -> speculative.Rule | Window:
+    def speculation(self) -> Rule | Window:
         """What that road is asked for."""
         if self.lookahead:
             return Window(self.lookahead, self.delta, self.bound)

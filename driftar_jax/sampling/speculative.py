@@ -17,32 +17,12 @@ import jax.numpy as jnp
 from driftar_jax.heads import early_stop, randomness
 from driftar_jax.hosts.base import Head, Walk
 from driftar_jax.sampling import verify
+from driftar_jax.sampling.settings import Rule
 from driftar_jax.types import Encoding, Speculation
 
 # Bins of the entropy, over [0, 1], in which verdicts are counted: the report asks whether drafts of
 # low entropy are accepted more often.
 BINS = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Rule:
-    """How far to draft and what to accept. Static.
-
-    Attributes:
-      gamma: groups drafted at most per round; 0 is plain AR decoding.
-      name: one of `verify.RULES`.
-      delta: bound of `coupled` (standard deviations) and `feature` (root mean square); not read by
-        `gaussian`.
-      stop: tau_g of the early stop (`early_stop.stop`); 0 never stops, `early_stop.TRAINED` asks
-        the engine's tracker.
-      share: gamma of tau_c.
-    """
-
-    gamma: int
-    name: str = "gaussian"
-    delta: float = 0.0
-    stop: float = 0.0
-    share: float = early_stop.GAMMA
 
 
 @flax.struct.dataclass

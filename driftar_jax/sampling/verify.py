@@ -10,8 +10,6 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-RULES = ("gaussian", "coupled", "feature")
-
 # Standard deviations that differ by no more than this (in the logarithm) count as equal: float32
 # entropies differ by as much for the same context, and thinning would wait for ages.
 AGREE = 1e-6

@@ -22,11 +22,10 @@ import jax
 import numpy as np
 
 from driftar_jax.storage import paths
-from driftar_jax.storage.checkpoints import Checkpoints, write_json
+from driftar_jax.storage.checkpoints import write_json
 from driftar_jax.storage.jsons import read_json
 
-ADDRESS = paths.HUB
-WEIGHTS, MANIFEST, CARD = "model.safetensors", "manifest.json", "README.md"
+WEIGHTS, MANIFEST, CARD = *paths.RELEASED, "README.md"
 FILES = (WEIGHTS, MANIFEST, CARD, "config.json", "tokenizer.json", "captions.json")
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
@@ -45,11 +44,11 @@ def local(workdir: str | os.PathLike) -> str:
         huggingface_hub is missing; one line.
     """
     text = os.fspath(workdir)
-    if not text.startswith(ADDRESS):
+    if not text.startswith(paths.HUB):
         return paths.local("workdir", workdir)
-    found = _NAME.fullmatch(text.removeprefix(ADDRESS))
+    found = _NAME.fullmatch(text.removeprefix(paths.HUB))
     if found is None:
-        raise _wrong("workdir", text, f"{ADDRESS}OWNER/NAME or {ADDRESS}OWNER/NAME@REVISION")
+        raise _wrong("workdir", text, f"{paths.HUB}OWNER/NAME or {paths.HUB}OWNER/NAME@REVISION")
     try:
         import huggingface_hub
     except ImportError:
@@ -126,14 +125,6 @@ class Released:
             line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             raise _wrong("checkpoint", str(path), f"the file that export wrote ({line})") from None
         return jax.tree_util.tree_unflatten(tree, arrays)
-
-
-def open_checkpoints(workdir: str | os.PathLike) -> Checkpoints | Released:
-    """What reads the checkpoint of a workdir, of `train`, `convert` or `export`."""
-    folder = pathlib.Path(workdir)
-    if (folder / WEIGHTS).is_file() and (folder / MANIFEST).is_file():
-        return Released(folder)
-    return Checkpoints(folder, create=False)
 
 
 def write(

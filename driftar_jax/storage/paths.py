@@ -1,9 +1,12 @@
 """Paths as users write them: `~` means their home, and an address of a bucket is no path."""
 
 import os
+import pathlib
 import re
 
-HUB = "hf://"  # of a checkpoint, which is fetched before it is read
+# How an address on the hub begins (`hub.py`), and what a folder from there holds.
+HUB = "hf://"
+RELEASED = ("model.safetensors", "manifest.json")
 # With one slash is what path libraries make of two.
 _ADDRESS = re.compile(
     r"[A-Za-z][A-Za-z0-9+.-]*://|(gs|gcs|s3[an]?|r2|hdfs|abfss?|wasbs?|az|dbfs|https?|s?ftp|file):/"
@@ -18,6 +21,11 @@ _VARIABLE = re.compile(r"\$(\w+)|\$\{(\w+)\}")
 def is_address(text: str) -> bool:
     """Whether this names a place on a network, such as `gs://bucket/runs`."""
     return _ADDRESS.match(text) is not None
+
+
+def is_released(folder: str | os.PathLike) -> bool:
+    """Whether a folder is one of the hub's form, not a workdir with checkpoints."""
+    return all((pathlib.Path(folder) / name).is_file() for name in RELEASED)
 
 
 def local(field: str, given: str | os.PathLike) -> str:

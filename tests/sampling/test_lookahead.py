@@ -21,7 +21,7 @@ from driftar_jax.hosts.nextstep_host import NextStepWalk
 from driftar_jax.hosts.transdiff import TransDiff
 from driftar_jax.hosts.transdiff_walk import TransDiffWalk
 from driftar_jax.sampling import lookahead, speculative
-from driftar_jax.sampling.settings import Settings
+from driftar_jax.sampling.settings import BOUNDS, Settings
 from driftar_jax.types import Encoding
 
 pytestmark = pytest.mark.timeout(300)
@@ -371,7 +371,7 @@ def test_the_bound_of_sigma_reads_the_prior():
     case, window = Case(False), lookahead.Window(4, 0.05)
     calls = [
         case.run(dataclasses.replace(window, bound=bound))[1].backbone_calls.tolist()
-        for bound in lookahead.BOUNDS
+        for bound in BOUNDS
     ]
     assert len(set(map(tuple, calls))) > 1
 

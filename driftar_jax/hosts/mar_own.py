@@ -1,0 +1,69 @@
+"""MAR's own diffusion head, as its loop asks it."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from driftar_jax.heads import diffusion, randomness
+from driftar_jax.hosts.base import ImageSpec
+from driftar_jax.hosts.schedules import TRIMMED_LAST
+
+
+def module(config: Any, images: ImageSpec) -> diffusion.DiffusionHead:
+    """Build the head of a checked config."""
+    return diffusion.DiffusionHead(
+        token_dim=images.token_dim,
+        width=config.head.width,
+        depth=config.head.depth,
+        dtype=jnp.dtype(config.host.dtype),
+    )
+
+
+def draws(model: Any, settings: Any, params: Any, z: jax.Array, noise: Any) -> jax.Array:
+    """Return draws `[R, C]` without guidance; arguments as for `Family.own_draws`."""
+    return diffusion.head_sample(
+        model.head,
+        params["head"],
+        z,
+        noise,
+        schedule=schedule_of(settings, settings.nfe),
+        temperature=settings.temperature,
+    )
+
+
+def tokens(model, settings, steps, params, encoding, token_keys, step) -> jax.Array:
+    """Return tokens `[B, M, C]` of the diffusion head; `encoding` holds `[B or 2B, M, ...]`."""
+    batch, count = token_keys.shape
+    channels = model.images.token_dim
+    # The diffusion head works on tokens without order: images and positions become one axis, and
+    # the conditional rows come first, as the guidance below cuts them.
+    z = encoding.z.reshape(-1, encoding.z.shape[-1])
+    rows = batch * count
+    schedules = [schedule_of(settings, length) for length in steps.lengths]
+    schedule, num_steps = schedules[0], None
+    if len(schedules) > 1:
+        # Several lengths in one plan (step annealing) share one loop with a traced end over padded
+        # tables: a branch for each length would compile the head as often.
+        schedule, num_steps = diffusion.chosen(schedules, step["length"])
+    new = diffusion.head_sample(
+        model.head,
+        params["head"],
+        z[:rows],
+        lambda draw: randomness.normal(token_keys.reshape(-1), draw, channels),
+        schedule=schedule,
+        num_steps=num_steps,
+        guidance=step["scale"] if settings.guided else None,
+        z_uncond=z[rows:] if settings.guided else None,
+        temperature=settings.temperature,
+    )
+    return new.reshape(batch, count, channels)
+
+
+def schedule_of(settings: Any, num_steps: int) -> diffusion.Schedule:
+    """Return the diffusion head's schedule of `num_steps` steps."""
+    # A single respaced step would be timestep 0, as in the official program, and hardly touch the
+    # initial noise; the trimmed schedule keeps its last timestep instead.
+    if settings.spacing == "trimmed" or num_steps == 1:
+        return diffusion.trimmed_schedule(num_steps, TRIMMED_LAST)
+    return diffusion.respaced_schedule(num_steps)
