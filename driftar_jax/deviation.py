@@ -30,7 +30,7 @@ def main(_) -> None:
     from driftar_jax.data.pipeline import open_data
     from driftar_jax.evaluation import contexts, deviation, judges
     from driftar_jax.reports import deviation_table
-    from driftar_jax.storage.checkpoints import write_json
+    from driftar_jax.storage.jsons import write_json
     from driftar_jax.training import runs  # after the flags: loading takes seconds
 
     with cli.user_errors():

@@ -18,7 +18,12 @@ from driftar_jax.evaluation import quality
 from driftar_jax.reports import given_images, session
 
 _WORKDIR = flags.DEFINE_list("workdir", None, "Drift-AR runs, one per training seed.")
-_BASELINE = flags.DEFINE_list("baseline", None, "Runs of the own head, paired with --workdir.")
+_BASELINE = flags.DEFINE_list(
+    "baseline", None, "Runs of the own head, paired with --workdir; or a converted NextStep-1."
+)
+_VAE = flags.DEFINE_string(
+    "vae", None, "Folder of convert --family=vae-f8, of a --baseline that convert wrote."
+)
 _JUDGE = flags.DEFINE_string("judge", None, "Run of the classifier whose features measure.")
 _INCEPTION = flags.DEFINE_string(
     "inception", None, "Folder of convert --family=inception; its features measure instead."
@@ -73,13 +78,14 @@ def main(_) -> None:
             lookahead=_LOOKAHEAD.value,
             delta=_DELTA.value,
             ar_steps=_AR_STEPS.value,
+            vae=_VAE.value,
         )
         compared = session.open_session(request)
     print(compared.run())
 
 
 def _given() -> str:
-    for flag in (_WORKDIR, _BASELINE):
+    for flag in (_WORKDIR, _BASELINE, _VAE):
         if flag.value:
             raise ValueError(f"{flag.name}: got a value, allowed none beside --images")
     return given_images.measure(

@@ -16,7 +16,7 @@ from driftar_jax.cli import program as cli
 from driftar_jax.config import CONVERTED, lasting, wrong
 from driftar_jax.data import latents, sets
 from driftar_jax.sampling import load
-from driftar_jax.storage import cards, checkpoints, hub
+from driftar_jax.storage import cards, checkpoints, digests, hub, jsons
 from driftar_jax.storage.jsons import read_json
 from driftar_jax.training import journal
 from driftar_jax.vae import stored
@@ -61,7 +61,7 @@ def main(_) -> None:
     try:
         unfinished.mkdir(parents=True)
         # Before the arrays, whose digests hold those of the text files.
-        for name in checkpoints.BESIDE:
+        for name in digests.BESIDE:
             if (source / name).exists():
                 shutil.copyfile(source / name, unfinished / name)
         number = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -75,7 +75,7 @@ def main(_) -> None:
         if of_hub:
             hub.write(unfinished, params, manifest, step, config)
         else:
-            checkpoints.write_json(unfinished / "config.json", config)
+            jsons.write_json(unfinished / "config.json", config)
             written = checkpoints.Checkpoints(unfinished)
             first, *layers = load.stored_trees(source, params).items()
             written.save(step, manifest=manifest, config=lasting(config), **dict([first]))

@@ -38,7 +38,7 @@ from driftar_jax.sampling import dry_run, inpaint, load, traces
 from driftar_jax.sampling.conditions import Request
 from driftar_jax.sharding import make_mesh
 from driftar_jax.storage import compiled
-from driftar_jax.storage.checkpoints import write_json
+from driftar_jax.storage.jsons import write_json
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder written by train or convert.")
 _OUT = flags.DEFINE_string("out", None, "New folder for grid.png, single files and counts.json.")

@@ -17,9 +17,9 @@ import jax
 import numpy as np
 
 from driftar_jax.config import lasting
-from driftar_jax.conversion import formats, pickles, rules, shards
+from driftar_jax.conversion import formats, rules, shards, state_dicts
 from driftar_jax.conversion.families import FAMILIES, Described, Family
-from driftar_jax.storage import checkpoints, paths
+from driftar_jax.storage import checkpoints, jsons, paths
 
 # Which tree of a workdir holds which copy of the weights.
 COPIES = {"model_ema": "ema", "model": "params"}
@@ -59,7 +59,7 @@ def forward(
     if place.is_dir():
         arrays, home, copy = dict(shards.Shards(place)), place, ""
     else:
-        read, home = pickles.read_state_dict(place, weights, chosen.averaged), place.parent
+        read, home = state_dicts.read_state_dict(place, weights, chosen.averaged), place.parent
         arrays, copy = read.arrays, read.weights
         del read
     if copy and weights is None and copy != chosen.averaged:
@@ -71,7 +71,7 @@ def forward(
     del arrays
     formats.check_names(source, state)
     rules.check_known(state, chosen.rules)
-    official = pickles.shapes(state)
+    official = state_dicts.shapes(state)
     beside = (shards.read_json(home / "config.json"),) if chosen.beside else ()
     described = chosen.describe(official, num_heads, *beside)
     wanted = rules.shapes_of(described.abstract)
@@ -196,8 +196,8 @@ def _back_in_shards(
             for name, path, transform in report.mapped:
                 tell(f"{path} -> {name} {list(official[name].shape)} ({transform.name})")
         index = {"metadata": {"total_size": size}, "weight_map": names}
-        checkpoints.write_json(unfinished / "model.safetensors.index.json", index)
-        checkpoints.write_json(unfinished / "config.json", manifest["official"])
+        jsons.write_json(unfinished / "model.safetensors.index.json", index)
+        jsons.write_json(unfinished / "config.json", manifest["official"])
         os.replace(unfinished, target)
     finally:
         opened.close()
@@ -327,8 +327,8 @@ def _write_workdir(
             # Its threads go on after a failure, and would write into what is being removed.
             with contextlib.suppress(checkpoints.SaveFailed, ValueError, OSError):
                 written.close()
-        checkpoints.write_json(unfinished / "report.json", facts())
-        checkpoints.write_json(unfinished / "config.json", described.config)
+        jsons.write_json(unfinished / "report.json", facts())
+        jsons.write_json(unfinished / "config.json", described.config)
         os.replace(unfinished, target)
     finally:
         _remove(unfinished)

@@ -1,51 +1,22 @@
-"""Reads PyTorch checkpoints without PyTorch and without running anything that stands in them.
+"""Reads the pickles of PyTorch checkpoints without running anything that stands in them.
 
 A pickle is a program. This reader lets it build dictionaries, lists, numbers, strings and tensors;
 every other name becomes an `Inert` object that is never called, or, where only an attack asks for
-it, has the file refused. Tensors are views of the mapped file: nothing is read until an array is
-asked for, and nothing is built that is out of proportion to the file.
-
-Formats: zip files (`torch.save` since 1.6) and the older stream of pickles.
+it, has the file refused. Nothing is built that is out of proportion to the file.
 """
 
 import collections
 import dataclasses
-import math
-import mmap
-import pathlib
 import pickle
-import struct
-import zipfile
-from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-from driftar_jax.conversion import formats, shards
+from driftar_jax.conversion import tensors
 
-_MAGIC = 0x1950A86A20F9469CFC6C
-_PROTOCOL = 1001
-
-_DTYPES = {
-    "Double": np.float64,
-    "Float": np.float32,
-    "Half": np.float16,
-    "BFloat16": ml_dtypes.bfloat16,
-    "Long": np.int64,
-    "Int": np.int32,
-    "Short": np.int16,
-    "Char": np.int8,
-    "Byte": np.uint8,
-    "Bool": np.bool_,
-    "Untyped": np.uint8,
-}
-_FLOAT8 = ("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz")
-# Limits of the program in a file: its bytes, its instructions, its share of the zip's directory. A
-# checkpoint of 800 arrays with the state of its optimizer has about 0.5 MB, 150,000 and 0.3 MB.
-_LONGEST, _MOST_STEPS, _DIRECTORY = 2**25, 2**21, 2**23
-# A tensor may show a number many times up to this size; beyond, it is as large as its storage.
-_BROADCAST = 2**20
+# Limits of the program in a file: its bytes and its instructions. A checkpoint of 800 arrays with
+# the state of its optimizer has about 0.5 MB and 150,000.
+_LONGEST, _MOST_STEPS = 2**25, 2**21
 # Modules that nothing of a checkpoint comes from, and that attacks on its reader do.
 _ATTACKS = """
     _io _pickle _posixsubprocess _socket __builtin__ asyncio bdb builtins cloudpickle ctypes dill
@@ -97,16 +68,6 @@ class Inert:
 
 
 @dataclasses.dataclass(frozen=True)
-class _StorageType:
-    """Stands for a storage class such as `torch.FloatStorage`."""
-
-    dtype: np.dtype
-
-    def __setstate__(self, state):
-        raise pickle.UnpicklingError("a type with state")
-
-
-@dataclasses.dataclass(frozen=True)
 class _Callable:
     """The only things a file may call; immutable, so that it cannot bend them either."""
 
@@ -119,111 +80,25 @@ class _Callable:
         raise pickle.UnpicklingError("a function with state")
 
 
-@dataclasses.dataclass
-class _Storage:
-    """A run of numbers in the file; `start` is filled in once it is known where they lie."""
-
-    dtype: np.dtype
-    count: int
-    buffer: Any
-    start: int | None = None
-
-    def __setstate__(self, state):
-        raise pickle.UnpicklingError("a storage with state")
-
-
-@dataclasses.dataclass(frozen=True)
-class Tensor:
-    """An array in a file, read when it is turned into a NumPy array.
-
-    Attributes:
-      shape, dtype: of the array.
-    """
-
-    storage: _Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
-    dtype: np.dtype
-
-    def __setstate__(self, state):
-        raise pickle.UnpicklingError("a tensor with state")
-
-    def __array__(self, dtype=None, copy=None) -> np.ndarray:
-        size = self.dtype.itemsize
-        start = self.storage.start + self.offset * size
-        count = 0 if 0 in self.shape else 1 + _reach(self.shape, self.strides)
-        flat = np.frombuffer(self.storage.buffer, self.dtype, count, start)
-        strides = tuple(s * size for s in self.strides)
-        view = np.lib.stride_tricks.as_strided(flat, self.shape, strides, writeable=False)
-        # A copy: the view would keep the file mapped, and strided reads of it page by page are
-        # slow.
-        array = np.array(view, dtype or self.dtype, order="C")
-        # What has been copied need not stay in memory a second time as pages of the file.
-        if count:
-            first = start - start % mmap.PAGESIZE
-            self.storage.buffer.madvise(mmap.MADV_DONTNEED, first, start + count * size - first)
-        return array
-
-
-def _reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
-    """Index of the last element, from the first."""
-    return sum((n - 1) * s for n, s in zip(shape, strides, strict=True))
-
-
-def _rebuild_tensor(storage, offset, size, stride, *unused) -> Tensor:
-    del unused
-    if not isinstance(storage, _Storage):
-        raise pickle.UnpicklingError("a tensor that is none")
-    return _tensor(storage, offset, size, stride, storage.dtype)
-
-
-def _rebuild_tensor_of(storage, offset, size, stride, grad, hooks, dtype, *unused) -> Tensor:
-    """A tensor whose storage says nothing of its numbers, such as float8."""
-    del grad, hooks, unused
-    name = dtype.name.removeprefix("torch.") if isinstance(dtype, Inert) else ""
-    if name not in _FLOAT8 or not isinstance(storage, _Storage):
-        raise pickle.UnpicklingError(f"a tensor of {name or 'an unknown type'}")
-    return _tensor(storage, offset, size, stride, np.dtype(getattr(ml_dtypes, name)))
-
-
-def _tensor(storage: _Storage, offset, size, stride, dtype: np.dtype) -> Tensor:
-    shape, strides = tuple(size), tuple(stride)
-    whole = all(type(n) is int and n >= 0 for n in (offset, *shape, *strides))
-    if not whole or len(shape) != len(strides):
-        raise pickle.UnpicklingError("a tensor that is none")
-    held = storage.count * storage.dtype.itemsize // dtype.itemsize
-    # Strides may be anything in a hostile file: what counts is the last element that they reach.
-    larger = 0 not in shape and offset + _reach(shape, strides) >= held
-    if larger or math.prod(shape) > max(held, _BROADCAST):
-        raise pickle.UnpicklingError("a tensor larger than its storage")
-    return Tensor(storage, offset, shape, strides, dtype)
-
-
-def _rebuild_parameter(data, *unused):
-    del unused
-    return data
-
-
 def _dictionary(*unused) -> dict:
     """A `defaultdict`, whose default is the file's; its items come after it."""
     del unused
     return {}
 
 
-_ALLOWED = {
+ALLOWED = {
     ("collections", "OrderedDict"): _Callable(collections.OrderedDict),
     ("collections", "defaultdict"): _Callable(_dictionary),
-    ("torch._utils", "_rebuild_tensor"): _Callable(_rebuild_tensor),
-    ("torch._utils", "_rebuild_tensor_v2"): _Callable(_rebuild_tensor),
-    ("torch._utils", "_rebuild_tensor_v3"): _Callable(_rebuild_tensor_of),
-    ("torch._utils", "_rebuild_parameter"): _Callable(_rebuild_parameter),
-    ("torch._utils", "_rebuild_parameter_with_state"): _Callable(_rebuild_parameter),
+    ("torch._utils", "_rebuild_tensor"): _Callable(tensors.rebuild_tensor),
+    ("torch._utils", "_rebuild_tensor_v2"): _Callable(tensors.rebuild_tensor),
+    ("torch._utils", "_rebuild_tensor_v3"): _Callable(tensors.rebuild_tensor_of),
+    ("torch._utils", "_rebuild_parameter"): _Callable(tensors.rebuild_parameter),
+    ("torch._utils", "_rebuild_parameter_with_state"): _Callable(tensors.rebuild_parameter),
     ("torch", "Size"): _Callable(tuple),
     ("argparse", "Namespace"): Namespace,
     **{
-        (module, f"{name}Storage"): _StorageType(np.dtype(dtype))
-        for name, dtype in _DTYPES.items()
+        (module, f"{name}Storage"): tensors.StorageType(np.dtype(dtype))
+        for name, dtype in tensors.DTYPES.items()
         for module in ("torch", "torch.storage")
     },
 }
@@ -236,11 +111,11 @@ def _attacks(module: str, name: str) -> bool:
     parts = module.split(".")
     around = {".".join(parts[: i + 1]) for i in range(len(parts))}
     # A dotted name walks from an allowed module to whatever it imports: `collections` to `os`, say.
-    part_of_allowed = "." in name and any(module == known for known, _ in _ALLOWED)
+    part_of_allowed = "." in name and any(module == known for known, _ in ALLOWED)
     return part_of_allowed or not around.isdisjoint(_ATTACKS) or (module, name) == ("torch", "load")
 
 
-class _Program:
+class Program:
     """The bytes of a pickle, read forwards from a buffer, and no more of them than is sensible."""
 
     def __init__(self, buffer, start: int, end: int):
@@ -266,7 +141,7 @@ class _Program:
 
 
 # The C unpickler keeps its memo in an array: a file of nine bytes could have it take 32 GiB.
-class _Reader(pickle._Unpickler):
+class Reader(pickle._Unpickler):
     """Unpickler of an allow-list. `storages` collects what the persistent ids name."""
 
     dispatch = dict(pickle._Unpickler.dispatch)
@@ -274,13 +149,13 @@ class _Reader(pickle._Unpickler):
     def __init__(self, stream, buffer):
         super().__init__(stream, encoding="utf-8")
         self._buffer = buffer
-        self.storages: dict[str, _Storage] = {}
+        self.storages: dict[str, tensors.Storage] = {}
 
     def find_class(self, module: str, name: str):
-        if (module, name) in _ALLOWED:
-            return _ALLOWED[module, name]
+        if (module, name) in ALLOWED:
+            return ALLOWED[module, name]
         if _attacks(module, name):
-            raise _Refused(f"{module}.{name}")
+            raise Refused(f"{module}.{name}")
         # Unknown but not suspicious: optimizers and configs of trainers pickle classes of their own
         # beside the weights, and nobody wants to lose the weights for them.
         return Inert(f"{module}.{name}")
@@ -289,12 +164,12 @@ class _Reader(pickle._Unpickler):
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
             raise pickle.UnpicklingError("an unknown kind of reference")
         _, kind, key, _, count = pid[:5]
-        if not isinstance(kind, _StorageType) or not isinstance(key, str):
+        if not isinstance(kind, tensors.StorageType) or not isinstance(key, str):
             raise pickle.UnpicklingError("an unknown kind of storage")
         if type(count) is not int or count < 0 or (len(pid) > 5 and pid[5] is not None):
             raise pickle.UnpicklingError("a storage of an unknown size or a view of another")
         # Several tensors may share a storage (tied weights); they must agree on what it is.
-        known = self.storages.setdefault(key, _Storage(kind.dtype, count, self._buffer))
+        known = self.storages.setdefault(key, tensors.Storage(kind.dtype, count, self._buffer))
         if (known.dtype, known.count) != (kind.dtype, count):
             raise pickle.UnpicklingError("one storage of two types")
         return known
@@ -357,7 +232,7 @@ class _Reader(pickle._Unpickler):
         del dispatch[_code[0]]
 
 
-class _Refused(Exception):
+class Refused(Exception):
     """A name outside the allow-list."""
 
 

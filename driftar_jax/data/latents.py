@@ -19,8 +19,7 @@ from driftar_jax.data import listing, npz, tfds_files
 from driftar_jax.data.sets import CONVERTED, LATENTS
 from driftar_jax.data.source import MEMORY_LIMIT
 from driftar_jax.storage import paths, stand_ins
-from driftar_jax.storage.checkpoints import write_json
-from driftar_jax.storage.jsons import read_json
+from driftar_jax.storage.jsons import read_json, write_json
 
 FACTS = "latents.json"
 CAPTIONS = "captions.json"

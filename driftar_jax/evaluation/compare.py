@@ -252,7 +252,7 @@ def sample(loaded: Generator, settings: Settings, labels, seed: int, batch_size:
         loaded.model,
         settings,
         loaded.params,
-        loaded.conditions(labels, seed),
+        loaded.conditions(labels, seed, settings),
         seed,
         batch_size=batch_size,
         to_pixels=loaded.to_pixels,
@@ -264,7 +264,7 @@ def costs(loaded: Generator, settings: Settings, labels: np.ndarray, size: int) 
     if not settings.speculates:
         calls, steps = settings.ar_steps, sum(settings.head_steps)
         return Counts(calls, steps, 0, calls * settings.branches)
-    condition = loaded.conditions(np.resize(labels, size), 0)
+    condition = loaded.conditions(np.resize(labels, size), 0, settings)
     rest = {"batch_size": size, "to_pixels": loaded.to_pixels}
     return batches.sample_images(loaded.model, settings, loaded.params, condition, 0, **rest)[1]
 

@@ -7,13 +7,13 @@ from typing import Any
 import ml_collections
 import numpy as np
 
-from driftar_jax.config import wrong
+from driftar_jax.config import CONVERTED, wrong
 from driftar_jax.data import pipeline
 from driftar_jax.data.pipeline import open_data
 from driftar_jax.evaluation import networks, quality
 from driftar_jax.features import inception
 from driftar_jax.features.classifier import SmallClassifier
-from driftar_jax.sampling import generator, inpaint, load
+from driftar_jax.sampling import conditions, generator, inpaint, load
 from driftar_jax.storage.checkpoints import read_config
 
 
@@ -63,13 +63,41 @@ def open_subject(workdir: str, task: str, flag: str) -> generator.Generator:
     return loaded
 
 
+def open_baseline(workdir: str, drift: generator.Generator, vae: str | None) -> generator.Generator:
+    """Load what a Drift-AR run is compared with: a run of task host, or a converted NextStep-1.
+
+    A converted checkpoint is asked for images of the run's size, by the captions that the run draws
+    for its classes.
+
+    Args:
+      workdir: of the baseline.
+      drift: the run.
+      vae: folder of the autoencoder of a converted checkpoint; None: the baseline is none.
+
+    Raises:
+      ValueError: it is neither, or not of the run's kind; one line.
+    """
+    if load.stored_config(workdir).task != CONVERTED:
+        if vae is not None:
+            raise wrong("vae", vae, f"none: {workdir} is no converted checkpoint")
+        return open_subject(workdir, "host", "baseline")
+    if drift.reader.takes != "captions":
+        allowed = "a run of task host: the run of --workdir has no captions to ask others by"
+        raise wrong("baseline", workdir, allowed)
+    loaded = load.load(workdir, vae=vae)
+    size = inpaint.pixel_shape(drift)[:2]
+    sized = loaded.sized(conditions.Request(size=size))
+    reader = dataclasses.replace(loaded.reader, book=drift.reader.book)
+    return dataclasses.replace(sized, reader=reader)
+
+
 def some_real(
     loaded: generator.Generator,
     images: np.ndarray,
     labels: np.ndarray,
     captions: list[str] | None,
     most: int,
-) -> tuple[np.ndarray, np.ndarray]:
+) -> tuple[np.ndarray, Any]:
     """Choose real images, always the same, and say what they are.
 
     Args:
@@ -79,11 +107,11 @@ def some_real(
       most: images chosen at most.
 
     Returns:
-      At most so many images, and their classes or rows of their captions.
+      At most so many images, and the conditions that say what they are.
     """
     chosen = np.random.default_rng(0).permutation(len(images))[:most]
     words = None if captions is None else [captions[i] for i in chosen]
-    return images[chosen], loaded.reader.of_real(labels[chosen], words)
+    return images[chosen], loaded.reader.of_real(loaded.model, labels[chosen], words)
 
 
 def open_inception(workdir: str) -> networks.Network:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -61,7 +62,7 @@ def measurable(model: Model) -> bool:
 
 
 def measure(
-    model: Model, params, images: np.ndarray, labels: np.ndarray, *, seed: int = 0
+    model: Model, params, images: np.ndarray, condition: Any, *, seed: int = 0
 ) -> list[Premise]:
     """Correlations with all, three quarters, half and a quarter of the tokens unknown.
 
@@ -75,7 +76,7 @@ def measure(
       model, params: a host or Drift-AR checkpoint.
       images: real images, at least 16: uint8 `[n, H, W, C]`, or the grids of their tokens, float32
         `[n, h, w, c]` (`inpaint.grids`).
-      labels: `[n]`; rows of captions where the host reads text.
+      condition: what they are (`Reader.of_real`), leaves `[n, ...]`.
       seed: of the masks.
 
     Returns:
@@ -84,14 +85,14 @@ def measure(
     spec = model.images
     tokens = _tokens(images, spec.patch_size)
     if reads_in_turn(model):
-        return _in_turn(model, params, tokens, jnp.asarray(labels))
+        return _in_turn(model, params, tokens, condition)
     rng = np.random.default_rng(seed)
     order = np.argsort(rng.random((len(images), spec.num_tokens)), axis=1)
     premises = []
     for quarters in (4, 3, 2, 1) if sees_tokens(model) else (4,):
         count = max(1, spec.num_tokens * quarters // 4)
         known = np.argsort(order, axis=1) >= count
-        encoding, mu = _encode(model, params, tokens, jnp.asarray(known), jnp.asarray(labels))
+        encoding, mu = _encode(model, params, tokens, jnp.asarray(known), condition)
         z, x, e = (np.asarray(a, np.float64) for a in (encoding.z, tokens, encoding.entropy))
         # A probe must not be judged on the images that it was fitted on.
         held_out = np.arange(len(images)) >= (0 if mu is not None else len(images) // 2)
@@ -104,8 +105,8 @@ def measure(
     return premises
 
 
-def _in_turn(model: Model, params, tokens, rows) -> list[Premise]:
-    encoding, mu = _encode(model, params, tokens, None, rows)
+def _in_turn(model: Model, params, tokens, condition) -> list[Premise]:
+    encoding, mu = _encode(model, params, tokens, None, condition)
     z, x, e = (np.asarray(a, np.float64) for a in (encoding.z, tokens, encoding.entropy))
     held_out = np.arange(len(x)) >= (0 if mu is not None else len(x) // 2)
     if mu is None:
@@ -119,10 +120,10 @@ def _in_turn(model: Model, params, tokens, rows) -> list[Premise]:
     return premises
 
 
-def entropies(model: Model, params, images, labels, known) -> np.ndarray:
+def entropies(model: Model, params, images, condition, known) -> np.ndarray:
     """`E [n, N]` of real images, as for `measure`, of which `known [n, N]` tokens are given."""
     tokens = _tokens(images, model.images.patch_size)
-    encoding, _ = _encode(model, params, tokens, jnp.asarray(known), jnp.asarray(labels))
+    encoding, _ = _encode(model, params, tokens, jnp.asarray(known), condition)
     return np.asarray(encoding.entropy)
 
 

@@ -7,6 +7,8 @@ A host has `fields` (name to `Field`), `tasks` (what can be trained on it) and
 import math
 from typing import Any
 
+import jax.numpy as jnp
+
 from driftar_jax.config import Field, blocks, choice, flag, of_tasks, real, whole, wrong
 
 _ANY = math.inf
@@ -171,6 +173,29 @@ DRAFTED = of_tasks(
 COMMON = {**BACKBONE, **OWN_HEAD, **PRIOR, **DRIFT, **PHASES, **SAMPLE}
 # And a host that makes single tokens, one context each.
 TOKENS = {**COMMON, **HEAD_WIDTH, **CHOSEN, **DRAFT, **TEACHER, **DRAFTED}
+
+
+def backbone(config: Any) -> dict[str, Any]:
+    """Return the arguments of a host's module that `BACKBONE` has fields for."""
+    host = config.host
+    return dict(
+        width=host.width,
+        num_heads=host.num_heads,
+        remat=host.get("remat", "none"),
+        attention=host.get("attention", "auto"),
+        dtype=jnp.dtype(host.dtype),
+    )
+
+
+def with_dropout(config: Any) -> dict[str, Any]:
+    """Return `backbone`, and the arguments that `DROPOUT` has fields for."""
+    host = config.host
+    return backbone(config) | dict(
+        scan=host.get("scan", False),
+        attention_dropout=host.attention_dropout,
+        projection_dropout=host.projection_dropout,
+    )
+
 
 _PAIRS = (("host.width", "host.num_heads"), ("draft.width", "draft.num_heads"))
 _PAIRS += (("drift.width", "drift.num_heads"),)

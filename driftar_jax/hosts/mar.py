@@ -341,3 +341,8 @@ class MAR(nn.Module):
 def _first_known(known: jax.Array, keep: int) -> jax.Array:
     """`known [B, N]` -> `[B, keep]` int32: known positions in raster order, then unknown ones."""
     return jnp.argsort(~known, axis=1, stable=True)[:, :keep]
+
+
+def take(values: jax.Array, positions: jax.Array) -> jax.Array:
+    """Return `values [R, N, ...]` at `positions [R, M]`, `[R, M, ...]`."""
+    return jax.vmap(lambda v, p: v[p])(values, positions)

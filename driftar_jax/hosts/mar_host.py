@@ -14,10 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from driftar_jax import seeds
 from driftar_jax.config import blocks, choice, flag, former, of_tasks, whole, wrong
 from driftar_jax.heads import randomness
-from driftar_jax.hosts import fields, mar, mar_plain
+from driftar_jax.hosts import fields, mar
 from driftar_jax.hosts.base import ImageSpec, Model, check_classes
 from driftar_jax.hosts.mar import MAR
 from driftar_jax.hosts.schedules import TRIMMED_LAST, cosine_counts, guidance_at
@@ -127,7 +126,7 @@ class MARWalk:
     def take(self, tree: Any, step: jax.Array) -> Any:
         """See `Walk.take`."""
         positions = jnp.concatenate([self.group(step)[0]] * self.branches)
-        return jax.tree.map(lambda a: mar_plain.take(a, positions), tree)
+        return jax.tree.map(lambda a: mar.take(a, positions), tree)
 
     def read(self, encoding: Encoding) -> Encoding:
         """Return the encoding as it is."""
@@ -199,17 +198,10 @@ class MARFamily:
             num_tokens=images.num_tokens,
             token_dim=images.token_dim,
             num_classes=images.num_classes,
-            width=config.host.width,
             encoder_depth=config.host.encoder_depth,
             decoder_depth=config.host.decoder_depth,
-            num_heads=config.host.num_heads,
             buffer_size=config.host.buffer_size,
-            attention_dropout=config.host.attention_dropout,
-            projection_dropout=config.host.projection_dropout,
-            remat=config.host.get("remat", "none"),
-            scan=config.host.get("scan", False),
-            attention=config.host.get("attention", "auto"),
-            dtype=jnp.dtype(config.host.dtype),
+            **fields.with_dropout(config),
         )
 
     def own_head(self, config: Any, images: ImageSpec) -> nn.Module:
@@ -259,6 +251,8 @@ class MARFamily:
 
     def plain(self, model, settings, params, condition, keys, head, given=None, trace=False):
         """See `Family.plain`."""
+        from driftar_jax.hosts import mar_plain  # of the lock-step road alone
+
         return mar_plain.tokens_of(model, settings, params, condition, keys, head, given, trace)
 
     def walk(self, model, settings, params, condition, keys, contexts: int) -> MARWalk:
@@ -280,9 +274,17 @@ class MARFamily:
 
     def pieces(self, model: Model, settings: Any, params, condition, index, head):
         """Time backbone and head as the loop runs them, one without the other."""
+        from driftar_jax.hosts import mar_plain
+
         return {
-            "backbone": (functools.partial(_backbone_alone, model, settings), (params, condition)),
-            "head": (functools.partial(_head_alone, model, settings, head), (params, index)),
+            "backbone": (
+                functools.partial(mar_plain.backbone_alone, model, settings),
+                (params, condition),
+            ),
+            "head": (
+                functools.partial(mar_plain.head_alone, model, settings, head),
+                (params, index),
+            ),
         }
 
     def known_encoding(self, model: Model, params: Any, tokens, known, condition) -> Encoding:
@@ -301,53 +303,3 @@ class MARFamily:
 
 
 FAMILY = MARFamily()
-
-
-def _backbone_alone(model: Model, settings: Any, params, label):
-    """Run the loop's backbone calls, on contexts of the right sizes."""
-    images = model.images
-    batch, num_tokens = label.shape[0], images.num_tokens
-    tokens = jnp.zeros((batch, num_tokens, images.token_dim), jnp.float32)
-    # Which tokens are known does not change the cost, how many does: any order will do.
-    rank = jnp.broadcast_to(jnp.arange(num_tokens), (batch, num_tokens))
-
-    def call(steps, total, step):
-        known = rank >= step["now"]
-        encoding = mar_plain.backbone(
-            model, settings, steps, params, tokens, known, label, step["keep"]
-        )
-        # Drift-AR reads the entropy, the own head does not: what is not read is not computed.
-        read = encoding.z.sum() + (encoding.entropy.sum() if model.prior is not None else 0.0)
-        return total + read, None
-
-    total = jnp.float32(0)
-    for steps in mar_plain.plans_of(model, settings, params):
-        total, _ = jax.lax.scan(functools.partial(call, steps), total, steps.columns())
-    return total
-
-
-def _head_alone(model: Model, settings: Any, head_of, params, index):
-    """Run the loop's head calls with what the backbone leaves to them, on features all alike."""
-    images = model.images
-    batch, num_tokens = index.shape[0], images.num_tokens
-    rows = 2 * batch if settings.guided else batch
-    encoding = Encoding(
-        # As `look` leaves it, buffer rows included: the last decoder block belongs to the head's
-        # part.
-        z=jnp.ones((rows, model.host.buffer_size + num_tokens, model.host.width), jnp.float32),
-        entropy=jnp.full((rows, num_tokens), 0.5, jnp.float32),
-    )
-    keys = jax.vmap(functools.partial(jax.random.fold_in, seeds.key(0)))(index)
-    order = jnp.broadcast_to(jnp.arange(num_tokens), (batch, num_tokens))
-    head = head_of(params)
-
-    def call(steps, tokens, step):
-        new_tokens = mar_plain.reveal(
-            model, settings, steps, params, tokens, encoding, order, keys, step, head
-        )
-        return new_tokens, None
-
-    tokens = jnp.zeros((batch, num_tokens, images.token_dim), jnp.float32)
-    for steps in mar_plain.plans_of(model, settings, params):
-        tokens, _ = jax.lax.scan(functools.partial(call, steps), tokens, steps.columns())
-    return tokens

@@ -11,9 +11,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from driftar_jax import seeds
 from driftar_jax.heads import randomness
 from driftar_jax.hosts import mar_plan
 from driftar_jax.hosts.base import Head, Model
+from driftar_jax.hosts.mar import take
 from driftar_jax.layers import stacked
 from driftar_jax.types import Encoding, Given, Trace
 
@@ -189,6 +191,49 @@ def reveal(
     return jax.lax.switch(step["size"], [functools.partial(fill, size) for size in steps.sizes])
 
 
-def take(values: jax.Array, positions: jax.Array) -> jax.Array:
-    """Return `values [R, N, ...]` at `positions [R, M]`."""
-    return jax.vmap(lambda v, p: v[p])(values, positions)
+def backbone_alone(model: Model, settings: Any, params, label):
+    """Run the loop's backbone calls, on contexts of the right sizes."""
+    images = model.images
+    batch, num_tokens = label.shape[0], images.num_tokens
+    tokens = jnp.zeros((batch, num_tokens, images.token_dim), jnp.float32)
+    # Which tokens are known does not change the cost, how many does: any order will do.
+    rank = jnp.broadcast_to(jnp.arange(num_tokens), (batch, num_tokens))
+
+    def call(steps, total, step):
+        known = rank >= step["now"]
+        encoding = backbone(model, settings, steps, params, tokens, known, label, step["keep"])
+        # Drift-AR reads the entropy, the own head does not: what is not read is not computed.
+        read = encoding.z.sum() + (encoding.entropy.sum() if model.prior is not None else 0.0)
+        return total + read, None
+
+    total = jnp.float32(0)
+    for steps in plans_of(model, settings, params):
+        total, _ = jax.lax.scan(functools.partial(call, steps), total, steps.columns())
+    return total
+
+
+def head_alone(model: Model, settings: Any, head_of, params, index):
+    """Run the loop's head calls with what the backbone leaves to them, on features all alike."""
+    images = model.images
+    batch, num_tokens = index.shape[0], images.num_tokens
+    rows = 2 * batch if settings.guided else batch
+    encoding = Encoding(
+        # As `look` leaves it, buffer rows included: the last decoder block belongs to the head's
+        # part.
+        z=jnp.ones((rows, model.host.buffer_size + num_tokens, model.host.width), jnp.float32),
+        entropy=jnp.full((rows, num_tokens), 0.5, jnp.float32),
+    )
+    keys = jax.vmap(functools.partial(jax.random.fold_in, seeds.key(0)))(index)
+    order = jnp.broadcast_to(jnp.arange(num_tokens), (batch, num_tokens))
+    head = head_of(params)
+
+    def call(steps, tokens, step):
+        new_tokens = reveal(
+            model, settings, steps, params, tokens, encoding, order, keys, step, head
+        )
+        return new_tokens, None
+
+    tokens = jnp.zeros((batch, num_tokens, images.token_dim), jnp.float32)
+    for steps in plans_of(model, settings, params):
+        tokens, _ = jax.lax.scan(functools.partial(call, steps), tokens, steps.columns())
+    return tokens

@@ -344,17 +344,13 @@ class NextStepFamily:
             vocab_size=images.text.vocab_size,
             placeholder=images.text.placeholder,
             token_dim=images.token_dim,
-            width=config.host.width,
             depth=config.host.depth,
-            num_heads=config.host.num_heads,
             num_kv_heads=config.host.num_kv_heads,
             head_dim=config.host.width // config.host.num_heads,
             mlp_width=config.host.mlp_width,
             norm_eps=config.host.norm_eps,
             rope_theta=config.host.rope_theta,
-            remat=config.host.get("remat", "none"),
-            attention=config.host.get("attention", "auto"),
-            dtype=jnp.dtype(config.host.dtype),
+            **fields.backbone(config),
         )
 
     def own_head(self, config: Any, images: ImageSpec) -> FlowTokenHead:
@@ -449,7 +445,8 @@ class NextStepFamily:
 
     def known_encoding(self, model: Model, params, tokens, known, condition) -> Encoding:
         """See `Family.known_encoding`."""
-        encoding = encodings(model, params, condition[:, 1:], condition[:, 0], tokens)
+        rows = condition.rows[:, 0] if isinstance(condition, Prompt) else condition
+        encoding = encodings(model, params, rows[:, 1:], rows[:, 0], tokens)
         return projected(model.host, params["host"], encoding)
 
     def has_token_entropy(self, model: Model) -> bool:

@@ -192,16 +192,9 @@ class TransDiffFamily:
             # it.
             reference_dim=images.token_dim * (square if groups > 1 else 1),
             num_classes=images.num_classes,
-            width=config.host.width,
             depth=config.host.depth,
-            num_heads=config.host.num_heads,
             buffer_size=config.host.buffer_size,
-            attention_dropout=config.host.attention_dropout,
-            projection_dropout=config.host.projection_dropout,
-            remat=config.host.get("remat", "none"),
-            scan=config.host.get("scan", False),
-            attention=config.host.get("attention", "auto"),
-            dtype=jnp.dtype(config.host.dtype),
+            **fields.with_dropout(config),
         )
 
     def own_head(self, config: Any, images: ImageSpec) -> nn.Module:

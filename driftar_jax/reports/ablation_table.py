@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from driftar_jax.storage.checkpoints import write_json
+from driftar_jax.storage.jsons import write_json
 
 # Figures that are lower where an arm is better, in the order of the columns.
 COLUMNS = (("frechet", "distance", 2), ("held_out_energy_score", "energy score, held out", 4))

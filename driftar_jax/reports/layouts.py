@@ -31,8 +31,7 @@ from PIL import Image
 
 from driftar_jax.config import wrong
 from driftar_jax.data import prompt_files
-from driftar_jax.storage.checkpoints import write_json
-from driftar_jax.storage.jsons import read_json
+from driftar_jax.storage.jsons import read_json, write_json
 
 NAMES = ("flat", "folder", "torch_fidelity", "adm", "geneval", "dpg", "mjhq")
 ROUNDING = "round(255 x), clipped to 0..255"

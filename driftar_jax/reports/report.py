@@ -10,7 +10,7 @@ from driftar_jax.data import pictures
 from driftar_jax.evaluation.compare import Row
 from driftar_jax.evaluation.premise import Premise
 from driftar_jax.reports import in_words
-from driftar_jax.storage.checkpoints import write_json
+from driftar_jax.storage.jsons import write_json
 
 # Columns of the quality table: field of the records, heading, digits. A column that was not
 # measured is left out.

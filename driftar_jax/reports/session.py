@@ -4,6 +4,7 @@ import dataclasses
 import pathlib
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -89,11 +90,11 @@ class Session:
         return "\n".join([*report.summary(rows, reached), "", f"time: {ledger.line()}"])
 
     def _premise(self, loaded: generator.Generator) -> list[premise.Premise]:
-        images, labels = self._judged(1024, loaded)
+        images, condition = self._judged(1024, loaded)
         grids = inpaint.grids(loaded, images)
-        return premise.measure(loaded.model, loaded.params, grids, labels)
+        return premise.measure(loaded.model, loaded.params, grids, condition)
 
-    def _judged(self, most: int, loaded: generator.Generator) -> tuple[np.ndarray, np.ndarray]:
+    def _judged(self, most: int, loaded: generator.Generator) -> tuple[np.ndarray, Any]:
         """Return real images, and what a checkpoint is told of them."""
         return judges.some_real(loaded, self.images, self.labels, self.captions, most)
 
@@ -146,13 +147,13 @@ class Session:
 
     def _entropy_map(self) -> None:
         drift = self.drifts[0]
-        images, labels = self._judged(MAPPED, drift)
+        images, condition = self._judged(MAPPED, drift)
         order = np.argsort(np.random.default_rng(1).random((MAPPED, drift.model.images.num_tokens)))
         half = drift.model.images.num_tokens // 2
         known = order < (half if premise.sees_tokens(drift.model) else 0)
         known |= premise.reads_in_turn(drift.model)
         grids = inpaint.grids(drift, images)
-        entropy = premise.entropies(drift.model, drift.params, grids, labels, known)
+        entropy = premise.entropies(drift.model, drift.params, grids, condition, known)
         shape = (MAPPED, *drift.model.images.grid)
         report.entropy_map(
             self.out / "entropy.png", images, known.reshape(shape), entropy.reshape(shape)
@@ -164,7 +165,8 @@ class Request:
     """What a user asks of an evaluation, as the flags of `evaluate` say it.
 
     Attributes:
-      drifts, baselines: workdirs of tasks drift and host, one pair for each training seed.
+      drifts, baselines: workdirs of tasks drift and host, one pair for each training seed; a
+        baseline may be a converted NextStep-1.
       judge: workdir of task classifier.
       out: folder of the report.
       num: images per method and seed.
@@ -179,6 +181,7 @@ class Request:
       lookahead: tokens that both heads look ahead in further rows; 0: no such rows.
       delta: how far a guess may move there; None: the default.
       ar_steps: further numbers of AR steps, in digits.
+      vae: folder of the autoencoder of converted baselines; None: there are none.
     """
 
     drifts: Sequence[str]
@@ -197,6 +200,7 @@ class Request:
     lookahead: int = 0
     delta: float | None = None
     ar_steps: Sequence[str] = ()
+    vae: str | None = None
 
     def check(self) -> None:
         """Raise ValueError (field, value, allowed) where flags alone show a mistake."""
@@ -238,7 +242,10 @@ def open_session(request: Request) -> Session:
     reference = request.reference
     moved = frechet.read(reference, network.name, network.width) if reference else None
     drifts = [judges.open_subject(path, "drift", "workdir") for path in request.drifts]
-    baselines = [judges.open_subject(path, "host", "baseline") for path in request.baselines]
+    baselines = [
+        judges.open_baseline(path, drift, request.vae)
+        for path, drift in zip(request.baselines, drifts, strict=True)
+    ]
     opened.check((*drifts, *baselines))
     for method in compare.methods(baselines[0], drifts[0], asked):
         (baselines[0] if method.baseline else drifts[0]).check(method.settings)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from driftar_jax.config import wrong
-from driftar_jax.storage.checkpoints import write_json
+from driftar_jax.storage.jsons import write_json
 
 LIMITS = (
     "A round drafts gamma AR steps and lets one backbone call judge them. A call then holds "

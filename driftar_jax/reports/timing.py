@@ -11,7 +11,7 @@ import jax
 from driftar_jax import config
 from driftar_jax.evaluation import benchmark, windows
 from driftar_jax.sampling import generator, load
-from driftar_jax.storage.checkpoints import write_json
+from driftar_jax.storage.jsons import write_json
 from driftar_jax.targets import precision
 from driftar_jax.training import specs
 

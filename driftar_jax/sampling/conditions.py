@@ -67,7 +67,7 @@ class Reader(Protocol):
     ) -> Any:
         """Return conditions, leaves `[n, ...]`; ValueError (field, value, allowed) if none fit."""
 
-    def of_real(self, labels: np.ndarray, captions: Sequence[str] | None) -> Any:
+    def of_real(self, model: Model, labels: np.ndarray, captions: Sequence[str] | None) -> Any:
         """Return the conditions of real images: their classes `[n]`, or their captions."""
 
     def trial(self, model: Model, settings: Settings, number: int) -> Any:
@@ -92,7 +92,7 @@ class Classes:
         """Return `[n]` int32 of class numbers, -1 for none, or names of classes."""
         return class_numbers(asked, model.images)
 
-    def of_real(self, labels: np.ndarray, captions: Sequence[str] | None) -> np.ndarray:
+    def of_real(self, model, labels: np.ndarray, captions: Sequence[str] | None) -> np.ndarray:
         """Return the classes."""
         return labels
 

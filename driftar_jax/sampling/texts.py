@@ -68,7 +68,7 @@ class Captions:
         """Return the words that no caption of the training set has; they are drawn as any other."""
         return self.book.unknown(texts)
 
-    def of_real(self, labels: np.ndarray, captions: Sequence[str] | None) -> np.ndarray:
+    def of_real(self, model, labels: np.ndarray, captions: Sequence[str] | None) -> np.ndarray:
         """Return rows of the captions."""
         return self.book.rows(captions)
 
@@ -86,6 +86,8 @@ class Prompts:
       marks: ids of its special tokens.
       vae: the autoencoder; `vae_params` its parameters.
       longest: most positions of a prompt and its image together.
+      book: captions that classes are asked by, of a run that the checkpoint is compared with; None:
+        it takes no classes.
     """
 
     tokenizer: prompts.Tokenizer
@@ -93,6 +95,7 @@ class Prompts:
     vae: Any
     vae_params: dict
     longest: int = prompts.LONGEST
+    book: captions.Book | None = None
     takes = "prompts"
 
     def sized(self, model: Model, request: Request) -> Model:
@@ -117,14 +120,16 @@ class Prompts:
         return self.vae.factor * model.images.patch_size
 
     def texts(self, asked: Sequence, seed: int) -> list[str]:
-        """Return the prompts."""
-        return list(asked)
+        """Return the prompts, drawn from the book for classes."""
+        if self.book is None or any(isinstance(a, str) for a in asked):
+            return list(asked)
+        return self.book.drawn(np.asarray(asked, np.int32), seed)
 
     def conditions(self, model, settings, asked, seed, request=NOTHING_MORE) -> Prompt:
         """Return a `Prompt` whose rows hold every branch of guidance."""
         if isinstance(asked, str) or not np.iterable(asked):
             asked = [asked]
-        if not (texts := list(asked)):
+        if not (texts := self.texts(asked, seed)):
             raise wrong("prompt", None, "at least one text")
         for text in texts:
             if not isinstance(text, str):
@@ -132,21 +137,29 @@ class Prompts:
         sources, side = list(request.sources), self._side(model)
         self._check_sources(sources, len(texts), side)
         source = tuple(n // side for n in sources[0].shape[:2]) if sources else None
+        rows = self._rows(
+            model,
+            texts,
+            branches=settings.branches,
+            positive=request.positive,
+            negative=request.negative,
+            source=source,
+        )
+        return Prompt(rows, self._encode(model, sources, seed) if sources else None)
+
+    def _rows(self, model: Model, texts: Sequence[str], *, branches: int, **beside) -> np.ndarray:
+        """Return `Prompt.rows` of the texts; `beside` as for `prompts.rows`."""
         rows = prompts.rows(
             self.tokenizer,
             self.marks,
             texts,
             model.images.grid,
-            branches=settings.branches,
-            positive=request.positive,
-            negative=request.negative,
-            source=source,
+            branches=branches,
             longest=self.longest,
+            **beside,
         )
         padded = np.concatenate([rows.padding[:, None], rows.ids], axis=1)
-        branches = padded.reshape(settings.branches, len(texts), -1)
-        tokens = self._encode(model, sources, seed) if sources else None
-        return Prompt(rows=np.moveaxis(branches, 1, 0), sources=tokens)
+        return np.moveaxis(padded.reshape(branches, len(texts), -1), 1, 0)
 
     def _check_sources(self, sources: list[np.ndarray], number: int, side: int) -> None:
         if not sources:
@@ -172,9 +185,10 @@ class Prompts:
         ]
         return np.concatenate([np.asarray(tokens) for tokens in each])
 
-    def of_real(self, labels: np.ndarray, captions: Sequence[str] | None) -> Prompt:
-        """Refuse: known images of a converted checkpoint have no judge here."""
-        raise wrong("workdir", "a converted checkpoint", "a run trained here, for the premise")
+    def of_real(self, model, labels: np.ndarray, captions: Sequence[str] | None) -> Prompt:
+        """Return prompts of the captions, without the branches of guidance."""
+        rows = self._rows(model, captions, branches=1)
+        return Prompt(rows=rows)
 
     def trial(self, model: Model, settings: Settings, number: int) -> Prompt:
         """Return one prompt, so many times."""

@@ -9,35 +9,24 @@ Layout of a workdir:
   run.lock                of the process that writes (`locks.py`)
 
 `ema` is what sampling reads; a converted checkpoint holds `ema` and `manifest` alone. The digests
-are of every file in those folders, and of the text files of the workdir: array data carries no
-check sum of its own that would notice a flipped bit. A step also knows its own number, and the
-fields of the config that must not change.
+are of every file in those folders, and of the text files of the workdir (`digests.py`). A step also
+knows its own number, and the fields of the config that must not change.
 """
 
 import contextlib
 import difflib
-import hashlib
 import json
 import os
 import pathlib
 import re
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from driftar_jax.storage import paths, stand_ins
+from driftar_jax.storage import digests, paths
 
 FORMAT = 1
-DIGESTS = "digests.json"
-# Files of the workdir that what is read means something else without.
-BESIDE = ("tokenizer.json", "captions.json")
-_BESIDE = "workdir"
-# What a training run's step holds; others hold fewer trees, and some of other names.
-_OF_TRAINING = ("params", "ema", "train", "manifest", "position")
-_FACTS = ("manifest", "position")
-_UNFINISHED = "orbax-checkpoint-tmp"
 
 
 class SaveFailed(RuntimeError):
@@ -105,89 +94,8 @@ class Checkpoints:
         return None, bad
 
     def damage(self, step: int, names: tuple[str, ...] | None = None) -> str | None:
-        """What is wrong with the files of a step, in a few words; None if they are as written.
-
-        Args:
-          step: a complete step.
-          names: the folders to look at; None for all. A step without digests must hold what a
-            step holds, and it must be possible to read it.
-        """
-        folder = self._step_folder(step)
-        if not folder.is_dir():
-            return "no folder of that name"
-        held = {p.name for p in folder.iterdir() if p.is_dir()}
-        training = not held.isdisjoint(("params", "train", "position"))
-        wanted = set(names or held) | {"manifest"}
-        if not training:
-            wanted -= {"position"}
-        sealed = (folder / DIGESTS).exists()
-        if training and not sealed and names is None:
-            wanted |= set(_OF_TRAINING)
-        if missing := sorted(wanted - held):
-            return f"no {missing[0]}"
-        if sealed:
-            wrong = self._differs(folder, wanted, held, everything=names is None)
-        else:
-            wrong = self._unreadable(folder, wanted, arrays=names is None)
-        return wrong or self._misplaced(step, folder)
-
-    def _differs(
-        self, folder: pathlib.Path, wanted: set[str], held: set[str], *, everything: bool
-    ) -> str | None:
-        """What the digests say of the folders that are wanted, or of all."""
-        try:
-            written = json.loads((folder / DIGESTS).read_text())
-            written = {str(name): str(digest) for name, digest in written.items()}
-        except (OSError, ValueError, AttributeError, RecursionError):
-            return f"a damaged {DIGESTS}"
-        known = {name.split("/")[0] for name in written}
-        if missing := sorted(wanted - known):
-            return f"no digest of {missing[0]}"
-        if everything and (missing := sorted(known - held - {_BESIDE})):
-            return f"no {missing[0]}"
-        for name, digest in written.items():
-            top, _, rest = name.partition("/")
-            if top not in wanted | {_BESIDE}:
-                continue
-            path = self.workdir / rest if top == _BESIDE else folder / name
-            try:
-                if _digest(path) != digest:
-                    called = rest if top == _BESIDE else name
-                    stands = stand_ins.of_file(path)
-                    return f"{called} that is {stands}" if stands else f"a damaged {called}"
-            except OSError as error:
-                return f"no readable {rest if top == _BESIDE else name} ({error.strerror})"
-        return None
-
-    def _unreadable(self, folder: pathlib.Path, wanted: set[str], *, arrays: bool) -> str | None:
-        """What cannot be read of a step without digests; `arrays`: read all of them."""
-        for name in sorted(wanted):
-            try:
-                if name in _FACTS:
-                    if not isinstance(json.loads((folder / name / "metadata").read_text()), dict):
-                        raise ValueError
-                else:
-                    reader, place = ocp.StandardCheckpointHandler(), epath.Path(folder / name)
-                    found = reader.metadata(place).tree
-                    if arrays:
-                        like = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), found)
-                        reader.restore(place, args=ocp.args.StandardRestore(like))
-            # Damaged files have Orbax and its store raise nearly anything.
-            except Exception:
-                return f"an unreadable {name}"
-        return None
-
-    def _misplaced(self, step: int, folder: pathlib.Path) -> str | None:
-        """Where the folder's name, the step in it and the position of the data disagree."""
-        for name, field in (("manifest", "step"), ("position", "batch")):
-            try:
-                facts = json.loads((folder / name / "metadata").read_text())
-                found = facts.get(field, step)
-            except (OSError, ValueError, AttributeError, RecursionError):
-                continue  # said elsewhere, where it is wanted
-            if found != step:
-                return f"the {name} of step {str(found)[:40]}"
-        return None
+        """See `digests.damage`."""
+        return digests.damage(self.workdir, step, names)
 
     def set_aside(self, step: int) -> pathlib.Path:
         """Move a step to `damaged/`, so that it is neither read nor lost; its new place."""
@@ -202,25 +110,15 @@ class Checkpoints:
         return place
 
     def strangers(self) -> list[str]:
-        """Folders that hold what a step holds and are not called by one: copies, renamed ones."""
-        found = []
-        for path in sorted((self.workdir / "checkpoints").iterdir()):
-            # What a killed save leaves keeps Orbax's mark; it never was a step.
-            if not path.is_dir() or _is_step(path.name) or _UNFINISHED in path.name:
-                continue
-            # Copied into a folder that was there, all steps lie one folder deeper.
-            places = [path, *(p for p in path.iterdir() if p.is_dir() and _is_step(p.name))]
-            held = {p.name for place in places for p in place.iterdir()}
-            if not held.isdisjoint((*_OF_TRAINING, DIGESTS)):
-                found.append(path.name)
-        return found
+        """See `digests.strangers`."""
+        return digests.strangers(self.workdir)
 
     def reload(self) -> None:
         """Look at the disk again."""
         self._manager.reload()
 
     def _step_folder(self, step: int) -> pathlib.Path:
-        return self.workdir / "checkpoints" / str(step)
+        return digests.step_folder(self.workdir, step)
 
     def _seal(self) -> None:
         """Write the digests of the step that is about to be complete."""
@@ -229,21 +127,14 @@ class Checkpoints:
         # Sealed while the step still has its temporary name: a step is never visible without its
         # digests.
         for folder in (self.workdir / "checkpoints").glob(f"{self._saving}.*tmp*"):
-            self._seal_folder(folder)
-
-    def _seal_folder(self, folder: pathlib.Path) -> None:
-        parts = [p for p in folder.iterdir() if p.is_dir()]
-        sealed = {k: v for p in parts for k, v in _digests(folder, p).items()}
-        beside = [name for name in BESIDE if (self.workdir / name).is_file()]
-        sealed |= {f"{_BESIDE}/{name}": _digest(self.workdir / name) for name in beside}
-        write_json(folder / DIGESTS, sealed)
+            digests.seal(self.workdir, folder)
 
     def forget_place(self, step: int) -> None:
         """Take this machine's folders out of a finished step: Orbax writes them into its marks."""
         folder = self._step_folder(step)
         for mark in folder.rglob("commit_success.txt"):
             mark.write_text("Checkpoint commit was successful\n")
-        self._seal_folder(folder)
+        digests.seal(self.workdir, folder)
 
     def save(
         self,
@@ -298,9 +189,7 @@ class Checkpoints:
             with ocp.StandardCheckpointer() as writer:
                 writer.save(epath.Path(self._tree(step, name)), tree)
             if not jax.process_index():
-                folder = self._step_folder(step)
-                sealed = json.loads((folder / DIGESTS).read_text())
-                write_json(folder / DIGESTS, sealed | _digests(folder, self._tree(step, name)))
+                digests.add_to_seal(self._step_folder(step), self._tree(step, name))
         except Exception as error:
             raise self._failed(error) from error
 
@@ -377,7 +266,7 @@ class Checkpoints:
                 )
 
     def _tree(self, step: int, name: str) -> pathlib.Path:
-        return self.workdir / "checkpoints" / str(step) / name
+        return self._step_folder(step) / name
 
     def _check_fits(self, step: int, name: str, wanted, widen: bool) -> None:
         """Orbax reads everything before it complains of one array, and at length."""
@@ -453,10 +342,6 @@ class Checkpoints:
             raise self._failed(error) from error
 
 
-def _is_step(name: str) -> bool:
-    return name.isascii() and name.isdigit() and name == str(int(name))
-
-
 def _limited(in_flight: int) -> ocp.handlers.CheckpointHandlerRegistry:
     """Orbax's own handlers, for trees one with a limit."""
     trees = ocp.StandardCheckpointHandler(save_concurrent_gb=in_flight / 1e9)
@@ -469,17 +354,6 @@ def _limited(in_flight: int) -> ocp.handlers.CheckpointHandlerRegistry:
         for kind in kinds:
             registry.add(None, kind, handler)
     return registry
-
-
-def _digests(folder: pathlib.Path, part: pathlib.Path) -> dict[str, str]:
-    """Digest of every file in a part of a step's `folder`, by its path from there."""
-    files = sorted(p for p in part.rglob("*") if p.is_file())
-    return {p.relative_to(folder).as_posix(): _digest(p) for p in files}
-
-
-def _digest(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _shapes(tree) -> dict[str, tuple[int, ...]]:
@@ -542,11 +416,3 @@ def _near(workdir: pathlib.Path) -> str:
         if close and close[0] != workdir.name:
             return f" (did you mean {str(workdir.parent / close[0])!r}?)"
     return ""
-
-
-def write_json(path: str | os.PathLike, value) -> None:
-    """Write JSON under a temporary name, then rename, so that no reader sees half of it."""
-    path = pathlib.Path(path)
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
-    os.replace(temporary, path)

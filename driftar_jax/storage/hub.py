@@ -22,8 +22,7 @@ import jax
 import numpy as np
 
 from driftar_jax.storage import paths
-from driftar_jax.storage.checkpoints import write_json
-from driftar_jax.storage.jsons import read_json
+from driftar_jax.storage.jsons import read_json, write_json
 
 WEIGHTS, MANIFEST, CARD = *paths.RELEASED, "README.md"
 FILES = (WEIGHTS, MANIFEST, CARD, "config.json", "tokenizer.json", "captions.json")

@@ -1,4 +1,4 @@
-"""JSON files that somebody else may have written: an object, or one line that says why not."""
+"""JSON files: written whole, and read of whoever wrote them, or one line that says why not."""
 
 import json
 import os
@@ -62,3 +62,11 @@ def read_json(field: str, path: str | os.PathLike, allowed: str, most: int = _LA
     else:
         return value
     raise ValueError(f"{field}: got {str(path)!r}, allowed {allowed} ({reason})")
+
+
+def write_json(path: str | os.PathLike, value) -> None:
+    """Write JSON under a temporary name, then rename, so that no reader sees half of it."""
+    path = pathlib.Path(path)
+    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    temporary.write_text(json.dumps(value, indent=1, sort_keys=True) + "\n")
+    os.replace(temporary, path)

@@ -22,7 +22,8 @@ from driftar_jax import config
 from driftar_jax.evaluation import compare, contexts, judges, premise, quality, speed
 from driftar_jax.sampling import batches, generator, load
 from driftar_jax.sampling.settings import Settings
-from driftar_jax.storage.checkpoints import read_config, write_json
+from driftar_jax.storage.checkpoints import read_config
+from driftar_jax.storage.jsons import write_json
 from driftar_jax.sweeps.arms import Arm, Sweep, command, settings
 from driftar_jax.training import journal, locks, loop, runs
 

@@ -14,7 +14,7 @@ import driftar_jax
 from driftar_jax import config, model, seeds
 from driftar_jax.data import captions, pictures, pipeline, prompts, sets
 from driftar_jax.sampling import generator, load
-from driftar_jax.storage import checkpoints, hub, paths
+from driftar_jax.storage import checkpoints, hub, jsons, paths
 from driftar_jax.targets import precision
 from driftar_jax.training import journal, locks, loop, optim, phi, processes, specs, tasks
 from driftar_jax.vae import reconstruction, stored
@@ -203,8 +203,8 @@ def _write_text(folder: pathlib.Path, settings: Any, source, fitted: captions.Fi
         held_out = [()] * source.num_classes
     if not all(held_out):
         held_out = [own or seen for own, seen in zip(held_out, _by_class(source), strict=True)]
-    checkpoints.write_json(folder / captions.FILE, held_out)
-    checkpoints.write_json(folder / prompts.FILE, fitted.tokenizer)
+    jsons.write_json(folder / captions.FILE, held_out)
+    jsons.write_json(folder / prompts.FILE, fitted.tokenizer)
 
 
 def _by_class(source) -> tuple[tuple[str, ...], ...]:
@@ -232,8 +232,8 @@ def claim_workdir(workdir: str, settings: Any) -> locks.WorkdirLock:
         lock = locks.WorkdirLock(folder)
         # Again: another run may have come first while this one waited for the lock.
         _check_claim(folder, workdir, settings)
-        checkpoints.write_json(folder / "config.json", settings.to_dict())
-        checkpoints.write_json(folder / "environment.json", environment())
+        jsons.write_json(folder / "config.json", settings.to_dict())
+        jsons.write_json(folder / "environment.json", environment())
     except OSError as error:
         allowed = f"a folder that can be written ({error.strerror})"
         raise config.wrong("workdir", str(workdir), allowed) from error

@@ -13,6 +13,8 @@ from driftar_jax.training.optim import TrainState, update_ema
 from driftar_jax.training.tasks import Task
 
 TRACK_DECAY = 0.99
+# Folded into the step's key for those of micro-batches; above every number that tasks fold in.
+PARTS = 67
 
 
 @runtime_checkable
@@ -54,8 +56,8 @@ def make_step(
         bit for bit what it is.
       accumulate: micro-batches per step, a divisor A of the batch: rows `i, i + A, ...` for i < A.
         Of a `Drawn` task it is the step of the whole batch, up to rounding and but for dropout,
-        which every micro-batch draws anew. Of others, micro-batch i draws under key i of
-        `split(key, A)`, and the step is the mean of loss and gradient over them.
+        which every micro-batch draws anew. Of others, every micro-batch draws all anew, and the
+        step is the mean of loss and gradient over them. Their keys are none of the step's own.
       ema: decay of the average.
       freeze: globs of parameters that stay as they are in every phase (`freezing`).
     """
@@ -95,7 +97,9 @@ def make_step(
 
         # Rows in turn: a device keeps its own, where blocks of rows would move between devices.
         parts = jax.tree.map(lambda a: a.reshape(-1, accumulate, *a.shape[1:]).swapaxes(0, 1), rows)
-        keys = jax.random.split(key, accumulate)
+        # Of a key of their own: the numbers that `split` and `fold_in` give are the same ones, and
+        # `draw` has split the step's.
+        keys = jax.random.split(jax.random.fold_in(key, PARTS), accumulate)
 
         def body(total, part):
             return jax.tree.map(jnp.add, total, part_of_step(*part)), None

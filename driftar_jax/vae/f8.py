@@ -90,7 +90,12 @@ class F8VAE(nn.Module):
 
         A deterministic autoencoder takes the noise and does not read it.
         """
-        z = kl.mode(moments) if self.deterministic else kl.sample(moments, noise)
+        return self.to_latents(
+            kl.mode(moments) if self.deterministic else kl.sample(moments, noise)
+        )
+
+    def to_latents(self, z: jax.Array) -> jax.Array:
+        """Return the inverse of `from_latents`."""
         return (z - self.shift) * self.scale
 
     def from_latents(self, latents: jax.Array) -> jax.Array:

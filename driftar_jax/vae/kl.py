@@ -218,6 +218,10 @@ class KLVAE(nn.Module):
         """Latents as tokens hold them `[..., c]` -> what `decode` takes."""
         return latents / SCALE
 
+    def to_latents(self, z: jax.Array) -> jax.Array:
+        """Return the inverse of `from_latents`."""
+        return SCALE * z
+
 
 def _linear(kernel: np.ndarray, dtype: jnp.dtype) -> nn.Dense:
     """A linear layer that begins as `kernel [in, out]`."""

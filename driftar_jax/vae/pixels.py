@@ -43,8 +43,8 @@ def _decode(vae: kl.KLVAE | F8VAE, tile: int, params: dict, grid: jax.Array) -> 
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def _encode(vae: kl.KLVAE, tile: int, params: dict, images: jax.Array) -> jax.Array:
-    return kl.SCALE * kl.mode(kl.encode(vae, params, to_unit_range(images), tile=tile))
+def _encode(vae: kl.KLVAE | F8VAE, tile: int, params: dict, images: jax.Array) -> jax.Array:
+    return vae.to_latents(kl.mode(kl.encode(vae, params, to_unit_range(images), tile=tile)))
 
 
 def load(workdir: str | pathlib.Path, channels: int, fingerprint: str | None = None) -> ToPixels:

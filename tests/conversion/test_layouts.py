@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 from torch_files import Built, Global, StorageRef, Stub, dump, tensor, write_stream, write_zip
 
-from driftar_jax.conversion import checkpoint, formats, mar, pickles, rules, shards
+from driftar_jax.conversion import checkpoint, formats, mar, pickles, rules, shards, state_dicts
 
 FIELDS = dict(
     num_tokens=4,
@@ -133,7 +133,7 @@ BESIDE = {
 def test_values_beside_the_weights_become_inert(tmp_path, write, value):
     key = Global("pytorch_lightning.callbacks.model_checkpoint", "ModelCheckpoint")
     tree = {"model": {"w": tensor("0", ONE)}, "extra": [value, {"x": value}], "callbacks": {key: 1}}
-    read = pickles.load(write(tmp_path / "a.pth", tree, {"0": ONE}))
+    read = state_dicts.load(write(tmp_path / "a.pth", tree, {"0": ONE}))
     inert = read["extra"][0]
     assert isinstance(inert, pickles.Inert) or inert == {}
     assert not callable(inert)
@@ -147,22 +147,22 @@ def test_items_of_inert_objects_go_nowhere(tmp_path):
     program += b"(K\x07\x90" + b"}b" + b"l."
     with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
         archive.writestr("archive/data.pkl", program)
-    (inert,) = pickles.load(tmp_path / "a.pth")
+    (inert,) = state_dicts.load(tmp_path / "a.pth")
     assert repr(inert) == "<a.B>"
 
 
 def test_what_is_asked_for_may_lie_beside_anything(tmp_path):
     flat = {"w": tensor("0", ONE), "step": 100, "args": Stub("torch", "device", "cpu")}
-    read = pickles.read_state_dict(write_zip(tmp_path / "a.pth", flat, {"0": ONE}), "model_ema")
+    read = state_dicts.read_state_dict(write_zip(tmp_path / "a.pth", flat, {"0": ONE}), "model_ema")
     assert list(read.arrays) == ["w"] and read.weights == ""
     ordered = Stub("collections", "OrderedDict", [["w", tensor("0", ONE)]])
     only = write_zip(tmp_path / "b.pth", {"state_dict": ordered, "epoch": 1}, {"0": ONE})
-    assert pickles.read_state_dict(only, None, "model_ema").weights == "state_dict"
+    assert state_dicts.read_state_dict(only, None, "model_ema").weights == "state_dict"
     with pytest.raises(ValueError, match=r"^weights: got 'model', allowed state_dict$"):
-        pickles.read_state_dict(only, "model")
+        state_dicts.read_state_dict(only, "model")
     none = write_zip(tmp_path / "c.pth", {"epoch": 1, "net": Stub("a", "B")}, {})
     with pytest.raises(ValueError, match=r"allowed none \(it holds epoch: int, net: Inert\)"):
-        pickles.read_state_dict(none, None, "model_ema")
+        state_dicts.read_state_dict(none, None, "model_ema")
 
 
 def test_tensors_of_float8_are_read(tmp_path):
@@ -173,7 +173,7 @@ def test_tensors_of_float8_are_read(tmp_path):
         StorageRef("Untyped", "0", 3),
         *(0, (3,), (1,), False, {}, Global("torch", "float8_e4m3fn")),
     )
-    read = pickles.load(write_zip(tmp_path / "a.pth", {"w": made}, {"0": array}))
+    read = state_dicts.load(write_zip(tmp_path / "a.pth", {"w": made}, {"0": array}))
     np.testing.assert_array_equal(np.asarray(read["w"], np.float32), [1, -2, 0.5])
 
 
@@ -232,7 +232,7 @@ def test_what_is_no_regular_file_is_named():
 def test_files_that_are_none_are_named(tmp_path, words, ending):
     (tmp_path / f"a{ending}").write_bytes(FILES[words])
     with pytest.raises(ValueError, match="^source: got .*, allowed") as error:
-        pickles.read_state_dict(tmp_path / f"a{ending}", None)
+        state_dicts.read_state_dict(tmp_path / f"a{ending}", None)
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
@@ -289,9 +289,9 @@ def test_names_of_another_program_are_named(tmp_path, official, name, words):
 def test_files_are_known_by_what_they_hold(tmp_path):
     """A pickle called .safetensors, and the other way round."""
     save_file({"w": ONE}, tmp_path / "a.pth")
-    assert list(pickles.read_state_dict(tmp_path / "a.pth", None).arrays) == ["w"]
+    assert list(state_dicts.read_state_dict(tmp_path / "a.pth", None).arrays) == ["w"]
     path = write_zip(tmp_path / "b.safetensors", {"w": tensor("0", ONE)}, {"0": ONE})
-    assert list(pickles.read_state_dict(path, None).arrays) == ["w"]
+    assert list(state_dicts.read_state_dict(path, None).arrays) == ["w"]
     # The number before the header of a safetensors file may look like the sign of a web page.
     for length in (0x3C, 0x8B1F):
         header = b'{"w":{"dtype":"F32","shape":[2],"data_offsets":[0,8]}}'.ljust(length)
@@ -309,7 +309,7 @@ def _refused(path, words, weights=None):
     tracemalloc.start()
     try:
         with pytest.raises(ValueError, match=words) as error:
-            pickles.read_state_dict(path, weights)
+            state_dicts.read_state_dict(path, weights)
         peak = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

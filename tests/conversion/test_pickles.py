@@ -13,7 +13,7 @@ import pytest
 from safetensors.numpy import save_file
 from torch_files import KINDS, WRITERS, Built, Global, Stub, dump, tensor, write_zip
 
-from driftar_jax.conversion import pickles
+from driftar_jax.conversion import pickles, state_dicts
 
 each_format = pytest.mark.parametrize("write", WRITERS.values(), ids=WRITERS)
 
@@ -27,7 +27,7 @@ def _arrays():
 def test_every_type_is_read_back(tmp_path, write):
     arrays = _arrays()
     tree = {"model": {f"{k}.weight": tensor(k, a, k) for k, a in arrays.items()}, "epoch": 4}
-    read = pickles.load(write(tmp_path / "a.pth", tree, arrays))
+    read = state_dicts.load(write(tmp_path / "a.pth", tree, arrays))
     assert read["epoch"] == 4
     for kind, array in arrays.items():
         got = np.asarray(read["model"][f"{kind}.weight"])
@@ -44,7 +44,7 @@ def test_strides_offsets_and_shared_storages(tmp_path, write):
         "scalar": tensor("0", base, offset=5, shape=(), strides=()),
         "none": tensor("0", base, shape=(0, 4), strides=(4, 1)),
     }
-    read = pickles.load(write(tmp_path / "a.pth", tree, {"0": base}))
+    read = state_dicts.load(write(tmp_path / "a.pth", tree, {"0": base}))
     np.testing.assert_array_equal(read["columns"], [[1, 5], [2, 6], [3, 7]])
     np.testing.assert_array_equal(read["rows"], base.reshape(3, 4))
     assert np.asarray(read["scalar"]) == 5 and np.asarray(read["none"]).shape == (0, 4)
@@ -58,7 +58,7 @@ def test_namespaces_ordered_dicts_and_parameters(tmp_path, write):
     ordered = Stub("collections", "OrderedDict", [["a", tensor("0", one)]])
     parameter = Stub("torch._utils", "_rebuild_parameter", tensor("0", one), True, {})
     tree = {"args": namespace, "model": ordered, "p": parameter}
-    read = pickles.load(write(tmp_path / "a.pth", tree, {"0": one}))
+    read = state_dicts.load(write(tmp_path / "a.pth", tree, {"0": one}))
     assert dict(read["args"]) == {"lr": 0.1, "name": "x"}
     np.testing.assert_array_equal(read["model"]["a"], one)
     np.testing.assert_array_equal(read["p"], one)
@@ -83,7 +83,7 @@ def test_hostile_files_are_refused_and_run_nothing(tmp_path, write, kind):
     path = write(tmp_path / "evil.pth", {"model": stub}, {})
     loaded = set(sys.modules)
     with pytest.raises(ValueError, match="^source: got .* which asks for .* to be called") as error:
-        pickles.load(path)
+        state_dicts.load(path)
     assert f"{stub.module}.{stub.name}" in str(error.value) and "\n" not in str(error.value)
     assert not mark.exists() and set(sys.modules) == loaded
 
@@ -98,13 +98,13 @@ def test_hostile_files_are_refused_and_run_nothing(tmp_path, write, kind):
     [("torch._utils", "_rebuild_tensor_v2"), ("torch", "FloatStorage"), ("argparse", "Namespace")],
 )
 def test_what_a_file_may_call_cannot_be_changed(tmp_path, target, state):
-    before = dict(vars(pickles._ALLOWED[target]))
+    before = dict(vars(pickles.ALLOWED[target]))
     code = dump(Global(*target))[:-1] + dump(state)[2:-1] + pickle.BUILD + pickle.STOP
     with zipfile.ZipFile(tmp_path / "a.pth", "w") as archive:
         archive.writestr("archive/data.pkl", code)
     with pytest.raises(ValueError, match="^source: got"):
-        pickles.load(tmp_path / "a.pth")
-    assert dict(vars(pickles._ALLOWED[target])) == before
+        state_dicts.load(tmp_path / "a.pth")
+    assert dict(vars(pickles.ALLOWED[target])) == before
 
 
 @each_format
@@ -116,7 +116,7 @@ def test_no_truncation_goes_unnoticed(tmp_path, write):
         cut = tmp_path / "cut.pth"
         cut.write_bytes(whole[:length])
         with pytest.raises(ValueError, match="^source: got") as error:
-            pickles.load(cut)
+            state_dicts.load(cut)
         assert "\n" not in str(error.value)
 
 
@@ -132,7 +132,7 @@ def test_damaged_bytes_never_raise_anything_else(tmp_path, write):
         path = tmp_path / "spoilt.pth"
         path.write_bytes(bytes(spoilt))
         try:
-            read = pickles.load(path)
+            read = state_dicts.load(path)
         except ValueError as error:
             assert str(error).startswith("source: got") and "\n" not in str(error)
         else:
@@ -152,7 +152,7 @@ def test_tensors_outside_their_storage_are_refused(tmp_path):
         tensor("0", base, view=(("0", 0, 3),)),
     ]:
         with pytest.raises(ValueError, match="^source: got"):
-            pickles.load(write_zip(tmp_path / "a.pth", {"w": wrong}, {"0": base}))
+            state_dicts.load(write_zip(tmp_path / "a.pth", {"w": wrong}, {"0": base}))
 
 
 def test_compressed_storages_are_refused(tmp_path):
@@ -160,22 +160,22 @@ def test_compressed_storages_are_refused(tmp_path):
     stored = {"0": base}
     path = write_zip(tmp_path / "a.pth", {"w": tensor("0", base)}, stored, zipfile.ZIP_DEFLATED)
     with pytest.raises(ValueError, match="is compressed"):
-        pickles.load(path)
+        state_dicts.load(path)
 
 
 def test_other_files_are_refused(tmp_path):
     path = tmp_path / "notes.pth"
     path.write_text("hello\n" * 50)
     with pytest.raises(ValueError, match="^source: got"):
-        pickles.load(path)
+        state_dicts.load(path)
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("readme.txt", "hello")
     with pytest.raises(ValueError, match="no checkpoint"):
-        pickles.load(path)
+        state_dicts.load(path)
     with pytest.raises(ValueError, match="^source: got .*No such file"):
-        pickles.load(tmp_path / "absent.pth")
+        state_dicts.load(tmp_path / "absent.pth")
     with pytest.raises(ValueError, match="^source: got"):
-        pickles.read_state_dict(tmp_path / "absent.safetensors", "model")
+        state_dicts.read_state_dict(tmp_path / "absent.safetensors", "model")
 
 
 def test_reading_holds_one_array_at_a_time(tmp_path):
@@ -183,7 +183,7 @@ def test_reading_holds_one_array_at_a_time(tmp_path):
     count = 1 << 22
     big = {str(i): np.full(count, i, np.float32) for i in range(4)}
     path = write_zip(tmp_path / "a.pth", {n: tensor(n, a) for n, a in big.items()}, big)
-    read = pickles.load(path)
+    read = state_dicts.load(path)
     assert read["0"].shape == (count,)
     before = _mapped_bytes()
     for name, array in big.items():
@@ -211,15 +211,15 @@ def test_state_dict_picks_the_copy_asked_for(tmp_path):
         "epoch": 3,
     }
     path = write_zip(tmp_path / "a.pth", tree, {"0": a, "1": b})
-    np.testing.assert_array_equal(pickles.read_state_dict(path, "model_ema").arrays["w"], b)
-    np.testing.assert_array_equal(pickles.read_state_dict(path, "model").arrays["w"], a)
+    np.testing.assert_array_equal(state_dicts.read_state_dict(path, "model_ema").arrays["w"], b)
+    np.testing.assert_array_equal(state_dicts.read_state_dict(path, "model").arrays["w"], a)
     with pytest.raises(ValueError, match=r"^weights: got 'ema', allowed model \| model_ema"):
-        pickles.read_state_dict(path, "ema")
+        state_dicts.read_state_dict(path, "ema")
     bare = write_zip(tmp_path / "b.pth", {"w": tensor("0", a)}, {"0": a})
-    assert pickles.shapes(pickles.read_state_dict(bare, "model_ema").arrays) == {"w": (2,)}
+    assert state_dicts.shapes(state_dicts.read_state_dict(bare, "model_ema").arrays) == {"w": (2,)}
     listed = write_zip(tmp_path / "c.pth", [1, 2], {})
     with pytest.raises(ValueError, match="not named arrays"):
-        pickles.read_state_dict(listed, "model")
+        state_dicts.read_state_dict(listed, "model")
 
 
 def test_safetensors(tmp_path):
@@ -229,10 +229,10 @@ def test_safetensors(tmp_path):
     }
     path = tmp_path / "a.safetensors"
     save_file(arrays, path)
-    state = pickles.read_state_dict(path, "model_ema").arrays
-    assert pickles.shapes(state) == {"w": (2, 3), "half": (3,)}
+    state = state_dicts.read_state_dict(path, "model_ema").arrays
+    assert state_dicts.shapes(state) == {"w": (2, 3), "half": (3,)}
     for name, array in arrays.items():
         np.testing.assert_array_equal(state[name], array)
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(ValueError, match="^source: got"):
-        pickles.read_state_dict(path, "model_ema")
+        state_dicts.read_state_dict(path, "model_ema")

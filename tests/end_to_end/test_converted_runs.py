@@ -1,5 +1,6 @@
-"""A converted NextStep-1 is benchmarked and exported, and a Drift-AR run starts from it."""
+"""A converted NextStep-1: timed, exported, compared, and what a Drift-AR run starts from."""
 
+import dataclasses
 import json
 
 import converted
@@ -12,7 +13,8 @@ from configs import drift_nextstep
 from driftar_jax.conversion import nextstep, nextstep_vae
 from driftar_jax.data import captions, pipeline, prompts, subwords
 from driftar_jax.hosts.nextstep_stored import abstract_params, modules, unstacked
-from driftar_jax.sampling import load
+from driftar_jax.sampling import conditions, load
+from driftar_jax.types import TextSpec
 from driftar_jax.vae import stored
 from driftar_jax.vae.f8 import F8VAE
 
@@ -117,3 +119,77 @@ def test_it_is_timed(call, folders):
     asked = ("--nfe=2", "--batch_sizes=1", "--rounds=1", "--height=16", "--width=16")
     done = call("benchmark", f"--workdir={source}", f"--vae={vae}", *asked)
     assert (done.status, done.stderr) == (0, "") and "own, batch 1" in done.stdout
+
+
+@pytest.fixture(scope="module")
+def compared(call, folders, tmp_path_factory):
+    """Drift-AR from the converted host, and a classifier, both of images of 16x16."""
+    root = tmp_path_factory.mktemp("compared")
+    made = {name: str(root / name) for name in ("drift", "judge")}
+    short = ("--config.data.image_size=16", "--config.train.steps=2")
+    of_text = ("--config.text.length=40", "--config.sample.ar_steps=16")
+    of_text += (f"--config.init_from={folders[0]}",)
+    images = ("--config.data.name=emoji32", "--config.data.patch_size=4")
+    for config, name, more in (
+        ("drift_nextstep", "drift", of_text),
+        ("classifier", "judge", images),
+    ):
+        asked = (f"--config=configs/{config}.py:tiny", f"--workdir={made[name]}", *short, *more)
+        done = call("train", *asked)
+        assert (done.status, done.stderr) == (0, "")
+    return made
+
+
+@pytest.mark.slow  # two trainings and twelve programs
+@pytest.mark.timeout(600)
+def test_it_is_the_baseline_of_a_run_that_started_from_it(call, folders, compared, tmp_path):
+    source, vae = folders
+    runs = (
+        f"--workdir={compared['drift']}",
+        f"--baseline={source}",
+        f"--judge={compared['judge']}",
+    )
+    few = ("--num=12", "--seeds=1", "--batch_sizes=4", "--metrics=kid")
+    done = call("evaluate", *runs, f"--vae={vae}", f"--out={tmp_path / 'report'}", *few)
+    assert (done.status, done.stderr) == (0, "")
+    report = json.loads((tmp_path / "report" / "report.json").read_text())
+    rows = {(row["method"], row["nfe_per_step"]): row for row in report["rows"]}
+    # The released sampling: 28 evaluations and guidance 7.5.
+    assert {("own", 28), ("own", 10), ("drift", 1)} <= rows.keys()
+    for row in rows.values():
+        assert row["ar_steps"] == 16 and row["frechet"] > 0 and row["images_per_s"] > 0
+    assert {"own head alone", "Drift-AR"} == report["premise"].keys()
+    assert (tmp_path / "report" / "samples_own.png").exists()
+
+
+def test_a_baseline_that_does_not_fit_is_one_line(call, folders, workdirs, tmp_path):
+    def refused(*words, drift=workdirs.drift):
+        runs = (f"--workdir={drift}", f"--judge={workdirs.judge}", f"--out={tmp_path / 'out'}")
+        done = call("evaluate", *runs, *words)
+        assert done.status == 2 and done.stderr.count("\n") == 1
+        assert not (tmp_path / "out").exists()
+        return done.stderr
+
+    source, vae = folders
+    few = ("--num=12",)
+    assert "the run of --workdir has no captions" in refused(f"--baseline={source}", *few)
+    own = refused(f"--baseline={workdirs.own}", f"--vae={vae}", *few)
+    assert f"vae: got '{vae}', allowed none" in own
+
+
+def test_classes_are_asked_by_the_captions_of_a_run(folders):
+    """The same labels and seed ask for the same texts, whoever reads them."""
+    source, vae = folders
+    loaded = load.load(source, vae=vae).sized(conditions.Request(size=(16, 16)))
+    spec = TextSpec(40, 0, 0, 0, 0, 0, ())
+    book = captions.Book(None, spec, (4, 4), (("red heart", "a heart"), ("monkey face",)))
+    reader = dataclasses.replace(loaded.reader, book=book)
+    labels = np.array([0, 1, 0, 0])
+    texts = book.drawn(labels, 3)
+    assert len(set(texts)) > 1 and reader.texts(labels, 3) == texts
+    settings = loaded.checked(guidance=2.0)
+    asked = (reader.conditions(loaded.model, settings, a, 3).rows for a in (labels, texts))
+    np.testing.assert_array_equal(*asked)
+    real = reader.of_real(loaded.model, labels, texts)
+    alone = reader.conditions(loaded.model, loaded.checked(guidance=1.0), texts, 3)
+    np.testing.assert_array_equal(real.rows, alone.rows)

@@ -9,7 +9,8 @@ import pytest
 import driftar_jax
 from driftar_jax.heads import randomness
 from driftar_jax.published import model, sampling, stored
-from driftar_jax.storage.checkpoints import Checkpoints, write_json
+from driftar_jax.storage.checkpoints import Checkpoints
+from driftar_jax.storage.jsons import write_json
 
 MODEL = model.DriftAR(
     num_tokens=4,

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
-from driftar_jax.conversion import pickles
+from driftar_jax.conversion import state_dicts
 
 pytestmark = pytest.mark.timeout(120)
 LARGEST = 2**20
@@ -43,8 +43,8 @@ def whole(folder):
 
 def _read(path):
     with watched(path.parent), refused_in_one_line(also=("source: got", "weights: got")):
-        state = pickles.read_state_dict(path, "model").arrays
-        for name, shape in pickles.shapes(state).items():
+        state = state_dicts.read_state_dict(path, "model").arrays
+        for name, shape in state_dicts.shapes(state).items():
             if np.prod(shape, dtype=float) <= LARGEST:
                 np.asarray(state[name])
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from driftar_jax import config
 from driftar_jax.sampling import load
-from driftar_jax.storage import checkpoints
+from driftar_jax.storage import checkpoints, digests, jsons
 
 pytestmark = pytest.mark.timeout(120)
 MANIFEST = {
@@ -42,12 +42,12 @@ _JSON = st.recursive(
 def workdir(tmp_path_factory):
     """A checkpoint without arrays and without digests: what an attacker writes has none or his."""
     folder = tmp_path_factory.mktemp("run")
-    checkpoints.write_json(folder / "config.json", tiny.config("host").to_dict())
+    jsons.write_json(folder / "config.json", tiny.config("host").to_dict())
     written = checkpoints.Checkpoints(folder)
     written.save(3, manifest=MANIFEST, position={"batch": 3})
     written.wait()
     written.close()
-    (folder / "checkpoints" / "3" / checkpoints.DIGESTS).unlink()
+    (folder / "checkpoints" / "3" / digests.DIGESTS).unlink()
     return folder
 
 
@@ -82,7 +82,7 @@ def test_a_config_without_end(workdir):
         with pytest.raises(ValueError, match="^workdir: got "):
             load.stored_config(workdir)
     endless = tiny.config("host", host__decoder_depth=10**9).to_dict()
-    checkpoints.write_json(workdir / "config.json", endless)
+    jsons.write_json(workdir / "config.json", endless)
     with pytest.raises(ValueError, match="^host.decoder_depth: got 1000000000, allowed .* to 1000"):
         load.read_weights(workdir)
 

@@ -11,7 +11,7 @@ import pytest
 import runs_to_kill
 
 from driftar_jax.data import latents
-from driftar_jax.storage import checkpoints
+from driftar_jax.storage import checkpoints, digests
 
 
 def _flip(data, draw):
@@ -80,7 +80,7 @@ def _damage_every_file(workdir, made, draw):
             wrong = made.checkpoints.damage(2)
             if inside:
                 assert wrong and path.relative_to(folder).as_posix() in wrong, (path, kind)
-            elif path.name == checkpoints.DIGESTS and kind != "gone":
+            elif path.name == digests.DIGESTS and kind != "gone":
                 assert wrong, kind
             undo()
             tried += inside
@@ -145,7 +145,7 @@ def test_falling_back_sets_the_damaged_one_aside(tmp_path):
 
 def _cut_arrays(folder):
     """Half of what a copy would have brought."""
-    (folder / checkpoints.DIGESTS).unlink()
+    (folder / digests.DIGESTS).unlink()
     for path in _files(folder / "params"):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
@@ -154,20 +154,20 @@ BROKEN = {
     "empty": (lambda f: (shutil.rmtree(f), f.mkdir()), "no manifest"),
     "half": (lambda f: shutil.rmtree(f / "params"), "no params"),
     "half, no digests": (
-        lambda f: (shutil.rmtree(f / "train"), (f / checkpoints.DIGESTS).unlink()),
+        lambda f: (shutil.rmtree(f / "train"), (f / digests.DIGESTS).unlink()),
         "no train",
     ),
     "no position": (lambda f: shutil.rmtree(f / "position"), "no position"),
     "cut, no digests": (_cut_arrays, "an unreadable params"),
     "cut facts, no digests": (
         lambda f: (
-            (f / checkpoints.DIGESTS).unlink(),
+            (f / digests.DIGESTS).unlink(),
             (f / "position/metadata").write_text('{"ba'),
         ),
         "an unreadable position",
     ),
     "digests of nothing": (
-        lambda f: (f / checkpoints.DIGESTS).write_text("{}"),
+        lambda f: (f / digests.DIGESTS).write_text("{}"),
         "no digest of ema",
     ),
     "not fetched": (
@@ -237,7 +237,7 @@ def test_a_step_without_digests_is_read_where_it_is_whole(workdir, tmp_path):
     """Runs of before the digests."""
     folder = tmp_path / "run"
     shutil.copytree(workdir, folder)
-    for path in folder.rglob(checkpoints.DIGESTS):
+    for path in folder.rglob(digests.DIGESTS):
         path.unlink()
     made, batches = runs_to_kill.open_loop(folder, 2)
     assert made.checkpoints.newest_whole() == (2, {})

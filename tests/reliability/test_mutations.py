@@ -15,7 +15,7 @@ from damage import refused_in_one_line, spoiled, watched
 from PIL import Image
 from safetensors.numpy import save_file
 
-from driftar_jax.conversion import pickles, shards
+from driftar_jax.conversion import shards, state_dicts
 from driftar_jax.data import captions, images, latents, pipeline, prompts
 
 pytestmark = [
@@ -197,7 +197,7 @@ def test_headers_of_safetensors(folder, count):
     save_file(ARRAYS, path)
 
     def read():
-        _read_all(pickles.read_state_dict(path, None).arrays)
+        _read_all(state_dicts.read_state_dict(path, None).arrays)
 
     _spoil_file(path, _change_header, read, count, 6, ("source: got", "weights: got"))
 
@@ -251,7 +251,7 @@ def test_structure_of_pytorch_files(folder, kind, count):
 
     def read():
         for weights in ("model", "model_ema"):
-            _read_all(pickles.read_state_dict(path, weights).arrays)
+            _read_all(state_dicts.read_state_dict(path, weights).arrays)
 
     _spoil_file(path, _change_structure, read, count, 8, ("source: got", "weights: got"))
 

@@ -13,7 +13,7 @@ import runs_to_kill
 
 import driftar_jax
 from driftar_jax import seeds
-from driftar_jax.storage import checkpoints
+from driftar_jax.storage import digests
 from driftar_jax.training import journal, loop
 
 PACKAGE = pathlib.Path(driftar_jax.__file__).parent
@@ -133,7 +133,7 @@ def test_a_run_of_other_draws_is_refused(tmp_path):
     folder = tmp_path / "checkpoints" / "1"
     facts = json.loads((folder / "manifest" / "metadata").read_text()) | {"random": other}
     (folder / "manifest" / "metadata").write_text(json.dumps(facts))
-    checkpoints.Checkpoints(tmp_path, create=False)._seal_folder(folder)
+    digests.seal(tmp_path, folder)
     made, batches = runs_to_kill.open_loop(tmp_path, 1)
     with pytest.raises(ValueError, match="^checkpoint: got step 1 .*'rbg'.*allowed .*threefry2x32"):
         made.restore(batches)

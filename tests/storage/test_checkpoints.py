@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from driftar_jax import sharding
-from driftar_jax.storage import checkpoints
+from driftar_jax.storage import checkpoints, digests, jsons
 
 TREE = {"host": {"kernel": np.arange(6, dtype=np.float32).reshape(2, 3), "bias": np.ones(3)}}
 
@@ -123,13 +123,13 @@ def test_other_copies_are_no_steps(saved):
 
 
 def test_text_beside_the_arrays_is_in_the_digests(tmp_path):
-    for name in checkpoints.BESIDE:
+    for name in digests.BESIDE:
         (tmp_path / name).write_text('["a red heart"]')
     made = checkpoints.Checkpoints(tmp_path)
     made.save(1, manifest={}, ema={"a": jnp.ones(2)})
     made.wait()
     assert made.damage(1) is None
-    for name in checkpoints.BESIDE:
+    for name in digests.BESIDE:
         (tmp_path / name).write_text('["a rod heart"]')
         with pytest.raises(ValueError, match=f"step 1 of .* with a damaged {name}"):
             made.restore(1)
@@ -143,16 +143,16 @@ def test_text_beside_the_arrays_is_in_the_digests(tmp_path):
 
 def test_a_config_that_was_changed_under_its_step_is_refused(tmp_path):
     config = {"task": "host", "host": {"num_heads": 4, "dtype": "float32"}, "train": {"steps": 9}}
-    checkpoints.write_json(tmp_path / "config.json", config)
+    jsons.write_json(tmp_path / "config.json", config)
     made = checkpoints.Checkpoints(tmp_path)
     kept = {"task": "host", "host.num_heads": 4, "host.dtype": "float32"}
     made.save(1, manifest={"task": "host"}, config=kept, ema={"a": jnp.ones(2)})
     made.wait()
     config["train"]["steps"] = 20
-    checkpoints.write_json(tmp_path / "config.json", config)
+    jsons.write_json(tmp_path / "config.json", config)
     assert made.restore(1)["manifest"] == {"format": checkpoints.FORMAT, "task": "host"}
     config["host"]["num_heads"] = 2
-    checkpoints.write_json(tmp_path / "config.json", config)
+    jsons.write_json(tmp_path / "config.json", config)
     with pytest.raises(ValueError, match="^workdir: got host.num_heads 2 .*, allowed 4 as step 1"):
         made.restore(1)
     made.close()
@@ -174,15 +174,15 @@ def test_a_folder_without_checkpoints_is_refused(tmp_path):
 
 def test_json_is_whole_or_not_there(tmp_path, monkeypatch):
     path = tmp_path / "config.json"
-    checkpoints.write_json(path, {"b": 1, "a": [2]})
+    jsons.write_json(path, {"b": 1, "a": [2]})
     assert json.loads(path.read_text()) == {"b": 1, "a": [2]}
     with pytest.raises(TypeError):
-        checkpoints.write_json(path, {"bad": object()})
+        jsons.write_json(path, {"bad": object()})
 
     def crash(*_):
         raise OSError("no space left")
 
     monkeypatch.setattr(os, "replace", crash)
     with pytest.raises(OSError, match="no space"):
-        checkpoints.write_json(path, {"b": 2})
+        jsons.write_json(path, {"b": 2})
     assert json.loads(path.read_text()) == {"b": 1, "a": [2]}

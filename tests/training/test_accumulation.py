@@ -102,6 +102,32 @@ def test_a_step_in_parts_is_the_step_of_the_whole():
         _agree(_state_after(task, settings, parts, params), want)
 
 
+class Dropping(Weighted):
+    """Counts parts whose dropout would repeat numbers of the draw; keys as tasks split them."""
+
+    def draw(self, batch, key, frozen):
+        rows, totals = super().draw(batch, key, frozen)
+        kept = jax.random.split(key, 8)
+        kept = jnp.concatenate([jax.vmap(jax.random.key_data)(kept), *map(_children, kept)])
+        return rows | {"keys": jnp.tile(kept[None], (len(rows["y"]), 1, 1))}, totals
+
+    def terms(self, params, rows, totals, key, step, frozen):
+        loss, metrics = super().terms(params, rows, totals, key, step, frozen)
+        own = jnp.concatenate([jax.random.key_data(key)[None], _children(key)])
+        again = (own[:, None] == rows["keys"][0][None]).all(axis=-1)
+        return loss, metrics | {"again": again.sum().astype(jnp.float32)}
+
+
+def _children(key):
+    return jax.vmap(jax.random.key_data)(jax.random.split(key, 8))
+
+
+def test_parts_draw_no_numbers_of_the_step_again():
+    task, settings = Dropping(), tiny.config("drift")
+    _, metrics = _state_after(task, settings, 4, tiny.params(task.init))
+    assert metrics["again"] == 0
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [*SETTINGS, "grids", "rows of grids"])
 def test_every_task_makes_the_same_step_in_parts(name):

@@ -66,7 +66,8 @@ def test_phase_two_moves_the_decoder_and_not_one_bit_of_the_rest(state):
 def test_accumulation_averages_the_gradients_of_its_parts(state):
     batch = tiny.batch(6)
     found, metrics = _step(accumulate=3)(state, batch)
-    keys = jax.random.split(jax.random.fold_in(jax.random.key(SEED), 0), 3)
+    of_step = jax.random.fold_in(jax.random.key(SEED), 0)
+    keys = jax.random.split(jax.random.fold_in(of_step, step.PARTS), 3)
     gradient = jax.jit(jax.value_and_grad(TASK.loss, has_aux=True), static_argnums=4)
     parts = [jax.tree.map(lambda a, i=i: a[i::3], batch) for i in range(3)]
     made = [

@@ -13,7 +13,7 @@ from configs import autoencoder as configured
 from configs import mae, nextstep_small
 from driftar_jax import config, model
 from driftar_jax.data import pipeline
-from driftar_jax.storage import checkpoints
+from driftar_jax.storage import checkpoints, jsons
 from driftar_jax.training import autoencoder, masked, runs
 from driftar_jax.vae import cosine, encoding, kl, pixels, reconstruction, stored
 
@@ -163,7 +163,7 @@ def _write_eyes(workdir, data_dir):
     facts = {"image_shape": [16, 16, 3], "class_names": ["a", "b"], "patch_size": 1}
     written.save(0, manifest=facts, ema=tiny.params(masked.build(settings, images).init))
     written.close()
-    checkpoints.write_json(workdir / "config.json", settings.to_dict())
+    jsons.write_json(workdir / "config.json", settings.to_dict())
     return str(workdir)
 
 
@@ -250,7 +250,7 @@ def test_half_as_many_digits_are_read_as_float32(trained, tmp_path):
     written.save(0, manifest={"task": "autoencoder"}, ema=half)
     written.close()
     config_of_run = checkpoints.read_config(root / "vae")
-    checkpoints.write_json(tmp_path / "config.json", config_of_run)
+    jsons.write_json(tmp_path / "config.json", config_of_run)
     read = stored.load(tmp_path)[1]
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(read))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.01, atol=1e-6), read, params)

@@ -14,7 +14,7 @@ from configs import mar_base
 from driftar_jax import config
 from driftar_jax.data import latents, pipeline
 from driftar_jax.data.pixels import to_unit_range
-from driftar_jax.storage import checkpoints
+from driftar_jax.storage import checkpoints, jsons
 from driftar_jax.training import runs
 from driftar_jax.training.tokens import tokenise
 from driftar_jax.vae import encoding, kl, stored
@@ -32,7 +32,7 @@ def _write_vae(path, seed):
     written.save(0, manifest={"task": "vae"}, ema=jax.tree.map(draw, shapes))
     written.wait()
     written.close()
-    checkpoints.write_json(path / "config.json", stored.config_of(VAE))
+    jsons.write_json(path / "config.json", stored.config_of(VAE))
     return str(path)
 
 

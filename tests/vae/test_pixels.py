@@ -14,7 +14,7 @@ import driftar_jax
 from driftar_jax.conversion import mar, rules
 from driftar_jax.data.pixels import to_unit_range
 from driftar_jax.sampling import inpaint, load, plain
-from driftar_jax.storage import checkpoints
+from driftar_jax.storage import checkpoints, jsons
 from driftar_jax.vae import kl, pixels, stored
 
 pytestmark = pytest.mark.timeout(300)
@@ -42,7 +42,7 @@ def _workdir(path, config, manifest, abstract):
     written.save(0, manifest=manifest, ema=jax.tree.map(draw, abstract))
     written.wait()
     written.close()
-    checkpoints.write_json(path / "config.json", config)
+    jsons.write_json(path / "config.json", config)
     return str(path)
 
 
