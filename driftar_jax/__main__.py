@@ -15,7 +15,7 @@ PROGRAMS += ("evaluate_drafts", "deviation", "ablate", "report", "scale")
 
 
 def about(program: str) -> str:
-    """First sentence of a program's own text, read without importing it."""
+    """Return the first sentence of a program's own text, read without importing it."""
     file = pathlib.Path(__file__).with_name(f"{program}.py")
     if not file.exists():
         file = file.with_suffix("") / "__main__.py"
@@ -24,7 +24,7 @@ def about(program: str) -> str:
 
 
 def listing() -> str:
-    """A line for each program."""
+    """Return a line for each program."""
     lines = [f"  {program:<17}{about(program)}" for program in PROGRAMS]
     head = "usage: driftar PROGRAM [--flags], or python -m driftar_jax.PROGRAM [--flags]"
     tail = "driftar PROGRAM --help shows the flags of a program."

@@ -315,7 +315,7 @@ def _in_order(table: Mapping[str, Field]) -> dict[str, Field]:
 
 
 def flatten(config) -> dict[str, Any]:
-    """`{"host.width": 96, ...}` of a nested mapping."""
+    """Return `{"host.width": 96, ...}` of a nested mapping."""
     flat = {}
     for name, value in dict(config).items():
         if hasattr(value, "items"):
@@ -337,7 +337,7 @@ def wrong(field: str, value, allowed: str) -> ValueError:
 
 
 def nearest(name: str, names) -> str:
-    """`" (did you mean 'x'?)"`, or nothing where no name is close."""
+    """Return `" (did you mean 'x'?)"`, or nothing where no name is close."""
     close = difflib.get_close_matches(name, list(names), n=1)
     return f" (did you mean {close[0]!r}?)" if close else ""
 

@@ -8,7 +8,7 @@ _CURVED, _STRAIGHT = 0.02, 1e6
 
 
 def row_entropy(weights: jax.Array, visible: jax.Array, *, floor: float = 0.0) -> jax.Array:
-    """Entropy of attention rows, relative to the largest each row could have (Eq. 4).
+    """Return the entropy of attention rows, relative to the largest each row could have (Eq. 4).
 
     Args:
       weights: `[B, Q, N]` floating; head-averaged attention over content keys, rows sum to 1.
@@ -40,7 +40,7 @@ def row_entropy(weights: jax.Array, visible: jax.Array, *, floor: float = 0.0) -
 
 
 def sigma(entropy: jax.Array, *, sigma_max: float, tau: float) -> jax.Array:
-    """Standard deviation of the decoder's start at a given entropy (Eq. 6).
+    """Return the standard deviation of the decoder's start at a given entropy (Eq. 6).
 
     Args:
       entropy: any shape, floating, in [0, 1].
@@ -61,5 +61,5 @@ def sigma(entropy: jax.Array, *, sigma_max: float, tau: float) -> jax.Array:
 
 
 def prior_draw(mu: jax.Array, std: jax.Array, eps: jax.Array) -> jax.Array:
-    """`x0 = mu + std * eps` (Eq. 7): `mu`, `eps` `[..., C]` and `std` `[...]`, float32."""
+    """Return `x0 = mu + std * eps` (Eq. 7): `mu`, `eps` `[..., C]` and `std` `[...]`, float32."""
     return mu + std[..., None] * eps

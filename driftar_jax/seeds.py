@@ -18,14 +18,16 @@ MOST = 2**63 - 1
 
 
 def argument(seed: int) -> np.ndarray | np.uint32:
-    """A seed as compiled programs take it: uint32, `[2]` of low and high 32 bits beyond these."""
+    """Return a seed as compiled programs take it: uint32, `[2]` of low and high 32 bits beyond
+    these.
+    """
     seed = check_seed(seed)
     halves = np.asarray([seed & 0xFFFFFFFF, seed >> 32], np.uint32)
     return halves if halves[1] else halves[0]
 
 
 def key(seed: jax.Array | int) -> jax.Array:
-    """The typed key of a seed, a whole number or an `argument`.
+    """Return the typed key of a seed, a whole number or an `argument`.
 
     Of seeds beyond 32 bits it is the key of the low half into which the high one is folded.
     """
@@ -37,7 +39,7 @@ def key(seed: jax.Array | int) -> jax.Array:
 
 
 def check_seed(seed) -> int:
-    """The seed as an int; ValueError unless it is a whole number from 0 to 2**63 - 1."""
+    """Return the seed as an int; ValueError unless it is a whole number from 0 to 2**63 - 1."""
     whole = isinstance(seed, (int, np.integer)) and not isinstance(seed, (bool, np.bool_))
     if not whole or not 0 <= seed <= MOST:
         raise ValueError(f"seed: got {seed!r}, allowed a whole number from 0 to {MOST}")
@@ -46,7 +48,7 @@ def check_seed(seed) -> int:
 
 @contextlib.contextmanager
 def fixed():
-    """The settings of jax in which draws and what is made of them are the same everywhere."""
+    """Hold the settings of jax in which draws and what is made of them are the same everywhere."""
     with (
         jax.enable_x64(False),
         jax.default_prng_impl(IMPLEMENTATION),
@@ -56,7 +58,7 @@ def fixed():
 
 
 def fix() -> None:
-    """As `fixed`, for the rest of a program."""
+    """Do as `fixed`, for the rest of a program."""
     jax.config.update("jax_enable_x64", False)
     jax.config.update("jax_default_prng_impl", IMPLEMENTATION)
     jax.config.update("jax_threefry_partitionable", PARTITIONABLE)

@@ -34,7 +34,8 @@ def make_mesh(
     tensor: int = 1,
     devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
-    """Mesh over `devices`, all that are here by default; an axis of -1 is what the others leave.
+    """Make a mesh over `devices`, all that are here by default; an axis of -1 is what the others
+    leave.
 
     Raises:
       ValueError: the axes do not multiply to the number of devices, or `tensor` spans processes.
@@ -58,13 +59,13 @@ def make_mesh(
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Leading axis over `data` and `fsdp`."""
+    """Return the sharding of a leading axis over `data` and `fsdp`."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 @contextlib.contextmanager
 def activations_on(mesh: Mesh):
-    """While a step is traced: activations lie where the table says. Nothing on a single device.
+    """Have activations lie where the table says. Nothing on a single device.
 
     Left alone, XLA lets them follow the parameters, and splits channels over `fsdp` in place of
     images: hundreds of times the traffic.
@@ -77,7 +78,7 @@ def activations_on(mesh: Mesh):
 
 
 def check_batch(batch_size: int, mesh: Mesh) -> None:
-    """Raises ValueError unless a (micro-)batch of this size divides over `data` and `fsdp`."""
+    """Raise ValueError unless a (micro-)batch of this size divides over `data` and `fsdp`."""
     parts = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % parts:
         raise ValueError(
@@ -87,12 +88,12 @@ def check_batch(batch_size: int, mesh: Mesh) -> None:
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """A full copy on every device."""
+    """Return the sharding of a full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def state_shardings(abstract, mesh: Mesh):
-    """Shardings of a tree of boxed parameters (as `eval_shape` of an init gives it).
+    """Return shardings of a tree of boxed parameters (as `eval_shape` of an init gives it).
 
     Args:
       abstract: tree of `ShapeDtypeStruct`, parameters boxed by `nn.with_logical_partitioning`;

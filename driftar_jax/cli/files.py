@@ -22,13 +22,14 @@ _PACKAGE = pathlib.Path(driftar_jax.__file__).parent
 
 
 def home() -> pathlib.Path:
-    """Folder of the config files that come with the package."""
+    """Return the folder of the config files that come with the package."""
     inside = _PACKAGE / "configs"
     return inside if inside.is_dir() else _PACKAGE.parent / "configs"
 
 
 def names(room: str = "") -> list[str]:
-    """Names of the configs that come with the package, those of `room` (`sweeps`) if it is given.
+    """Return names of the configs that come with the package, those of `room` (`sweeps`) if it is
+    given.
 
     What only others import (`small`, `mar_full`) is not among them.
     """
@@ -38,7 +39,7 @@ def names(room: str = "") -> list[str]:
 
 
 def find(source: str, field: str = "config", room: str = "") -> str:
-    """`FILE.py[:SIZE]` with an existing file for what a user wrote.
+    """Return `FILE.py[:SIZE]` with an existing file for what a user wrote.
 
     It also lets the file say `from configs import small`, wherever it is run from.
 
@@ -71,12 +72,12 @@ def _let_import(file: pathlib.Path) -> None:
 
 
 def load(source: str, field: str = "config") -> ml_collections.ConfigDict:
-    """The config of `FILE.py[:SIZE]`; raises ValueError, which names `field`."""
+    """Load the config of `FILE.py[:SIZE]`; raises ValueError, which names `field`."""
     return result(source, "get_config", field)
 
 
 def result(source: str, function: str, field: str) -> Any:
-    """What a function of a Python file returns for the word after the colon.
+    """Return what a function of a Python file returns for the word after the colon.
 
     Raises:
       ValueError: there is no such file, or it does not load; the message names `field`.

@@ -14,12 +14,12 @@ _COLUMN = 30
 
 
 def wanted(argv: list[str]) -> bool:
-    """Whether these words ask for help."""
+    """Say whether these words ask for help."""
     return any(word.startswith("-") and word.lstrip("-") in WORDS for word in argv[1:])
 
 
 def groups(program: str) -> dict[str, list[flags.Flag]]:
-    """Flags by heading, in the order of their definition.
+    """Return flags by heading, in the order of their definition.
 
     Args:
       program: the module that absl takes for the main one, `sys.argv[0]`.
@@ -39,7 +39,7 @@ def groups(program: str) -> dict[str, list[flags.Flag]]:
 
 
 def names(program: str) -> list[str]:
-    """Names of all these flags."""
+    """Return names of all these flags."""
     return [flag.name for own in groups(program).values() for flag in own]
 
 

@@ -33,7 +33,7 @@ def forward(
     num_heads: int | None = None,
     tell: Callable[[str], None] = print,
 ) -> rules.Report:
-    """Official file to a workdir that `sample` and `train` can read.
+    """Convert an official file to a workdir that `sample` and `train` can read.
 
     Args:
       family: a key of `FAMILIES`.
@@ -126,7 +126,7 @@ def forward(
 def back(
     family: str, source: str, out: str, weights: str, tell: Callable[[str], None] = print
 ) -> rules.Report:
-    """A workdir to safetensors under official names; the inverse of `forward`.
+    """Write a workdir as safetensors under official names; the inverse of `forward`.
 
     Args:
       family: a key of `FAMILIES`.

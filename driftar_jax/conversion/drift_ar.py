@@ -43,7 +43,7 @@ RULES = [
 
 
 def sizes(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None = None) -> dict:
-    """Fields of the model that a state dict describes.
+    """Return fields of the model that a state dict describes.
 
     Args:
       shapes: official name -> shape.
@@ -82,7 +82,7 @@ def module(fields: Mapping, **overrides) -> DriftAR:
 
 
 def title(fields: Mapping) -> str:
-    """What a checkpoint turned out to be, for a reader."""
+    """Return what a checkpoint turned out to be, for a reader."""
     alike = [n for n, p in PRESETS.items() if all(fields[k] == v for k, v in p.items())]
     size = f"Drift-AR {alike[0]}" if alike else "Drift-AR of its own size"
     return (

@@ -88,7 +88,7 @@ _MARKS = (
 
 
 def of_folder(folder: pathlib.Path) -> str | None:
-    """What a folder without safetensors shards is, and what to do; None: nobody knows."""
+    """Return what a folder without safetensors shards is, and what to do; None: nobody knows."""
     for pattern, meaning in _MARKS:
         if next(folder.glob(pattern), None) is not None:
             return meaning
@@ -111,7 +111,9 @@ def of_name(path: pathlib.Path) -> str | None:
 
 
 def of_file(path: pathlib.Path) -> str | None:
-    """What a file is that is no checkpoint, and what to do; None: it may be one, or is absent."""
+    """Return what a file is that is no checkpoint, and what to do; None: it may be one, or is
+    absent.
+    """
     for mark, meaning in (("zero_pp_rank_", _DEEPSPEED), (".distcp", _DCP)):
         if mark in path.name:
             return meaning
@@ -161,7 +163,7 @@ def check_names(source: str, names: Iterable[str]) -> None:
 
 
 def is_safetensors(path: pathlib.Path) -> bool:
-    """Whether a file is to be read as safetensors: by what it begins with, else by its name."""
+    """Say whether a file is to be read as safetensors: by what it begins with, else by its name."""
     try:
         with open(path, "rb") as file:
             head = file.read(9)

@@ -30,7 +30,7 @@ RULES = [
 
 
 def module(shapes: Mapping[str, tuple[int, ...]]) -> inception.InceptionV3:
-    """The module that a state dict describes.
+    """Build the module that a state dict describes.
 
     Args:
       shapes: official name -> shape.

@@ -57,7 +57,7 @@ RULES = [*_BACKBONE, *_BLOCKS, *_HEAD]
 
 
 def sizes(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None = None) -> dict:
-    """Fields of the modules that a state dict describes.
+    """Return fields of the modules that a state dict describes.
 
     Args:
       shapes: official name -> shape.
@@ -93,7 +93,7 @@ def sizes(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None = None) -
 
 
 def modules(fields: Mapping, **overrides) -> tuple[MAR, DiffusionHead]:
-    """Backbone and head of `sizes`; `overrides` are further fields of `MAR`."""
+    """Build backbone and head of `sizes`; `overrides` are further fields of `MAR`."""
     host = {k: v for k, v in fields.items() if k not in ("head_width", "head_depth")}
     head = DiffusionHead(
         token_dim=fields["token_dim"], width=fields["head_width"], depth=fields["head_depth"]
@@ -102,7 +102,7 @@ def modules(fields: Mapping, **overrides) -> tuple[MAR, DiffusionHead]:
 
 
 def abstract_params(host: MAR, head: DiffusionHead) -> dict:
-    """`{"host": ..., "head": ...}` of `ShapeDtypeStruct`, without running anything."""
+    """Return `{"host": ..., "head": ...}` of `ShapeDtypeStruct`, without running anything."""
     tokens = jax.ShapeDtypeStruct((1, host.num_tokens, host.token_dim), jnp.float32)
     known = jax.ShapeDtypeStruct((1, host.num_tokens), jnp.bool_)
     label = jax.ShapeDtypeStruct((1,), jnp.int32)
@@ -115,7 +115,7 @@ def abstract_params(host: MAR, head: DiffusionHead) -> dict:
 
 
 def title(fields: Mapping) -> str:
-    """What a checkpoint turned out to be, for a reader."""
+    """Return what a checkpoint turned out to be, for a reader."""
     alike = [n for n, p in PRESETS.items() if all(fields[k] == v for k, v in p.items())]
     size = f"MAR {alike[0]}" if alike else "MAR of its own size"
     return (
@@ -126,7 +126,7 @@ def title(fields: Mapping) -> str:
 
 
 def config_of(fields: Mapping) -> dict:
-    """Config of the workdir: the sizes, and the recipe of the released weights.
+    """Return the config of the workdir: the sizes, and the recipe of the released weights.
 
     Raises:
       ValueError: a size that a config of this project cannot say.
@@ -200,7 +200,7 @@ def config_of(fields: Mapping) -> dict:
 
 
 def fields_of(settings: Mapping, manifest: Mapping) -> dict:
-    """The fields of `sizes`, from config and manifest of a workdir.
+    """Return the fields of `sizes`, from config and manifest of a workdir.
 
     Raises:
       ValueError: it is no host with its own head.

@@ -89,7 +89,7 @@ RULES = [
 
 
 def sizes(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> dict:
-    """Fields of the modules that a checkpoint describes.
+    """Return fields of the modules that a checkpoint describes.
 
     Args:
       shapes: official name -> shape.
@@ -162,12 +162,12 @@ def sizes(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) ->
 
 
 def normalised(settings: Mapping[str, Any]) -> dict:
-    """`config.json` of 1.0 or 1.1 under the names of 1.0."""
+    """Return `config.json` of 1.0 or 1.1 under the names of 1.0."""
     return {_RENAMED.get(name, name): value for name, value in settings.items()}
 
 
 def marks(settings: Mapping[str, Any]) -> dict[str, int]:
-    """Ids of the special tokens: `begin_image`, `end_image`, `placeholder`, `pad`.
+    """Return ids of the special tokens: `begin_image`, `end_image`, `placeholder`, `pad`.
 
     Raises:
       ValueError: one is missing.
@@ -183,12 +183,12 @@ def marks(settings: Mapping[str, Any]) -> dict[str, int]:
 
 
 def buffer(width: int) -> np.ndarray:
-    """`gen_pos_embed` as the official state dict holds it, `[1, 1024, width]` float32."""
+    """Return `gen_pos_embed` as the official state dict holds it, `[1, 1024, width]` float32."""
     return generation_positions(width)[None]
 
 
 def config_of(fields: Mapping, settings: Mapping[str, Any]) -> dict:
-    """Config of the workdir: sizes, special tokens, and the recommended sampling."""
+    """Return the config of the workdir: sizes, special tokens, and the recommended sampling."""
     values = normalised(settings)
     return {
         "task": TASK,
@@ -201,7 +201,7 @@ def config_of(fields: Mapping, settings: Mapping[str, Any]) -> dict:
 
 
 def title(fields: Mapping) -> str:
-    """What a checkpoint turned out to be, for a reader."""
+    """Return what a checkpoint turned out to be, for a reader."""
     alike = [n for n, p in PRESETS.items() if all(fields[k] == v for k, v in p.items())]
     size = f"NextStep-1 {alike[0]}" if alike else "NextStep-1 of its own size"
     return (

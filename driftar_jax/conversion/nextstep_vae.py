@@ -15,7 +15,7 @@ RULES = [rule for rule in vae.RULES if "quant_conv" not in rule.official]
 
 
 def module(shapes: Mapping[str, tuple[int, ...]], settings: Mapping[str, Any]) -> F8VAE:
-    """The module that a state dict and its `config.json` describe.
+    """Build the module that a state dict and its `config.json` describe.
 
     Args:
       shapes: official name -> shape.

@@ -62,7 +62,7 @@ class Inert:
         """Nothing, as for items of a dictionary's kind."""
 
     def extend(self, values):
-        """Nothing, as for items of a list's kind."""
+        """Do nothing, as for items of a list's kind."""
 
     append = add = update = extend
 

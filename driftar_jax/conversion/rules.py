@@ -65,7 +65,7 @@ class Rule:
 
 
 def linear(official: str, ours: str) -> list[Rule]:
-    """Rules of a linear layer with bias."""
+    """Return rules of a linear layer with bias."""
     return [
         Rule(f"{official}.weight", f"{ours}/kernel", LINEAR),
         Rule(f"{official}.bias", f"{ours}/bias", FLAT),
@@ -73,12 +73,12 @@ def linear(official: str, ours: str) -> list[Rule]:
 
 
 def norm(official: str, ours: str) -> list[Rule]:
-    """Rules of a norm with scale and shift."""
+    """Return rules of a norm with scale and shift."""
     return [Rule(f"{official}.weight", f"{ours}/scale"), Rule(f"{official}.bias", f"{ours}/bias")]
 
 
 def block(official: str, ours: str) -> list[Rule]:
-    """Rules of a `layers.blocks.TransformerBlock` under timm's names."""
+    """Return rules of a `layers.blocks.TransformerBlock` under timm's names."""
     return [
         *norm(f"{official}.norm1", f"{ours}/norm1"),
         *linear(f"{official}.attn.qkv", f"{ours}/qkv"),
@@ -90,7 +90,7 @@ def block(official: str, ours: str) -> list[Rule]:
 
 
 def modulated_block(official: str, ours: str) -> list[Rule]:
-    """Rules of a `layers.modulated.ModulatedBlock` under TransDiff's names."""
+    """Return rules of a `layers.modulated.ModulatedBlock` under TransDiff's names."""
     return [
         Rule(f"{official}.scale_shift_table", f"{ours}/table", LEADING),
         *norm(f"{official}.norm1", f"{ours}/norm1"),
@@ -108,7 +108,7 @@ def modulated_block(official: str, ours: str) -> list[Rule]:
 
 
 def conv(official: str, ours: str, transform: Transform = CONV) -> list[Rule]:
-    """Rules of a convolution with bias."""
+    """Return rules of a convolution with bias."""
     return [
         Rule(f"{official}.weight", f"{ours}/kernel", transform),
         Rule(f"{official}.bias", f"{ours}/bias"),
@@ -141,7 +141,7 @@ class Report:
         return not (self.unused or self.missing or self.wrong_shape)
 
     def problems(self) -> list[str]:
-        """One line per name that stands in the way."""
+        """Return one line per name that stands in the way."""
         lines = [f"unused: {name}" for name in self.unused]
         lines += [f"missing: {path}" for path in self.missing]
         for name, got, path, want in self.wrong_shape:
@@ -149,7 +149,7 @@ class Report:
         return lines
 
     def check(self) -> None:
-        """Raises ValueError, one line with the counts and the first names, unless complete."""
+        """Raise ValueError, one line with the counts and the first names, unless complete."""
         if self.complete:
             return
         lines = self.problems()
@@ -189,7 +189,7 @@ _WRAPPERS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 
 
 def unwrap(names: Iterable[str], rules: Sequence[Rule]) -> tuple[dict[str, str], str]:
-    """Names without what a trainer put before all of them.
+    """Return names without what a trainer put before all of them.
 
     Parts that all names begin with are taken off while more of the rest then match a rule; the
     marks of `torch.compile` and of wrapped blocks are no part of any name and go wherever they are.
@@ -243,7 +243,7 @@ def plan(
     rules: Sequence[Rule],
     shapes: Mapping[str, tuple[int, ...]],
 ) -> Report:
-    """Where every name would go, from shapes alone: nothing is read.
+    """Return where every name would go, from shapes alone: nothing is read.
 
     Args:
       official: name -> shape.
@@ -285,7 +285,7 @@ def to_ours(
     shapes: Mapping[str, tuple[int, ...]],
     dtype: np.dtype | None = np.float32,
 ) -> dict[str, np.ndarray]:
-    """Official arrays to ours, each read once; notes NaN and infinity in the report.
+    """Convert official arrays to ours, each read once; notes NaN and infinity in the report.
 
     Args:
       official: name -> array; may read lazily.
@@ -310,7 +310,7 @@ def to_ours(
 def to_official(
     ours: Mapping[str, np.ndarray], rules: Sequence[Rule]
 ) -> tuple[dict[str, np.ndarray], Report]:
-    """Our arrays back under their official names; the inverse of `to_ours`.
+    """Return our arrays under their official names; the inverse of `to_ours`.
 
     Returns:
       name -> array, a view where that is possible, and a report in which `unused` holds our paths
@@ -330,7 +330,7 @@ def to_official(
 
 
 def flatten(tree: Mapping, prefix: str = "") -> dict:
-    """Nested mapping to `{"a/b/c": leaf}`."""
+    """Flatten a nested mapping to `{"a/b/c": leaf}`."""
     flat = {}
     for key, value in tree.items():
         path = f"{prefix}{key}"
@@ -342,12 +342,12 @@ def flatten(tree: Mapping, prefix: str = "") -> dict:
 
 
 def shapes_of(tree: Mapping) -> dict[str, tuple[int, ...]]:
-    """`{"a/b/c": shape}` of a nested mapping of arrays or `ShapeDtypeStruct`."""
+    """Return `{"a/b/c": shape}` of a nested mapping of arrays or `ShapeDtypeStruct`."""
     return {path: tuple(leaf.shape) for path, leaf in flatten(tree).items()}
 
 
 def unflatten(flat: Mapping[str, np.ndarray]) -> dict:
-    """`{"a/b/c": leaf}` to nested dictionaries."""
+    """Turn `{"a/b/c": leaf}` into nested dictionaries."""
     tree: dict = {}
     for path, value in flat.items():
         *parents, leaf = path.split("/")
@@ -359,7 +359,7 @@ def unflatten(flat: Mapping[str, np.ndarray]) -> dict:
 
 
 def manifest_of(fields: Mapping) -> dict:
-    """Facts of a workdir: the token grid as an image of patches of 1, classes by number.
+    """Return the facts of a workdir: the token grid as an image of patches of 1, classes by number.
 
     Raises:
       ValueError: the token grid is not square.

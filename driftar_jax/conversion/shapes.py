@@ -24,7 +24,7 @@ class Shapes:
         return got
 
     def depth(self, stack: str) -> int:
-        """Blocks whose names begin with `stack`, which ends in a dot."""
+        """Count the blocks whose names begin with `stack`, which ends in a dot."""
         names = (name for name in self._shapes if name.startswith(stack))
         return len({name.removeprefix(stack).split(".")[0] for name in names})
 
@@ -36,7 +36,7 @@ def attention_heads(
     alike: Sequence[str],
     sizes: str = "released",
 ) -> int:
-    """Attention heads, which no shape shows.
+    """Find the attention heads, which no shape shows.
 
     Args:
       given: by the user; None takes those of the preset of the same sizes.

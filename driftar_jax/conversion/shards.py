@@ -117,7 +117,7 @@ class Shards(Mapping):
 
 
 def read_json(path: str | pathlib.Path) -> dict:
-    """A JSON object of a checkpoint.
+    """Read a JSON object of a checkpoint.
 
     Raises:
       ValueError: it is absent, damaged or of another kind; one line.
@@ -140,7 +140,7 @@ def _index(path: pathlib.Path) -> dict[str, str]:
 
 
 def read_file(path: str | pathlib.Path) -> dict[str, Stored]:
-    """What a safetensors file holds, once it is sure that all of it is there.
+    """Read what a safetensors file holds, once it is sure that all of it is there.
 
     Raises:
       ValueError: absent, truncated or damaged, or its arrays leave gaps or overlap; one line.

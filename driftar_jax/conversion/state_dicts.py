@@ -25,7 +25,7 @@ _DIRECTORY = 2**23
 
 
 def load(path: str | pathlib.Path) -> Any:
-    """The object in a `.pth`, `.pt` or `.ckpt` file; its tensors are `Tensor`.
+    """Read the object in a `.pth`, `.pt` or `.ckpt` file; its tensors are `Tensor`.
 
     Args:
       path: the file.
@@ -180,7 +180,7 @@ class State:
 
 
 def read_state_dict(path: str | pathlib.Path, weights: str | None, default: str = "") -> State:
-    """The named arrays of an official checkpoint, each read when it is asked for.
+    """Open the named arrays of an official checkpoint, each read when it is asked for.
 
     Args:
       path: `.safetensors`, or a PyTorch file of arrays or of `{"model": arrays, ...}`.
@@ -230,5 +230,5 @@ def _in_proportion(path: pathlib.Path, arrays: dict[str, Tensor]) -> dict[str, T
 
 
 def shapes(arrays: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    """name -> shape, without reading an array."""
+    """Return name -> shape, without reading an array."""
     return {name: tuple(array.shape) for name, array in arrays.items()}

@@ -101,7 +101,7 @@ def rebuild_tensor(storage, offset, size, stride, *unused) -> Tensor:
 
 
 def rebuild_tensor_of(storage, offset, size, stride, grad, hooks, dtype, *unused) -> Tensor:
-    """A tensor whose storage says nothing of its numbers, such as float8."""
+    """Return a tensor whose storage says nothing of its numbers, such as float8."""
     del grad, hooks, unused
     name = getattr(dtype, "name", "")
     name = name.removeprefix("torch.") if isinstance(name, str) else ""

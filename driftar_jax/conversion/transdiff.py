@@ -68,7 +68,7 @@ RULES = [*BACKBONE, *_head()]
 
 
 def sizes(shapes: Mapping[str, tuple[int, ...]], num_heads: int | None = None) -> dict:
-    """Fields of the modules that a state dict describes.
+    """Return fields of the modules that a state dict describes.
 
     Args:
       shapes: official name -> shape.
@@ -110,7 +110,7 @@ _OF_HEAD = ("token_dim", "num_tokens", "head_depth")
 
 
 def modules(fields: Mapping, **overrides) -> tuple[TransDiff, VelocityNet]:
-    """Backbone and head of `sizes`; `overrides` are further fields of `TransDiff`."""
+    """Build backbone and head of `sizes`; `overrides` are further fields of `TransDiff`."""
     host = {k: v for k, v in fields.items() if k not in _OF_HEAD}
     net = VelocityNet(
         token_dim=fields["token_dim"],
@@ -124,7 +124,7 @@ def modules(fields: Mapping, **overrides) -> tuple[TransDiff, VelocityNet]:
 
 
 def abstract_params(host: TransDiff, net: VelocityNet) -> dict:
-    """`{"host": ..., "head": ...}` of `ShapeDtypeStruct`, without running anything."""
+    """Return `{"host": ..., "head": ...}` of `ShapeDtypeStruct`, without running anything."""
     one = jax.ShapeDtypeStruct((1,), jnp.int32)
     x = jax.ShapeDtypeStruct((1, net.num_tokens, net.token_dim), jnp.float32)
     z = jax.ShapeDtypeStruct((1, host.group_rows, host.width), jnp.float32)
@@ -141,7 +141,7 @@ def _released(fields: Mapping) -> str | None:
 
 
 def title(fields: Mapping) -> str:
-    """What a checkpoint turned out to be, for a reader."""
+    """Return what a checkpoint turned out to be, for a reader."""
     name = _released(fields) or "of its own size"
     form = "1 step" if fields["groups"] == 1 else f"{fields['groups']} images in a row"
     return (
@@ -175,7 +175,7 @@ def _form(fields: Mapping) -> tuple[str, int]:
 
 
 def config_of(fields: Mapping) -> dict:
-    """Config of the workdir: the sizes, and the recipe of the released weights.
+    """Return the config of the workdir: the sizes, and the recipe of the released weights.
 
     Raises:
       ValueError: a size that a config of this project cannot say.
@@ -250,7 +250,7 @@ def config_of(fields: Mapping) -> dict:
 
 
 def fields_of(settings: Mapping, manifest: Mapping) -> dict:
-    """The fields of `sizes`, from config and manifest of a workdir.
+    """Return the fields of `sizes`, from config and manifest of a workdir.
 
     Raises:
       ValueError: it is no host with its own head.

@@ -53,7 +53,7 @@ RULES = [
 
 
 def sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict:
-    """Fields of `KLVAE` that a state dict describes.
+    """Return fields of `KLVAE` that a state dict describes.
 
     Args:
       shapes: official name -> shape.
@@ -85,5 +85,5 @@ def sizes(shapes: Mapping[str, tuple[int, ...]]) -> dict:
 
 
 def module(shapes: Mapping[str, tuple[int, ...]]) -> KLVAE:
-    """The module that a state dict describes; raises as `sizes`."""
+    """Build the module that a state dict describes; raises as `sizes`."""
     return KLVAE(**sizes(shapes))

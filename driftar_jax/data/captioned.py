@@ -18,7 +18,7 @@ _LARGEST = 2**16
 
 
 def read(name: str, root: str, pictures: Sequence[str]) -> list[str] | None:
-    """A text for each picture; None: the folder has none.
+    """Read a text for each picture; None: the folder has none.
 
     Args:
       name: of the set, for messages.

@@ -30,7 +30,7 @@ _WORDS = re.compile(r"\d|[^\W\d]+|[^\w\s]+")
 
 
 def vocabulary_of(captions: Sequence[str]) -> dict:
-    """`tokenizer.json` for these captions; the same whatever their order.
+    """Make a `tokenizer.json` for these captions; the same whatever their order.
 
     Special tokens come first, then what sizes are written with, then words, the frequent first.
     """
@@ -103,7 +103,7 @@ Vocabulary = WordTokenizer | subwords.SubwordTokenizer
 
 
 def tokenizer_of(file: Mapping) -> Vocabulary:
-    """The tokenizer of a `tokenizer.json`; raises ValueError or LookupError where it is none."""
+    """Read the tokenizer of a `tokenizer.json`; ValueError or LookupError where it is none."""
     kinds = {"WordLevel": WordTokenizer, "BPE": subwords.SubwordTokenizer}
     kind = file["model"]["type"]
     if kind not in kinds:
@@ -112,7 +112,7 @@ def tokenizer_of(file: Mapping) -> Vocabulary:
 
 
 def read_tokenizer(folder: str | pathlib.Path, spec: TextSpec) -> Vocabulary:
-    """The tokenizer of a run.
+    """Read the tokenizer of a run.
 
     Raises:
       ValueError: the file is missing, damaged or another run's.
@@ -158,7 +158,7 @@ def spec_of(
 def rows(
     tokenizer: prompts.Tokenizer, spec: TextSpec, captions: Sequence[str], grid: tuple[int, int]
 ) -> np.ndarray:
-    """Captions as the conditions of images, all of one length.
+    """Turn captions into the conditions of images, all of one length.
 
     Args:
       tokenizer, spec: of the run.
@@ -185,7 +185,7 @@ def rows(
 
 
 def nothing(spec: TextSpec) -> np.ndarray:
-    """The row `[1 + P]` int32 of an image without a caption."""
+    """Return the row `[1 + P]` int32 of an image without a caption."""
     return np.asarray([spec.length, *[spec.pad] * spec.length, *spec.suffix], np.int32)
 
 
@@ -210,7 +210,7 @@ class Book:
         return [word for word in self.tokenizer.vocabulary if word.isalpha()]
 
     def drawn(self, labels: np.ndarray, seed: int) -> list[str]:
-        """A caption for each class of `labels [n]`; "" for -1.
+        """Draw a caption for each class of `labels [n]`; "" for -1.
 
         Caption i depends on `seed`, i and its class alone, so that methods that are compared are
         asked the same.
@@ -231,7 +231,7 @@ class Book:
         return [word for word in words if self.tokenizer.encode(word) == [self.tokenizer.unknown]]
 
     def rows(self, captions: Sequence[str]) -> np.ndarray:
-        """Conditions `[n, 1 + P]` of captions; "" is none.
+        """Return conditions `[n, 1 + P]` of captions; "" is none.
 
         Raises:
           ValueError: as `rows`.
@@ -250,7 +250,7 @@ FILE = "captions.json"
 def by_class(
     captions: Sequence[str], labels: np.ndarray, num_classes: int
 ) -> tuple[tuple[str, ...], ...]:
-    """Each class's different captions in the order of the alphabet."""
+    """Return each class's different captions in the order of the alphabet."""
     found: list[set[str]] = [set() for _ in range(num_classes)]
     for caption, label in zip(captions, np.asarray(labels).tolist(), strict=True):
         found[label].add(caption)
@@ -258,7 +258,7 @@ def by_class(
 
 
 def read_book(folder: str | pathlib.Path, spec: TextSpec, grid: tuple[int, int]) -> Book:
-    """The tokenizer and the captions of a run.
+    """Read the tokenizer and the captions of a run.
 
     Raises:
       ValueError: a file is missing or damaged.
@@ -289,14 +289,14 @@ class Fitted:
 
 
 def fresh_vocabulary(name: str, captions: Sequence[str]) -> dict:
-    """`tokenizer.json` for the captions of a set."""
+    """Make a `tokenizer.json` for the captions of a set."""
     if name.startswith(OWN):
         return subwords.vocabulary_of(captions, _SPECIAL)
     return vocabulary_of(captions)
 
 
 def longest_of(tokenizer: Vocabulary, captions: Sequence[str]) -> int:
-    """Ids of the longest caption."""
+    """Count the ids of the longest caption."""
     return max(len(tokenizer.encode(caption)) for caption in captions)
 
 

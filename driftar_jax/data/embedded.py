@@ -53,7 +53,7 @@ _WITH_CAPTIONS = ("emoji64",)
 
 
 def load(name: str) -> dict[str, np.ndarray]:
-    """Arrays of an embedded set, checked against `CHECKSUMS`.
+    """Read the arrays of an embedded set, checked against `CHECKSUMS`.
 
     Returns:
       `image` uint8 `[N, H, W, C]`, `label` int32 `[N]`, `test` bool `[N]` (the held-out part),
@@ -76,12 +76,12 @@ def _decoded(arrays: Mapping[str, np.ndarray]) -> np.ndarray:
 
 
 def has_captions(name: str) -> bool:
-    """Whether `captions` gives texts."""
+    """Say whether `captions` gives texts."""
     return name in CAPTIONS or name in _WITH_CAPTIONS
 
 
 def captions(name: str) -> list[str] | None:
-    """One text for each image of an embedded set, in the set's order; None: it has none.
+    """Return one text for each image of an embedded set, in the set's order; None: it has none.
 
     Raises:
       ValueError: a file differs from the one that was released.

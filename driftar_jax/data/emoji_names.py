@@ -36,7 +36,7 @@ _LETTERS = ("REGIONAL INDICATOR SYMBOL ", "TAG LATIN SMALL ")
 
 
 def words(code: int) -> str:
-    """A code point in small letters; nothing for one that only joins others."""
+    """Return a code point in small letters; nothing for one that only joins others."""
     if code in _SILENT:
         return ""
     if code in _SKIN:
@@ -48,7 +48,7 @@ def words(code: int) -> str:
 
 
 def caption(code: str, subgroup: str) -> str:
-    """`"monkey face, animal mammal"` of `"1f435"` and its class."""
+    """Return `"monkey face, animal mammal"` of `"1f435"` and its class."""
     parts = [words(int(point, 16)) for point in code.split("-")]
     kind = subgroup.replace("-", " ").replace("&", "and")
     return f"{' '.join(filter(None, parts))}, {kind}"

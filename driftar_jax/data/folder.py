@@ -17,7 +17,7 @@ _ENDINGS += (".pgm", ".jpe")
 
 
 def open_folder(name: str, split: str, *, image_size: int | None, center_crop: bool) -> ImageSource:
-    """The split of `folder:PATH` as an `ImageSource`; labels follow the sorted class folders.
+    """Open the split of `folder:PATH` as an `ImageSource`; labels follow the sorted class folders.
 
     `PATH/train/class/...` with `PATH/test/class/...` if both exist; otherwise `PATH/class/...`, of
     which a fixed tenth of each class is held out. That choice depends on file names alone, so it

@@ -40,13 +40,13 @@ class Given:
         return self.shape[0]
 
     def parts(self) -> Iterator[np.ndarray]:
-        """All pictures in order, uint8 `[k, H, W, C]` at a time."""
+        """Yield all pictures in order, uint8 `[k, H, W, C]` at a time."""
         for first in range(0, len(self), _PART):
             yield self._read(slice(first, first + _PART))
 
 
 def open_given(field: str, given: str) -> Given:
-    """A folder of pictures of one size, or a `.npz` with `arr_0`, uint8 `[n, H, W, 1 or 3]`.
+    """Open a folder of pictures of one size, or a `.npz` with `arr_0`, uint8 `[n, H, W, 1 or 3]`.
 
     Folders are read with all that is below them, in the order of their paths; grey if every picture
     is.
@@ -64,7 +64,7 @@ def open_given(field: str, given: str) -> Given:
 
 
 def holds(given: str, *members: str) -> bool:
-    """Whether a path is a `.npz` with all these members."""
+    """Say whether a path is a `.npz` with all these members."""
     try:
         with zipfile.ZipFile(given) as archive:
             return set(members) <= set(archive.namelist())

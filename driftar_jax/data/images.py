@@ -34,7 +34,7 @@ class BadImage(Exception):
 
 
 def header(file) -> tuple[int, int, bool]:
-    """Height, width (as the picture is meant to be looked at) and "is grey", without decoding.
+    """Read height, width (as the picture is meant to be looked at) and "is grey", without decoding.
 
     `file` is a path or a binary stream. Raises `BadImage`.
     """
@@ -51,7 +51,7 @@ def _look(picture: Image.Image) -> tuple[int, int, bool]:
 def decode(
     file, *, channels: int, size: int | None, center_crop: bool, background: int = 255
 ) -> np.ndarray:
-    """One picture as uint8 `[H, W, channels]`.
+    """Read one picture as uint8 `[H, W, channels]`.
 
     Args:
       file: path, bytes or binary stream of a PNG, JPEG, GIF, BMP, WebP, TIFF or PPM.
@@ -202,7 +202,8 @@ def _segments(data: bytes):
 
 
 def crop_to(picture: Image.Image, size: int) -> Image.Image:
-    """The middle `size` x `size` square, scaled as ADM does (guided-diffusion, `image_datasets`).
+    """Cut out the middle `size` x `size` square, scaled as ADM does (guided-diffusion,
+    `image_datasets`).
 
     The box filter halves while the short side is at least twice `size`; bicubic does the rest, so
     that it never shrinks by more than two and does not alias. Of a strip that would become very

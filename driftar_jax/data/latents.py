@@ -58,7 +58,7 @@ class LatentSource:
             self._arrays = self._stacked(range(length))
 
     def is_of(self, fingerprint: str) -> bool:
-        """Whether a stored fingerprint is of this set; older runs kept the folder's name in it."""
+        """Say whether a stored fingerprint is of this set; older ones hold the folder's name."""
         if fingerprint in (self.fingerprint, self.name + self._facts):
             return True
         before = isinstance(fingerprint, str) and fingerprint.startswith(LATENTS)
@@ -77,13 +77,13 @@ class LatentSource:
         return self._arrays is not None
 
     def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Items at `indices [B]`, stacked; new arrays."""
+        """Return items at `indices [B]`, stacked; new arrays."""
         if self._arrays is None:
             return self._stacked(indices)
         return {name: array[indices] for name, array in self._arrays.items()}
 
     def labels(self) -> np.ndarray:
-        """int32 `[N]` in the set's order."""
+        """Return int32 `[N]` in the set's order."""
         return self.batch(np.arange(len(self)))["label"]
 
     def _stacked(self, indices) -> dict[str, np.ndarray]:
@@ -96,7 +96,7 @@ class LatentSource:
 
 
 def open_latents(name: str, split: str, *, image_size: int | None) -> LatentSource:
-    """The split of `latents:PATH`.
+    """Open the split of `latents:PATH`.
 
     Raises:
       ValueError: no such folder or split, an unfinished set, or a grid of another size; one line.
@@ -214,7 +214,7 @@ def _digest(text: str) -> str:
 
 
 def read_facts(folder: pathlib.Path) -> dict:
-    """`latents.json` of a folder that `encode` began.
+    """Read `latents.json` of a folder that `encode` began.
 
     Raises:
       ValueError: it is damaged, or no set can have such facts; one line.
@@ -339,7 +339,7 @@ def finish(folder: pathlib.Path, captions: Mapping[str, Sequence[str]] | None = 
 
 
 def shard_name(split: str, number: int, count: int) -> str:
-    """File name of a shard, as TFDS wants it."""
+    """Return the file name of a shard, as TFDS wants it."""
     return f"{SET_NAME}-{split}.array_record-{number:05d}-of-{count:05d}"
 
 

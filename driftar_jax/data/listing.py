@@ -54,12 +54,14 @@ class Listing:
 
 
 def text_of(name: str) -> str:
-    r"""A file name that any terminal and any JSON file can hold; `\xff` for what is not UTF-8."""
+    r"""Return a file name that any terminal and any JSON file can hold; `\xff` for what is not
+    UTF-8.
+    """
     return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def is_part(name: str) -> bool:
-    """Whether a folder of this name is a part of a set, `train` or `val2017`, and not a class."""
+    """Say whether a folder of this name is a part of a set, as `val2017` is, and not a class."""
     words = re.findall(r"[a-z]+", unicodedata.normalize("NFKC", name).lower())
     known = all(word in _PARTS or word in _FILLERS for word in words)
     return known and any(word in _PARTS for word in words)
@@ -81,7 +83,7 @@ def parts_among(names: Sequence[str]) -> list[str]:
 
 
 def is_system(name: str) -> bool:
-    """Whether a file or folder is hidden, or no user's own."""
+    """Say whether a file or folder is hidden, or no user's own."""
     return name.startswith(".") or name.lower() in _SYSTEM
 
 
@@ -93,7 +95,7 @@ def of(
     *,
     known: Sequence[str] | None = None,
 ) -> Listing:
-    """The classes below `root`, each a folder with files of these endings at any depth.
+    """Find the classes below `root`, each a folder with files of these endings at any depth.
 
     A folder without such a file is no class, nor is one that is hidden or the system's. Where there
     is no class, the files of `root` itself are one, called `ONE_CLASS`.

@@ -17,7 +17,7 @@ _READERS = {
 
 
 def read(path: str | os.PathLike, names: Sequence[str]) -> list[np.ndarray]:
-    """Arrays of numbers by name.
+    """Read arrays of numbers by name.
 
     Memory stays near their own size; nothing is unpickled.
 

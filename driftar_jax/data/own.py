@@ -121,7 +121,7 @@ def _part(relative: str) -> str:
 def source_of(
     name: str, split: str, pictures: Pictures, *, image_size: int | None, center_crop: bool
 ) -> ImageSource:
-    """One split of the pictures as an `ImageSource`.
+    """Open one split of the pictures as an `ImageSource`.
 
     `test` is the set's own test part, else its validation part, else a fixed tenth of each class
     that depends on keys alone. Sets of up to `LOOKED_AT` pictures are grey if all of them are;

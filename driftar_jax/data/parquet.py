@@ -29,7 +29,7 @@ _GROUPS_KEPT = 16
 def open_parquet(
     name: str, split: str, *, image_size: int | None, center_crop: bool
 ) -> ImageSource:
-    """The split of `parquet:PATH`; see `own.files` for paths and `own.source_of` for splits.
+    """Open the split of `parquet:PATH`; see `own.files` for paths and `own.source_of` for splits.
 
     Raises:
       ValueError: no tables, damaged ones, no column of encoded pictures, or pyarrow is missing.

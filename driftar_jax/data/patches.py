@@ -7,7 +7,8 @@ import jax
 
 
 def patchify(images: jax.Array, patch: int) -> jax.Array:
-    """`[B, H, W, C]` -> `[B, (H/p)(W/p), C*p*p]`: raster order of patches, channel slowest inside.
+    """Map `[B, H, W, C]` -> `[B, (H/p)(W/p), C*p*p]`: raster order of patches, channel slowest
+    inside.
 
     Raises:
       ValueError: `patch` does not divide height and width.
@@ -22,7 +23,7 @@ def patchify(images: jax.Array, patch: int) -> jax.Array:
 
 
 def unpatchify(tokens: jax.Array, height: int, width: int, patch: int) -> jax.Array:
-    """`[B, N, C*p*p]` -> `[B, height, width, C]`, the inverse of `patchify`.
+    """Map `[B, N, C*p*p]` -> `[B, height, width, C]`, the inverse of `patchify`.
 
     Raises:
       ValueError: the token grid does not have that size.

@@ -12,14 +12,14 @@ _LETTERS = 13  # height of the names beside a grid
 
 
 def to_pil(image: np.ndarray, scale: int = 1) -> Image.Image:
-    """uint8 `[H, W, 1 or 3]`, enlarged by whole pixels so that small images can be seen."""
+    """Return uint8 `[H, W, 1 or 3]`, enlarged by whole pixels so that small images can be seen."""
     picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
     size = (image.shape[1] * scale, image.shape[0] * scale)
     return picture.resize(size, Image.Resampling.NEAREST)
 
 
 def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
-    """uint8 `[n, H, W, C]` -> one uint8 image, row by row, white where there is none."""
+    """Map uint8 `[n, H, W, C]` -> one uint8 image, row by row, white where there is none."""
     n, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
@@ -89,7 +89,9 @@ def save_captioned(
 
 
 def save_curves(path: str | pathlib.Path, curves: dict[str, list[dict]], names: list[str]) -> None:
-    """One panel per metric of `names`, one line per run of `curves` (records of metrics.jsonl)."""
+    """Draw one panel per metric of `names`, one line per run of `curves` (records of
+    metrics.jsonl).
+    """
     plt = pyplot()
     figure, axes = plt.subplots(1, len(names), figsize=(5.5 * len(names), 4), squeeze=False)
     for axis, name in zip(axes[0], names, strict=True):
@@ -107,7 +109,7 @@ def save_curves(path: str | pathlib.Path, curves: dict[str, list[dict]], names: 
 
 
 def pyplot():
-    """matplotlib without a screen; imported late, for it is slow to load."""
+    """Import matplotlib without a screen; imported late, for it is slow to load."""
     import matplotlib
 
     matplotlib.use("Agg")

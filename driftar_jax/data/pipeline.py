@@ -69,7 +69,7 @@ def load_source(
 
 
 def all_images(source: ImageSource) -> tuple[np.ndarray, np.ndarray]:
-    """Every image in the set's order: uint8 `[N, H, W, C]`, int32 `[N]`; new arrays."""
+    """Read every image in the set's order: uint8 `[N, H, W, C]`, int32 `[N]`; new arrays."""
     return source.gather(np.arange(len(source)))
 
 
@@ -149,7 +149,7 @@ class Batches:
         return batch
 
     def state(self) -> dict:
-        """Position and what it belongs to; JSON-able, the same in every process."""
+        """Return the position and what it belongs to; JSON-able, the same in every process."""
         return {"batch": self._delivered, **self._identity()}
 
     def restore(self, state: dict) -> None:
@@ -290,7 +290,7 @@ def _check_bool(field: str, value) -> None:
 
 
 def open_data(settings: Any, split: str):
-    """The image set of a config: `train` or `test` split."""
+    """Open the image set of a config: `train` or `test` split."""
     source = load_source(
         settings.data.name,
         split,

@@ -5,10 +5,10 @@ import jax.numpy as jnp
 
 
 def to_unit_range(images: jax.Array) -> jax.Array:
-    """uint8 `[...]` -> float32 in [-1, 1]."""
+    """Map uint8 `[...]` -> float32 in [-1, 1]."""
     return images.astype(jnp.float32) / 127.5 - 1.0
 
 
 def to_uint8(images: jax.Array) -> jax.Array:
-    """Floating in [-1, 1] -> uint8, clipped and rounded."""
+    """Map floating in [-1, 1] -> uint8, clipped and rounded."""
     return jnp.clip(jnp.round((images + 1.0) * 127.5), 0, 255).astype(jnp.uint8)

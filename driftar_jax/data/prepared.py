@@ -22,7 +22,7 @@ _VERSION = re.compile(r"\d+\.\d+\.\d+")
 
 
 def data_folder(data_dir: str | None) -> str:
-    """`data_dir`, else `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
+    """Return `data_dir`, else `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
 
     Raises:
       ValueError: an address, or no home folder is known; one line.
@@ -35,7 +35,7 @@ def data_folder(data_dir: str | None) -> str:
 def open_prepared(
     name: str, split: str, *, data_dir: str | None, image_size: int | None, center_crop: bool
 ) -> ImageSource:
-    """The split of a TFDS set, `name[/config][:version]`, as an `ImageSource`.
+    """Open the split of a TFDS set, `name[/config][:version]`, as an `ImageSource`.
 
     Raises:
       ValueError: unknown name or split, nothing prepared, another file format, or a set without

@@ -49,7 +49,7 @@ class Prompts:
 
 
 def read(field: str, given: str) -> Prompts:
-    """Prompts of a file or a folder.
+    """Read the prompts of a file or a folder.
 
     Args:
       field: for messages.

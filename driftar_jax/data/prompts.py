@@ -33,10 +33,10 @@ class Tokenizer(Protocol):
     """Text to ids; the ids of special tokens come from the same vocabulary."""
 
     def encode(self, text: str) -> list[int]:
-        """Ids of `text`, special tokens in it recognised, nothing added around it."""
+        """Return ids of `text`, special tokens in it recognised, nothing added around it."""
 
     def id_of(self, token: str) -> int | None:
-        """Id of a special token, None where the vocabulary lacks it."""
+        """Return the id of a special token, None where the vocabulary lacks it."""
 
 
 class _FromFile:
@@ -63,7 +63,7 @@ class _FromFile:
 
 
 def load_tokenizer(folder: str | pathlib.Path, marks: Mapping[str, int]) -> Tokenizer:
-    """The tokenizer of a checkpoint.
+    """Read the tokenizer of a checkpoint.
 
     Args:
       folder: holds `tokenizer.json`.
@@ -81,7 +81,7 @@ def load_tokenizer(folder: str | pathlib.Path, marks: Mapping[str, int]) -> Toke
 
 
 def check_tokenizer(tokenizer: Tokenizer, marks: Mapping[str, int]) -> None:
-    """Raises ValueError where the tokenizer knows a special token by another id."""
+    """Raise ValueError where the tokenizer knows a special token by another id."""
     for mark, token in TOKENS.items():
         if tokenizer.id_of(token) != marks[mark]:
             allowed = f"{marks[mark]} for {token}, as the checkpoint's config says"
@@ -115,7 +115,7 @@ def rows(
     source: tuple[int, int] | None = None,
     longest: int = LONGEST,
 ) -> Rows:
-    """Rows of all captions.
+    """Turn all captions into rows.
 
     Args:
       tokenizer: of the checkpoint.

@@ -9,5 +9,5 @@ CONVERTED = "latents"
 
 
 def is_latents(name: str) -> bool:
-    """Whether the tokens of a run on the set `name` are latents, not pixels."""
+    """Say whether the tokens of a run on the set `name` are latents, not pixels."""
     return name == CONVERTED or name.startswith(LATENTS)

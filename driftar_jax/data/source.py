@@ -86,7 +86,7 @@ class ImageSource:
             )
 
     def is_of(self, fingerprint: str) -> bool:
-        """Whether a stored fingerprint is of these images in this order."""
+        """Say whether a stored fingerprint is of these images in this order."""
         return fingerprint == self.fingerprint
 
     def __len__(self) -> int:
@@ -99,19 +99,19 @@ class ImageSource:
         return {"image": image, "label": label}
 
     def gather(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Images at `indices [B]`: uint8 `[B, H, W, C]`, int32 `[B]`; new arrays."""
+        """Return images at `indices [B]`: uint8 `[B, H, W, C]`, int32 `[B]`; new arrays."""
         if self._arrays is None:
             return self._decode(indices)
         images, labels = self._arrays
         return images[indices], labels[indices]
 
     def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """`gather` as `{"image", "label"}`."""
+        """Do as `gather`, as `{"image", "label"}`."""
         images, labels = self.gather(indices)
         return {"image": images, "label": labels}
 
     def labels(self) -> np.ndarray:
-        """int32 `[N]` in the set's order."""
+        """Return int32 `[N]` in the set's order."""
         return self.gather(np.arange(len(self)))[1]
 
     def _one(self, i: int) -> tuple[np.ndarray, int]:

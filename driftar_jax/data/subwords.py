@@ -7,7 +7,7 @@ SIZE = 2048  # of the vocabulary at most; 256 of them are single bytes
 
 
 def vocabulary_of(captions: Sequence[str], special: Sequence[str]) -> dict:
-    """`tokenizer.json` for these captions: byte pairs of lower-case text, digits one by one.
+    """Make a `tokenizer.json` for these captions: byte pairs of lower-case text, digits one by one.
 
     Args:
       captions: of the training split; their order makes no difference.

@@ -28,7 +28,7 @@ _TABLE = tuple(map(_entry, range(256)))
 
 
 def masked_check(data: bytes) -> int:
-    """The check that TFRecord keeps of `data`: its CRC-32C, rotated and shifted."""
+    """Compute the check that TFRecord keeps of `data`: its CRC-32C, rotated and shifted."""
     value = 0xFFFFFFFF
     for byte in data:
         value = value >> 8 ^ _TABLE[(value ^ byte) & 0xFF]
@@ -37,7 +37,7 @@ def masked_check(data: bytes) -> int:
 
 
 def starts(path: str, count: int) -> np.ndarray:
-    """Where the records of a file start, and its end: int64 `[count + 1]`.
+    """Find where the records of a file start, and its end: int64 `[count + 1]`.
 
     Raises:
       ValueError: the lengths in the file do not fit their checks, its size or `count`.

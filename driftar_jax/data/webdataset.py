@@ -36,7 +36,8 @@ class _Sample:
 def open_webdataset(
     name: str, split: str, *, image_size: int | None, center_crop: bool
 ) -> ImageSource:
-    """The split of `webdataset:PATH`; see `own.files` for paths and `own.source_of` for splits.
+    """Open the split of `webdataset:PATH`; see `own.files` for paths and `own.source_of` for
+    splits.
 
     Raises:
       ValueError: no archives, a compressed or damaged one, a sample that lacks what others have.

@@ -39,7 +39,7 @@ class Bank:
 
 
 def num_bytes(classes: int, size: int, sample: tuple[int, ...], dtype: str) -> int:
-    """Bytes of a bank; nothing is allocated."""
+    """Count the bytes of a bank; nothing is allocated."""
     return classes * size * math.prod(sample) * jnp.dtype(dtype).itemsize + 12 * classes
 
 
@@ -63,7 +63,7 @@ def check_size(
 
 
 def empty(classes: int, size: int, sample: tuple[int, ...], dtype: str) -> Bank:
-    """A bank without samples; `sample` is `(N, C)`. Its class axis is boxed for sharding."""
+    """Make a bank without samples; `sample` is `(N, C)`. Its class axis is boxed for sharding."""
 
     def zeros(shape, dtype):
         axes = ("bank",) + (None,) * (len(shape) - 1)
@@ -116,12 +116,12 @@ def push(bank: Bank, label: jax.Array, samples: jax.Array) -> Bank:
 
 
 def ready(bank: Bank, num: int) -> jax.Array:
-    """`[K]` bool: the class holds at least `num` samples."""
+    """Return `[K]` bool: the class holds at least `num` samples."""
     return bank.count >= num
 
 
 def draw(bank: Bank, key: jax.Array, label: jax.Array, num: int) -> tuple[jax.Array, jax.Array]:
-    """Samples of the given classes, none twice.
+    """Draw samples of the given classes, none twice.
 
     Args:
       bank: any.
@@ -150,7 +150,8 @@ def draw(bank: Bank, key: jax.Array, label: jax.Array, num: int) -> tuple[jax.Ar
 
 
 def draw_any(bank: Bank, key: jax.Array, rows: int, num: int) -> tuple[jax.Array, jax.Array]:
-    """Samples of any class for each of `rows`, as frequent as the classes are in what was pushed.
+    """Draw samples of any class for each of `rows`, as frequent as the classes are in what was
+    pushed.
 
     Args:
       bank: any.

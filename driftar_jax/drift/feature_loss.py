@@ -19,7 +19,7 @@ def loss(
     *,
     block_bytes: int = BLOCK_BYTES,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """The drift loss of every key, summed; gradients reach `draws` alone.
+    """Return the drift loss of every key, summed; gradients reach `draws` alone.
 
     Args:
       field: `laplace` or `energy`.

@@ -34,7 +34,8 @@ class DriftHead:
     trained_guidance: bool = False
 
     def starts(self, encoding: Encoding, keys: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Prior of every token: mu `[R, N, C]` and sigma `[R, N]` of an encoding of R rows.
+        """Return the prior of every token: mu `[R, N, C]` and sigma `[R, N]` of an encoding of R
+        rows.
 
         Args:
           encoding: `z [R, N, D]`, `entropy [R, N]`.
@@ -43,13 +44,13 @@ class DriftHead:
         return self.starts_of(encoding.z, self.shown(encoding.entropy, keys))
 
     def shown(self, entropy: jax.Array, keys: jax.Array) -> jax.Array:
-        """Entropies that sigma is made of, `[R, N]`; `keys` as in `starts`."""
+        """Return entropies that sigma is made of, `[R, N]`; `keys` as in `starts`."""
         # Both branches of an image are shuffled alike.
         keys = jnp.concatenate([keys] * (2 if self.guided else 1))
         return shown(self.prior.scale, entropy, keys)
 
     def starts_of(self, z: jax.Array, entropy: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Prior of some tokens, `z [R, M, D]`, from their entropies `shown [R, M]`."""
+        """Return the prior of some tokens, `z [R, M, D]`, from their entropies `shown [R, M]`."""
         return self.prior.apply({"params": self.params["prior"]}, z, entropy, method="of")
 
     def tokens(
@@ -60,7 +61,7 @@ class DriftHead:
         eps: jax.Array,
         scale: jax.Array,
     ) -> jax.Array:
-        """New tokens `[B, M, C]` float32.
+        """Return the new tokens `[B, M, C]` float32.
 
         Args:
           encoding: of the tokens, `z [R, M, D]`, `entropy [R, M]`.

@@ -47,7 +47,7 @@ def laplace(
     widths: tuple[float, ...] = WIDTHS,
     block_bytes: int = BLOCK_BYTES,
 ) -> jax.Array:
-    """`V = V_p - V_q` of the field `laplace`, in units of `x` (Eq. 8).
+    """Return `V = V_p - V_q` of the field `laplace`, in units of `x` (Eq. 8).
 
     The draws of a row repel each other beside the `negatives`, unless their weight is 0: then
     swapping `positives` and `negatives` flips the sign, up to rounding.
@@ -70,7 +70,7 @@ def laplace_loss(
     widths: tuple[float, ...] = WIDTHS,
     block_bytes: int = BLOCK_BYTES,
 ) -> tuple[jax.Array, Info]:
-    """The drift loss of each row in units of the call's mean distance (Eq. 8).
+    """Return the drift loss of each row in units of the call's mean distance (Eq. 8).
 
     `mean_{G,S} (x / s - stop_grad(x / s + F))^2`. Its gradient is `-2 F / (s G S)`; its mean over
     rows lies in [0, nR^2] whatever the quality, so watch `Info.strength`.
@@ -97,7 +97,7 @@ def force(
     widths: tuple[float, ...] = WIDTHS,
     block_bytes: int = BLOCK_BYTES,
 ) -> tuple[jax.Array, jax.Array, Info]:
-    """The summed, rescaled force of all widths, in units of the call's mean distance.
+    """Return the summed, rescaled force of all widths, in units of the call's mean distance.
 
     Args:
       x: `[B, G, S]` floating; G draws of each row, a row being a (class, location).
@@ -160,7 +160,7 @@ def energy_loss(
     *,
     block_bytes: int = BLOCK_BYTES,
 ) -> tuple[jax.Array, Info]:
-    """The drift loss of the field `energy`, in the same units and blocks as `laplace_loss`.
+    """Return the drift loss of the field `energy`, in the same units and blocks as `laplace_loss`.
 
     `mean_G |x / scale - stop_grad(x / scale + V)|^2`: dividing by the mean distance lets every
     feature space count alike, since V has unit size whatever the space.

@@ -43,7 +43,7 @@ class Prior(nn.Module):
 
     @nn.compact
     def of(self, z: jax.Array, entropy: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Prior of some tokens, `z [B, M, D]`, from their entropies `shown [B, M]`."""
+        """Return the prior of some tokens, `z [B, M, D]`, from their entropies `shown [B, M]`."""
         kernel_init = nn.with_logical_partitioning(
             nn.initializers.xavier_uniform(), ("embed", None)
         )
@@ -68,7 +68,7 @@ class Prior(nn.Module):
 
 
 def shown(scale: str, entropy: jax.Array, key: jax.Array | None) -> jax.Array:
-    """The entropies `[B, N]` that sigma is made of: the image's own, in place or shuffled.
+    """Return the entropies `[B, N]` that sigma is made of: the image's own, in place or shuffled.
 
     Raises:
       ValueError: an unknown `scale`, or `shuffled` without a key.

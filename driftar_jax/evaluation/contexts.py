@@ -55,7 +55,7 @@ def possible(loaded: Generator) -> bool:
 def of_generation(
     images: np.ndarray, labels: np.ndarray, patch_size: int, *, per_image: int, seed: int = 0
 ) -> Contexts:
-    """Contexts that sampling meets: a share `cos(pi/2 u)` of the tokens is unknown, u uniform.
+    """Draw contexts that sampling meets: a share `cos(pi/2 u)` of the tokens is unknown, u uniform.
 
     Args:
       images: uint8 `[n, H, W, C]`.
@@ -85,7 +85,7 @@ class Drawn:
 
 
 def draw(loaded: Generator, contexts: Contexts, count: int, seed: int, **changes: Any) -> Drawn:
-    """`count` draws of every token that is asked for, without guidance, at temperature 1.
+    """Draw `count` times every token that is asked for, without guidance, at temperature 1.
 
     Args:
       loaded: a run of a host that fills masked tokens.
@@ -138,6 +138,6 @@ def _draw(model, settings, count, params, tokens, known, label, positions, index
 
 
 def energy_score(drawn: Drawn, contexts: Contexts) -> float:
-    """Mean energy score of the draws against what really was there; lower is better."""
+    """Return the mean energy score of the draws against what really was there; lower is better."""
     score = fields.energy_score(jnp.asarray(drawn.x), jnp.asarray(contexts.asked))
     return float(score.mean())

@@ -41,7 +41,7 @@ class Deviation:
     score: np.ndarray
 
     def means(self, chosen: np.ndarray | None = None) -> dict[str, float]:
-        """Mean of every field, over the tokens `chosen [n, M]` bool."""
+        """Return the mean of every field, over the tokens `chosen [n, M]` bool."""
         fields = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
         return {
             k: float(v[chosen].mean() if chosen is not None else v.mean())
@@ -50,7 +50,7 @@ class Deviation:
 
 
 def compare(own: np.ndarray, other: np.ndarray, real: np.ndarray) -> Deviation:
-    """How draws `other [n, M, G, C]` differ from `own [n, M, H, C]`; `real [n, M, C]`.
+    """Say how draws `other [n, M, G, C]` differ from `own [n, M, H, C]`; `real [n, M, C]`.
 
     Raises:
       ValueError: fewer than two draws of either.
@@ -95,7 +95,7 @@ def measure(
     again: Generator | None = None,
     say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Everything of one pair of runs, as plain data.
+    """Measure everything of one pair of runs, as plain data.
 
     Args:
       own: a run of task `host`; `drift`: one of task `drift`, of the same images.
@@ -172,7 +172,7 @@ def _map(deviations: dict[str, Deviation], positions: np.ndarray, grid: tuple[in
 
 
 def picture(path: pathlib.Path, pairs: Sequence[dict[str, Any]]) -> None:
-    """Maps of distance and spread over the grid, and the distance by entropy; means of pairs."""
+    """Draw distance and spread over the grid, and the distance by entropy; means of pairs."""
     plt = pictures.pyplot()
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.4))
     for axis, (key, title) in zip(

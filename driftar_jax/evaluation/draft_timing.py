@@ -51,7 +51,7 @@ class Rounds:
         return self.whole / self.pieces.sum(axis=1)
 
     def line(self) -> str:
-        """For a reader."""
+        """Return a line for a reader."""
         each = 1000 * np.median(self.pieces, axis=0) / self.count
         named = ", ".join(f"{n} {ms:.2f}" for n, ms in zip(PIECES, each, strict=True))
         ratios = self.ratios
@@ -69,7 +69,7 @@ def tell(
     repetitions: int,
     say: Callable[[str], None] = print,
 ) -> None:
-    """A line for each row that was made with drafts.
+    """Return a line for each row that was made with drafts.
 
     Args:
       subject: what is timed.
@@ -94,7 +94,7 @@ def of_run(
     repetitions: int = 5,
     seed: int = 0,
 ) -> Rounds:
-    """`measure` of a batch of a Drift-AR run.
+    """Do as `measure`, for a batch of a Drift-AR run.
 
     Args:
       model, params: of the run.

@@ -25,7 +25,7 @@ class Moments:
 
     @classmethod
     def of(cls, features: np.ndarray) -> "Moments":
-        """From features `[n, d]`; raises as `MomentSums.moments`."""
+        """Compute them from features `[n, d]`; raises as `MomentSums.moments`."""
         sums = MomentSums(features.shape[1])
         sums.add(features)
         return sums.moments()
@@ -76,7 +76,7 @@ class MomentSums:
         self.count = total
 
     def moments(self) -> Moments:
-        """Of everything taken so far.
+        """Return those of everything taken so far.
 
         Raises:
           ValueError: n <= d, where the covariance has no full rank and distances mean nothing.
@@ -87,13 +87,13 @@ class MomentSums:
 
 
 def check_count(count: int, width: int, field: str = "num") -> None:
-    """Raises ValueError unless `count` images give a covariance of `width` features full rank."""
+    """Raise ValueError unless `count` images give a covariance of `width` features full rank."""
     if count <= width:
         raise ValueError(f"{field}: got {count} images, allowed more than {width} (feature width)")
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-    """`|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))` between two Gaussians.
+    """Return `|m_a - m_b|^2 + tr(S_a + S_b - 2 (S_a S_b)^(1/2))` between two Gaussians.
 
     Of the two, the root of `b`'s covariance is kept for the next call.
 
@@ -134,7 +134,7 @@ def write(path: str | os.PathLike, moments: Moments, network: str) -> None:
 
 
 def read(path: str | os.PathLike, network: str, width: int) -> Moments:
-    """Reference statistics of a `.npz` with `mu` and `sigma`, such as ADM publishes.
+    """Read the reference statistics of a `.npz` with `mu` and `sigma`, such as ADM publishes.
 
     Args:
       path: the file; what else it holds is left alone. Nothing in it is run.

@@ -44,7 +44,7 @@ class ScoreSums:
         self._taken += len(z)
 
     def result(self) -> tuple[float, float]:
-        """Mean and population standard deviation over the splits.
+        """Return the mean and population standard deviation over the splits.
 
         Raises:
           ValueError: fewer images came than announced.
@@ -60,7 +60,7 @@ class ScoreSums:
 
 
 def inception_score(logits: np.ndarray, splits: int = SPLITS) -> tuple[float, float]:
-    """`exp E KL(p(y|x) || p(y))` over consecutive splits, from 1 to the number of classes.
+    """Return `exp E KL(p(y|x) || p(y))` over consecutive splits, from 1 to the number of classes.
 
     Args:
       logits: `[n, K]`; for published figures InceptionV3's `logits_unbiased`.

@@ -130,7 +130,7 @@ def check_num(num: int, width: int) -> None:
 
 
 def all_images(sources: Iterable[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """Images `[N, H, W, C]` uint8 and labels `[N]` of several splits, one after the other."""
+    """Read images `[N, H, W, C]` uint8 and labels `[N]` of several splits, one after the other."""
     images, labels = (
         np.concatenate(arrays)
         for arrays in zip(*(pipeline.all_images(source) for source in sources), strict=True)
@@ -139,7 +139,7 @@ def all_images(sources: Iterable[Any]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def all_captions(sources: Iterable[Any]) -> list[str]:
-    """Captions of the images of `all_images`; the sets must have them."""
+    """Read the captions of the images of `all_images`; the sets must have them."""
     return [text for source in sources for text in source.captions]
 
 
@@ -149,7 +149,7 @@ def open_real(
     metrics: Iterable[str] = (),
     measured: Iterable[generator.Generator] = (),
 ) -> quality.RealSet:
-    """All images of the set, with the classifier as the network that measures.
+    """Read all images of the set, with the classifier as the network that measures.
 
     Args:
       workdir: a run of task `classifier`.

@@ -13,7 +13,7 @@ def kid(
     size: int = SIZE,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Mean and spread of the squared maximum mean discrepancy over random subsets.
+    """Return the mean and spread of the squared maximum mean discrepancy over random subsets.
 
     The kernel is `(x . y / d + 1)^3`. Each subset's estimate is unbiased, so its mean is near 0 for
     samples of the same distribution, below it as often as above.
@@ -53,7 +53,7 @@ def kid(
 
 
 def discrepancy(x: np.ndarray, y: np.ndarray) -> float:
-    """Unbiased estimate of the squared discrepancy of `[n, d]` and `[m, d]`, float64."""
+    """Return the unbiased estimate of the squared discrepancy of `[n, d]` and `[m, d]`, float64."""
     n, m = len(x), len(y)
     within_x, within_y, across = _kernel(x, x), _kernel(y, y), _kernel(x, y)
     # Pairs of a row with itself are left out: they would bias the estimate upwards.

@@ -14,7 +14,8 @@ THUMBNAIL = 32
 def precision_recall(
     real: np.ndarray, made: np.ndarray, *, neighbours: int = 3, block: int = BLOCK
 ) -> tuple[float, float]:
-    """Shares of samples inside the real manifold, and of real data inside the samples' one.
+    """Compute the shares of samples inside the real manifold, and of real data inside the samples'
+    one.
 
     A manifold is the union of balls around its points, each reaching to its `neighbours`-th
     nearest fellow. Both shares depend on the counts: compare at equal ones.
@@ -80,7 +81,7 @@ def _squared(a: np.ndarray, b: np.ndarray, block: int) -> Iterator[np.ndarray]:
 
 
 def thumbnails(images: np.ndarray, most: int = THUMBNAIL) -> np.ndarray:
-    """uint8 `[n, H, W, C]` -> uint8 of at most `most` pixels a side, means over whole cells."""
+    """Map uint8 `[n, H, W, C]` -> uint8 of at most `most` pixels a side, means over whole cells."""
     for axis in (1, 2):
         side = images.shape[axis]
         if side > most:
@@ -96,7 +97,7 @@ def thumbnails(images: np.ndarray, most: int = THUMBNAIL) -> np.ndarray:
 def nearest(
     images: np.ndarray, training: np.ndarray, *, block: int = BLOCK
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The training image nearest to each image, and how far it is: is it a copy?
+    """Find the training image nearest to each image, and how far it is: is it a copy?
 
     Pixels are compared, not features: a classifier's features are made to forget what tells two
     images of a class apart. Smooth images are near to everything, so compare with held-out ones.

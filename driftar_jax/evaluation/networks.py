@@ -34,7 +34,8 @@ class Network:
     params: Any
 
     def read(self, images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Features `[n, width]` and logits `[n, num_classes]`, float32, of uint8 `[n, H, W, C]`.
+        """Return features `[n, width]` and logits `[n, num_classes]`, float32, of uint8 `[n, H, W,
+        C]`.
 
         Raises:
           ValueError: images of mixed sizes, another type, or not of 1 or 3 channels.
@@ -52,7 +53,7 @@ class Network:
 
 
 def checked(images: np.ndarray | Sequence[np.ndarray]) -> np.ndarray:
-    """The images as one uint8 array `[n, H, W, 1 or 3]`, n of at least 1; else ValueError."""
+    """Return the images as one uint8 array `[n, H, W, 1 or 3]`, at least one; else ValueError."""
     if not isinstance(images, np.ndarray):
         shapes = sorted({np.shape(image) for image in images})
         if len(shapes) != 1:
@@ -75,7 +76,7 @@ def _classify(module: SmallClassifier, params, images):
 
 
 def classifier(module: SmallClassifier, params: Any, batch_size: int = 512) -> Network:
-    """The network of a classifier trained on the set itself."""
+    """Return the network of a classifier trained on the set itself."""
     apply = functools.partial(_classify, module)
     return Network("classifier", module.width, module.num_classes, batch_size, apply, params)
 
@@ -90,6 +91,6 @@ def _incept(module: incept.InceptionV3, size: int, params, images):
 def inception(
     module: incept.InceptionV3, params: Any, batch_size: int = 32, size: int = incept.SIZE
 ) -> Network:
-    """The network of published distances and inception scores; other sizes are for tests."""
+    """Return the network of published distances and inception scores; other sizes are for tests."""
     apply = functools.partial(_incept, module, size)
     return Network("inception", incept.WIDTH, module.num_classes, batch_size, apply, params)

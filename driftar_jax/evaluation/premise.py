@@ -64,7 +64,7 @@ def measurable(model: Model) -> bool:
 def measure(
     model: Model, params, images: np.ndarray, condition: Any, *, seed: int = 0
 ) -> list[Premise]:
-    """Correlations with all, three quarters, half and a quarter of the tokens unknown.
+    """Measure the correlations with all, three quarters, half and a quarter of the tokens unknown.
 
     A host that makes whole grids has the first of these alone; one that reads tokens in turn has
     the others, each of the one token that comes then.
@@ -121,7 +121,7 @@ def _in_turn(model: Model, params, tokens, condition) -> list[Premise]:
 
 
 def entropies(model: Model, params, images, condition, known) -> np.ndarray:
-    """`E [n, N]` of real images, as for `measure`, of which `known [n, N]` tokens are given."""
+    """Return `E [n, N]` of real images, as for `measure`, of which tokens `known [n, N]` stand."""
     tokens = _tokens(images, model.images.patch_size)
     encoding, _ = _encode(model, params, tokens, jnp.asarray(known), condition)
     return np.asarray(encoding.entropy)

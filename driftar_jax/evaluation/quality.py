@@ -53,7 +53,7 @@ class Quality:
 
 
 def summary(found: Sequence[Quality]) -> dict[str, float]:
-    """Mean over seeds of everything measured, and with `_std` the standard deviation."""
+    """Return the mean over seeds of everything measured, and with `_std` the standard deviation."""
     values = {}
     for field in dataclasses.fields(Quality):
         column = [getattr(q, field.name) for q in found]
@@ -130,7 +130,7 @@ class Tally:
                 self._distances.append(manifold.nearest(images, self._against.training)[1])
 
     def quality(self) -> Quality:
-        """Of everything taken.
+        """Return it, of everything taken.
 
         Raises:
           ValueError: not `num` images came, or too few for their features.
@@ -219,7 +219,7 @@ class RealSet:
         )
 
     def tally(self, num: int) -> Tally:
-        """An empty tally for `num` samples."""
+        """Return an empty tally for `num` samples."""
         return self._tally(self._against, num)
 
     def _tally(self, against: Against, num: int) -> Tally:
@@ -227,12 +227,12 @@ class RealSet:
         return Tally(self.network, self.classifier, against, num, scored=scored, ledger=self.ledger)
 
     def floor(self, repeats: int = 3) -> float:
-        """Mean distance between two random halves of the set: what no sampler can beat."""
+        """Return the mean distance of two random halves of the set: what no sampler can beat."""
         with self.ledger("metrics"):
             return real_floor(self._features, repeats)
 
     def quality(self, num: int, seed: int) -> Quality:
-        """Of `num` real images (half of the set at most) by the rules for samples.
+        """Measure `num` real images (half of the set at most) by the rules for samples.
 
         They are held against all the others; nearest training images are those of the images that
         no model was trained on.
@@ -258,7 +258,7 @@ class RealSet:
 
 
 def real_floor(features: np.ndarray, repeats: int = 3, seed: int = 0) -> float:
-    """Mean distance between two random halves of features `[n, d]`."""
+    """Return the mean distance between two random halves of features `[n, d]`."""
     rng = np.random.default_rng(seed)
     half = len(features) // 2
     distances = []

@@ -31,7 +31,7 @@ class Way:
 def ways(
     loaded: Generator, deltas: dict[str, Sequence[float]], stop: float | None = None
 ) -> list[Way]:
-    """Plain decoding first, then every rule with every number of drafts.
+    """Return the plain decoding first, then every rule with every number of drafts.
 
     Args:
       loaded: a Drift-AR checkpoint with its draft head.
@@ -49,7 +49,7 @@ def ways(
 
 
 def energy_distance(a: np.ndarray, b: np.ndarray) -> float:
-    """Squared energy distance `2 E|a-b| - E|a-a'| - E|b-b'|` of samples `[n, d]`.
+    """Return the squared energy distance `2 E|a-b| - E|a-a'| - E|b-b'|` of samples `[n, d]`.
 
     Without bias: its mean is 0 where both come from one distribution, so that it may be negative.
     Row i of both was made for one label; such pairs are left out, or the labels that the two sets
@@ -88,7 +88,7 @@ class Bench:
     tell: Callable[[str], None] = print
 
     def measure(self, table: Sequence[Way]) -> dict:
-        """All rows, their controls, what `auto` chose, and the floor.
+        """Measure all rows, their controls, what `auto` chose, and the floor.
 
         Args:
           table: of `ways`, checked with every run.
@@ -226,7 +226,7 @@ def _spread(name: str, values: Sequence[float]) -> dict[str, float]:
 
 
 def line(row: dict) -> str:
-    """One row for a reader."""
+    """Return one row for a reader."""
     return (
         f"{row['method']}, gamma {row['gamma']}, {row['ar_steps']} AR steps: "
         f"{row['backbone_calls']:.2f} backbone calls, {row['draft_calls']:.2f} draft calls, "

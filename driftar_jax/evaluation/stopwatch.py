@@ -23,13 +23,13 @@ class Ledger:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 
     def line(self) -> str:
-        """One line for a reader, longest first."""
+        """Return one line for a reader, longest first."""
         order = sorted(self.seconds.items(), key=lambda item: -item[1])
         spent = ", ".join(f"{name} {seconds:.1f} s" for name, seconds in order)
         return f"{spent}; at most {peak_memory() / 2**20:.0f} MiB of memory"
 
 
 def peak_memory() -> int:
-    """Bytes that this process held at most."""
+    """Return the bytes that this process held at most."""
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else most * 1024

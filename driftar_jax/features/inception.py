@@ -106,7 +106,7 @@ def _is_fork(step: str | tuple) -> bool:
 
 
 def unit_names() -> Iterator[str]:
-    """Official names of all units, such as `Mixed_5b.branch1x1`."""
+    """Return the official names of all units, such as `Mixed_5b.branch1x1`."""
     yield from (name for name, *_ in STEM)
     for block, branches in BLOCKS.items():
         for branch in branches:
@@ -229,7 +229,8 @@ class InceptionV3(nn.Module):
 
 
 def resize(images: jax.Array, size: int = SIZE) -> jax.Array:
-    """Bilinear resize of TensorFlow 1: target pixel i looks at i * in / out, without half pixels.
+    """Resize bilinearly, as TensorFlow 1: target pixel i looks at i * in / out, without half
+    pixels.
 
     Args:
       images: `[B, H, W, C]` floating.
@@ -255,24 +256,24 @@ def resize(images: jax.Array, size: int = SIZE) -> jax.Array:
 
 
 def prepare(images: jax.Array, size: int = SIZE) -> jax.Array:
-    """uint8 `[B, H, W, 1 or 3]` -> float32 `[B, size, size, 3]` in [-1, 1); grey is repeated."""
+    """Map uint8 `[B, H, W, 1 or 3]` -> float32 `[B, size, size, 3]` in [-1, 1), grey repeated."""
     resized = resize(jnp.asarray(images).astype(jnp.float32), size)
     return (jnp.broadcast_to(resized, (*resized.shape[:3], 3)) - 128.0) / 128.0
 
 
 def abstract(module: InceptionV3) -> dict:
-    """Parameter tree of `ShapeDtypeStruct`, without running anything."""
+    """Return the parameter tree of `ShapeDtypeStruct`, without running anything."""
     images = jax.ShapeDtypeStruct((1, SIZE, SIZE, 3), jnp.float32)
     return jax.eval_shape(module.init, seeds.key(0), images)["params"]
 
 
 def config_of(module: InceptionV3) -> dict:
-    """What `config.json` holds of such a network."""
+    """Return what `config.json` holds of such a network."""
     return {"task": TASK, "inception": {"num_classes": module.num_classes}}
 
 
 def module_of(config: dict) -> InceptionV3:
-    """The module of such a config.
+    """Build the module of such a config.
 
     Raises:
       ValueError: it is the config of something else.
@@ -287,7 +288,7 @@ def module_of(config: dict) -> InceptionV3:
 
 
 def load(workdir: str | os.PathLike) -> tuple[InceptionV3, dict]:
-    """The network of a workdir written by `convert --family=inception`, and its parameters.
+    """Load the network of a workdir written by `convert --family=inception`, and its parameters.
 
     Raises:
       ValueError: it is no such folder, or the arrays do not fit; one line.

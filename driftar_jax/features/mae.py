@@ -155,26 +155,26 @@ class MAE(nn.Module):
         return spread(self.decoder(maps), self.patch), self.logits(last.mean(axis=(1, 2)))
 
     def maps(self, image: jax.Array) -> dict[str, jax.Array]:
-        """Maps of an unmasked image; see `Encoder`."""
+        """Return maps of an unmasked image; see `Encoder`."""
         return self.encoder(fold(image, self.patch))
 
 
 def fold(image: jax.Array, patch: int) -> jax.Array:
-    """`[B, p * h, p * w, c]` -> `[B, h, w, p * p * c]`: each patch's pixels in its channels."""
+    """Map `[B, p * h, p * w, c]` -> `[B, h, w, p * p * c]`: each patch's pixels in its channels."""
     batch, height, width, channels = image.shape
     image = image.reshape(batch, height // patch, patch, width // patch, patch, channels)
     return jnp.moveaxis(image, 3, 2).reshape(batch, height // patch, width // patch, -1)
 
 
 def spread(image: jax.Array, patch: int) -> jax.Array:
-    """`[B, h, w, p * p * c]` -> `[B, p * h, p * w, c]`, the inverse of `fold`."""
+    """Map `[B, h, w, p * p * c]` -> `[B, p * h, p * w, c]`, the inverse of `fold`."""
     batch, height, width, channels = image.shape
     image = image.reshape(batch, height, width, patch, patch, channels // patch**2)
     return jnp.moveaxis(image, 2, 3).reshape(batch, height * patch, width * patch, -1)
 
 
 def draw_mask(key: jax.Array, shape: tuple[int, int, int], share: float) -> jax.Array:
-    """`[B, H, W]` bool, True where masked: 2x2 patches, each with probability `share`."""
+    """Return `[B, H, W]` bool, True where masked: 2x2 patches, each with probability `share`."""
     batch, height, width = shape
     cells = (batch, math.ceil(height / MASK_PATCH), math.ceil(width / MASK_PATCH))
     mask = jax.random.bernoulli(key, jnp.float32(share), cells)
@@ -184,7 +184,7 @@ def draw_mask(key: jax.Array, shape: tuple[int, int, int], share: float) -> jax.
 
 
 def reconstruction_loss(made: jax.Array, image: jax.Array, mask: jax.Array) -> jax.Array:
-    """`sum (xhat - x)^2 over masked places and channels / masked places` of each image.
+    """Return `sum (xhat - x)^2 over masked places and channels / masked places` of each image.
 
     Args:
       made: `[B, H, W, c]` floating.

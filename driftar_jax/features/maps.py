@@ -50,7 +50,8 @@ class Penultimate:
     width: int
 
     def projection(self, key: jax.Array, token_dim: int) -> jax.Array:
-        """Orthonormal `[C, D]` (rows where C <= D): projected tokens keep their distances.
+        """Return the orthonormal `[C, D]` (rows where C <= D): projected tokens keep their
+        distances.
 
         The published one is trained with the decoder, so that generator and metric move together.
         """
@@ -87,7 +88,8 @@ class Maps:
 
 
 def statistics(maps: dict[str, jax.Array]) -> dict[str, jax.Array]:
-    """Vectors of every map `[R, h, w, c]`: locations, mean and deviation of the whole and of cells.
+    """Return the vectors of every map `[R, h, w, c]`: locations, mean and deviation of the whole
+    and of cells.
 
     Keys are `NAME` (`[R, h w, c]`), `NAME.mean`, `NAME.std` (`[R, 1, c]`) and, for cells of side 2
     and 4 where it divides both sides, `NAME.mean2`, `NAME.std2` (`[R, h w / 4, c]`) and so on. A

@@ -44,7 +44,7 @@ class DiffusionHead(TokenMLP):
         return self.denoise(x, t, self.condition(z))
 
     def denoise(self, x: jax.Array, t: jax.Array, c: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """As `__call__`, with `c [..., W]` of `condition` in place of `z`.
+        """Do as `__call__`, with `c [..., W]` of `condition` in place of `z`.
 
         A scalar `t` embeds the time once for all rows.
         """
@@ -100,7 +100,7 @@ def _schedule(timestep_map: np.ndarray, betas: np.ndarray) -> Schedule:
 
 
 def training_schedule() -> Schedule:
-    """The cosine process of 1000 steps (arXiv 2102.09672); only the last beta is clipped."""
+    """Return the cosine process of 1000 steps (arXiv 2102.09672); only the last beta is clipped."""
     u = np.arange(TRAIN_STEPS + 1, dtype=np.float64) / TRAIN_STEPS
     bar = np.cos((u + 0.008) / 1.008 * math.pi / 2) ** 2
     # The cosine reaches 0 at the end, where beta would be 1, no signal would be left and its
@@ -110,7 +110,7 @@ def training_schedule() -> Schedule:
 
 
 def trimmed_schedule(steps: int, last: int) -> Schedule:
-    """The training process cut down to `steps` evenly spaced ones from 0 to `last`.
+    """Return the training process cut down to `steps` evenly spaced ones from 0 to `last`.
 
     The published spacing starts at 999, where the reverse step multiplies errors of the noise
     prediction by about 300: a head trained for minutes, not days, fails there. Starting a little
@@ -133,7 +133,7 @@ def trimmed_schedule(steps: int, last: int) -> Schedule:
 
 
 def respaced_schedule(steps: int | str) -> Schedule:
-    """The training process cut down to fewer steps.
+    """Return the training process cut down to fewer steps.
 
     Args:
       steps: S, evenly spaced with 0 and 999 kept; or a list `"a,b,..."` that splits 0..999 into
@@ -174,7 +174,7 @@ def respaced_schedule(steps: int | str) -> Schedule:
 
 
 def chosen(schedules: Sequence[Schedule], which: jax.Array) -> tuple[Schedule, jax.Array]:
-    """One of several processes, by a traced index.
+    """Choose one of several processes, by a traced index.
 
     Args:
       schedules: processes of any lengths.
@@ -213,7 +213,7 @@ class Prediction(NamedTuple):
 def predict(
     schedule: Schedule, index: jax.Array, x: jax.Array, eps: jax.Array, v: jax.Array
 ) -> Prediction:
-    """Distribution of the next `x` in the reverse process; nothing is clipped.
+    """Return the distribution of the next `x` in the reverse process; nothing is clipped.
 
     Args:
       schedule: of S steps.
@@ -238,7 +238,7 @@ def predict(
 
 
 def add_noise(schedule: Schedule, x0: jax.Array, t: jax.Array, noise: jax.Array) -> jax.Array:
-    """`x_t [..., C]` float32 of clean tokens `x0 [..., C]` at index `t [...]`."""
+    """Return `x_t [..., C]` float32 of clean tokens `x0 [..., C]` at index `t [...]`."""
     signal = _at(np.sqrt(schedule.alphas_cumprod), t, x0.ndim)
     return signal * x0 + _at(np.sqrt(1.0 - schedule.alphas_cumprod), t, x0.ndim) * noise
 
@@ -276,7 +276,7 @@ class Loss(NamedTuple):
 def head_loss_terms(
     denoise: Denoiser, schedule: Schedule, x0: jax.Array, t: jax.Array, noise: jax.Array
 ) -> Loss:
-    """The two terms of `head_loss`, same arguments."""
+    """Return the two terms of `head_loss`, same arguments."""
     x0, noise = x0.astype(jnp.float32), noise.astype(jnp.float32)
     x_t = add_noise(schedule, x0, t, noise)
     # The network counts in steps of the training process, whatever the schedule's own index.
@@ -303,7 +303,7 @@ def head_loss_terms(
 def head_loss(
     denoise: Denoiser, schedule: Schedule, x0: jax.Array, t: jax.Array, noise: jax.Array
 ) -> jax.Array:
-    """MAR's training loss: squared error of the noise plus the variational bound, weight 1.
+    """Return MAR's training loss: squared error of the noise plus the variational bound, weight 1.
 
     The noise prediction is detached inside the bound, which therefore trains `v` alone (and,
     through `v`, everything below it).
@@ -334,7 +334,9 @@ def reverse_step(
     noise: jax.Array,
     temperature: float | jax.Array = 1.0,
 ) -> jax.Array:
-    """`x [..., C]` one step later; the last step (index 0) is the mean itself, without noise."""
+    """Return `x [..., C]` one step later; the last step (index 0) is the mean itself, without
+    noise.
+    """
     step = predict(schedule, index, x, eps, v)
     spread = jnp.exp(0.5 * step.log_variance) * noise * temperature
     return step.mean + jnp.where(lift(index[..., None], x.ndim) > 0, spread, 0.0)
@@ -352,7 +354,7 @@ def head_sample(
     temperature: float | jax.Array = 1.0,
     num_steps: jax.Array | None = None,
 ) -> jax.Array:
-    """Draws one token per condition by the whole reverse process, in one loop.
+    """Draw one token per condition by the whole reverse process, in one loop.
 
     Guidance acts on the noise prediction alone, and both branches look at the same `x` (MAR's
     `forward_with_cfg`); the unconditional branch gives nothing but that prediction.

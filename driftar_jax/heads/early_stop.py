@@ -39,7 +39,7 @@ class EntropyTracker:
 
 
 def of_training(mean: float, square: float) -> EntropyTracker:
-    """The tracker of a checkpoint, from the running means of E and of E squared.
+    """Return the tracker of a checkpoint, from the running means of E and of E squared.
 
     They weigh the last hundred batches or so, so that the mean is the average of what was seen
     lately as well. The count says only that there is something.
@@ -50,29 +50,31 @@ def of_training(mean: float, square: float) -> EntropyTracker:
 
 
 def of_threshold(tau_g: float, *, gamma: float = GAMMA) -> EntropyTracker:
-    """A tracker whose `global_threshold` is `tau_g`, as after its first update; 0 never stops."""
+    """Return a tracker whose `global_threshold` is `tau_g`, as after its first update; 0 never
+    stops.
+    """
     # Solves tau_g = 0.3 mean - 0.1 std for a standard deviation of 0; the average starts where
     # tau_c is tau_g as well, so that the fixed threshold rules from the first round on.
     return EntropyTracker(*map(np.float32, (tau_g / _OF_MEAN, 0, 1, tau_g / gamma)))
 
 
 def follow(ema: jax.Array, mean_entropy: jax.Array) -> jax.Array:
-    """The average after one more mean entropy of the target; both scalars, or `[B]`."""
+    """Return the average after one more mean entropy of the target; both scalars, or `[B]`."""
     return DECAY * ema + (1.0 - DECAY) * mean_entropy
 
 
 def global_threshold(tracker: EntropyTracker) -> jax.Array:
-    """`tau_g = 0.3 mean - 0.1 std` of everything seen; float32 scalar."""
+    """Return `tau_g = 0.3 mean - 0.1 std` of everything seen; float32 scalar."""
     return _OF_MEAN * tracker.mean - _OF_STD * jnp.sqrt(tracker.variance)
 
 
 def context_threshold(tracker: EntropyTracker, *, gamma: float = GAMMA) -> jax.Array:
-    """`tau_c = gamma * EMA` of what was seen lately; float32, one for each average."""
+    """Return `tau_c = gamma * EMA` of what was seen lately; float32, one for each average."""
     return gamma * tracker.ema
 
 
 def stop(entropy: jax.Array, tracker: EntropyTracker, *, gamma: float = GAMMA) -> jax.Array:
-    """Where drafting should end: mean draft entropy below both thresholds.
+    """Say where drafting should end: mean draft entropy below both thresholds.
 
     Args:
       entropy: `[..., N]` floating in [0, 1]; entropies of the drafted positions.

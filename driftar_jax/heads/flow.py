@@ -114,12 +114,12 @@ class VelocityNet(nn.Module):
         return self.velocity(x, self.embed_time(t), self.condition(c), deterministic=deterministic)
 
     def condition(self, c: jax.Array) -> Condition:
-        """`c [n, M, D']` -> keys and values `[n, M, H, K]` of every block."""
+        """Map `c [n, M, D']` -> keys and values `[n, M, H, K]` of every block."""
         c = self.cond_embed(c.astype(self.dtype))
         return tuple(block.read(c) for block in self.blocks)
 
     def embed_time(self, t: jax.Array) -> Time:
-        """`t [n]`, 0..1000 -> Time."""
+        """Map `t [n]`, 0..1000 -> Time."""
         embedding = self.time_2(nn.silu(self.time_1(sinusoid_features(t))))
         h = nn.silu(embedding)
         if self.rounded_time:
@@ -130,7 +130,7 @@ class VelocityNet(nn.Module):
     def velocity(
         self, x: jax.Array, time: Time, condition: Condition, *, deterministic: bool = True
     ) -> jax.Array:
-        """As `__call__`, with what `embed_time` and `condition` give; n rows, or one for all."""
+        """Do as `__call__`, with what `embed_time` and `condition` give; n rows, or one for all."""
         rows = (len(x), self.num_tokens, self.token_dim)
         if x.shape != rows:
             raise ValueError(f"x: got shape {x.shape}, allowed {('n', *rows[1:])}")
@@ -155,7 +155,7 @@ class VelocityNet(nn.Module):
 
 
 def times(draws: jax.Array) -> jax.Array:
-    """Standard normal draws to training times in (0, 1): logit-normal, float32."""
+    """Turn standard normal draws into training times in (0, 1): logit-normal, float32."""
     return jax.nn.sigmoid(draws.astype(jnp.float32))
 
 
@@ -165,7 +165,7 @@ def flow_loss(
     u: jax.Array,
     noise: jax.Array,
 ) -> jax.Array:
-    """TransDiff's training loss, no weight on the time.
+    """Return TransDiff's training loss, no weight on the time.
 
     Args:
       velocity: `(x_t [n, N, C], t [n] int32 in 0..999) -> [n, N, C]`.
@@ -189,7 +189,7 @@ def flow_loss(
 
 
 def time_grid(steps: int) -> np.ndarray:
-    """Times of the S evaluations, `[S]` float32 from 1 down to `LAST_TIME`.
+    """Return times of the S evaluations, `[S]` float32 from 1 down to `LAST_TIME`.
 
     Raises:
       ValueError: fewer than 2 steps.
@@ -208,7 +208,7 @@ def reverse_step(
     scale_drift: float | jax.Array = 1.0,
     scale_noise: float | jax.Array = 1.0,
 ) -> jax.Array:
-    """One Euler-Maruyama step of the reverse SDE with diffusion `2 t`.
+    """Make one Euler-Maruyama step of the reverse SDE with diffusion `2 t`.
 
     The drift, `velocity - t * score`, is `(2 - t) velocity + x`: nothing is divided.
 
@@ -241,7 +241,7 @@ def flow_sample(
     scale_drift: float | jax.Array = 1.0,
     scale_noise: float | jax.Array = 1.0,
 ) -> jax.Array:
-    """Draws one grid per condition: S - 1 stochastic steps and a deterministic one, in one loop.
+    """Draw one grid per condition: S - 1 stochastic steps and a deterministic one, in one loop.
 
     Both branches of guidance look at the same grid. The last step ignores both scales and goes all
     of `LAST_TIME` along the drift, 0.04 of the noise beyond the clean grid, as published.

@@ -40,7 +40,7 @@ class FlowTokenHead(TokenMLP):
 
 
 def times(u: jax.Array) -> jax.Array:
-    """Logit-normal training times in (0, 1) float32 of standard normal draws `u`."""
+    """Return the logit-normal training times in (0, 1) float32 of standard normal draws `u`."""
     return jax.nn.sigmoid(u.astype(jnp.float32))
 
 
@@ -50,7 +50,7 @@ def flow_loss(
     noise: jax.Array,
     u: jax.Array,
 ) -> jax.Array:
-    """Flow-matching loss of each token.
+    """Return the flow-matching loss of each token.
 
     Args:
       velocity: `(x_t, t) -> [..., C]`.
@@ -70,7 +70,8 @@ def flow_loss(
 
 
 def masked_mean(loss: jax.Array, mask: jax.Array, floor: float = 0.0) -> jax.Array:
-    """Mean of `loss [...]` weighted by `mask [...]`, float32 scalar; 0 where nothing counts.
+    """Return the mean of `loss [...]` weighted by `mask [...]`, float32 scalar; 0 where nothing
+    counts.
 
     Args:
       loss: any shape.
@@ -91,7 +92,7 @@ def masked_mean(loss: jax.Array, mask: jax.Array, floor: float = 0.0) -> jax.Arr
 def grid(
     steps: int, shift: float = 1.0, *, last: float = LAST_STEP, corrected: bool = False
 ) -> tuple[np.ndarray, float]:
-    """Times of the sampler and the length of its last step.
+    """Return times of the sampler and the length of its last step.
 
     Args:
       steps: S, evaluations per token, at least 1.
@@ -119,7 +120,7 @@ def grid(
 
 
 def shared_noise(draws: jax.Array, rows: int) -> jax.Array:
-    """Draws `[..., r, C]` tiled to `[..., rows, C]`: row i gets draw i mod r, as published.
+    """Tile draws `[..., r, C]` to `[..., rows, C]`: row i gets draw i mod r, as published.
 
     Raises:
       ValueError: r does not divide `rows`.
@@ -135,7 +136,7 @@ def guided(
     guidance: float | jax.Array | None,
     guidance_image: float | jax.Array | None = None,
 ) -> jax.Array:
-    """Branches of a velocity to one.
+    """Combine the branches of a velocity.
 
     Args:
       velocity: `[m, n, C]`, m branches: conditional; conditional and none; or conditional, image
@@ -166,7 +167,7 @@ def flow_sample(
     guidance_image: float | jax.Array | None = None,
     corrected: bool = False,
 ) -> jax.Array:
-    """Draws one token per condition: S - 1 stochastic steps and a noiseless one, in one loop.
+    """Draw one token per condition: S - 1 stochastic steps and a noiseless one, in one loop.
 
     The branches look at the same `x`, and guidance acts on the velocity.
 

@@ -15,44 +15,46 @@ _VERDICT = 1 << 20
 
 
 def image_keys(seed: jax.Array, index: jax.Array) -> jax.Array:
-    """`[B]` keys of the images `index [B]` under `seed`, a uint32 scalar."""
+    """Return `[B]` keys of the images `index [B]` under `seed`, a uint32 scalar."""
     # Folded and not split: image 7 is the same whether seven or seven thousand were asked for.
     return jax.vmap(jax.random.fold_in, (None, 0))(seeds.key(seed), index)
 
 
 def orders(keys: jax.Array, num_tokens: int) -> jax.Array:
-    """Generation orders `[B, N]` int32 of images; generation reveals them from the end."""
+    """Draw the orders `[B, N]` int32 of images; generation reveals them from the end."""
     return jax.vmap(lambda k: jax.random.permutation(k, num_tokens))(_fold(keys, _ORDER))
 
 
 def unknown_first(order: jax.Array, known: jax.Array) -> jax.Array:
-    """`order [B, N]` with the tokens that are `known [N]` moved to its end, all else as it was."""
+    """Return `order [B, N]` with the tokens that are `known [N]` moved to its end, all else as it
+    was.
+    """
     # False sorts before True, and a stable sort leaves the drawn order inside both parts alone.
     place = jnp.argsort(known[order], axis=-1, stable=True)
     return jnp.take_along_axis(order, place, axis=-1)
 
 
 def prior_keys(keys: jax.Array) -> jax.Array:
-    """`[B]` keys for `Prior`, one per image."""
+    """Return `[B]` keys for `Prior`, one per image."""
     return _fold(keys, _PRIOR)
 
 
 def token_keys(keys: jax.Array, num_tokens: int) -> jax.Array:
-    """`[B, N]` keys, one per token of each image."""
+    """Return `[B, N]` keys, one per token of each image."""
     each = jax.vmap(jax.random.fold_in, (None, 0))
     # By position in the grid, not by turn: a token has its noise whatever the order it is made in.
     return jax.vmap(each, (0, None))(_fold(keys, _TOKENS), jnp.arange(num_tokens))
 
 
 def normal(keys: jax.Array, draw: jax.Array | int, channels: int) -> jax.Array:
-    """Standard normal `[..., C]` of the tokens `keys [...]`: their noise number `draw`."""
+    """Draw standard normals `[..., C]` of the tokens `keys [...]`: their noise number `draw`."""
     flat = _fold(keys.reshape(-1), draw)
     noise = jax.vmap(lambda k: jax.random.normal(k, (channels,), dtype=jnp.float32))(flat)
     return noise.reshape(*keys.shape, channels)
 
 
 def verdict_keys(keys: jax.Array) -> jax.Array:
-    """Keys `[...]` of the acceptance tests of tokens `keys [...]`."""
+    """Return keys `[...]` of the acceptance tests of tokens `keys [...]`."""
     # A verdict must be independent of the noise that made the draft, hence a number of its own.
     return _fold(keys.reshape(-1), _VERDICT).reshape(keys.shape)
 

@@ -13,12 +13,12 @@ from driftar_jax.types import Encoding
 
 
 def size(parts: Any) -> int:
-    """W, tokens of the window: in raster order they reach the token above."""
+    """Return W, the tokens of the window: in raster order they reach the token above."""
     return parts.images.grid[1] + 1
 
 
 def around(parts: Any, tokens: jax.Array, step: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The tokens before each step.
+    """Return the tokens before each step.
 
     Args:
       parts: modules and sizes of a run.
@@ -36,7 +36,7 @@ def around(parts: Any, tokens: jax.Array, step: jax.Array) -> tuple[jax.Array, j
 
 
 def predict(parts: Any, params: Any, last: Encoding, tokens: jax.Array, known: jax.Array):
-    """The encoding behind each window.
+    """Return the encoding behind each window.
 
     Args:
       parts: modules of a run; `params` of its draft head.
@@ -53,7 +53,7 @@ def predict(parts: Any, params: Any, last: Encoding, tokens: jax.Array, known: j
 
 
 def zeros(parts: Any) -> tuple[Encoding, jax.Array, jax.Array]:
-    """Arguments of the draft head, to make its parameters."""
+    """Return arguments of the draft head, to make its parameters."""
     shape = (1, size(parts))
     last = Encoding(z=jnp.zeros((*shape, parts.host.width)), entropy=jnp.zeros(shape))
     return last, jnp.zeros((*shape, parts.images.token_dim)), jnp.zeros(shape, bool)

@@ -51,7 +51,7 @@ class Plan:
 
     @classmethod
     def of(cls, num_tokens: int, now, next, scale, head_steps, most=None) -> "Plan":
-        """The plan of AR steps that leave `next [T]` of `now [T]` unknown tokens."""
+        """Return the plan of AR steps that leave `next [T]` of `now [T]` unknown tokens."""
         counts, known = now - next, num_tokens - now
         many = num_tokens >= MANY_TOKENS
         # The encoder's cost follows the known tokens, which grow from none to nearly all: a size
@@ -78,7 +78,9 @@ class Plan:
         )
 
     def first_apart(self) -> tuple["Plan", ...]:
-        """The first AR step, which knows no token, and the rest, where that pays for a program."""
+        """Return the first AR step, which knows no token, and the rest, where that pays for a
+        program.
+        """
         # In the first step of a guided batch all unconditional rows are the same, and one row
         # stands for all. That saves half a backbone call but compiles a program more, so only large
         # grids get it.
@@ -98,7 +100,7 @@ class Plan:
         return bool((self.now == self.num_tokens).all())
 
     def columns(self) -> dict[str, np.ndarray]:
-        """What each step has to know, for a scan over the steps."""
+        """Return what each step has to know, for a scan over the steps."""
         # int32, as everything on the device: NumPy's int64 would be cut down with a warning.
         whole = ("now", "next", "keep", "size", "length")
         columns = {name: getattr(self, name).astype(np.int32) for name in whole}
@@ -115,7 +117,7 @@ def make(
     unknown: int | None = None,
     most: tuple[int, int] | None = None,
 ) -> Plan:
-    """The plan of MAR's cosine schedule.
+    """Return the plan of MAR's cosine schedule.
 
     Args:
       num_tokens: N.
@@ -135,7 +137,7 @@ def make(
 
 
 def padded(values: np.ndarray, most: int) -> np.ndarray:
-    """At most `most` sizes, ascending, that hold all `values` with the least padding in sum."""
+    """Choose up to `most` sizes, ascending, that hold all `values` with the least padding."""
     distinct, times = np.unique(values, return_counts=True)
     n = len(distinct)
     # cost[i, j]: padding of the values i..j when all of them take the size of j.

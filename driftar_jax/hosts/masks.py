@@ -30,7 +30,7 @@ class Masks:
 
 
 def draw(key: jax.Array, batch: int, num_tokens: int, *, law: str, ratio_min: float) -> Masks:
-    """Contexts of one training batch.
+    """Draw the contexts of one training batch.
 
     Args:
       key: typed key.
@@ -73,7 +73,7 @@ def _count(share: jax.Array, num_tokens: int) -> jax.Array:
 
 
 def advance(masks: Masks, ar_steps: int) -> Masks:
-    """The contexts one AR step of an `ar_steps`-step cosine schedule later.
+    """Return the contexts one AR step of an `ar_steps`-step cosine schedule later.
 
     At least one token stays unknown, and at least one more is known than before, except where only
     one was unknown.
@@ -89,7 +89,7 @@ def advance(masks: Masks, ar_steps: int) -> Masks:
 
 
 def some_unknown(masks: Masks, count: int) -> tuple[jax.Array, jax.Array]:
-    """Up to `count` random unknown positions per image, weighted to stand for all of them.
+    """Choose up to `count` random unknown positions per image, weighted to stand for all of them.
 
     Args:
       masks: contexts of B images over N tokens.

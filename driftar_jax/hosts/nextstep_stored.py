@@ -22,7 +22,7 @@ TASK = CONVERTED
 
 
 def modules(fields: Mapping, **overrides) -> tuple[NextStep, FlowTokenHead]:
-    """Backbone and head of `sizes`; `overrides` are further fields of `NextStep`."""
+    """Build backbone and head of `sizes`; `overrides` are further fields of `NextStep`."""
     host = {k: v for k, v in fields.items() if k not in ("head_width", "head_depth")}
     backbone = NextStep(**{**host, **overrides})
     head = FlowTokenHead(
@@ -35,7 +35,7 @@ def modules(fields: Mapping, **overrides) -> tuple[NextStep, FlowTokenHead]:
 
 
 def abstract_params(host: NextStep, head: FlowTokenHead, *, boxed: bool = False) -> dict:
-    """`{"host": ..., "head": ...}` of `ShapeDtypeStruct`, without running anything.
+    """Return `{"host": ..., "head": ...}` of `ShapeDtypeStruct`, without running anything.
 
     `boxed` keeps the logical axes, as `sharding.state_shardings` wants them.
     """
@@ -50,14 +50,14 @@ def abstract_params(host: NextStep, head: FlowTokenHead, *, boxed: bool = False)
 
 
 def unstacked(tree: Mapping) -> dict:
-    """The tree with its layers side by side, `host/stack/layers/{i}/...`; abstract or not."""
+    """Return the tree with layers side by side, `host/stack/layers/{i}/...`; abstract or not."""
     layers = tree["host"]["stack"]["layers"]
     (depth,) = {leaf.shape[0] for leaf in jax.tree.leaves(layers)}
     return _with_layers(tree, {str(i): _layer_of(layers, i) for i in range(depth)})
 
 
 def stacked(tree: Mapping) -> dict:
-    """The inverse of `unstacked`, for arrays."""
+    """Return the inverse of `unstacked`, for arrays."""
     layers = tree["host"]["stack"]["layers"]
     parts = [layers[str(i)] for i in range(len(layers))]
     return _with_layers(tree, jax.tree.map(lambda *rows: np.stack(rows), *parts))
@@ -78,7 +78,7 @@ def _with_layers(tree: Mapping, layers) -> dict:
 
 
 def trees(apart: Mapping) -> dict[str, dict]:
-    """A tree of `unstacked` in parts that are written one after another.
+    """Return a tree of `unstacked` in parts that are written one after another.
 
     Returns:
       `ema`, all but the layers, and `layer_000`, ...: each holds its leaves under their own paths.
@@ -92,7 +92,7 @@ def trees(apart: Mapping) -> dict[str, dict]:
 
 
 def fields_of(config: Mapping) -> dict:
-    """The fields of `sizes`, from the config of a workdir.
+    """Return the fields of `sizes`, from the config of a workdir.
 
     Raises:
       ValueError: it is the workdir of something else.
@@ -105,7 +105,8 @@ def fields_of(config: Mapping) -> dict:
 def read_params(
     opened: Checkpoints, step: int, host: NextStep, head: FlowTokenHead, mesh: Mesh
 ) -> dict[str, Any]:
-    """`{"host": ..., "head": ...}` with stacked layers, in the stored types, laid out over `mesh`.
+    """Return `{"host": ..., "head": ...}` with stacked layers, in the stored types, laid out over
+    `mesh`.
 
     Layers are read one at a time into the stack, so that beside it only one is held.
     """

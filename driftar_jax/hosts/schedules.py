@@ -20,7 +20,7 @@ GUIDANCE_SCHEDULES = {
 
 
 def cosine_counts(num_tokens: int, ar_steps: int) -> tuple[int, ...]:
-    """Tokens that each AR step fixes under MAR's cosine schedule.
+    """Return tokens that each AR step fixes under MAR's cosine schedule.
 
     Args:
       num_tokens: N.
@@ -38,7 +38,7 @@ def cosine_counts(num_tokens: int, ar_steps: int) -> tuple[int, ...]:
 def guidance_at(
     scale: float, num_tokens: int, ar_steps: int, schedule: str = "linear"
 ) -> np.ndarray:
-    """Guidance scale handed to the head at each AR step.
+    """Return the guidance scale handed to the head at each AR step.
 
     `linear` follows the share of tokens known after the step. The official program leaves one
     token unknown in that count at the last step, so the nominal scale is never quite reached.
@@ -72,7 +72,7 @@ def grid_guidance_at(scale: float, groups: int, schedule: str) -> tuple[float, .
 
 
 def head_steps(first: int, last: int, ar_steps: int, schedule: str) -> tuple[int, ...]:
-    """Head steps of each AR step: constant, or annealed as more tokens are known.
+    """Return the head steps of each AR step: constant, or annealed as more tokens are known.
 
     Args:
       first: steps of the first AR step.

@@ -169,7 +169,7 @@ class TransDiff(nn.Module):
         penultimate_mask: jax.Array | None = None,
         deterministic: bool = True,
     ) -> tuple[Encoding, jax.Array]:
-        """`__call__` before the positional table is added, and that table's rows.
+        """Run `__call__` up to where the positional table is added, and that table's rows.
 
         Returns:
           Encoding, and `[(n + 1) group_rows, D]` to be added to its `z`.
@@ -232,7 +232,7 @@ class TransDiff(nn.Module):
     # --- the same groups one after another ------------------------------------------------------
 
     def begin(self, label: jax.Array) -> tuple[Encoding, Cache]:
-        """Buffer and group 0 into a new cache.
+        """Write the buffer and group 0 into a new cache.
 
         Args:
           label: `[B]` integer in -1..num_classes-1.
@@ -247,12 +247,14 @@ class TransDiff(nn.Module):
         return encoding, cache.replace(length=cache.length + 1)
 
     def begin_before(self, label: jax.Array) -> Cache:
-        """The buffer alone in a new cache of length 0, from which `extend` goes on with group 0."""
+        """Return the buffer alone in a new cache of length 0, from which `extend` goes on with
+        group 0.
+        """
         self._check_label(label)
         return self._first_rows(self._buffer(label))[1]
 
     def extend(self, references: jax.Array, cache: Cache) -> tuple[Encoding, Cache]:
-        """The next groups on top of a cache, exactly as a call over all groups gives them.
+        """Return the next groups on top of a cache, exactly as a call over all groups gives them.
 
         Args:
           references: `[B, m, group_rows, reference_dim]`, the images of the steps
@@ -373,7 +375,7 @@ class TransDiff(nn.Module):
 
 
 def class_table(host: TransDiff, params: dict, *, batch: int = 16) -> Encoding:
-    """Encodings that depend on the class alone: all of the 1-step form, group 0 of MRAR.
+    """Return encodings that depend on the class alone: all of the 1-step form, group 0 of MRAR.
 
     Args:
       host: the module; `params` its parameter tree.

@@ -18,7 +18,8 @@ from driftar_jax.types import Encoding
 
 
 def reference_rows(grids: jax.Array, shape: tuple[int, int], rows: int) -> jax.Array:
-    """Token grids as the backbone reads them: square patches of the grid, a row for each.
+    """Return the token grids as the backbone reads them: square patches of the grid, a row for
+    each.
 
     Args:
       grids: `[..., N, C]` tokens in raster order.
@@ -53,7 +54,8 @@ def flow_terms(
     shape: tuple[int, int],
     dropout_key: jax.Array | None = None,
 ) -> tuple[jax.Array, Encoding]:
-    """Loss of each grid in each group, from one backbone call; its mean is the training loss.
+    """Return the loss of each grid in each group, from one backbone call; its mean is the training
+    loss.
 
     Term g decodes image g under all rows of the groups 0..g. The references are the clean images
     before it (teacher forcing). Copies of an image share its encoding and its label.
@@ -139,7 +141,8 @@ def generate(
     scale_noise: float = 1.0,
     table: Encoding | None = None,
 ) -> jax.Array:
-    """One image of a class for each group, each from the images before it; the last one counts.
+    """Return one image of a class for each group, each from the images before it; the last one
+    counts.
 
     The branch without class keeps the references. Where some groups are guided and others not, the
     backbone encodes both branches in all of them, for later groups look back.

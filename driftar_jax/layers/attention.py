@@ -43,7 +43,8 @@ def attention_with_entropy(
     dropout_key: jax.Array | None = None,
     kind: str = "auto",
 ) -> tuple[jax.Array, jax.Array]:
-    """Softmax attention and the entropy of its rows over content keys, from one softmax (Eq. 4).
+    """Compute softmax attention and the entropy of its rows over content keys, from one softmax
+    (Eq. 4).
 
     Each head's row is renormalised over the content keys it may see, then heads are averaged
     (DESIGN section 3: the order matters). Dropout acts on the output, never on the entropy.
@@ -225,7 +226,7 @@ def attention(
     kind: str = "auto",
     first_keys: bool = False,
 ) -> jax.Array:
-    """Softmax attention without its entropy.
+    """Compute softmax attention without its entropy.
 
     Args:
       q: `[B, Q, H, K]` floating.

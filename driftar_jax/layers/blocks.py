@@ -127,7 +127,7 @@ class TransformerBlock(nn.Module):
         content_start: int = 0,
         deterministic: bool = True,
     ) -> tuple[jax.Array, jax.Array]:
-        """The same block, and the entropy of its attention over content keys (Eq. 4).
+        """Run the same block, and return the entropy of its attention over content keys (Eq. 4).
 
         Args:
           x: `[B, N, width]`.
@@ -152,7 +152,7 @@ class TransformerBlock(nn.Module):
         return out, rows[:, content_start:]
 
     def heads(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """`x [B, N, width]` -> its queries, keys and values, each `[B, N, H, K]`."""
+        """Map `x [B, N, width]` -> its queries, keys and values, each `[B, N, H, K]`."""
         return self.qkv(self.norm1(of_batch(x)))
 
     def attend(
@@ -167,7 +167,7 @@ class TransformerBlock(nn.Module):
         first_keys: bool = False,
         deterministic: bool = True,
     ) -> tuple[jax.Array, jax.Array | None]:
-        """All of the block behind `heads`, on keys and values from wherever (a cache).
+        """Run all of the block behind `heads`, on keys and values from wherever (a cache).
 
         Args:
           x: `[B, Q, width]`, the rows that `q` was made of.

@@ -37,7 +37,7 @@ class Cache:
     content: jax.Array
 
     def rolled_back(self, length: jax.Array) -> "Cache":
-        """The cache as it was at `length [b]` int32, b images whose branches share a length.
+        """Return the cache as it was at `length [b]` int32, b images whose branches share a length.
 
         Nothing is copied. A length beyond the present one is cut to it.
         """
@@ -55,7 +55,7 @@ def empty_cache(
     content_start: int,
     dtype: jnp.dtype,
 ) -> Cache:
-    """A cache for rows of `padding [B]` leading positions.
+    """Make a cache for rows of `padding [B]` leading positions.
 
     Args:
       depth, num_kv_heads, head_dim: as in `CausalStack`.
@@ -88,13 +88,13 @@ class _Context:
 
 
 def inverse_frequencies(head_dim: int, theta: float) -> jax.Array:
-    """`[K / 2]` float32: angle per position of each pair of channels."""
+    """Return `[K / 2]` float32: angle per position of each pair of channels."""
     exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
     return 1.0 / theta**exponent
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
-    """Rotary embedding of `x [B, N, H, K]` by `cos`, `sin` `[B, N, K]`; a pair spans the halves."""
+    """Turn `x [B, N, H, K]` by `cos`, `sin` `[B, N, K]`; a pair spans the halves."""
     first, second = jnp.split(x, 2, axis=-1)
     # Halves and not neighbours, as in the weights of the Llama family.
     turned = jnp.concatenate([-second, first], axis=-1)
@@ -286,7 +286,7 @@ class CausalStack(nn.Module):
         return self.norm(h), entropy
 
     def advance(self, x: jax.Array, cache: Cache) -> tuple[jax.Array, jax.Array, Cache]:
-        """Further inputs behind what the cache holds.
+        """Read further inputs behind what the cache holds.
 
         Args:
           x: `[B, Q, D]`, any Q; row b goes to slots `length[b] .. length[b] + Q - 1`. Slots beyond

@@ -7,7 +7,8 @@ from jax.sharding import PartitionSpec
 
 
 def of_batch(x: jax.Array, axis: int = 0) -> jax.Array:
-    """`x` as it is; on several devices the rows of `axis` are split over them and nothing else.
+    """Return `x` as it is; on several devices the rows of `axis` are split over them and nothing
+    else.
 
     For what enters a stack: random numbers, residual streams. Left alone, XLA splits channels as
     the kernels are split, and every device computes all rows.
@@ -50,7 +51,9 @@ def dense(
     name: str | None = None,
     bias: bool = True,
 ) -> FlatDense:
-    """Linear layer with logical axis names on its `[in, out]` kernel; Xavier uniform by default."""
+    """Build a linear layer with logical axis names on its `[in, out]` kernel; Xavier uniform by
+    default.
+    """
     init = nn.initializers.xavier_uniform() if init is None else init
     used = tuple(None if axis in _GATHERED else axis for axis in axes)
 
@@ -72,7 +75,7 @@ def dense(
 
 
 def layer_norm(affine: bool = True, name: str | None = None) -> nn.LayerNorm:
-    """Float32 layer norm, eps 1e-6, with the two-pass variance of the official programs."""
+    """Return float32 layer norm, eps 1e-6, with the two-pass variance of the official programs."""
     return nn.LayerNorm(
         epsilon=1e-6,
         dtype=jnp.float32,

@@ -19,7 +19,8 @@ _BYTES = 8 * 2**20
 
 
 def block_rows(q: jax.Array, k: jax.Array) -> int:
-    """Query rows that one block takes of `q [B, Q, H, K]` with keys `k [B, N, h, K]`; 0: none fit.
+    """Say how many query rows one block takes of `q [B, Q, H, K]` with keys `k [B, N, h, K]`; 0:
+    none fit.
 
     A single query, as in decoding, is left to XLA: its weights are few.
     """
@@ -50,7 +51,7 @@ def attention_with_entropy(
     floor: float,
     interpret: bool = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """`layers.attention_with_entropy` without dropout.
+    """Do as `layers.attention_with_entropy`, without dropout.
 
     Args:
       q: `[B, Q, H, K]` floating; `block_rows` must find a block.

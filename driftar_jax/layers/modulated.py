@@ -20,7 +20,7 @@ CHUNKS = 6
 
 
 def sinusoid_features(t: jax.Array, frequencies: int = 128) -> jax.Array:
-    """`t [...]` -> `[..., 2 * frequencies]` float32, cosines first, period base 10000."""
+    """Map `t [...]` -> `[..., 2 * frequencies]` float32, cosines first, period base 10000."""
     k = np.arange(frequencies, dtype=np.float32)
     # As the official programs, whose exponents are float32 and whose exp is exact to the last
     # digit, unlike NumPy's in float32: at t = 1000 that digit is visible.
@@ -80,7 +80,9 @@ class ModulatedBlock(nn.Module):
         self.dropout = nn.Dropout(self.projection_dropout)
 
     def read(self, condition: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Keys and values `[B, M, H, K]` of a condition `[B, M, width]`, once for many calls."""
+        """Compute keys and values `[B, M, H, K]` of a condition `[B, M, width]`, once for many
+        calls.
+        """
         condition = condition.astype(self.dtype)
         return self._split(self.cross_k(condition)), self._split(self.cross_v(condition))
 

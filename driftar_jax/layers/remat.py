@@ -11,7 +11,7 @@ REMAT = {
 
 
 def recomputed(remat: str, call, block: nn.Module, *arrays):
-    """`call(block, *arrays)`, its intermediate values kept for the gradient or made again.
+    """Return `call(block, *arrays)`, its intermediate values kept for the gradient or made again.
 
     Args:
       remat: `none` keeps them all, `dots` the matrix products with parameters, `full` the input.
@@ -30,7 +30,7 @@ def recomputed(remat: str, call, block: nn.Module, *arrays):
 
 
 def remat_policy(remat: str):
-    """The policy of `jax.checkpoint` of that name; raises ValueError for an unknown one."""
+    """Return the policy of `jax.checkpoint` of that name; raises ValueError for an unknown one."""
     if remat not in REMAT:
         raise ValueError(f"host.remat: got {remat!r}, allowed {' | '.join(['none', *REMAT])}")
     return REMAT[remat]

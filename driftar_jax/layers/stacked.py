@@ -14,7 +14,7 @@ from flax import linen as nn
 
 
 def stack(params: Mapping[str, Any], loops: Mapping[str, int]) -> dict[str, Any]:
-    """Parameters of a module with the blocks of its loops as one tree each.
+    """Return parameters of a module with the blocks of its loops as one tree each.
 
     Args:
       params: the module's tree, `NAME_0`, `NAME_1`, ... among others.
@@ -46,7 +46,7 @@ def run(
     *,
     scan: bool = False,
 ) -> jax.Array:
-    """`h` through `blocks`, as a loop where `module` was given the tree of `stack`.
+    """Run `h` through `blocks`, as a loop where `module` was given the tree of `stack`.
 
     Args:
       module: whose parameters are looked at.

@@ -15,7 +15,7 @@ from driftar_jax.layers.modulated import sinusoid_features
 
 
 def lift(x: jax.Array, ndim: int) -> jax.Array:
-    """Leading axes of size 1 until `x` has `ndim` axes."""
+    """Put axes of size 1 in front until `x` has `ndim` axes."""
     return x.reshape((1,) * (ndim - x.ndim) + x.shape)
 
 
@@ -71,11 +71,12 @@ class TokenMLP(nn.Module):
         self.final_linear = dense(out, ("embed", None), self.dtype, zeros)
 
     def condition(self, z: jax.Array) -> jax.Array:
-        """`z [..., D]` -> `c [..., W]`; once per token, the same at every step."""
+        """Map `z [..., D]` -> `c [..., W]`; once per token, the same at every step."""
         return self.cond_embed(z)
 
     def predict(self, x: jax.Array, t: jax.Array, c: jax.Array) -> jax.Array:
-        """Noisy tokens `x [..., C]`, times `t [...]`, `c [..., W]` -> `[..., outputs * C]` float32.
+        """Map noisy tokens `x [..., C]`, times `t [...]`, `c [..., W]` -> `[..., outputs * C]`
+        float32.
 
         A scalar `t` embeds the time once for all rows.
         """

@@ -26,7 +26,7 @@ class LastStep(NamedTuple):
 
 
 def factor(draft: LastStep, target: LastStep) -> jax.Array:
-    """F `[n]`: what the earlier reverse steps contribute, as released.
+    """Return F `[n]`: what the earlier reverse steps contribute, as released.
 
     The paper's product is the inverse; test and residual use this form consistently.
     """
@@ -37,7 +37,7 @@ def factor(draft: LastStep, target: LastStep) -> jax.Array:
 def probability(
     x: jax.Array, draft: LastStep, target: LastStep, inner_temperature: float
 ) -> jax.Array:
-    """CSpD's acceptance `a [n]` of drafted tokens; not capped at 1.
+    """Return CSpD's acceptance `a [n]` of drafted tokens; not capped at 1.
 
     Guarantee: none. A draft equals its own mean by construction (the last step adds no noise), so
     this measures the distance of two deterministic results, in units of `inner_temperature * std`.
@@ -57,13 +57,15 @@ def probability(
 
 
 def density(x: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
-    """`[n]` density of `x [n, C]` under a diagonal normal; may underflow, as published."""
+    """Return `[n]` density of `x [n, C]` under a diagonal normal; may underflow, as published."""
     log = -0.5 * jnp.square((x - mean) / std) - jnp.log(std) - 0.5 * jnp.log(2 * jnp.pi)
     return jnp.exp(jnp.sum(log, axis=-1))
 
 
 def residual_ratio(y: jax.Array, draft: LastStep, target: LastStep) -> jax.Array:
-    """`max(p - q/F, 0) / p`, `[n]`: the chance of a residual proposal `y [n, C]` of the target."""
+    """Return `max(p - q/F, 0) / p`, `[n]`: the chance of a residual proposal `y [n, C]` of the
+    target.
+    """
     p = density(y, target.mean, target.std)
     q = density(y, draft.mean, draft.std)
     return jnp.maximum(p - q / factor(draft, target), 0.0) / p
@@ -78,7 +80,7 @@ def correct(
     noise_u: jax.Array,
     inner_temperature: float,
 ) -> tuple[jax.Array, jax.Array]:
-    """CSpD's test with its corrections, as released.
+    """Return CSpD's test with its corrections, as released.
 
     Every round proposes for all rows while any row, accepted drafts included, has no accepted
     proposal; a row keeps its latest one, and a row without any becomes zero.

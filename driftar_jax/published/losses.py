@@ -37,14 +37,16 @@ class Terms(NamedTuple):
 
 
 def regression_loss(draft: jax.Array, z: jax.Array) -> jax.Array:
-    """Smooth L1 between row r of `draft [B, N, D]` and row r + 1 of `z`, mean of all (Eq. 3)."""
+    """Return the smooth L1 between row r of `draft [B, N, D]` and row r + 1 of `z`, mean of all
+    (Eq. 3).
+    """
     # The target is detached (Eq. 3): otherwise the backbone would learn to be easy to predict.
     goal = jax.lax.stop_gradient(z[:, 1:])
     return jnp.mean(optax.huber_loss(draft[:, :-1], goal))
 
 
 def entropy_loss(entropy: jax.Array) -> jax.Array:
-    """`-(1/N) sum_{r>=2} E_r` of `[B, N]`, mean over images (Eq. 5)."""
+    """Return `-(1/N) sum_{r>=2} E_r` of `[B, N]`, mean over images (Eq. 5)."""
     return -jnp.mean(jnp.sum(entropy[:, 1:], axis=1)) / entropy.shape[1]
 
 
@@ -60,7 +62,7 @@ def terms(
     widths: tuple[float, ...] = WIDTHS,
     dropout_key: jax.Array | None = None,
 ) -> Terms:
-    """All three loss terms of one batch, unweighted.
+    """Return all three loss terms of one batch, unweighted.
 
     Args:
       model: the module.
@@ -102,7 +104,8 @@ def terms(
 
 
 def alpha(epoch: jax.Array, epochs: int, *, start: float, freeze_at: float) -> jax.Array:
-    """Weight of the draft terms, constant inside an epoch: linear to 0 at the freeze (Eq. 9).
+    """Return the weight of the draft terms, constant inside an epoch: linear to 0 at the freeze
+    (Eq. 9).
 
     Args:
       epoch: integer, any shape, from 0.
@@ -118,12 +121,16 @@ def alpha(epoch: jax.Array, epochs: int, *, start: float, freeze_at: float) -> j
 
 
 def in_phase_two(epoch: jax.Array, epochs: int, *, freeze_at: float) -> jax.Array:
-    """Strictly after the freeze epoch; the freeze epoch itself is Phase I with alpha 0 (Eq. 10)."""
+    """Say whether it is strictly after the freeze epoch; the freeze epoch itself is Phase I with
+    alpha 0 (Eq. 10).
+    """
     return jnp.asarray(epoch, jnp.float32) > freeze_at * epochs
 
 
 def total(parts: Terms, weight: jax.Array, phase_two: bool) -> jax.Array:
-    """`alpha (L_reg + L_entropy) + (1 - alpha) L_drift`, or `L_drift` in Phase II (Eq. 9-10)."""
+    """Return `alpha (L_reg + L_entropy) + (1 - alpha) L_drift`, or `L_drift` in Phase II (Eq.
+    9-10).
+    """
     if phase_two:
         return parts.drift
     return weight * (parts.regression + parts.entropy) + (1.0 - weight) * parts.drift

@@ -25,7 +25,7 @@ class Merge(NamedTuple):
 
 
 def merge(draft_features: jax.Array, target_features: jax.Array, threshold: float) -> Merge:
-    """Drift-AR's published merge of features `[B, N, D]`.
+    """Return Drift-AR's published merge of features `[B, N, D]`.
 
     Guarantee: none; the result is neither the draft's nor the target's distribution.
 
@@ -46,7 +46,7 @@ def merge(draft_features: jax.Array, target_features: jax.Array, threshold: floa
 
 
 def start() -> EntropyTracker:
-    """A tracker that has seen nothing."""
+    """Return a tracker that has seen nothing."""
     zero = jnp.zeros((), jnp.float32)
     return EntropyTracker(zero, zero, zero, zero)
 

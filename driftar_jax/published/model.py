@@ -30,7 +30,7 @@ PRESETS = {
 
 
 def block_mask(buffer_size: int, num_tokens: int) -> jax.Array:
-    """`[F + N, F + N]` bool of the penultimate block, True where a row may look.
+    """Return `[F + N, F + N]` bool of the penultimate block, True where a row may look.
 
     The buffer sees the buffer alone; a token sees the buffer and the tokens up to itself.
     """
@@ -143,7 +143,7 @@ class DriftAR(nn.Module):
         self.feature_block = TransformerBlock(self.width, self.num_heads, **block)
 
     def encode(self, label: jax.Array, *, deterministic: bool = True) -> Encoding:
-        """`label [B]`, -1 unconditional -> encoding; the same for every image of a class."""
+        """Map `label [B]`, -1 unconditional -> encoding; the same for every image of a class."""
         return self.host(label, deterministic=deterministic)
 
     def generate(
@@ -173,11 +173,11 @@ class DriftAR(nn.Module):
         return decode(start, mu, std, condition, encoding.entropy)[:, :, 0]
 
     def propose(self, z: jax.Array, *, deterministic: bool = True) -> Encoding:
-        """The draft model on a complete `z [B, N, D]`."""
+        """Run the draft model on a complete `z [B, N, D]`."""
         return self.draft(z, deterministic=deterministic)
 
     def features(self, tokens: jax.Array, *, deterministic: bool = True) -> jax.Array:
-        """phi: `tokens [B, N, C]` -> `[B, N, D]`; no mask, no buffer rows, no positions."""
+        """Run phi: `tokens [B, N, C]` -> `[B, N, D]`; no mask, no buffer rows, no positions."""
         return self.feature_block(self.to_features(tokens), deterministic=deterministic)
 
     def __call__(self, label: jax.Array, eps: jax.Array) -> jax.Array:
@@ -190,7 +190,7 @@ class DriftAR(nn.Module):
 
 
 def sampled_parts(fields: DriftAR) -> tuple[Encoder, Prior, GridDecoder]:
-    """Host, prior and decoder of a model: all that sampling needs."""
+    """Return the host, prior and decoder of a model: all that sampling needs."""
     block = _block_fields(fields)
     host = Encoder(
         num_rows=fields.num_tokens,
@@ -229,7 +229,7 @@ def _block_fields(fields: DriftAR) -> dict:
 
 
 def with_features(params: dict) -> dict:
-    """`params` with phi's block as a copy of the encoder's last block but one.
+    """Return `params` with phi's block as a copy of the encoder's last block but one.
 
     The published program copies when it is built or resumed; a checkpoint of this project holds
     the copy.

@@ -41,7 +41,7 @@ class Speculated(NamedTuple):
 def samples(
     model: DriftAR, params: dict, label: jax.Array, eps: jax.Array, *, guidance: float = 1.0
 ) -> jax.Array:
-    """One image per label from one encoder and one decoder call.
+    """Generate one image per label from one encoder and one decoder call.
 
     Args:
       model: the module.
@@ -58,7 +58,7 @@ def samples(
 
 
 def cost(guidance: float) -> Counts:
-    """What `samples` spends on an image: guided, each of its two calls sees two rows."""
+    """Return what `samples` spends on an image: guided, each of its two calls sees two rows."""
     rows = 1 if guidance == 1.0 else 2
     return Counts(*map(jnp.int32, (1, 1, 0, rows)))
 
@@ -74,7 +74,7 @@ def speculate(
     threshold: float = THRESHOLD,
     gamma: float = early_stop.GAMMA,
 ) -> Speculated:
-    """`samples` with the draft's features wherever they lie close to the target's.
+    """Do as `samples`, with the draft's features wherever they lie close to the target's.
 
     Args:
       model, params, label, eps, guidance: as in `samples`.
@@ -109,7 +109,7 @@ def speculate(
 def speculate_in_rounds(
     model: DriftAR, params: dict, label: jax.Array, noises: Iterable[jax.Array], **how
 ) -> tuple[Speculated, jax.Array]:
-    """The same work again with new noise until the early stop; the last round counts.
+    """Do the same work again with new noise until the early stop; the last round counts.
 
     Args:
       model, params, label, how: as in `speculate`.

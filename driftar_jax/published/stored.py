@@ -20,7 +20,7 @@ GUIDANCE = 1.3
 
 
 def config_of(model: DriftAR, phi: bool) -> dict:
-    """What `config.json` holds of a model; `phi`: its arrays hold phi's block.
+    """Return what `config.json` holds of a model; `phi`: its arrays hold phi's block.
 
     Raises:
       ValueError: the token grid is not square.
@@ -48,7 +48,7 @@ def config_of(model: DriftAR, phi: bool) -> dict:
 
 
 def manifest_of(model: DriftAR) -> dict:
-    """Facts of a workdir: the token grid as an image of patches of 1, classes by number."""
+    """Return the facts of a workdir: the token grid as an image of patches of 1, and classes."""
     side = math.isqrt(model.num_tokens)
     return {
         "task": TASK,
@@ -59,7 +59,7 @@ def manifest_of(model: DriftAR) -> dict:
 
 
 def module(config: dict, dtype: jnp.dtype = jnp.float32) -> DriftAR:
-    """The module of such a config.
+    """Build the module of such a config.
 
     Raises:
       ValueError: it is the config of something else.
@@ -70,7 +70,9 @@ def module(config: dict, dtype: jnp.dtype = jnp.float32) -> DriftAR:
 
 
 def abstract(model: DriftAR, phi: bool) -> dict:
-    """Groups of `ShapeDtypeStruct`, without running anything; without phi's block if not `phi`."""
+    """Return groups of `ShapeDtypeStruct`, without running anything; without phi's block if not
+    `phi`.
+    """
     label = jax.ShapeDtypeStruct((1,), np.int32)
     eps = jax.ShapeDtypeStruct((1, model.num_tokens, model.token_dim), np.float32)
     params = nn.unbox(jax.eval_shape(model.init, seeds.key(0), label, eps)["params"])
@@ -78,7 +80,7 @@ def abstract(model: DriftAR, phi: bool) -> dict:
 
 
 def load(workdir: str | pathlib.Path, dtype: jnp.dtype = jnp.float32) -> tuple[DriftAR, dict]:
-    """The model of a workdir and its averaged parameters.
+    """Load the model of a workdir and its averaged parameters.
 
     Args:
       workdir: folder written by `convert --family=drift_ar`.

@@ -16,7 +16,7 @@ CONFIDENCE = 0.95
 
 
 def read(folder: str | pathlib.Path) -> list[dict[str, Any]]:
-    """All results of a sweep's folder (or of its `results`), in the sweep's order.
+    """Read all results of a sweep's folder (or of its `results`), in the sweep's order.
 
     Raises:
       ValueError: a file is no result of a sweep.
@@ -45,7 +45,9 @@ def write(folder: str | pathlib.Path) -> str:
 
 
 def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """One row per arm: its figures by seed, and its differences to the arm it is held against."""
+    """Return one row per arm: its figures by seed, and its differences to the arm it is held
+    against.
+    """
     by_arm: dict[str, list[dict]] = {}
     for record in records:
         by_arm.setdefault(record["arm"], []).append(record)
@@ -101,13 +103,15 @@ def _flat(record: dict[str, Any]) -> dict[str, float]:
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:
-    """Mean, standard deviation (0 of one value) and the values."""
+    """Return the mean, standard deviation (0 of one value) and the values."""
     std = float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
     return {"mean": float(np.mean(values)), "std": std, "values": list(values)}
 
 
 def interval(differences: Sequence[float]) -> dict[str, Any]:
-    """Mean of paired differences and its 95 % interval by Student's t; None with one pair."""
+    """Return the mean of paired differences and its 95 % interval by Student's t; None with one
+    pair.
+    """
     n, mean = len(differences), float(np.mean(differences))
     if n < 2:
         return {"mean": mean, "low": None, "high": None, "pairs": n}
@@ -117,7 +121,7 @@ def interval(differences: Sequence[float]) -> dict[str, Any]:
 
 
 def lines(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """A table per question, each with the arm it is held against, and a sentence per arm."""
+    """Write a table per question, each with the arm it is held against, and a sentence per arm."""
     by_name = {row["arm"]: row for row in rows}
     text: list[str] = []
     for question in dict.fromkeys(row["question"] for row in rows if row["question"]):
@@ -170,7 +174,7 @@ _JUDGED = {
 
 
 def sentence(row: dict[str, Any]) -> str:
-    """What a row says beside the arm it is held against, and how sure that is."""
+    """Return what a row says beside the arm it is held against, and how sure that is."""
     parts = []
     special = _JUDGED.get(row["question"])
     wanted = [special] if special else [(key, heading, n) for key, heading, n in COLUMNS]

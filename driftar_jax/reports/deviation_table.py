@@ -15,7 +15,7 @@ _FIELDS = (
 
 
 def lines(record: dict[str, Any]) -> list[str]:
-    """The ways in one table, the entropy's quarters in another, and what they say."""
+    """Return the ways in one table, the entropy's quarters in another, and what they say."""
     pairs = record["pairs"]
     names = sorted(pairs[0]["ways"], key=_place)
     head = ["draws", *(heading for _, heading, _ in _FIELDS)]
@@ -51,7 +51,7 @@ def _place(name: str) -> tuple[int, int]:
 
 
 def sentence(pairs: list[dict[str, Any]]) -> str:
-    """Whether one step deviates, on the scale of the own head's fewer steps."""
+    """Say whether one step deviates, on the scale of the own head's fewer steps."""
     energy = {n: np.mean([p["ways"][n]["energy"] for p in pairs]) for n in pairs[0]["ways"]}
     scores = {n: np.mean([p["ways"][n]["score"] for p in pairs]) for n in pairs[0]["ways"]}
     few = sorted((n for n in energy if n.endswith(" steps")), key=_place)

@@ -94,7 +94,7 @@ class Layout:
         self._size: tuple[int, ...] | None = None
 
     def prompt(self, number: int) -> str:
-        """Text of a picture."""
+        """Return the text of a picture."""
         return self._prompts.items[number // self.per_prompt].text
 
     def begin(self, facts: dict[str, Any]) -> None:
@@ -121,7 +121,7 @@ class Layout:
             write_json(path, wanted | {"complete": False})
 
     def missing(self, process_index: int = 0, process_count: int = 1) -> list[int]:
-        """Numbers of the pictures that are not there yet, in order.
+        """Return numbers of the pictures that are not there yet, in order.
 
         Of several processes each is given the files whose number it is, so that all write at once.
         """
@@ -172,7 +172,7 @@ class Layout:
         write_json(self._out / MANIFEST, manifest | {"size": size, "complete": True})
 
     def first(self, most: int) -> np.ndarray:
-        """The first pictures, read back: uint8 `[k, H, W, C]`."""
+        """Read the first pictures back: uint8 `[k, H, W, C]`."""
         found = []
         for number in range(min(most, self.count)):
             with Image.open(self._file(number)) as picture:

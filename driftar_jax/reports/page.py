@@ -170,7 +170,7 @@ def _cell(row: dict[str, Any], key: str, digits: int) -> str:
 
 
 def conclusions(record: dict[str, Any]) -> list[str]:
-    """One sentence for Drift-AR beside the own head, one for the gain at equal distance."""
+    """Return one sentence for Drift-AR beside the own head, one for the gain at equal distance."""
     rows = record["rows"]
     own = rows[0]
     drift = next(row for row in rows if row["method"] == "drift")
@@ -207,7 +207,8 @@ def conclusions(record: dict[str, Any]) -> list[str]:
 
 
 def difference(a: dict[str, Any], b: dict[str, Any]) -> tuple[float | None, float | None]:
-    """95 % interval of `b - a` in distance by Welch's t, from means, spreads and counts of seeds.
+    """Return the 95 % interval of `b - a` in distance by Welch's t, from means, spreads and counts
+    of seeds.
 
     None where a row has one seed.
     """

@@ -107,13 +107,13 @@ def write(
 
 
 def summary(rows: Sequence[Row], real: RealRow) -> list[str]:
-    """The verdict, the main table and the quality table, as lines of Markdown."""
+    """Return the verdict, the main table and the quality table, as lines of Markdown."""
     records = [row.as_json() for row in rows]
     return [verdict(records), "", *_table(records, real.floor), "", *_quality(records, real)]
 
 
 def verdict(records: Sequence[dict]) -> str:
-    """One sentence: Drift-AR's speed and distance beside the reference's."""
+    """Return one sentence: Drift-AR's speed and distance beside the reference's."""
     own, drift = records[0], next(r for r in records if r["method"] == "drift")
     return (
         f"Drift-AR at 1 NFE per AR step makes {drift['speed_ratio']:.1f}x the images per second of "
@@ -199,7 +199,7 @@ def _premise(correlations: dict[str, list[dict]]) -> list[str]:
 def entropy_map(
     path: pathlib.Path, images: np.ndarray, known: np.ndarray, entropy: np.ndarray
 ) -> None:
-    """Images, what of them was known, and the entropy of every position, side by side.
+    """Draw images, what of them was known, and the entropy of every position, side by side.
 
     Args:
       path: PNG to write.
@@ -230,7 +230,7 @@ def entropy_map(
 
 
 def entropy_against_residual(path: pathlib.Path, found: dict[str, Sequence[Premise]]) -> None:
-    """Mean residual by tenths of the entropy's rank, one panel per checkpoint."""
+    """Draw the mean residual by tenths of the entropy's rank, one panel per checkpoint."""
     plt = pictures.pyplot()
     figure, axes = plt.subplots(1, len(found), figsize=(6.5 * len(found), 4.6), squeeze=False)
     for axis, (name, rates) in zip(axes[0], found.items(), strict=True):

@@ -21,7 +21,7 @@ PIECES = ("backbone_s", "head_s", "rest_s")
 def open_subject(
     settings: Any, workdir: str | None, vae: str | None = None, *, drawn: bool = True
 ) -> tuple[generator.Generator, str]:
-    """The checkpoint of a workdir, or random weights in the shapes of a config.
+    """Load the checkpoint of a workdir, or make random weights in the shapes of a config.
 
     Args:
       settings: config, or None where `workdir` is given.
@@ -49,7 +49,7 @@ def open_subject(
 
 
 def write(out: str, rows: Sequence[benchmark.Row], weights: str, averages: tuple) -> None:
-    """`benchmark.json` and `benchmark.md` in the folder `out`.
+    """Write `benchmark.json` and `benchmark.md` in the folder `out`.
 
     Args:
       out: folder, made if it is not there.

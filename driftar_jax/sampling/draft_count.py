@@ -114,7 +114,7 @@ def fastest(call: Callable[[int], Any], clock) -> float:
 
 
 def acceptance(lengths: np.ndarray) -> np.ndarray:
-    """Chance that a draft stands, given that all before it in its round do.
+    """Return the chance that a draft stands, given that all before it in its round do.
 
     Args:
       lengths: `[gamma + 1]` rounds by their number of accepted groups, drafts going to gamma.
@@ -131,12 +131,15 @@ def acceptance(lengths: np.ndarray) -> np.ndarray:
 
 
 def groups_per_call(chances: Sequence[float], gamma: int) -> float:
-    """Expected groups that a backbone call yields: the accepted ones and the target's own."""
+    """Return the expected groups that a backbone call yields: the accepted ones and the target's
+    own.
+    """
     return 1.0 + float(np.cumprod(np.asarray(chances)[:gamma]).sum())
 
 
 def best(chances: Sequence[float], seconds: Mapping[int, float]) -> int:
-    """The gamma with the most expected groups per second; the smaller one where they are equal.
+    """Return the gamma with the most expected groups per second; the smaller one where they are
+    equal.
 
     Args:
       chances: of `acceptance`, at least as long as the largest gamma.

@@ -32,7 +32,7 @@ def fill(
     settings: Settings | None = None,
     **changes,
 ) -> Samples:
-    """One image per label, equal to `image` outside of `mask`.
+    """Generate one image per label, equal to `image` outside of `mask`.
 
     A token of which the mask touches a pixel is generated, all others are known from the start.
     With an autoencoder the hole is grey when the image is encoded, so that nothing of what it held
@@ -114,7 +114,9 @@ def known_tokens(loaded: Generator, mask: np.ndarray) -> np.ndarray:
 
 
 def grids(loaded: Generator, images: np.ndarray) -> jax.Array:
-    """What a checkpoint's tokens are patches of: uint8 `[n, H, W, C]` -> float32 `[n, h, w, c]`."""
+    """Return what a checkpoint's tokens are patches of: uint8 `[n, H, W, C]` -> float32 `[n, h, w,
+    c]`.
+    """
     pictures = jnp.asarray(images)
     return loaded.to_pixels.grid(pictures) if _decodes(loaded) else to_unit_range(pictures)
 
@@ -124,7 +126,7 @@ def _decodes(loaded: Generator) -> bool:
 
 
 def pixel_shape(loaded: Generator) -> tuple[int, int, int]:
-    """`(H, W, C)` of the images that a checkpoint makes."""
+    """Return `(H, W, C)` of the images that a checkpoint makes."""
     height, width, channels = loaded.model.images.image_shape
     if not _decodes(loaded):
         return height, width, channels
@@ -133,7 +135,7 @@ def pixel_shape(loaded: Generator) -> tuple[int, int, int]:
 
 
 def read(image: str, mask: str, channels: int) -> tuple[np.ndarray, np.ndarray]:
-    """`image [H, W, channels]` uint8 and `mask [H, W]` bool of two files.
+    """Read `image [H, W, channels]` uint8 and `mask [H, W]` bool of two files.
 
     White is generated; black and what is transparent in the mask stands.
 

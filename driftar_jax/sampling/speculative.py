@@ -129,7 +129,7 @@ class Engine:
         return state.tokens, state.found
 
     def goes_on(self, state: State) -> jax.Array:
-        """Whether an image of the batch is not finished; bool scalar."""
+        """Say whether an image of the batch is not finished; bool scalar."""
         return (state.step < self.walk.num_steps).any()
 
     def start(self) -> State:
@@ -220,7 +220,7 @@ class Engine:
         return self.settled(state, drafted, self.called(state, drafted))
 
     def settled(self, state: State, drafted: Drafted, called: Called) -> State:
-        """Third piece of a round: accept drafts, add the target's own group, roll back."""
+        """Do the third piece of a round: accept drafts, add the target's own group, roll back."""
         walk, gamma = self.walk, self.rule.gamma
         drafts, encodings = drafted.drafts, called.encodings
         # `[gamma + 1, B]`: context s is the one behind the first s drafts, hence it encodes group
@@ -259,7 +259,9 @@ class Engine:
         )
 
     def drafted(self, state: State) -> Drafted:
-        """First piece of a round: draft up to gamma groups, each from the encoding of the last."""
+        """Do the first piece of a round: draft up to gamma groups, each from the encoding of the
+        last.
+        """
         walk, gamma = self.walk, self.rule.gamma
         if not gamma:
             return Drafted(state.tokens, None, jnp.zeros_like(state.step), state.found)
@@ -320,7 +322,7 @@ class Engine:
         return encoding, rows, self._made(rows, self._noise(step), step)
 
     def called(self, state: State, drafted: Drafted) -> Called:
-        """Second piece of a round: the one backbone call.
+        """Do the second piece of a round: the one backbone call.
 
         Where no image of the batch has a draft, the call holds one context instead of gamma + 1.
         """

@@ -28,7 +28,7 @@ class Normal(NamedTuple):
     std: jax.Array
 
     def floored(self) -> "Normal":
-        """With `std` at least `LEAST_STD`."""
+        """Return it with `std` at least `LEAST_STD`."""
         return Normal(self.mean, jnp.maximum(self.std, LEAST_STD))
 
 
@@ -40,7 +40,7 @@ class Verdict(NamedTuple):
 
 
 def log_ratio(x: jax.Array, target: Normal, draft: Normal) -> jax.Array:
-    """`log p(x) - log q(x)`, `[...]` float32, of isotropic normals in C dimensions.
+    """Return `log p(x) - log q(x)`, `[...]` float32, of isotropic normals in C dimensions.
 
     Args:
       x: `[..., C]` float32.
@@ -55,13 +55,13 @@ def log_ratio(x: jax.Array, target: Normal, draft: Normal) -> jax.Array:
 
 
 def accept_probability(x: jax.Array, target: Normal, draft: Normal) -> jax.Array:
-    """`min(1, p(x) / q(x))`, `[...]` float32; arguments as `log_ratio`."""
+    """Return `min(1, p(x) / q(x))`, `[...]` float32; arguments as `log_ratio`."""
     # The minimum is taken before `exp`, which would overflow to infinity where p is far above q.
     return jnp.exp(jnp.minimum(log_ratio(x, target, draft), 0.0))
 
 
 def accepts(x0: jax.Array, draft: Normal, target: Normal, keys: jax.Array) -> jax.Array:
-    """The verdicts of `gaussian` without the corrections: `[...]` bool, same arguments."""
+    """Return the verdicts of `gaussian` without the corrections: `[...]` bool, same arguments."""
     # Number 0 of a token's verdict keys decides, number 1 corrects: the engine asks for verdicts
     # and for corrections in two places and both must see the same decision.
     u = jax.vmap(lambda k: jax.random.uniform(jax.random.fold_in(k, 0), dtype=jnp.float32))(
@@ -181,7 +181,7 @@ def coupled(x_draft: jax.Array, x_target: jax.Array, std: jax.Array, delta: floa
 
 
 def feature(z_draft: jax.Array, z_target: jax.Array, delta: float) -> jax.Array:
-    """The published idea: accept where draft and target features are close.
+    """Judge by the published idea: accept where draft and target features are close.
 
     Guarantee: none. Features are no measure of what the decoder makes of them.
 

@@ -81,11 +81,11 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(folder, options=options, handler_registry=handlers)
 
     def latest_step(self) -> int | None:
-        """Newest complete step on disk, or None."""
+        """Return the newest complete step on disk, or None."""
         return self._manager.latest_step()
 
     def newest_whole(self) -> tuple[int | None, dict[int, str]]:
-        """Newest step without damage, or None; and what is wrong with each step after it."""
+        """Find the newest step without damage, or None, and what is wrong with those after it."""
         bad = {}
         for step in sorted(self._manager.all_steps(), reverse=True):
             if (wrong := self.damage(step)) is None:
@@ -194,7 +194,7 @@ class Checkpoints:
             raise self._failed(error) from error
 
     def stored(self, step: int, name: str):
-        """`ShapeDtypeStruct` of every array of a tree, as it lies on the disk.
+        """Return `ShapeDtypeStruct` of every array of a tree, as it lies on the disk.
 
         Raises:
           ValueError: the step has no such tree.
@@ -381,7 +381,7 @@ def _flat(tree: dict, prefix: str = "") -> dict:
 
 
 def abstract_like(tree, shardings):
-    """`ShapeDtypeStruct` tree with shardings, what `restore` wants for each tree."""
+    """Return `ShapeDtypeStruct` tree with shardings, what `restore` wants for each tree."""
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         tree,
@@ -390,7 +390,7 @@ def abstract_like(tree, shardings):
 
 
 def read_config(workdir: str | os.PathLike) -> dict:
-    """The resolved config that a workdir was made with.
+    """Read the resolved config that a workdir was made with.
 
     Raises:
       ValueError: there is no readable `config.json`.

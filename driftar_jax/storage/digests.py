@@ -32,7 +32,7 @@ def step_folder(workdir: pathlib.Path, step: int) -> pathlib.Path:
 
 
 def damage(workdir: pathlib.Path, step: int, names: tuple[str, ...] | None = None) -> str | None:
-    """What is wrong with the files of a step, in a few words; None if they are as written.
+    """Say what is wrong with the files of a step, in a few words; None if they are as written.
 
     Args:
       workdir: of the run.

@@ -34,7 +34,8 @@ def _wrong(field: str, value: str, allowed: str) -> ValueError:
 
 
 def local(workdir: str | os.PathLike) -> str:
-    """The folder on this machine of a workdir; of an address on the hub, once it was fetched.
+    """Return the folder on this machine of a workdir; of an address on the hub, once it was
+    fetched.
 
     `HF_HUB_OFFLINE` is honoured: then it has to be in the cache.
 
@@ -71,12 +72,12 @@ class Released:
         self._folder = pathlib.Path(folder)
 
     def latest_step(self) -> int | None:
-        """The step it is of."""
+        """Return the step it is of."""
         step = self._manifest().get("step")
         return step if isinstance(step, int) and step >= 0 else None
 
     def restore(self, step: int, *, widen: bool = False, ema: Any = None) -> dict[str, Any]:
-        """`manifest`, and `ema` where a tree of `ShapeDtypeStruct` with shardings is given.
+        """Read `manifest`, and `ema` where a tree of `ShapeDtypeStruct` with shardings is given.
 
         Arrays come as that tree says, whatever `widen`: the file may hold shorter numbers.
 
@@ -94,7 +95,7 @@ class Released:
         return read
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: nothing is open."""
 
     def _manifest(self) -> dict[str, Any]:
         return read_json("workdir", self._folder / MANIFEST, "the manifest that export wrote")

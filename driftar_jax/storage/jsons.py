@@ -13,7 +13,7 @@ _CONTAINERS, _ITEMS = 2**20, 2**21
 
 
 def parse(text: bytes):
-    """What JSON text holds.
+    """Read what JSON text holds.
 
     Raises:
       ValueError: it is no JSON, nested without end, names a key twice, or would become out of
@@ -35,7 +35,7 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def read_json(field: str, path: str | os.PathLike, allowed: str, most: int = _LARGEST) -> dict:
-    """The JSON object of a file.
+    """Read the JSON object of a file.
 
     Args:
       field: for the message.

@@ -19,12 +19,12 @@ _VARIABLE = re.compile(r"\$(\w+)|\$\{(\w+)\}")
 
 
 def is_address(text: str) -> bool:
-    """Whether this names a place on a network, such as `gs://bucket/runs`."""
+    """Say whether this names a place on a network, such as `gs://bucket/runs`."""
     return _ADDRESS.match(text) is not None
 
 
 def is_released(folder: str | os.PathLike) -> bool:
-    """Whether a folder is one of the hub's form, not a workdir with checkpoints."""
+    """Say whether a folder is one of the hub's form, not a workdir with checkpoints."""
     return all((pathlib.Path(folder) / name).is_file() for name in RELEASED)
 
 

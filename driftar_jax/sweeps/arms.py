@@ -81,12 +81,12 @@ class Sweep:
     images: int
 
     def against(self, arm: Arm) -> str:
-        """Name of the arm that `arm` is held against."""
+        """Return the name of the arm that `arm` is held against."""
         return arm.against or self.reference
 
 
 def read(source: str) -> Sweep:
-    """The sweep of a file.
+    """Read the sweep of a file.
 
     Raises:
       ValueError: there is no such sweep, or a part of it cannot be; one line.
@@ -146,7 +146,7 @@ def _check(sweep: Sweep) -> None:
 def settings(
     arm: Arm, *, seed: int, workdirs: dict[str, str], numbers: dict[str, float] | None = None
 ) -> ml_collections.ConfigDict:
-    """Checked config of an arm's run.
+    """Return the checked config of an arm's run.
 
     Args:
       arm: one that trains.
@@ -170,7 +170,7 @@ def settings(
 
 
 def command(arm: Arm, made: ml_collections.ConfigDict, workdir: str) -> str:
-    """The `train` command of an arm's run, to be typed as it stands."""
+    """Return the `train` command of an arm's run, to be typed as it stands."""
     flat = config.flatten(made)
     words = [f"--config={arm.config}", f"--config.seed={made.seed}"]
     words += [f"--config.{word}" for word in arm.set]

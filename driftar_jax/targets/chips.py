@@ -44,7 +44,8 @@ class Target:
 
 
 def describe(name: str) -> Target:
-    """The chips called `name`; before anything is computed, for the process then computes on CPUs.
+    """Return the chips called `name`; before anything is computed, for the process then computes on
+    CPUs.
 
     Args:
       name: `tpu:KIND:ROWSxCOLUMNS` (a third side for v4, v5p and tpu7x), or `gpu:KIND:NUMBER`.

@@ -42,7 +42,9 @@ again = functools.partial(choose, "default")
 
 
 def words(platform: str | None = None) -> str:
-    """What float32 products keep at present on `platform`, by default the one that is here."""
+    """Find out what float32 products keep at present on `platform`, by default the one that is
+    here.
+    """
     import jax
 
     asked = jax.config.jax_default_matmul_precision

@@ -72,14 +72,16 @@ class AutoencoderTask:
 
 
 def token_kl(moments: jax.Array) -> jax.Array:
-    """Mean nats of a token's number from a standard normal; `moments [B, h, w, 2c]` of a latent."""
+    """Return the mean nats of a token's number from a standard normal; `moments [B, h, w, 2c]` of a
+    latent.
+    """
     std = kl.std(moments) * kl.SCALE
     mean = kl.mode(moments) * kl.SCALE
     return 0.5 * jnp.mean(mean**2 + std**2 - 1.0 - 2.0 * jnp.log(std))
 
 
 def scale_loss(tokens: jax.Array) -> jax.Array:
-    """0 where every channel of `tokens [B, h, w, c]` has mean 0 and standard deviation 1.
+    """Return 0 where every channel of `tokens [B, h, w, c]` has mean 0 and standard deviation 1.
 
     Hosts and heads take that scale for granted. It costs nothing to have: an autoencoder may scale
     its latents as it likes.
@@ -90,7 +92,7 @@ def scale_loss(tokens: jax.Array) -> jax.Array:
 
 
 def perceptual_distance(made: dict[str, jax.Array], image: dict[str, jax.Array]) -> jax.Array:
-    """Mean squared difference of unit vectors at every place, summed over the maps.
+    """Return the mean squared difference of unit vectors at every place, summed over the maps.
 
     Source: LPIPS (arXiv 1801.03924) without learnt weights of channels.
     """
@@ -104,7 +106,7 @@ def _unit(x: jax.Array) -> jax.Array:
 def build(
     config: Any, images: model.ImageSpec, space: tuple[Callable, Any] | None
 ) -> AutoencoderTask:
-    """The task of a checked config; `space` is `AutoencoderTask.maps` and its parameters."""
+    """Build the task of a checked config; `space` is `AutoencoderTask.maps` and its parameters."""
     maps, params = (None, None) if space is None else space
     return AutoencoderTask(
         stored.trained(config.autoencoder, jnp.dtype(config.autoencoder.dtype)),

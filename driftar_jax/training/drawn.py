@@ -21,7 +21,7 @@ class Drawn(abc.ABC):
     def draw(
         self, batch: dict, key: jax.Array, frozen: bool, *extra: Any
     ) -> tuple[Rows, dict[str, jax.Array]]:
-        """All that is random in a step, but dropout; it reads no parameters.
+        """Draw all that is random in a step, but dropout; it reads no parameters.
 
         Args:
           batch: as for `loss`.
@@ -44,7 +44,8 @@ class Drawn(abc.ABC):
         step: jax.Array,
         frozen: bool,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Loss and metrics of some rows; their mean over equal parts of a batch is the batch's.
+        """Return the loss and metrics of some rows; their mean over equal parts of a batch is the
+        batch's.
 
         Args:
           params: all groups.

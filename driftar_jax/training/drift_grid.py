@@ -45,7 +45,7 @@ class GuidanceLaw:
         return self.high > 1.0
 
     def draw(self, key: jax.Array, rows: int) -> jax.Array:
-        """`[rows]` float32."""
+        """Return `[rows]` float32."""
         key_scale, key_plain = jax.random.split(key)
         u = jax.random.uniform(key_scale, (rows,), dtype=jnp.float32)
         if self.power == 1.0:
@@ -314,7 +314,7 @@ def _spread(grids: jax.Array, present: jax.Array | None) -> jax.Array:
 def build(
     config: Any, parts: model.Model, space: tuple[maps.Features, Any] | None
 ) -> DriftGridTask:
-    """The task of a checked config.
+    """Build the task of a checked config.
 
     Args:
       config: of task `drift` on a host of whole grids.

@@ -52,7 +52,7 @@ class GridHostTask(Drawn):
         return ("host", "head")
 
     def tokens(self, batch: dict, key: jax.Array) -> jax.Array:
-        """`[B, N, C]` of a batch."""
+        """Return `[B, N, C]` of a batch."""
         return tokenise(batch, key, patch_size=self.parts.images.patch_size, mirror=self.mirror)
 
     def draw(self, batch, key, frozen):
@@ -60,7 +60,7 @@ class GridHostTask(Drawn):
         return self.drawn(batch["label"], grids, jnp.ones(len(grids)), key)
 
     def drawn(self, label, grids, weight, key):
-        """Rows and totals of `grids [B, groups, N, C]`, images that count `weight [B]`."""
+        """Return rows and totals of `grids [B, groups, N, C]`, images that count `weight [B]`."""
         key_drop, key_time, key_noise, _ = jax.random.split(self.own_key(key), 4)
         batch, groups = grids.shape[:2]
         dropped = jax.random.bernoulli(key_drop, jnp.float32(self.label_drop), (batch,))
@@ -81,7 +81,7 @@ class GridHostTask(Drawn):
         return rows, {"images": losses.at_least_one(weight)}
 
     def own_key(self, key: jax.Array) -> jax.Array:
-        """The key of all draws but those of the bank."""
+        """Return the key of all draws but those of the bank."""
         return key
 
     def terms(self, params, rows, totals, key, step, frozen):

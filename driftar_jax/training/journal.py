@@ -42,7 +42,9 @@ def _tensorboard(folder: pathlib.Path):
 
 
 def read_metrics(path: pathlib.Path) -> list[dict]:
-    """Records of a `metrics.jsonl`; a line that is none, as one cut by a crash, is left out."""
+    """Read the records of a `metrics.jsonl`; a line that is none, as one cut by a crash, is left
+    out.
+    """
     records = []
     # Not `splitlines`, for which a text may hold line ends of its own.
     for line in path.read_text(encoding="utf-8-sig", errors="replace").split("\n"):
@@ -102,7 +104,9 @@ class Goodput:
             file.write(json.dumps(self._records[-1]) + "\n")
 
     def shares(self) -> dict[str, float]:
-        """`good` and `saving` as shares of the `seconds` of all `starts`, `redone` steps beside."""
+        """Return `good` and `saving` as shares of the `seconds` of all `starts`, `redone` steps
+        beside.
+        """
         by_start: dict[int, list[dict]] = {}
         for record in self._records:
             by_start.setdefault(record["start"], []).append(record)
@@ -127,7 +131,7 @@ class Goodput:
         )
 
     def line(self) -> str:
-        """`shares` for a reader."""
+        """Return `shares` for a reader."""
         s = self.shares()
         return (
             f"goodput {s['good']:.1%} of {s['seconds']:.0f} s in {s['starts']} start(s), "
@@ -158,19 +162,19 @@ class Meter:
         self.stepping = self.saving = 0.0
 
     def waiting(self):
-        """Context whose duration counts as waiting for data."""
+        """Return the context whose duration counts as waiting for data."""
         return _Timed(self._add_wait)
 
     def compiling(self):
-        """Context of a step that is called for the first time."""
+        """Return the context of a step that is called for the first time."""
         return _Timed(self._add_compile)
 
     def holding(self):
-        """Context of a save: the part of it that the loop waits for."""
+        """Return the context of a save: the part of it that the loop waits for."""
         return _Timed(self._add_save)
 
     def aside(self):
-        """Context whose duration belongs to no interval: pictures, not training."""
+        """Return the context whose duration belongs to no interval: pictures, not training."""
         return _Timed(self._skip)
 
     def _add_wait(self, seconds: float) -> None:
@@ -187,7 +191,7 @@ class Meter:
         self._begin += seconds
 
     def record(self, done: int, means: dict[str, float]) -> dict:
-        """What `metrics.jsonl` gets of the interval that ends here."""
+        """Return what `metrics.jsonl` gets of the interval that ends here."""
         now = time.monotonic()
         seconds = max(now - self._begin, 1e-9)
         self.stepping = max(seconds - self._waited - self._compiled - self._saved, 0.0)
@@ -202,7 +206,7 @@ class Meter:
         return record
 
     def line(self, record: dict) -> str:
-        """`record` for a reader."""
+        """Return `record` for a reader."""
         fields = [f"step {record['step']}/{self._steps}"]
         fields += [f"{k} {v:.4g}" for k, v in record.items() if k != "step"]
         return "  ".join(fields)

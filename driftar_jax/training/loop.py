@@ -88,7 +88,7 @@ class Loop:
 
     @seeds.fixed()
     def fresh_state(self, weights: dict[str, Any] | None = None) -> optim.TrainState:
-        """State at step 0, the groups in `weights` taken from another run."""
+        """Return the state at step 0, the groups in `weights` taken from another run."""
 
         def init():
             state = nn.meta.unbox(self._init())
@@ -104,7 +104,7 @@ class Loop:
     def restore(
         self, batches, *, fall_back: bool = False, say: Callable[[str], None] = print
     ) -> optim.TrainState | None:
-        """State of the workdir's newest checkpoint and the data position, or None.
+        """Read the state of the workdir's newest checkpoint and the data position, or None.
 
         Args:
           batches: is moved to the position.
@@ -166,7 +166,7 @@ class Loop:
         self.checkpoints.reload()
 
     def save(self, state: optim.TrainState, batches) -> None:
-        """Checkpoint `state` with the data position, in the background."""
+        """Save `state` with the data position, in the background."""
         rest = {"opt_state": state.opt_state, "tracked": state.tracked, "step": state.step}
         self.checkpoints.save(
             int(state.step),
@@ -182,7 +182,7 @@ class Loop:
         )
 
     def step_function(self, frozen: bool) -> Callable:
-        """The compiled step of a phase: `(state, batch) -> (state, metrics)`, state donated."""
+        """Return the compiled step of a phase: `(state, batch) -> (state, metrics)`, donating."""
         if frozen not in self._steps:
 
             def counted(state, batch, seed):

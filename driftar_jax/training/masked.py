@@ -74,7 +74,7 @@ def module(config: Any, images: model.ImageSpec) -> mae.MAE:
 
 
 def build(config: Any, images: model.ImageSpec) -> MaskedTask:
-    """The task of a checked config."""
+    """Build the task of a checked config."""
     return MaskedTask(
         module(config, images),
         images,

@@ -37,7 +37,7 @@ class TrainState:
 
 
 def decay_mask(params) -> Any:
-    """True where weight decay acts: not on 1-d arrays, biases, or anything under a head."""
+    """Return True where weight decay acts: not on 1-d arrays, biases, or anything under a head."""
 
     def decayed(path, leaf):
         names = [getattr(part, "key", None) for part in path]
@@ -48,7 +48,7 @@ def decay_mask(params) -> Any:
 
 
 def learning_rate(lr: float, *, schedule: str, warmup_steps: int, steps: int) -> optax.Schedule:
-    """Linear warm-up from 0, then `constant` or `cosine` down to 0 at the last step."""
+    """Build a linear warm-up from 0, then `constant` or `cosine` down to 0 at the last step."""
     if schedule == "cosine":
         # The steps of the decay include the warm-up, and optax wants some of them to be left after
         # it: a run shorter than its warm-up must still be built.
@@ -90,7 +90,7 @@ def make_optimizer(optim: Any, steps: int) -> optax.GradientTransformation:
 def init_state(
     params, optimizer: optax.GradientTransformation, tracked, extra: Any = None
 ) -> TrainState:
-    """State at step 0; the average starts as a copy of the parameters."""
+    """Return the state at step 0; the average starts as a copy of the parameters."""
     return TrainState(
         params=params,
         # A copy: the state is donated, and one buffer cannot be given away twice.
@@ -103,7 +103,7 @@ def init_state(
 
 
 def update_ema(ema, params, decay: float):
-    """`decay * ema + (1 - decay) * params`, in float32."""
+    """Return `decay * ema + (1 - decay) * params`, in float32."""
     # float32 even where parameters are not: with a decay of 0.9999 a step changes the average by
     # less than bfloat16 can show.
     return jax.tree.map(lambda e, p: decay * e + (1 - decay) * p.astype(jnp.float32), ema, params)

@@ -21,7 +21,7 @@ _SAME = ("image_shape", "vae_fingerprint")
 
 
 def load(settings: Any, manifest: dict) -> tuple[spaces.Features, Any]:
-    """Phi and its frozen parameters for a checked config of whole grids.
+    """Load phi and its frozen parameters for a checked config of whole grids.
 
     Args:
       settings: `drift.features`, `drift.features_from`, `host` and `seed` are read.
@@ -57,7 +57,8 @@ def load(settings: Any, manifest: dict) -> tuple[spaces.Features, Any]:
 
 
 def perceptual(source: str, manifest: dict):
-    """Maps of a frozen masked autoencoder, by which pictures are compared, and its parameters.
+    """Load the maps of a frozen masked autoencoder, by which pictures are compared, and its
+    parameters.
 
     Args:
       source: workdir of task `mae`, trained on pixels.
@@ -89,7 +90,7 @@ def perceptual(source: str, manifest: dict):
 
 
 def maps(config, images, params):
-    """Phi of a masked autoencoder and its parameters.
+    """Load phi of a masked autoencoder and its parameters.
 
     Args:
       config: of task `mae`.

@@ -35,7 +35,7 @@ class Cluster:
 def cluster(
     environ: Mapping[str, str], coordinator: str = "", count: int = 0, index: int = -1
 ) -> Cluster | None:
-    """The cluster this process belongs to, or None for a run of one process.
+    """Find the cluster this process belongs to, or None for a run of one process.
 
     Args:
       environ: environment; `DRIFTAR_COORDINATOR`, `DRIFTAR_PROCESSES` and `DRIFTAR_PROCESS` stand
@@ -72,7 +72,8 @@ def cluster(
 
 
 def alone(environ: Mapping[str, str]) -> str:
-    """A line for a job of several tasks of which only this process was started; "" for others.
+    """Return a line for a job of several tasks of which only this process was started; "" for
+    others.
 
     That is a batch script without `srun`, whose step is the script itself, or a shell in a step of
     its own.
@@ -144,7 +145,7 @@ def barrier(name: str) -> None:
 
 @contextlib.contextmanager
 def leader_first(name: str):
-    """The first process runs the body, then the others do: for files that are made once."""
+    """Have the first process run the body, then the others do: for files that are made once."""
     # Others wait before the body and the first waits after it: both meet at the same barrier, and
     # each process runs the body once.
     if not leads():

@@ -25,14 +25,14 @@ class OwnsExtra(Protocol):
     """
 
     def init_extra(self, key: jax.Array) -> dict[str, Any]:
-        """Fresh state; arrays may be boxed with their logical axes."""
+        """Make a fresh state; arrays may be boxed with their logical axes."""
 
     def update_extra(self, extra: dict[str, Any], batch: dict, key: jax.Array) -> dict[str, Any]:
-        """The state with a batch taken in, before the loss of the same step."""
+        """Return the state with a batch taken in, before the loss of the same step."""
 
 
 def init_extra(task: Task, key: jax.Array) -> dict[str, Any] | None:
-    """The extra state of a task that owns one."""
+    """Return the extra state of a task that owns one."""
     return task.init_extra(key) if isinstance(task, OwnsExtra) else None
 
 
@@ -46,7 +46,7 @@ def make_step(
     ema: float,
     freeze: tuple[str, ...] = (),
 ):
-    """`step(state, batch) -> (state, metrics)`, pure; jit it with donated state.
+    """Make `step(state, batch) -> (state, metrics)`, pure; jit it with donated state.
 
     Args:
       task: what is trained.

@@ -22,7 +22,7 @@ class Wish:
         return self._name
 
     def take(self, number: int, _) -> None:
-        """The handler."""
+        """Handle a signal."""
         self._name = self._name or signal.Signals(number).name
         if number in ONCE:
             for each in ONCE:
@@ -31,7 +31,7 @@ class Wish:
 
 @contextlib.contextmanager
 def on_signals():
-    """A `Wish` that the signals set; how they were handled before comes back at the end.
+    """Yield a `Wish` that the signals set; how they were handled before comes back at the end.
 
     A SIGHUP that is ignored, as under nohup, stays ignored.
     """

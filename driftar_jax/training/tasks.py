@@ -35,15 +35,15 @@ class Task(Protocol):
     tracked: tuple[str, ...]
 
     def init(self, key: jax.Array) -> Params:
-        """Fresh parameters by group, boxed with their logical axes."""
+        """Make fresh parameters by group, boxed with their logical axes."""
 
     def loss(
         self, params: Params, batch: dict, key: jax.Array, step: jax.Array, frozen: bool
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Loss (float32 scalar) and metrics of `label [B]` and what `tokenise` reads."""
+        """Return the loss (float32 scalar) and metrics of `label [B]` and what `tokenise` reads."""
 
     def trainable(self, frozen: bool) -> tuple[str, ...]:
-        """Names of the parameter groups that learn in this phase."""
+        """Return names of the parameter groups that learn in this phase."""
 
 
 OF_NETWORKS = {"classifier": classifier.build, "mae": masked.build}

@@ -11,7 +11,7 @@ from driftar_jax.vae import kl
 def tokenise(
     batch: dict[str, jax.Array], key: jax.Array, *, patch_size: int, mirror: bool
 ) -> jax.Array:
-    """Tokens of a training batch.
+    """Return tokens of a training batch.
 
     Args:
       batch: `image` uint8 `[B, H, W, C]`, or `moments` float32 `[B, 2, h, w, 2c]` of the image and

@@ -28,12 +28,12 @@ class Trace:
         self._folder, self._running = str(folder), False
 
     def waits(self, step: int) -> bool:
-        """Whether the trace begins or ends after this step, so that it has to be finished."""
+        """Say whether the trace begins or ends after this step, so that it has to be finished."""
         return step in (self.start - 1, self.stop - 1)
 
     @contextlib.contextmanager
     def step(self, number: int):
-        """Around a step: starts, names it, and stops when the last one is over."""
+        """Trace around a step: start, name it, and stop when the last one is over."""
         if number == self.start:
             jax.profiler.start_trace(self._folder)
             self._running = True

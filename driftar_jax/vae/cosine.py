@@ -16,7 +16,8 @@ _WIDTH, _FALL = 0.8, 1.9
 
 
 def maps(side: int, channels: int, numbers: int) -> tuple[np.ndarray, np.ndarray]:
-    """Linear maps from a square's pixels to its lowest coefficients, each about 1 wide, and back.
+    """Return the linear maps from a square's pixels to its lowest coefficients, each about 1 wide,
+    and back.
 
     Args:
       side: of the square.

@@ -56,7 +56,7 @@ class F8VAE(nn.Module):
         return self.decode(kl.mode(self.encode(images)))
 
     def encode(self, images: jax.Array) -> jax.Array:
-        """Parameters of the posterior.
+        """Return parameters of the posterior.
 
         Args:
           images: `[B, H, W, 3]` floating in [-1, 1]; H and W multiples of `factor * patch`.
@@ -79,14 +79,14 @@ class F8VAE(nn.Module):
         return jnp.concatenate([normalise_patches(mean, self.patch), log_variance], axis=-1)
 
     def decode(self, z: jax.Array) -> jax.Array:
-        """`z [B, h, w, latent_channels]` of `from_latents` -> images `[B, H, W, 3]` float32.
+        """Map `z [B, h, w, latent_channels]` of `from_latents` -> images `[B, H, W, 3]` float32.
 
         The image is nominally in [-1, 1]; nothing is clipped.
         """
         return self.decoder(z).astype(jnp.float32)
 
     def latents(self, moments: jax.Array, noise: jax.Array) -> jax.Array:
-        """Moments `[..., 2c]` and standard normal `[..., c]` -> latents `[..., c]` float32.
+        """Map moments `[..., 2c]` and standard normal `[..., c]` -> latents `[..., c]` float32.
 
         A deterministic autoencoder takes the noise and does not read it.
         """
@@ -99,12 +99,12 @@ class F8VAE(nn.Module):
         return (z - self.shift) * self.scale
 
     def from_latents(self, latents: jax.Array) -> jax.Array:
-        """Latents `[..., c]` -> what `decode` takes."""
+        """Map latents `[..., c]` -> what `decode` takes."""
         return latents.astype(jnp.float32) / self.scale + self.shift
 
 
 def normalise_patches(x: jax.Array, patch: int) -> jax.Array:
-    """`[B, h, w, c]` with mean 0 and standard deviation 1 in every patch of `patch x patch`."""
+    """Return `[B, h, w, c]` with mean 0 and standard deviation 1 in every `patch x patch`."""
     batch, height, width, channels = x.shape
     # With the released settings a patch is a token of the host, so that each token is normalised.
     folded = x.reshape(batch, height // patch, patch, width // patch, patch, channels)

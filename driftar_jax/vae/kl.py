@@ -184,7 +184,7 @@ class KLVAE(nn.Module):
         return self.decode(mode(self.encode(images)))
 
     def encode(self, images: jax.Array) -> jax.Array:
-        """Parameters of the posterior.
+        """Return parameters of the posterior.
 
         Args:
           images: `[B, H, W, 3]` floating in [-1, 1]; H and W multiples of `factor`.
@@ -205,7 +205,7 @@ class KLVAE(nn.Module):
         return moments.astype(jnp.float32)
 
     def decode(self, latents: jax.Array) -> jax.Array:
-        """`[B, h, w, latent_channels]` (tokens divided by `SCALE`) -> `[B, H, W, 3]` float32.
+        """Map `[B, h, w, latent_channels]` (tokens divided by `SCALE`) -> `[B, H, W, 3]` float32.
 
         The image is nominally in [-1, 1]; nothing is clipped.
         """
@@ -215,7 +215,7 @@ class KLVAE(nn.Module):
         return made.astype(jnp.float32)
 
     def from_latents(self, latents: jax.Array) -> jax.Array:
-        """Latents as tokens hold them `[..., c]` -> what `decode` takes."""
+        """Map latents as tokens hold them `[..., c]` -> what `decode` takes."""
         return latents / SCALE
 
     def to_latents(self, z: jax.Array) -> jax.Array:
@@ -243,22 +243,22 @@ def _unfolded(x: jax.Array, side: int) -> jax.Array:
 
 
 def mode(moments: jax.Array) -> jax.Array:
-    """`[..., 2c]` -> the mean `[..., c]` float32."""
+    """Map `[..., 2c]` -> the mean `[..., c]` float32."""
     return jnp.split(moments.astype(jnp.float32), 2, axis=-1)[0]
 
 
 def std(moments: jax.Array) -> jax.Array:
-    """`[..., 2c]` -> standard deviation `[..., c]` float32; log variance clamped to [-30, 20]."""
+    """Map `[..., 2c]` -> deviation `[..., c]` float32; log variance clamped to [-30, 20]."""
     return jnp.exp(0.5 * _log_variance(moments))
 
 
 def sample(moments: jax.Array, noise: jax.Array) -> jax.Array:
-    """`[..., 2c]`, standard normal `[..., c]` -> a draw `[..., c]` float32 of the posterior."""
+    """Map `[..., 2c]`, standard normal `[..., c]` -> a draw `[..., c]` float32 of the posterior."""
     return mode(moments) + std(moments) * noise
 
 
 def kl(moments: jax.Array) -> jax.Array:
-    """`[B, h, w, 2c]` -> `[B]` float32, nats from the standard normal, summed over a latent."""
+    """Map `[B, h, w, 2c]` -> `[B]` float32, nats from the standard normal, summed over a latent."""
     log_variance = _log_variance(moments)
     terms = mode(moments) ** 2 + jnp.exp(log_variance) - 1.0 - log_variance
     return 0.5 * jnp.sum(terms, axis=(1, 2, 3))
@@ -269,12 +269,14 @@ def _log_variance(moments: jax.Array) -> jax.Array:
 
 
 def encode(vae: KLVAE, params: dict, images: jax.Array, *, tile: int) -> jax.Array:
-    """`vae.encode` over any batch, `tile` images at a time, so that memory does not grow with B."""
+    """Run `vae.encode` over any batch, `tile` images at a time, so that memory does not grow with
+    B.
+    """
     return _tiled(lambda x: vae.apply({"params": params}, x, method="encode"), images, tile)
 
 
 def decode(vae: KLVAE, params: dict, latents: jax.Array, *, tile: int) -> jax.Array:
-    """`vae.decode` over any batch, `tile` latents at a time."""
+    """Run `vae.decode` over any batch, `tile` latents at a time."""
     return _tiled(lambda x: vae.apply({"params": params}, x, method="decode"), latents, tile)
 
 

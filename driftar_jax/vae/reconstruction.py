@@ -23,8 +23,9 @@ class Reconstructed:
     made: np.ndarray
 
     def figures(self) -> dict[str, float]:
-        """`psnr`: the mean over pictures, in dB; `psnr_of_mean`: of the mean squared error of all;
-        `error`: mean absolute difference in grey levels of 255."""
+        """Measure `psnr`: the mean over pictures, in dB; `psnr_of_mean`: of the mean squared error
+        of all; `error`: mean absolute difference in grey levels of 255.
+        """
         difference = self.made.astype(np.float64) - self.images
         square = np.square(difference).mean(axis=(1, 2, 3))
         return {
@@ -34,7 +35,7 @@ class Reconstructed:
         }
 
     def pairs(self, count: int, columns: int) -> np.ndarray:
-        """Rows of the first `count` pictures, each over the row of what came back of it."""
+        """Return rows of the first `count` pictures, each over the row of what came back of it."""
         rows = []
         for first in range(0, min(count, len(self.images)), columns):
             for these in (self.images, self.made):

@@ -24,7 +24,7 @@ KINDS = {"vae-kl16": KLVAE, "vae-f8": F8VAE}
 
 
 def config_of(vae: KLVAE | F8VAE) -> dict:
-    """What `config.json` holds of an autoencoder."""
+    """Return what `config.json` holds of an autoencoder."""
     fields = {f.name: getattr(vae, f.name) for f in dataclasses.fields(vae)}
     for name in ("parent", "name", "dtype"):
         fields.pop(name)
@@ -33,7 +33,7 @@ def config_of(vae: KLVAE | F8VAE) -> dict:
 
 
 def module(config: dict, dtype: jnp.dtype = jnp.float32, kind: str = "vae-kl16") -> KLVAE | F8VAE:
-    """The module of such a config.
+    """Build the module of such a config.
 
     Raises:
       ValueError: it is the config of something else, or of an autoencoder of another kind.
@@ -51,7 +51,7 @@ def module(config: dict, dtype: jnp.dtype = jnp.float32, kind: str = "vae-kl16")
 
 
 def trained(section: Mapping[str, Any], dtype: jnp.dtype = jnp.float32) -> KLVAE:
-    """The module of the section `autoencoder` of a checked config."""
+    """Build the module of the section `autoencoder` of a checked config."""
     multipliers = tuple(int(m) for m in section["multipliers"].split(","))
     return KLVAE(
         channels=section["channels"],
@@ -68,7 +68,7 @@ def trained(section: Mapping[str, Any], dtype: jnp.dtype = jnp.float32) -> KLVAE
 def load(
     workdir: str | pathlib.Path, dtype: jnp.dtype = jnp.float32, kind: str = "vae-kl16"
 ) -> tuple[KLVAE | F8VAE, dict]:
-    """The autoencoder of a workdir and its parameters.
+    """Load the autoencoder of a workdir and its parameters.
 
     Args:
       workdir: folder written by `convert --family=KIND`, or by `train` of task `autoencoder`.
@@ -89,7 +89,9 @@ def load(
 
 
 def fingerprint(params: dict) -> str:
-    """Text that tells autoencoders apart, by the arrays that every latent passes through."""
+    """Return the text that tells autoencoders apart, by the arrays that every latent passes
+    through.
+    """
     digest = hashlib.sha256()
     # A few kilobytes in place of hundreds of megabytes: training any part of an autoencoder moves
     # these as well.
@@ -107,7 +109,7 @@ def fingerprints(workdir: str | pathlib.Path, params: dict) -> set[str]:
 
 
 def abstract(vae: KLVAE | F8VAE) -> dict:
-    """Parameter tree of `ShapeDtypeStruct`, without running anything."""
+    """Return the parameter tree of `ShapeDtypeStruct`, without running anything."""
     side = vae.factor * getattr(vae, "patch", 1)
     images = jax.ShapeDtypeStruct((1, side, side, vae.image_channels), jnp.float32)
     return jax.eval_shape(vae.init, seeds.key(0), images)["params"]
