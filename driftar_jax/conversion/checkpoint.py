@@ -68,6 +68,7 @@ def forward(
     if prefix:
         tell(f"prefix: {prefix} of a trainer is taken off the names")
     state = {names[name]: array for name, array in arrays.items()}
+    # Names first: a file of another family is refused by what it is, not by its missing arrays.
     del arrays
     formats.check_names(source, state)
     rules.check_known(state, chosen.rules)
@@ -94,6 +95,7 @@ def forward(
         tell(f"{name} {list(official[name])} -> {path} {list(wanted[path])} ({transform.name})")
     for name in report.dropped:
         tell(f"{name} {list(official[name])}: not needed")
+    # One tree, or one for each layer where the whole would not fit into memory.
     abstract = described.abstract
     parts = chosen.trees(abstract) if chosen.trees else {"ema": abstract}
     converted = _converted(state, report, parts, chosen.dtype)
@@ -186,6 +188,7 @@ def _back_in_shards(
             params = opened.restore(step, **{part: _here(kept)})[part]
             official, report = rules.to_official(rules.flatten(params), chosen.rules)
             report.check()
+            # Tables that follow from the sizes are stored nowhere; the official program wants them.
             if number == 1:
                 official |= chosen.constants(config)
             file = f"model-{number:05d}-of-{len(parts):05d}.safetensors"
@@ -229,6 +232,7 @@ def _here(abstract: Any) -> Any:
 def _check_room(target: pathlib.Path, needed: int) -> None:
     """Refuse a disk that is too full, before anything is read; the write may still fail."""
     there = next(folder for folder in target.parents if folder.exists())
+    # Of the nearest folder that exists: the target's own does not, as a rule.
     free = shutil.disk_usage(there).free
     if free < needed:
         room = f"{free / 2**20:.0f} MiB free on the disk of {target}"

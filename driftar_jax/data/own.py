@@ -87,6 +87,7 @@ def files(name: str, given: str, ending: str, counts: collections.Counter) -> li
         raise wrong("data.name", name, f"{allowed} (it holds {held})" if held else allowed)
     made = [(p, _part(os.path.relpath(p, root or "."))) for p in found]
     named = {part for _, part in made}
+    # A file without a part beside named ones would silently be trained on.
     if "" in named and len(named) > 1:
         odd = next(p for p, part in made if not part)
         raise wrong("data.name", name, f"files of train and test alone (which is {odd}?)")
@@ -148,6 +149,8 @@ def source_of(
         except images.BadImage as error:
             raise _bad(name, pictures.keys[i], error) from None
 
+    # Keys, labels and shape and not the pixels: reading every picture once would take as long as
+    # the first epoch.
     lines = "\n".join(f"{pictures.keys[i]}\t{labels[i]}" for i in rows)
     digest = hashlib.sha256(os.fsencode(lines)).hexdigest()[:16]
     kind = name.partition(":")[0]

@@ -61,6 +61,7 @@ def compare(own: np.ndarray, other: np.ndarray, real: np.ndarray) -> Deviation:
     shape = real.shape[:2]
     fields = {f.name: np.empty(shape) for f in dataclasses.fields(Deviation)}
     for at in np.ndindex(shape):
+        # float64: a small distance is the difference of means that are nearly equal.
         a, b, y = (v[at].astype(np.float64) for v in (own, other, real))
         within = _mean_distance(b, b)
         # Distances within a set leave out pairs of a draw with itself, which makes the estimate
@@ -76,6 +77,7 @@ def compare(own: np.ndarray, other: np.ndarray, real: np.ndarray) -> Deviation:
 def _mean_distance(a: np.ndarray, b: np.ndarray) -> float:
     """Mean distance of the rows of `a` and `b`; of different rows where they are one array."""
     square = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T
+    # Rounding leaves squares just below 0 where two draws are the same.
     far = np.sqrt(np.maximum(square, 0.0))
     if a is b:
         np.fill_diagonal(far, 0.0)
@@ -120,11 +122,13 @@ def measure(
     }
     if again is not None:
         others["own, trained again"] = contexts.draw(again, asked, count, _OTHER).x
+    # What the own head itself loses with fewer steps: the scale on which one step is read.
     for steps in FEW_STEPS:
         if 2 * steps <= nfe:
             few = contexts.draw(own, asked, count, _OTHER, nfe=steps, nfe_schedule="constant")
             others[f"own, {steps} steps"] = few.x
     real = asked.asked
+    # Two halves of the same draws: what is left of a distance where nothing differs.
     deviations = {"floor": compare(reference[:, :, :half], reference[:, :, half:], real)}
     deviations |= {name: compare(reference, x, real) for name, x in others.items()}
     for name, of in deviations.items():

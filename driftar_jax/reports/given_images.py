@@ -81,6 +81,7 @@ def measure(
         allowed = f"pictures of {high}x{wide}x{channels}, as the judge reads them"
         raise wrong("images", f"{images} of {'x'.join(map(str, files.shape[1:]))}", allowed)
     folder.mkdir(parents=True, exist_ok=True)
+    # Part by part: a folder may hold more pictures than memory does.
     features = _see(network, files.parts(), len(files), "inception_score" in metrics)
     record = {
         "command": "python -m driftar_jax.evaluate " + " ".join(sys.argv[1:]),
@@ -109,6 +110,7 @@ def _real(
         return None, frechet.read(reference, network.name, network.width), "the moments given"
     real = _opened("reference", reference)
     moments, name = None, f"{reference}, {len(real)} pictures"
+    # Moments beside pictures are of InceptionV3, as ADM publishes them; others cannot use them.
     if network.name == "inception" and pictures.holds(reference, "mu.npy", "sigma.npy"):
         moments = frechet.read(reference, network.name, network.width)
         name += ", distance to its mu and sigma"
@@ -146,6 +148,7 @@ def _found(
     left: list[str] = []
     if "frechet" in metrics:
         fewest = count if moments else min(count, len(real.features))
+        # A covariance of `width` features has full rank with more pictures than that.
         if fewest <= width:
             left.append(f"no Frechet distance: {fewest} pictures, more than {width} are needed")
         else:
@@ -163,6 +166,7 @@ def _found(
         ]
     else:
         chosen = np.random.default_rng(0).permutation(len(real.features))
+        # What real pictures reach against each other: nobody can be expected to come nearer.
         halves = np.split(real.features[chosen], [len(chosen) // 2])
         if "kid" in metrics and min(len(half) for half in halves) >= _FEWEST:
             figures["kid"], figures["kid_spread"] = kid(real.features, sample.features)

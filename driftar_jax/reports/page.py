@@ -54,6 +54,7 @@ def write(folders: Sequence[str], out: str) -> str:
     lines = notes[0].read_text().splitlines() if notes else ["# Results", ""]
     figures = pathlib.Path(out).parent / "figures"
     filled, missing, used = [], [], set()
+    # Pictures are drawn after the page: a mistake in the notes then leaves all files as they were.
     drawing: list[Callable[[], None]] = []
     for line in lines:
         directive = _DIRECTIVE.fullmatch(line.strip())
@@ -71,7 +72,8 @@ def write(folders: Sequence[str], out: str) -> str:
         else:
             used.add(name)
             filled += _section(kind, name, results[name][1], figures, drawing)
-    for name in results.keys() - used:
+    # Sorted, for a set has no order and the page would change from run to run.
+    for name in sorted(results.keys() - used):
         kind, record = results[name]
         filled += ["", f"## {name}", "", *_section(kind, name, record, figures, drawing)]
     figures.mkdir(parents=True, exist_ok=True)
@@ -94,6 +96,7 @@ def _read(path: pathlib.Path) -> tuple[str, Any]:
         return "picture", path
     try:
         record = json.loads(path.read_text())
+        # A record says by its own keys which program wrote it; file names are the user's.
         kinds = {"pairs": "deviation", "controls": "drafts", "rows": "evaluate"}
         return next(kind for key, kind in kinds.items() if key in record), record
     except (ValueError, TypeError, StopIteration) as error:

@@ -58,6 +58,7 @@ class Session:
             reference=self.reference,
             ledger=ledger,
         )
+        # Written before the long part: other evaluations may be held against the same moments.
         frechet.write(self.out / "reference.npz", real.moments, self.network.name)
         rows = compare.measure(
             self.baselines,
@@ -80,6 +81,7 @@ class Session:
                     ("own head alone", self.baselines[0]),
                     ("Drift-AR", self.drifts[0]),
                 )
+                # Where a row stands for several tokens, no token has an entropy of its own.
                 if premise.measurable(loaded.model)
             }
             images = self._pictures(premises)
@@ -149,6 +151,8 @@ class Session:
         drift = self.drifts[0]
         images, condition = self._judged(MAPPED, drift)
         order = np.argsort(np.random.default_rng(1).random((MAPPED, drift.model.images.num_tokens)))
+        # Half of the tokens, in random order: what masked generation meets on its way. Tokens in
+        # turn are all known to those behind them, and a whole grid knows none.
         half = drift.model.images.num_tokens // 2
         known = order < (half if premise.sees_tokens(drift.model) else 0)
         known |= premise.reads_in_turn(drift.model)
@@ -250,12 +254,14 @@ def open_session(request: Request) -> Session:
     for method in compare.methods(baselines[0], drifts[0], asked):
         (baselines[0] if method.baseline else drifts[0]).check(method.settings)
     sources = opened.open_sources()
+    # The floor is a distance of two halves, and each must give a covariance of full rank.
     if (there := sum(map(len, sources))) // 2 <= network.width:
         allowed = f"a set of more than {2 * network.width + 1} images for its features, not {there}"
         field = "inception" if inception_dir else "judge"
         raise config.wrong(field, inception_dir or request.judge, allowed)
     images, labels = judges.all_images(sources)
     captions = None
+    # Sets without captions would refuse to be asked for them.
     if any(loaded.reader.takes != "classes" for loaded in (*drifts, *baselines)):
         captions = judges.all_captions(sources)
     folder.mkdir(parents=True, exist_ok=True)

@@ -79,6 +79,7 @@ def join(out: pathlib.Path, reports: Sequence[str]) -> str:
     for folder in map(pathlib.Path, reports):
         try:
             record = json.loads((folder / "drafts.json").read_text())
+            # Plain rows have no drafts to compare.
             rows = [row for row in record["rows"] if "accepted_groups" in row]
             facts = record["facts"]
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -134,6 +135,8 @@ def main_table(found: dict) -> list[str]:
         "backbone rows | calls saved | distance | accuracy | energy distance to plain | "
         "control: AR steps | control's distance | control's energy distance"
     ).split(" | ")
+    # Beside every row stands plain decoding with as many calls: a saving that it reaches as well
+    # earns the drafts no credit.
     controls = {row["ar_steps"]: row for row in found["controls"]}
     rows, plain = [], found["rows"][0]
     for row in found["rows"]:
@@ -196,6 +199,7 @@ def _drafted(rows: Sequence[dict]) -> list[dict]:
 
 def _lengths(rows: Sequence[dict]) -> list[str]:
     rows = _drafted(rows)
+    # Rules draft up to different numbers of steps; the shorter rows end in empty cells.
     most = max(len(row["speculation"]["accepted_lengths"]) for row in rows)
     head = ["method", *(f"{n}" for n in range(most)), "mean", "accepted share of drafts"]
     lines = []
@@ -211,6 +215,7 @@ def _lengths(rows: Sequence[dict]) -> list[str]:
 
 def _by_entropy(rows: Sequence[dict]) -> list[str]:
     rows = _drafted(rows)
+    # Bins in which any row judged a token; the others would be empty columns.
     bins = sorted({(b["from"], b["to"]) for r in rows for b in r["speculation"]["by_entropy"]})
     head = ["method", *(f"E {low:g} to {high:g}" for low, high in bins)]
     lines = []

@@ -55,6 +55,7 @@ def local(workdir: str | os.PathLike) -> str:
         allowed = "an environment with huggingface_hub (pip install huggingface_hub)"
         raise _wrong("workdir", text, allowed) from None
     try:
+        # A repository may hold anything else; no more than a release consists of is fetched.
         return huggingface_hub.snapshot_download(
             found["repo"], revision=found["revision"], allow_patterns=list(FILES)
         )
@@ -108,6 +109,7 @@ class Released:
             from safetensors import safe_open
 
             with safe_open(path, framework="numpy") as file:
+                # Of the header alone: what does not fit is refused before an array is read.
                 held = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}
                 need = {n: tuple(leaf.shape) for n, (_, leaf) in zip(names, leaves, strict=True)}
                 for name in sorted(held.keys() | need.keys()):
@@ -146,6 +148,7 @@ def write(
     from safetensors.numpy import save_file
 
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    # safetensors writes the bytes as they lie, whatever the strides say of them.
     arrays = {_name(keys): np.ascontiguousarray(leaf) for keys, leaf in leaves}
     save_file(arrays, folder / WEIGHTS, metadata={"format": "np"})
     write_json(folder / MANIFEST, {**manifest, "format": 1, "step": step})
