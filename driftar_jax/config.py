@@ -437,8 +437,8 @@ def _check_autoencoder(flat: dict[str, Any]) -> None:
     factor = flat["autoencoder.fold"] * 2**levels
     if flat["data.image_size"] % factor:
         raise wrong("data.image_size", flat["data.image_size"], f"a multiple of {factor}")
-    weighs, given = flat["autoencoder.perceptual"] > 0, bool(flat["autoencoder.features_from"])
-    if weighs != given:
+    weighs = flat["autoencoder.perceptual"] > 0
+    if weighs != bool(flat["autoencoder.features_from"]):
         allowed = "the workdir of task mae" if weighs else "'' while autoencoder.perceptual is 0"
         raise wrong("autoencoder.features_from", flat["autoencoder.features_from"], allowed)
 

@@ -19,12 +19,12 @@ flags.mark_flags_as_required(["family", "source", "out"])
 
 
 def main(_) -> None:
-    asked = _FAMILY.value, _SOURCE.value, _OUT.value
+    arguments = _FAMILY.value, _SOURCE.value, _OUT.value
     with cli.user_errors():
         if _BACK.value:
-            checkpoint.back(*asked, _WEIGHTS.value or "model_ema")
+            checkpoint.back(*arguments, _WEIGHTS.value or "model_ema")
         else:
-            checkpoint.forward(*asked, _WEIGHTS.value, num_heads=_HEADS.value)
+            checkpoint.forward(*arguments, _WEIGHTS.value, num_heads=_HEADS.value)
 
 
 if __name__ == "__main__":

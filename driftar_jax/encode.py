@@ -42,8 +42,8 @@ def main(_) -> None:
         ]
         for source in sources:
             pipeline.tell_left_out(source)
-        asked = {"per_shard": _PER_SHARD.value, "batch_size": _BATCH.value}
-        encoding.encode_set(sources, _VAE.value, _OUT.value, **asked)
+        options = {"per_shard": _PER_SHARD.value, "batch_size": _BATCH.value}
+        encoding.encode_set(sources, _VAE.value, _OUT.value, **options)
     print(f"{_OUT.value}: {sum(map(len, sources))} images; train with data.name=latents:PATH")
 
 

@@ -68,8 +68,8 @@ def main(_) -> None:
         real = judges.open_real(_JUDGE.value, _NUM.value, measured=loaded)
         out.mkdir(parents=True, exist_ok=True)
     bench = speculation.Bench(loaded, real, _NUM.value, _SEEDS.value, [int(b) for b in sizes])
-    found = bench.measure(table)
-    print(speculation_report.write(out, found, _facts(loaded, real, table[0].settings.stop)))
+    record = bench.measure(table)
+    print(speculation_report.write(out, record, _facts(loaded, real, table[0].settings.stop)))
 
 
 def _bounds(name: str, flag) -> tuple[float, ...]:

@@ -31,10 +31,10 @@ def main(_) -> None:
         cli.fail("configs: got nothing, allowed --configs=FILE.py[:SIZE],...")
     with cli.user_errors():
         target = _target()
-        asked = [_asked(name) for name in _CONFIGS.value]
+        configs = [_asked(name) for name in _CONFIGS.value]
         network = files.load(_FEATURES.value, "features") if _FEATURES.value else None
     print(HEADER if target is None else TARGET_HEADER)
-    for name, settings in zip(_CONFIGS.value, asked, strict=True):
+    for name, settings in zip(_CONFIGS.value, configs, strict=True):
         with cli.user_errors():
             needs = measure(settings, compiled=_COMPILE.value, network=network, target=target)
         if target is None:

@@ -27,15 +27,15 @@ def groups(program: str) -> dict[str, list[flags.Flag]]:
     Returns:
       The program's own flags first, then those of each module of the package that defines some.
     """
-    found: dict[str, list[flags.Flag]] = {"flags": []}
+    by_heading: dict[str, list[flags.Flag]] = {"flags": []}
     for module, defined in flags.FLAGS.flags_by_module_dict().items():
         own = [flag for flag in defined if not flag.name.startswith("config.")]
         if module == program:
-            found["flags"] = own
+            by_heading["flags"] = own
         elif module.startswith("driftar_jax."):
             text = sys.modules[module].__doc__ or module
-            found[text.split("\n\n")[0].split(":")[0].rstrip(".")] = own
-    return {heading: own for heading, own in found.items() if own}
+            by_heading[text.split("\n\n")[0].split(":")[0].rstrip(".")] = own
+    return {heading: own for heading, own in by_heading.items() if own}
 
 
 def names(program: str) -> list[str]:

@@ -53,8 +53,8 @@ def changes() -> dict[str, Any]:
     Raises:
       ValueError: `--gamma`, `--lookahead` or `--stop` is neither `auto` nor a number that fits.
     """
-    given = {name: flags.FLAGS[name].value for name, _, _ in _PLAIN if name in flags.FLAGS}
-    return given | {
+    values = {name: flags.FLAGS[name].value for name, _, _ in _PLAIN if name in flags.FLAGS}
+    return values | {
         "gamma": parse_count("gamma", flags.FLAGS.gamma),
         "lookahead": parse_count("lookahead", flags.FLAGS.lookahead),
         "stop": parse_stop(flags.FLAGS.stop),

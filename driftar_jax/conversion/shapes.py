@@ -30,8 +30,8 @@ class Shapes:
 
 
 def attention_heads(
-    given: int | None,
-    found: Mapping[str, int],
+    num_heads: int | None,
+    fields: Mapping[str, int],
     presets: Iterable[Mapping[str, int]],
     alike: Sequence[str],
     sizes: str = "released",
@@ -39,8 +39,8 @@ def attention_heads(
     """Find the attention heads, which no shape shows.
 
     Args:
-      given: by the user; None takes those of the preset of the same sizes.
-      found: fields of the module, `width` among them.
+      num_heads: by the user; None takes those of the preset of the same sizes.
+      fields: fields of the module, `width` among them.
       presets: the sizes whose heads are known.
       alike: fields in which a preset has to agree.
       sizes: what the presets are called, for messages.
@@ -48,15 +48,15 @@ def attention_heads(
     Raises:
       ValueError: they are not known, or do not divide the width.
     """
-    width = found["width"]
-    if given is None:
-        same = [p for p in presets if all(p[field] == found[field] for field in alike)]
+    width = fields["width"]
+    if num_heads is None:
+        same = [p for p in presets if all(p[field] == fields[field] for field in alike)]
         if not same:
             raise ValueError(
                 f"num_heads: got none, allowed a divisor of width {width} "
                 f"(known for the {sizes} sizes only)"
             )
-        given = same[0]["num_heads"]
-    if given < 1 or width % given:
-        raise ValueError(f"num_heads: got {given}, allowed a divisor of width {width}")
-    return given
+        num_heads = same[0]["num_heads"]
+    if num_heads < 1 or width % num_heads:
+        raise ValueError(f"num_heads: got {num_heads}, allowed a divisor of width {width}")
+    return num_heads

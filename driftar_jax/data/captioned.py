@@ -65,7 +65,7 @@ def _tables(root: str, pictures: Sequence[str]) -> list[str]:
     return [place for place in places if os.path.isfile(place)]
 
 
-def _read_table(name: str, path: str, found: dict[str, str]) -> None:
+def _read_table(name: str, path: str, texts: dict[str, str]) -> None:
     folder = os.path.dirname(path)
     rows = _json_rows if path.endswith(".jsonl") else _csv_rows
     try:
@@ -78,11 +78,11 @@ def _read_table(name: str, path: str, found: dict[str, str]) -> None:
                 picture = os.path.normpath(os.path.join(folder, file_name))
                 if "\0" in text:
                     raise ValueError(f"line {number} holds zero bytes")
-                if picture in found:
+                if picture in texts:
                     raise ValueError(f"line {number} names {file_name} a second time")
                 if not os.path.isfile(picture):
                     raise ValueError(f"line {number} names {file_name}, which is not there")
-                found[picture] = text.strip()
+                texts[picture] = text.strip()
     except (OSError, ValueError, csv.Error) as error:
         reason = " ".join(str(error).split())[:200]
         allowed = f"lines with file_name and text (or caption) in {path} ({reason})"

@@ -86,7 +86,7 @@ class WordTokenizer:
 
     def encode(self, text: str) -> list[int]:
         """See `prompts.Tokenizer`; words that no caption has become `[UNK]`."""
-        found = []
+        ids = []
         # A group in the pattern keeps the special tokens among the parts; they are not put into
         # lower case.
         for part in self._special.split(text):
@@ -121,17 +121,19 @@ def read_tokenizer(folder: str | pathlib.Path, spec: TextSpec) -> Vocabulary:
     if not path.is_file():
         raise wrong(prompts.FILE, None, f"the run's own {prompts.FILE} in {folder}")
     try:
-        made = tokenizer_of(jsons.parse(path.read_bytes()))
+        tokenizer = tokenizer_of(jsons.parse(path.read_bytes()))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise wrong(prompts.FILE, str(path), f"the file that the run wrote ({reason})") from None
-    words = len(made.vocabulary)
+    words = len(tokenizer.vocabulary)
     # The table of a converted checkpoint has more rows than its tokenizer has pieces.
-    if words > spec.vocab_size or (isinstance(made, WordTokenizer) and words < spec.vocab_size):
+    if words > spec.vocab_size or (
+        isinstance(tokenizer, WordTokenizer) and words < spec.vocab_size
+    ):
         allowed = f"{spec.vocab_size} words, as the run has them"
-        raise wrong(prompts.FILE, f"{len(made.vocabulary)} words", allowed)
-    prompts.check_tokenizer(made, spec.marks)
-    return made
+        raise wrong(prompts.FILE, f"{len(tokenizer.vocabulary)} words", allowed)
+    prompts.check_tokenizer(tokenizer, spec.marks)
+    return tokenizer
 
 
 def spec_of(

@@ -99,10 +99,10 @@ def captions(name: str) -> list[str] | None:
 
 def _checked(name: str, ending: str, want: str) -> pathlib.Path:
     path = FOLDER / f"{name}{ending}"
-    found = hashlib.sha256(path.read_bytes()).hexdigest()
-    if found != want:
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if digest != want:
         raise ValueError(
-            f"data.name: got {name!r} whose file {path} has sha256 {found[:12]}..., allowed "
+            f"data.name: got {name!r} whose file {path} has sha256 {digest[:12]}..., allowed "
             f"{want[:12]}...; install the package again"
         )
     return path

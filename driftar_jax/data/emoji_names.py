@@ -57,8 +57,8 @@ def caption(code: str, subgroup: str) -> str:
 def main() -> None:
     with np.load(embedded.FOLDER / "emoji32.npz", allow_pickle=False) as arrays:
         codes, classes = arrays["code"].tolist(), arrays["names"][arrays["label"]].tolist()
-    found = {code: caption(code, name) for code, name in zip(codes, classes, strict=True)}
-    for code, text in sorted(found.items()):
+    texts = {code: caption(code, name) for code, name in zip(codes, classes, strict=True)}
+    for code, text in sorted(texts.items()):
         print(f"{code}\t{text}")
 
 

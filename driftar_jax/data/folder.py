@@ -112,14 +112,14 @@ def _common_shape(
             return error
 
     with concurrent.futures.ThreadPoolExecutor(READ_THREADS) as pool:
-        seen = list(pool.map(look, pictures))
-    bad = [(p, s) for p, s in zip(pictures, seen, strict=True) if isinstance(s, Exception)]
+        headers = list(pool.map(look, pictures))
+    bad = [(p, s) for p, s in zip(pictures, headers, strict=True) if isinstance(s, Exception)]
     if bad:
         raise _bad(name, bad)
-    if not seen:
+    if not headers:
         return (image_size or 1, image_size or 1, 3), [(1, 1)]
-    channels = 1 if all(grey for _, _, grey in seen) else 3
-    sizes = sorted({(height, width) for height, width, _ in seen})
+    channels = 1 if all(grey for _, _, grey in headers) else 3
+    sizes = sorted({(height, width) for height, width, _ in headers})
     if image_size is not None:
         return (image_size, image_size, channels), sizes
     if len(sizes) > 1:

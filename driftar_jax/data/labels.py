@@ -12,11 +12,11 @@ _LONGEST = 40
 _SHOWN = 20  # classes that a message names
 
 
-def numbers(asked: Sequence, names: Sequence[str]) -> list[int]:
+def numbers(wanted: Sequence, names: Sequence[str]) -> list[int]:
     """Return the numbers of the classes that are is asked for.
 
     Args:
-      asked: numbers, -1 for none; or names. A text is a name where a class has it, else a number:
+      wanted: numbers, -1 for none; or names. A text is a name where a class has it, else a number:
         classes called 2, 10 and 1 are asked for by these names.
       names: of all classes.
 
@@ -37,7 +37,7 @@ def words(text: str, names: Sequence[str]) -> list[str]:
     if _plain(text) in map(_plain, names):
         return [text]
     known = {_plain(name) for name in names}
-    parts, found, at = [part.strip() for part in text.split(",")], [], 0
+    parts, joined, at = [part.strip() for part in text.split(",")], [], 0
     while at < len(parts):
         end = at + 1
         if _plain(parts[at]) not in known:
@@ -45,9 +45,9 @@ def words(text: str, names: Sequence[str]) -> list[str]:
                 if _plain(",".join(parts[at:last])) in known:
                     end = last
                     break
-        found.append(",".join(parts[at:end]))
+        joined.append(",".join(parts[at:end]))
         at = end
-    return [word for word in found if word]
+    return [word for word in joined if word]
 
 
 def for_file(number: int, name: str) -> str:
@@ -81,4 +81,4 @@ def _number(asked, known: dict[str, int], names: Sequence[str]) -> int:
             return whole
     except (TypeError, ValueError, OverflowError):
         pass
-    raise wrong("labels", asked, f"-1 to {count - 1} or a class name")
+    raise wrong("labels", wanted, f"-1 to {count - 1} or a class name")

@@ -236,13 +236,13 @@ def read_facts(folder: pathlib.Path) -> dict:
     return facts
 
 
-def _numbers(given) -> bool:
+def _numbers(value) -> bool:
     """Whether these are whole numbers of at least 1, none beyond what a set can have."""
-    return isinstance(given, list) and all(type(n) is int and 0 < n <= 2**40 for n in given)
+    return isinstance(value, list) and all(type(n) is int and 0 < n <= 2**40 for n in value)
 
 
-def _texts(given) -> bool:
-    return isinstance(given, list) and bool(given) and all(isinstance(n, str) for n in given)
+def _texts(value) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(n, str) for n in value)
 
 
 def begin(out: str, facts: dict) -> pathlib.Path:

@@ -58,7 +58,7 @@ def files(name: str, given: str, ending: str, counts: collections.Counter) -> li
 
     Args:
       name: of the set, for messages.
-      given: a folder, a file, or a pattern with `*` and `{000..012}`.
+      pattern: a folder, a file, or a pattern with `*` and `{000..012}`.
       ending: of the files, such as `.tar`.
       counts: gets what else a folder holds.
 
@@ -69,7 +69,7 @@ def files(name: str, given: str, ending: str, counts: collections.Counter) -> li
     Raises:
       ValueError: there is no such file, or some have a part and others none.
     """
-    path = paths.local("data.name", given)
+    path = paths.local("data.name", pattern)
     if os.path.isdir(path):
         found, root = [], path
         for file in listing.walk("data.name", name, path, counts):
@@ -89,9 +89,9 @@ def files(name: str, given: str, ending: str, counts: collections.Counter) -> li
     named = {part for _, part in made}
     # A file without a part beside named ones would silently be trained on.
     if "" in named and len(named) > 1:
-        odd = next(p for p, part in made if not part)
+        odd = next(p for p, part in with_parts if not part)
         raise wrong("data.name", name, f"files of train and test alone (which is {odd}?)")
-    return made
+    return with_parts
 
 
 def _braces(pattern: str) -> list[str]:
@@ -171,8 +171,8 @@ def source_of(
 
 def _classes(name: str, pictures: Pictures) -> tuple[list[int], tuple[str, ...]]:
     """A number for each picture, and what the numbers are called."""
-    given = pictures.labels
-    if given is None:
+    labels = pictures.labels
+    if labels is None:
         return [0] * len(pictures.keys), (listing.ONE_CLASS,)
     if all(isinstance(label, str) for label in given):
         names = tuple(sorted(set(given)))
@@ -259,17 +259,17 @@ def _headers(name: str, pictures: Pictures, rows: Sequence[int]) -> list[tuple[i
     """`(height, width, is grey)` of these pictures; raises ValueError, which names a bad one."""
 
     def look(part: list[int]):
-        found = []
+        headers = []
         for i, data in zip(part, pictures.encoded(part), strict=True):
             try:
-                found.append(images.header(io.BytesIO(data)))
+                headers.append(images.header(io.BytesIO(data)))
             except images.BadImage as error:
                 raise _bad(name, pictures.keys[i], error) from None
-        return found
+        return headers
 
     parts = [list(rows[k : k + 64]) for k in range(0, len(rows), 64)]
     with concurrent.futures.ThreadPoolExecutor(READ_THREADS) as pool:
-        return [item for found in pool.map(look, parts) for item in found]
+        return [item for headers in pool.map(look, parts) for item in headers]
 
 
 def _bad(name: str, key: str, error: Exception) -> ValueError:

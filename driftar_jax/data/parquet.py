@@ -55,11 +55,11 @@ def open_parquet(
 
 
 def _chosen(name: str, text: str) -> dict[str, str]:
-    made = dict(word.partition("=")[::2] for word in text.split(",") if word)
-    if unknown := set(made) - set(_KINDS):
+    columns = dict(word.partition("=")[::2] for word in text.split(",") if word)
+    if unknown := set(columns) - set(_KINDS):
         allowed = f"PATH@image=COLUMN,label=COLUMN,text=COLUMN, not {sorted(unknown)[0]}="
         raise wrong("data.name", name, f"{PARQUET}{allowed}")
-    return made
+    return columns
 
 
 class _Tables:

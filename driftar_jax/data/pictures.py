@@ -57,10 +57,10 @@ def save_by_class(
     font = ImageFont.load_default(_LETTERS)
     before = 2 * _LETTERS + max(int(font.getlength(title(label))) for label, _ in rows)
     scale = max(1, 64 // images.shape[1])
-    made = [to_pil(grid(row, most), scale).convert("RGB") for _, row in rows]
-    width, height = before + made[0].width, sum(row.height for row in made)
+    strips = [to_pil(grid(row, most), scale).convert("RGB") for _, row in rows]
+    width, height = before + strips[0].width, sum(row.height for row in strips)
     sheet, top = Image.new("RGB", (width, height), "white"), 0
-    for (label, _), row in zip(rows, made, strict=True):
+    for (label, _), row in zip(rows, strips, strict=True):
         sheet.paste(row, (before, top))
         middle = (before - _LETTERS, top + row.height // 2)
         ImageDraw.Draw(sheet).text(middle, title(label), "black", font, anchor="rm")

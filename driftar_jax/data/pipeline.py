@@ -309,8 +309,8 @@ def _tell_resized(source) -> None:
     sizes = set(getattr(source, "sizes", None) or ())
     height, width, _ = source.image_shape
     if sizes - {(height, width)} and jax.process_index() == 0:
-        seen = " to ".join(f"{h}x{w}" for h, w in sorted(sizes))
-        line = f"pictures of {seen} are made {height}x{width} (data.image_size)"
+        span = " to ".join(f"{h}x{w}" for h, w in sorted(sizes))
+        line = f"pictures of {span} are made {height}x{width} (data.image_size)"
         print(f"{source.name}: {line}", file=sys.stderr)
 
 

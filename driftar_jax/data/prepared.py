@@ -42,12 +42,12 @@ def open_prepared(
         8-bit images and class labels. One line each.
     """
     folder = data_folder(data_dir)
-    found = _NAME.fullmatch(name)
-    if found is None:
+    match = _NAME.fullmatch(name)
+    if match is None:
         raise _unknown(name)
-    if found["set"] in embedded.NAMES and not found["config"]:
-        _prepare_embedded(found["set"], folder)
-    full_name, summary = _find(name, found, folder)
+    if match["set"] in embedded.NAMES and not match["config"]:
+        _prepare_embedded(match["set"], folder)
+    full_name, summary = _find(name, match, folder)
     file_format = _format(name, summary, folder)
 
     import tensorflow_datasets as tfds
@@ -124,24 +124,24 @@ def open_prepared(
     )
 
 
-def _find(name: str, found: re.Match, folder: str) -> tuple[str, dict]:
+def _find(name: str, match: re.Match, folder: str) -> tuple[str, dict]:
     """Full name of the set, with config and version, and its `dataset_info.json`."""
     from etils import epath
 
-    base = epath.Path(folder) / found["set"]
-    config = found["config"]
+    base = epath.Path(folder) / match["set"]
+    config = match["config"]
     if config is None and base.exists() and not _versions(base):
         configs = sorted(p.name for p in base.iterdir() if p.is_dir() and _versions(p))
         if len(configs) > 1:
-            nearest = [f"{found['set']}/{c}" for c in configs]
+            nearest = [f"{match['set']}/{c}" for c in configs]
             raise ValueError(f"data.name: got {name!r}, allowed one of its configs: {nearest}")
         # A single config needs not be named; several cannot be told apart.
         config = configs[0] if configs else None
     home = base / config if config else base
     versions = _versions(home) if home.exists() else []
     if not versions:
-        raise _missing(name, found["set"], folder)
-    version = found["version"] or versions[-1]
+        raise _missing(name, match["set"], folder)
+    version = match["version"] or versions[-1]
     if version not in versions:
         raise ValueError(f"data.name: got {name!r}, allowed the versions {versions} in {home}")
     tfds_files.check(home / version)
@@ -149,7 +149,7 @@ def _find(name: str, found: re.Match, folder: str) -> tuple[str, dict]:
         info = json.loads((home / version / "dataset_info.json").read_text())
     except ValueError as error:
         raise _damaged(name, folder, error) from None
-    return "/".join(filter(None, (found["set"], config))) + f":{version}", info
+    return "/".join(filter(None, (match["set"], config))) + f":{version}", info
 
 
 def _versions(path) -> list[str]:

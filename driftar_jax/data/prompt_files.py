@@ -48,18 +48,18 @@ class Prompts:
         return hashlib.sha256(lines.encode()).hexdigest()
 
 
-def read(field: str, given: str) -> Prompts:
+def read(field: str, source: str) -> Prompts:
     """Read the prompts of a file or a folder.
 
     Args:
       field: for messages.
-      given: `.jsonl` with `prompt` (GenEval), `.json` of id to `{category, prompt}` (MJHQ-30K), a
+      source: `.jsonl` with `prompt` (GenEval), `.json` of id to `{category, prompt}` (MJHQ-30K), a
         folder of `id.txt` (DPG-Bench), or any other text file with a prompt a line.
 
     Raises:
       ValueError: nothing there, an empty prompt, or a name that no file can have; one line.
     """
-    path = pathlib.Path(paths.local(field, given))
+    path = pathlib.Path(paths.local(field, source))
     try:
         if path.is_dir():
             kind, items = "folder", _folder(path)
@@ -73,10 +73,10 @@ def read(field: str, given: str) -> Prompts:
             items = reader(path.read_bytes())
         _check(items)
     except OSError as error:
-        raise wrong(field, given, f"a file or folder of prompts ({error.strerror})") from None
+        raise wrong(field, source, f"a file or folder of prompts ({error.strerror})") from None
     except ValueError as error:
         reason = " ".join(str(error).split())[:200]
-        raise wrong(field, given, f"prompts in UTF-8 ({reason})") from None
+        raise wrong(field, source, f"prompts in UTF-8 ({reason})") from None
     return Prompts(kind, tuple(items))
 
 
@@ -117,23 +117,23 @@ def _json_lines(data: bytes) -> list[Prompt]:
             facts = jsons.parse(line.encode())
             if not isinstance(facts, dict) or not isinstance(facts.get("prompt"), str):
                 raise ValueError(f"line {number} is no object with a prompt")
-            found.append((facts["prompt"], facts))
-    return _numbered(found)
+            items.append((facts["prompt"], facts))
+    return _numbered(items)
 
 
 def _table(data: bytes) -> list[Prompt]:
     table = jsons.parse(data)
     if not isinstance(table, dict):
         raise ValueError("no object of ids")
-    found = []
+    items = []
     for key, facts in table.items():
         if not isinstance(facts, dict) or not isinstance(facts.get("prompt"), str):
             raise ValueError(f"{key[:40]!r} has no prompt")
         category = facts.get("category", "")
         if not isinstance(category, str) or category and not _NAME.fullmatch(category):
             raise ValueError(f"{key[:40]!r} is of category {str(category)[:40]!r}")
-        found.append(Prompt(facts["prompt"], key, facts))
-    return found
+        items.append(Prompt(facts["prompt"], key, facts))
+    return items
 
 
 def _folder(path: pathlib.Path) -> list[Prompt]:

@@ -45,9 +45,9 @@ def fit(settings: Any) -> list[str]:
     if not data.patch_size:
         data.patch_size = _patch(data.image_size)
     grid = data.image_size // data.patch_size
-    seen = " to ".join(f"{height}x{width}" for height, width in sorted({small, large}))
+    span = " to ".join(f"{height}x{width}" for height, width in sorted({small, large}))
     lines = [
-        f"{data.name}: {len(source)} pictures of {source.num_classes} class(es), {seen}, trained "
+        f"{data.name}: {len(source)} pictures of {source.num_classes} class(es), {span}, trained "
         f"at data.image_size={data.image_size} with data.patch_size={data.patch_size}: "
         f"{grid * grid} tokens"
     ]

@@ -16,9 +16,9 @@ def vocabulary_of(captions: Sequence[str], special: Sequence[str]) -> dict:
     import tokenizers
     from tokenizers import models, normalizers, pre_tokenizers, trainers
 
-    made = tokenizers.Tokenizer(models.BPE())
-    made.normalizer = normalizers.Lowercase()
-    made.pre_tokenizer = pre_tokenizers.Sequence(
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Digits(individual_digits=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
@@ -31,8 +31,8 @@ def vocabulary_of(captions: Sequence[str], special: Sequence[str]) -> dict:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    made.train_from_iterator(sorted(captions), trainer)
-    return json.loads(made.to_str())
+    tokenizer.train_from_iterator(sorted(captions), trainer)
+    return json.loads(tokenizer.to_str())
 
 
 class SubwordTokenizer:

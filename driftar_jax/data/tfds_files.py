@@ -56,13 +56,13 @@ def left_out(folder, info, features: Sequence[str], beside: Sequence[str] = ()) 
 
 def _classes(tree) -> list[str]:
     """Every `pythonClassName` of nested JSON, and `type` of what older versions wrote."""
-    found, waiting = [], [tree]
+    names, waiting = [], [tree]
     while waiting:
         node = waiting.pop()
         if isinstance(node, dict):
             named = [node.get("pythonClassName"), node.get("python_class_name"), node.get("type")]
-            found += [name for name in named if isinstance(name, str)]
+            names += [name for name in named if isinstance(name, str)]
             waiting += node.values()
         elif isinstance(node, list):
             waiting += node
-    return found
+    return names

@@ -42,7 +42,7 @@ def starts(path: str, count: int) -> np.ndarray:
     Raises:
       ValueError: the lengths in the file do not fit their checks, its size or `count`.
     """
-    size, at, found = os.path.getsize(path), 0, []
+    size, at, offsets = os.path.getsize(path), 0, []
     with open(path, "rb") as file:
         while at < size:
             file.seek(at)
@@ -50,11 +50,11 @@ def starts(path: str, count: int) -> np.ndarray:
             length = int.from_bytes(head[:8], "little")
             if len(head) < _HEAD or masked_check(head[:8]) != int.from_bytes(head[8:], "little"):
                 raise ValueError(f"{path}: no record at byte {at}")
-            found.append(at)
+            offsets.append(at)
             at += _HEAD + length + _TAIL
-    if at != size or len(found) != count:
-        raise ValueError(f"{path}: {len(found)} whole records, {count} in dataset_info.json")
-    return np.asarray([*found, size], np.int64)
+    if at != size or len(offsets) != count:
+        raise ValueError(f"{path}: {len(offsets)} whole records, {count} in dataset_info.json")
+    return np.asarray([*offsets, size], np.int64)
 
 
 class Records:
@@ -67,9 +67,9 @@ class Records:
         """Of `tfds.core.DatasetInfo`; `split` may be a part, `train[:10%]`; raises ValueError."""
         self._decoders = dict(decoders)
         self._parse = info.features.deserialize_example_np
-        asked = info.splits[split].file_instructions
-        self._files = [(i.filename, i.skip, i.examples_in_shard) for i in asked]
-        self._ends = np.cumsum([i.take for i in asked])
+        instructions = info.splits[split].file_instructions
+        self._files = [(i.filename, i.skip, i.examples_in_shard) for i in instructions]
+        self._ends = np.cumsum([i.take for i in instructions])
         self._starts = functools.cache(starts)
 
     def __len__(self) -> int:

@@ -110,23 +110,23 @@ def of_run(
     return measure(bind, arrays, repetitions=repetitions)
 
 
-def measure(bind: Callable[..., Engine], given: tuple, *, repetitions: int = 5) -> Rounds:
+def measure(bind: Callable[..., Engine], arguments: tuple, *, repetitions: int = 5) -> Rounds:
     """Time a batch, whole and in pieces by turns.
 
     Args:
       bind: `bind(*given)` is the engine of the batch; traced.
-      given: arrays.
+      arguments: arrays.
       repetitions: at least 1, after one that is not timed.
     """
-    whole = jax.jit(lambda given: bind(*given).run())
+    whole = jax.jit(lambda arguments: bind(*arguments).run())
     # The number of rounds depends on what was accepted; with it known, a scan of that length can
     # hand on what every round saw.
-    count = int(whole(given)[1].batch_calls)
+    count = int(whole(arguments)[1].batch_calls)
 
     @jax.jit
-    def states(given):
+    def states(arguments):
         """What every round began with, drafted and called, `[rounds, ...]`."""
-        engine = bind(*given)
+        engine = bind(*arguments)
 
         def body(state, _):
             drafted = engine.drafted(state)
@@ -137,8 +137,8 @@ def measure(bind: Callable[..., Engine], given: tuple, *, repetitions: int = 5) 
 
     def piece(name):
         @jax.jit
-        def run(given, inputs):
-            engine = bind(*given)
+        def run(arguments, inputs):
+            engine = bind(*arguments)
 
             def body(total, inputs):
                 # All of it is read, in a way that nothing can be left out of.
@@ -149,12 +149,12 @@ def measure(bind: Callable[..., Engine], given: tuple, *, repetitions: int = 5) 
 
         return run
 
-    before, drafted, called = states(given)
+    before, drafted, called = states(arguments)
     calls = [
-        functools.partial(whole, given),
-        functools.partial(piece("drafted"), given, (before,)),
-        functools.partial(piece("called"), given, (before, drafted)),
-        functools.partial(piece("settled"), given, (before, drafted, called)),
+        functools.partial(whole, arguments),
+        functools.partial(piece("drafted"), arguments, (before,)),
+        functools.partial(piece("called"), arguments, (before, drafted)),
+        functools.partial(piece("settled"), arguments, (before, drafted, called)),
     ]
     # The first call compiles, and is not timed.
     for call in calls:

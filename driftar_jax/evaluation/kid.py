@@ -7,7 +7,7 @@ SUBSETS, SIZE = 100, 1000
 
 def kid(
     real: np.ndarray,
-    made: np.ndarray,
+    samples: np.ndarray,
     *,
     subsets: int = SUBSETS,
     size: int = SIZE,
@@ -20,7 +20,7 @@ def kid(
 
     Args:
       real: `[n, d]` features of real data.
-      made: `[m, d]` features of samples.
+      samples: `[m, d]` features of samples.
       subsets: how many are drawn.
       size: rows of a subset; of sets below twice as many, half of the smaller.
       seed: of the draws.
@@ -33,19 +33,19 @@ def kid(
 
     Source: Binkowski et al., arXiv 1801.01401.
     """
-    if real.ndim != 2 or made.ndim != 2 or real.shape[1] != made.shape[1]:
-        raise ValueError(f"features: got {real.shape} and {made.shape}, allowed one width")
-    fewest = min(len(real), len(made))
+    if real.ndim != 2 or samples.ndim != 2 or real.shape[1] != samples.shape[1]:
+        raise ValueError(f"features: got {real.shape} and {samples.shape}, allowed one width")
+    fewest = min(len(real), len(samples))
     if fewest < 4:
         raise ValueError(f"num: got {fewest} images, allowed at least 4 (kernel distance)")
     # Half at most, or subsets of a small set would be the same rows again and their spread 0.
     size = min(size, fewest // 2)
     rng = np.random.default_rng(seed)
-    real, made = np.asarray(real, np.float64), np.asarray(made, np.float64)
+    real, samples = np.asarray(real, np.float64), np.asarray(samples, np.float64)
     estimates = [
         discrepancy(
             real[rng.choice(len(real), size, replace=False)],
-            made[rng.choice(len(made), size, replace=False)],
+            samples[rng.choice(len(samples), size, replace=False)],
         )
         for _ in range(subsets)
     ]

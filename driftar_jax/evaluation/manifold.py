@@ -12,7 +12,7 @@ THUMBNAIL = 32
 
 
 def precision_recall(
-    real: np.ndarray, made: np.ndarray, *, neighbours: int = 3, block: int = BLOCK
+    real: np.ndarray, samples: np.ndarray, *, neighbours: int = 3, block: int = BLOCK
 ) -> tuple[float, float]:
     """Compute the shares of samples inside the real manifold, and of real data inside the samples'
     one.
@@ -22,7 +22,7 @@ def precision_recall(
 
     Args:
       real: `[n, d]` features of real data.
-      made: `[m, d]` features of samples.
+      samples: `[m, d]` features of samples.
       neighbours: k.
       block: rows at a time; changes the memory alone.
 
@@ -34,16 +34,16 @@ def precision_recall(
 
     Source: Kynkaanniemi et al., arXiv 1904.06991.
     """
-    if real.ndim != 2 or made.ndim != 2 or real.shape[1] != made.shape[1]:
-        raise ValueError(f"features: got {real.shape} and {made.shape}, allowed one width")
-    fewest = min(len(real), len(made))
+    if real.ndim != 2 or samples.ndim != 2 or real.shape[1] != samples.shape[1]:
+        raise ValueError(f"features: got {real.shape} and {samples.shape}, allowed one width")
+    fewest = min(len(real), len(samples))
     if fewest <= neighbours:
         raise ValueError(f"num: got {fewest} images, allowed more than {neighbours} (neighbours)")
     # Far from zero, the subtraction of squares below would lose digits.
     middle = np.mean(real, axis=0, dtype=np.float64)
-    real, made = (np.asarray(f, np.float64) - middle[None] for f in (real, made))
-    inside_real = _inside(made, real, _radii(real, neighbours, block), block)
-    inside_made = _inside(real, made, _radii(made, neighbours, block), block)
+    real, samples = (np.asarray(f, np.float64) - middle[None] for f in (real, samples))
+    inside_real = _inside(samples, real, _radii(real, neighbours, block), block)
+    inside_made = _inside(real, samples, _radii(samples, neighbours, block), block)
     return float(inside_real.mean()), float(inside_made.mean())
 
 

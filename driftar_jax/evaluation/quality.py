@@ -52,11 +52,11 @@ class Quality:
     copied: float | None = None
 
 
-def summary(found: Sequence[Quality]) -> dict[str, float]:
+def summary(qualities: Sequence[Quality]) -> dict[str, float]:
     """Return the mean over seeds of everything measured, and with `_std` the standard deviation."""
     values = {}
     for field in dataclasses.fields(Quality):
-        column = [getattr(q, field.name) for q in found]
+        column = [getattr(q, field.name) for q in qualities]
         if None not in column:
             values[field.name] = float(np.mean(column))
             values[f"{field.name}_std"] = float(np.std(column, ddof=1)) if len(column) > 1 else 0.0

@@ -128,10 +128,10 @@ class Bench:
     def _labels(self, seed: int) -> np.ndarray:
         return np.random.default_rng(seed).choice(self.real.labels, self.num)
 
-    def _made(self, run: Generator, settings: Settings, seed: int, asked):
+    def _made(self, run: Generator, settings: Settings, seed: int, condition):
         """Images, counts and, where drafts were made, what became of them."""
         rest = {"batch_size": max(self.batch_sizes), "to_pixels": run.to_pixels}
-        arguments = run.model, settings, run.params, asked, seed
+        arguments = run.model, settings, run.params, condition, seed
         if settings.drafts:
             images, speculation = batches.sample_drafted(*arguments, **rest)
             return images, batches.drafted_counts(speculation), speculation

@@ -183,12 +183,12 @@ def draw_mask(key: jax.Array, shape: tuple[int, int, int], share: float) -> jax.
     return mask[:, :height, :width]
 
 
-def reconstruction_loss(made: jax.Array, image: jax.Array, mask: jax.Array) -> jax.Array:
+def reconstruction_loss(decoded: jax.Array, image: jax.Array, mask: jax.Array) -> jax.Array:
     """Return `sum (xhat - x)^2 over masked places and channels / masked places` of each image.
 
     Args:
-      made: `[B, H, W, c]` floating.
-      image: like `made`.
+      decoded: `[B, H, W, c]` floating.
+      image: like `decoded`.
       mask: `[B, H, W]` bool, True where the network could not see.
 
     Returns:
@@ -196,7 +196,7 @@ def reconstruction_loss(made: jax.Array, image: jax.Array, mask: jax.Array) -> j
     """
     hidden = mask.astype(jnp.float32)
     # Visible places are left out: copying the input must not count as filling it in.
-    error = jnp.sum(jnp.square(made - image), axis=-1) * hidden
+    error = jnp.sum(jnp.square(decoded - image), axis=-1) * hidden
     return error.sum(axis=(1, 2)) / jnp.maximum(hidden.sum(axis=(1, 2)), 1.0)
 
 

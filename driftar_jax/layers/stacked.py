@@ -58,12 +58,12 @@ def run(
         dropout key for each block. They are stacked in every step: it pays where compiling is dear
         and activations are made again, for a loop that keeps them keeps them in pieces.
     """
-    given = module.has_variable("params", name)
-    if not given and (not scan or len(blocks) < 2 or module.is_initializing()):
+    as_one = module.has_variable("params", name)
+    if not as_one and (not scan or len(blocks) < 2 or module.is_initializing()):
         for block in blocks:
             h = call(block, h)
         return h
-    if given:
+    if as_one:
         params, keys = module.get_variable("params", name), None
     else:
         trees = [block.variables["params"] for block in blocks]

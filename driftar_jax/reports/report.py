@@ -229,7 +229,7 @@ def entropy_map(
     plt.close(figure)
 
 
-def entropy_against_residual(path: pathlib.Path, found: dict[str, Sequence[Premise]]) -> None:
+def entropy_against_residual(path: pathlib.Path, premises: dict[str, Sequence[Premise]]) -> None:
     """Draw the mean residual by tenths of the entropy's rank, one panel per checkpoint."""
     plt = pictures.pyplot()
     figure, axes = plt.subplots(1, len(found), figsize=(6.5 * len(found), 4.6), squeeze=False)

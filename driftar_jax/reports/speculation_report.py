@@ -18,18 +18,18 @@ LIMITS = (
 )
 
 
-def write(out: pathlib.Path, found: dict, facts: dict[str, str]) -> str:
+def write(out: pathlib.Path, record: dict, facts: dict[str, str]) -> str:
     """Write both files.
 
     Args:
       out: existing folder.
-      found: of `Bench.measure`.
+      record: of `Bench.measure`.
       facts: what the numbers depend on.
 
     Returns:
       The Markdown.
     """
-    write_json(out / "drafts.json", {"facts": facts, **found})
+    write_json(out / "drafts.json", {"facts": facts, **record})
     text = "\n".join(
         [
             "# Speculative decoding: calls saved against quality",
@@ -38,23 +38,23 @@ def write(out: pathlib.Path, found: dict, facts: dict[str, str]) -> str:
             "",
             LIMITS,
             "",
-            *main_table(found),
+            *main_table(record),
             "",
             "## Speed",
             "",
-            *_speed(found),
+            *_speed(record),
             "",
             "## What auto chose",
             "",
-            *_auto(found["auto"]),
+            *_auto(record["auto"]),
             "",
             "## Accepted AR steps per round",
             "",
-            *_lengths(found["rows"]),
+            *_lengths(record["rows"]),
             "",
             "## Accepted share of judged tokens by the target's entropy",
             "",
-            *_by_entropy(found["rows"]),
+            *_by_entropy(record["rows"]),
             "",
         ]
     )
@@ -128,8 +128,8 @@ def _spread(row: dict, name: str, digits: int) -> str:
     return f"{row[name]:.{digits}f} +- {row[f'{name}_std']:.{digits}f}"
 
 
-def main_table(found: dict) -> list[str]:
-    """Return the table of calls and quality as Markdown lines; `found` is of `Bench.measure`."""
+def main_table(record: dict) -> list[str]:
+    """Return the table of calls and quality as Markdown lines; `record` is of `Bench.measure`."""
     head = (
         "method | AR steps | backbone calls per image | draft calls | head evaluations | "
         "backbone rows | calls saved | distance | accuracy | energy distance to plain | "
@@ -137,9 +137,9 @@ def main_table(found: dict) -> list[str]:
     ).split(" | ")
     # Beside every row stands plain decoding with as many calls: a saving that it reaches as well
     # earns the drafts no credit.
-    controls = {row["ar_steps"]: row for row in found["controls"]}
-    rows, plain = [], found["rows"][0]
-    for row in found["rows"]:
+    controls = {row["ar_steps"]: row for row in record["controls"]}
+    rows, plain = [], record["rows"][0]
+    for row in record["rows"]:
         control = controls[row["control_ar_steps"]]
         rows.append(
             [

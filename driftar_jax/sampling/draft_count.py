@@ -105,12 +105,12 @@ def choose(
 
 def fastest(call: Callable[[int], Any], clock) -> float:
     """Return the seconds of the fastest of a few calls: what disturbs one only makes it slower."""
-    taken = []
+    times = []
     for seed in range(ROUNDS):
         start = clock()
         jax.block_until_ready(call(seed))
-        taken.append(clock() - start)
-    return min(taken)
+        times.append(clock() - start)
+    return min(times)
 
 
 def acceptance(lengths: np.ndarray) -> np.ndarray:

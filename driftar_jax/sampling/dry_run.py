@@ -54,10 +54,10 @@ def lines(generator: Generator, settings: Settings, condition: Any, target: Targ
         raise wrong("gamma", "auto", "a number: choosing one takes a run")
     if settings.lookahead:
         raise wrong("lookahead", settings.lookahead, "0 for --dry_run")
-    found = measure(generator, settings, condition, target)
+    results = measure(generator, settings, condition, target)
     numbers = sum(math.prod(a.shape) for a in jax.tree.leaves(dict(generator.params)))
     what = f"method {settings.method}, {settings.ar_steps} AR steps"
     return [
         f"sampler            batch {batches.size(condition)}, {what}, parameters {numbers:,}",
-        *report(found),
+        *report(results),
     ]

@@ -103,9 +103,9 @@ def _unreadable(folder: pathlib.Path, wanted: set[str], *, arrays: bool) -> str 
                     raise ValueError
             else:
                 reader, place = ocp.StandardCheckpointHandler(), epath.Path(folder / name)
-                found = reader.metadata(place).tree
+                tree = reader.metadata(place).tree
                 if arrays:
-                    like = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), found)
+                    like = jax.tree.map(lambda a: np.empty(a.shape, a.dtype), tree)
                     reader.restore(place, args=ocp.args.StandardRestore(like))
         # Damaged files have Orbax and its store raise nearly anything.
         except Exception:
@@ -118,11 +118,11 @@ def _misplaced(step: int, folder: pathlib.Path) -> str | None:
     for name, field in (("manifest", "step"), ("position", "batch")):
         try:
             facts = json.loads((folder / name / "metadata").read_text())
-            found = facts.get(field, step)
+            number = facts.get(field, step)
         except (OSError, ValueError, AttributeError, RecursionError):
             continue  # said elsewhere, where it is wanted
-        if found != step:
-            return f"the {name} of step {str(found)[:40]}"
+        if number != step:
+            return f"the {name} of step {str(number)[:40]}"
     return None
 
 

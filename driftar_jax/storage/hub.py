@@ -46,8 +46,8 @@ def local(workdir: str | os.PathLike) -> str:
     text = os.fspath(workdir)
     if not text.startswith(paths.HUB):
         return paths.local("workdir", workdir)
-    found = _NAME.fullmatch(text.removeprefix(paths.HUB))
-    if found is None:
+    match = _NAME.fullmatch(text.removeprefix(paths.HUB))
+    if match is None:
         raise _wrong("workdir", text, f"{paths.HUB}OWNER/NAME or {paths.HUB}OWNER/NAME@REVISION")
     try:
         import huggingface_hub
@@ -57,7 +57,7 @@ def local(workdir: str | os.PathLike) -> str:
     try:
         # A repository may hold anything else; no more than a release consists of is fetched.
         return huggingface_hub.snapshot_download(
-            found["repo"], revision=found["revision"], allow_patterns=list(FILES)
+            match["repo"], revision=match["revision"], allow_patterns=list(FILES)
         )
     except Exception as error:  # the library and its transport have dozens of their own
         reason = (str(error).strip().splitlines() or [""])[0][:200]

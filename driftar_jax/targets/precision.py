@@ -47,5 +47,5 @@ def words(platform: str | None = None) -> str:
     """
     import jax
 
-    asked = jax.config.jax_default_matmul_precision
-    return _WORDS.get(platform or jax.default_backend(), {}).get(asked, "float32")
+    setting = jax.config.jax_default_matmul_precision
+    return _WORDS.get(platform or jax.default_backend(), {}).get(setting, "float32")

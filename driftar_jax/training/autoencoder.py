@@ -91,12 +91,14 @@ def scale_loss(tokens: jax.Array) -> jax.Array:
     return jnp.mean(mean**2 + (std - 1.0) ** 2)
 
 
-def perceptual_distance(made: dict[str, jax.Array], image: dict[str, jax.Array]) -> jax.Array:
+def perceptual_distance(decoded: dict[str, jax.Array], image: dict[str, jax.Array]) -> jax.Array:
     """Return the mean squared difference of unit vectors at every place, summed over the maps.
 
     Source: LPIPS (arXiv 1801.03924) without learnt weights of channels.
     """
-    return sum(jnp.square(_unit(made[name]) - _unit(image[name])).sum(-1).mean() for name in made)
+    return sum(
+        jnp.square(_unit(decoded[name]) - _unit(image[name])).sum(-1).mean() for name in decoded
+    )
 
 
 def _unit(x: jax.Array) -> jax.Array:

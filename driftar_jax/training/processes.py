@@ -91,27 +91,27 @@ def _number(environ: Mapping[str, str], name: str, default: int) -> int:
     return int(value) if value else default
 
 
-def join(found: Cluster | None, timeout_s: int = TIMEOUT_S) -> None:
+def join(cluster: Cluster | None, timeout_s: int = TIMEOUT_S) -> None:
     """Connect to the other processes, before any device is touched.
 
     Raises:
       ValueError: they did not all come in time; one line with the address and the counts.
     """
-    if found is None:
+    if cluster is None:
         return
-    if found.coordinator is not None:
-        os.environ.setdefault("JAX_COORDINATOR_ADDRESS", found.coordinator)
+    if cluster.coordinator is not None:
+        os.environ.setdefault("JAX_COORDINATOR_ADDRESS", cluster.coordinator)
     try:
         jax.distributed.initialize(
-            found.coordinator, found.count, found.index, initialization_timeout=timeout_s
+            cluster.coordinator, cluster.count, cluster.index, initialization_timeout=timeout_s
         )
     except (RuntimeError, ValueError) as error:
         line = (str(error).strip().splitlines() or ["no answer"])[0]
         raise wrong(
             "coordinator",
-            found.coordinator or found.found,
-            f"an address that all {found.count or ''} processes reach within {timeout_s} s "
-            f"(this is process {found.index}; {line})",
+            cluster.coordinator or cluster.found,
+            f"an address that all {cluster.count or ''} processes reach within {timeout_s} s "
+            f"(this is process {cluster.index}; {line})",
         ) from error
 
 

@@ -209,10 +209,10 @@ class KLVAE(nn.Module):
 
         The image is nominally in [-1, 1]; nothing is clipped.
         """
-        made = _unfolded(self.decoder(self.post_quant_conv(latents)), self.fold)
+        image = _unfolded(self.decoder(self.post_quant_conv(latents)), self.fold)
         if self.shortcut:
-            made = made + _unfolded(self.decoder_shortcut(latents), self.factor)
-        return made.astype(jnp.float32)
+            image = image + _unfolded(self.decoder_shortcut(latents), self.factor)
+        return image.astype(jnp.float32)
 
     def from_latents(self, latents: jax.Array) -> jax.Array:
         """Map latents as tokens hold them `[..., c]` -> what `decode` takes."""

@@ -58,13 +58,13 @@ def reconstruct(vae: kl.KLVAE, params, source: ImageSource, num: int) -> Reconst
       num: how many at most.
     """
     chosen = np.linspace(0, len(source) - 1, min(num, len(source))).round().astype(int)
-    images, made = [], []
+    images, decoded = [], []
     for first in range(0, len(chosen), _BATCH):
         wanted = chosen[first : first + _BATCH]
         these = source.gather(np.resize(wanted, _BATCH))[0]  # padded: one compilation
         images.append(these[: len(wanted)])
-        made.append(np.asarray(_there_and_back(vae, params, these))[: len(wanted)])
-    return Reconstructed(np.concatenate(images), np.concatenate(made))
+        decoded.append(np.asarray(_there_and_back(vae, params, these))[: len(wanted)])
+    return Reconstructed(np.concatenate(images), np.concatenate(decoded))
 
 
 @functools.partial(jax.jit, static_argnums=0)
