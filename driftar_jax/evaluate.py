@@ -19,7 +19,7 @@ from driftar_jax.reports import given_images, session
 
 _WORKDIR = flags.DEFINE_list("workdir", None, "Drift-AR runs, one per training seed.")
 _BASELINE = flags.DEFINE_list(
-    "baseline", None, "Runs of the own head, paired with --workdir; or a converted NextStep-1."
+    "baseline", None, "Runs of the own head, paired with --workdir; or what convert wrote."
 )
 _VAE = flags.DEFINE_string(
     "vae", None, "Folder of convert --family=vae-f8, of a --baseline that convert wrote."

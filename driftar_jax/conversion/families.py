@@ -120,6 +120,7 @@ def _describe_nextstep(
     shapes: Mapping[str, tuple[int, ...]], num_heads: int | None, settings: dict
 ) -> Described:
     _refuse_heads(num_heads)
+    # A folder of another language model has the same names for all that is not the image's.
     if settings.get("model_type") != TASK:
         got = settings.get("model_type")
         raise ValueError(f"model_type: got {got!r}, allowed 'nextstep' in the source's config.json")

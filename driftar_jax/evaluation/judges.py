@@ -64,7 +64,7 @@ def open_subject(workdir: str, task: str, flag: str) -> generator.Generator:
 
 
 def open_baseline(workdir: str, drift: generator.Generator, vae: str | None) -> generator.Generator:
-    """Load what a Drift-AR run is compared with: a run of task host, or a converted NextStep-1.
+    """Load what a Drift-AR run is compared with: a run of task host, or a converted one.
 
     A converted checkpoint is asked for images of the run's size, by the captions that the run draws
     for its classes.
@@ -85,6 +85,7 @@ def open_baseline(workdir: str, drift: generator.Generator, vae: str | None) -> 
         allowed = "a run of task host: the run of --workdir has no captions to ask others by"
         raise wrong("baseline", workdir, allowed)
     loaded = load.load(workdir, vae=vae)
+    # The judge reads images of one size, and a converted checkpoint makes whatever it is asked for.
     size = inpaint.pixel_shape(drift)[:2]
     sized = loaded.sized(conditions.Request(size=size))
     reader = dataclasses.replace(loaded.reader, book=drift.reader.book)
@@ -109,6 +110,7 @@ def some_real(
     Returns:
       At most so many images, and the conditions that say what they are.
     """
+    # The same images whoever is told of them: figures of two checkpoints are then of one set.
     chosen = np.random.default_rng(0).permutation(len(images))[:most]
     words = None if captions is None else [captions[i] for i in chosen]
     return images[chosen], loaded.reader.of_real(loaded.model, labels[chosen], words)

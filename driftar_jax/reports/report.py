@@ -60,6 +60,7 @@ def write(
       facts: what the numbers depend on: command, device, data, judge, counts.
       images: (file name in `out`, caption) of the pictures to show.
     """
+    # Everything that the page shows is in the JSON first: `report` writes pages from it alone.
     records = [row.as_json() for row in rows]
     correlations = {
         name: [{"num_unknown": p.num_unknown, "spearman": p.correlation} for p in premises]
@@ -153,6 +154,7 @@ def _table(records: Sequence[dict], floor: float) -> list[str]:
 
 
 def _quality(records: Sequence[dict], real: RealRow) -> list[str]:
+    # Metrics that were not asked for have no column, rather than one of gaps.
     columns = [column for column in QUALITY if column[0] in records[0]]
     heads = [heading.format(network=real.network) for _, heading, _ in columns]
     lines = [
@@ -185,6 +187,7 @@ def _batches(records: Sequence[dict]) -> list[str]:
 
 
 def _premise(correlations: dict[str, list[dict]]) -> list[str]:
+    # Hosts differ in how many masks they were measured at: the table holds what all of them have.
     counts = [p["num_unknown"] for p in min(correlations.values(), key=len, default=[])]
     lines = [
         "| backbone | " + " | ".join(f"{n} unknown" for n in counts) + " |",

@@ -170,7 +170,7 @@ class Request:
 
     Attributes:
       drifts, baselines: workdirs of tasks drift and host, one pair for each training seed; a
-        baseline may be a converted NextStep-1.
+        baseline may be a converted checkpoint.
       judge: workdir of task classifier.
       out: folder of the report.
       num: images per method and seed.

@@ -158,6 +158,7 @@ class Prompts:
             longest=self.longest,
             **beside,
         )
+        # Rows come branch after branch; batches are cut from images, with all branches of each.
         padded = np.concatenate([rows.padding[:, None], rows.ids], axis=1)
         return np.moveaxis(padded.reshape(branches, len(texts), -1), 1, 0)
 
