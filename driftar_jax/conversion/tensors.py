@@ -73,6 +73,7 @@ class Tensor:
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:
         size = self.dtype.itemsize
+        # From the storage's place in the file: several tensors may be views of one storage.
         start = self.storage.start + self.offset * size
         count = 0 if 0 in self.shape else 1 + _reach(self.shape, self.strides)
         flat = np.frombuffer(self.storage.buffer, self.dtype, count, start)

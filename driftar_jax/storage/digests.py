@@ -44,6 +44,7 @@ def damage(workdir: pathlib.Path, step: int, names: tuple[str, ...] | None = Non
     if not folder.is_dir():
         return "no folder of that name"
     held = {p.name for p in folder.iterdir() if p.is_dir()}
+    # What must be there follows from what is: an export has no parameters and no position to lack.
     training = not held.isdisjoint(("params", "train", "position"))
     wanted = set(names or held) | {"manifest"}
     if not training:
@@ -74,6 +75,7 @@ def _differs(
         written = {str(name): str(digest) for name, digest in written.items()}
     except (OSError, ValueError, AttributeError, RecursionError):
         return f"a damaged {DIGESTS}"
+    # A list that leaves out a folder would let anything stand in it.
     known = {name.split("/")[0] for name in written}
     if missing := sorted(wanted - known):
         return f"no digest of {missing[0]}"

@@ -28,6 +28,7 @@ def parse(text: bytes):
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Python keeps the last of two; another reader may keep the first, and be shown something else.
     mapping = dict(pairs)
     if len(mapping) != len(pairs):
         raise ValueError("a name that stands there twice")
