@@ -7,4 +7,4 @@ ruff check .
 ruff format --check .
 # Two workers, a file in one of them, so that its runs and programs are made once; the tests of
 # several devices run in processes of their own.
-python -m pytest -q -n 2 --dist loadgroup -m "not slow" "$@"
+python -m pytest -q -n 2 --dist loadgroup --no-loadscope-reorder -m "not slow" "$@"

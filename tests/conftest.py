@@ -41,14 +41,25 @@ def pytest_configure():
         raise pytest.UsageError(f"tests: got two files called {twice}, allowed names of their own")
 
 
+# Files that take longest, which begin first: the workers then end together.
+LONGEST = ("end_to_end", "test_lookahead", "test_speculative", "test_sharding", "test_kills")
+LONGEST += ("test_rows_of_devices", "test_same_images", "test_bfloat16", "test_causal_tasks")
+LONGEST += ("test_autoencoder", "test_pixels", "test_tasks", "test_ends", "test_scale")
+LONGEST += ("test_inception", "test_theory", "test_transdiff", "test_parity_transdiff")
+
+
 @pytest.hookimpl(tryfirst=True)  # xdist reads the groups in this hook, and would be first
 def pytest_collection_modifyitems(items):
     """A worker takes a whole file; all of end_to_end, whose runs are made once for the folder."""
+    places = {}
     for item in items:
         together = item.path.parent.name == "end_to_end"
-        item.add_marker(pytest.mark.xdist_group("end_to_end" if together else item.path.stem))
+        group = "end_to_end" if together else item.path.stem
+        places[item] = LONGEST.index(group) if group in LONGEST else len(LONGEST)
+        item.add_marker(pytest.mark.xdist_group(group))
         if together:
             item.add_marker(pytest.mark.timeout(500))  # the first one waits for the runs
+    items.sort(key=places.get)
 
 
 @pytest.fixture(scope="session", autouse=True)

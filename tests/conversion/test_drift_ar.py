@@ -40,7 +40,7 @@ def _save(path, arrays):
     return str(path)
 
 
-@pytest.mark.parametrize("phi", [False, True])
+@pytest.mark.parametrize("phi", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_there_and_back_bit_by_bit(tmp_path, phi):
     official = _official(phi)
     assert drift_ar.sizes(rules.shapes_of(official), 3) == {**FIELDS, "phi": phi}

@@ -30,6 +30,7 @@ def official(wanted):
     return {name: np.ascontiguousarray(array) for name, array in official.items()}
 
 
+@pytest.mark.slow  # test_parity_inception takes the same way
 def test_file_to_workdir_and_back(official, tmp_path):
     counters = {n[:-6] + "num_batches_tracked": np.int64([0]) for n in official if "bn.weight" in n}
     arrays = official | counters

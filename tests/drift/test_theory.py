@@ -61,7 +61,9 @@ def test_energy_is_at_rest_for_any_number_of_draws():
     assert outward(1.5 * x).mean() < -20 * error
 
 
-@pytest.mark.parametrize(("name", "unbiased"), [("energy", True), ("laplace", False)])
+@pytest.mark.parametrize(
+    ("name", "unbiased"), [("energy", True), pytest.param("laplace", False, marks=pytest.mark.slow)]
+)
 def test_one_positive_is_enough_for_energy_alone(name, unbiased):
     """Statement 4: the mean over single positives against the field of all of them."""
     x, positives, negatives = tiny.normal(0, 3, 2), tiny.normal(1, 40, 2), tiny.normal(2, 6, 2)
@@ -98,6 +100,7 @@ def test_antisymmetry_alone_is_no_fixed_point_of_one_kind():
     assert np.abs(fields.energy(x, p, q)).max() > 0.1
 
 
+@pytest.mark.slow  # statistics of a limit
 def test_far_from_the_data_laplace_knows_the_means_alone():
     """Statement 6: where all affinities stand on their floor, only first moments are compared."""
     x, noise = 0.01 * tiny.normal(5, 2, 4, 2), tiny.normal(6, 2, 5, 2)
@@ -111,6 +114,7 @@ def test_far_from_the_data_laplace_knows_the_means_alone():
     np.testing.assert_allclose(direction(0.1), direction(5.0), atol=1e-3)
 
 
+@pytest.mark.slow  # test_guidance moves it
 def test_guidance_weights_move_the_rest_point_to_the_guided_distribution():
     """Statement 7, for energy: at rest `p(y|c) = (q + (alpha - 1) p(y)) / alpha`.
 

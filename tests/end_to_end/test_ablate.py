@@ -71,6 +71,7 @@ def test_a_sweep_goes_on_where_it_was_cut(out):
         _run(out)
 
 
+@pytest.mark.slow  # test_converted_runs reads captions
 def test_a_host_that_reads_captions_is_measured(data_dir, compiled_programs, monkeypatch, tmp_path):
     monkeypatch.setattr(ablation.jax, "clear_caches", lambda: None)
     monkeypatch.setattr(ablation, "PREMISE", 32)

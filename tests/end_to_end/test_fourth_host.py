@@ -61,6 +61,7 @@ def test_it_is_sampled_and_speculates(call, runs, tmp_path):
     assert json.loads((out / "counts.json").read_text())["gamma"] == 1
 
 
+@pytest.mark.slow  # test_causal_tasks looks ahead
 def test_it_looks_ahead(runs):
     for run in runs:
         generator = driftar_jax.load(run)

@@ -62,6 +62,7 @@ def test_drift_starts_from_the_host_it_was_given(workdirs):
     assert max(jax.tree.leaves(gaps)) < 0.01
 
 
+@pytest.mark.slow  # as does the run of test_prompted_runs
 def test_drift_trains_from_scratch_as_well(call, workdirs, tmp_path):
     done = call("train", DRIFT, f"--workdir={tmp_path / 'run'}")
     assert (done.status, done.stderr) == (0, "") and "step 6/6" in done.stdout
@@ -79,6 +80,7 @@ def test_a_kept_step_can_be_loaded(workdirs):
         driftar_jax.load(workdirs.drift, step=4)
 
 
+@pytest.mark.slow  # the loop is tested in test_loop, the command below
 def test_a_crashed_run_goes_on_bit_for_bit_and_compiles_each_phase_once(
     call, workdirs, tmp_path, monkeypatch
 ):

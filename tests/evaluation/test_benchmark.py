@@ -36,6 +36,7 @@ def test_a_row_adds_up():
     assert 0 < record["seconds_per_image_low"] <= record["seconds_per_image"]
 
 
+@pytest.mark.slow  # test_converted_runs calls it as well
 def test_the_command(python, tmp_path):
     flags = ("-m", "driftar_jax.benchmark", "--config=configs/mar_base.py:tiny")
     refused = python(*flags, "--workdir=x")
@@ -49,7 +50,17 @@ def test_the_command(python, tmp_path):
     assert "random: speed only" in (tmp_path / "benchmark.md").read_text()
 
 
-@pytest.mark.parametrize("flag", ["--batch_sizes=1,x", "--rounds=0", "--nfe_last=9", "--nfe=0"])
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--batch_sizes=1,x",
+        # A process each, refused in the same place.
+        *(
+            pytest.param(f, marks=pytest.mark.slow)
+            for f in ("--rounds=0", "--nfe_last=9", "--nfe=0")
+        ),
+    ],
+)
 def test_bad_flags_are_refused(python, flag):
     made = python(
         "-m",

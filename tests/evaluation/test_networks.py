@@ -42,6 +42,7 @@ def test_the_classifier_asks_for_exact_products_on_every_backend(module, params)
     assert products and exact == products
 
 
+@pytest.mark.slow  # test_parity_inception reads images
 def test_inception_reads_grey_images_as_three_equal_channels():
     """The smallest input that the network takes; its values are the parity test's business."""
     module = inception.InceptionV3(num_classes=5)

@@ -4,10 +4,12 @@ import json
 
 import nextstep_meshes
 import numpy as np
+import pytest
 
 MESHES = ({"tensor": 8}, {"fsdp": 8}, {"fsdp": 2, "tensor": 4})
 
 
+@pytest.mark.slow  # three meshes of the released size
 def test_a_device_holds_an_eighth_of_the_14b(python):
     """Compiled, not run: 29.9 GB of parameters and 1.8 GB of cache for four guided images."""
     asked = map(json.dumps, MESHES)
@@ -26,6 +28,7 @@ def test_a_device_holds_an_eighth_of_the_14b(python):
         assert line["argument_bytes"] < line["parameter_bytes"] + line["cache_bytes"]
 
 
+@pytest.mark.slow  # eight devices; test_rows_of_devices holds the pictures
 def test_the_mesh_does_not_change_the_tokens(python):
     want = nextstep_meshes.sample({})
     meshes = map(json.dumps, ({"fsdp": 2, "tensor": 4}, {"fsdp": 4, "tensor": 2}))

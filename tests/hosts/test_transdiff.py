@@ -61,6 +61,7 @@ def test_the_table_of_classes_is_what_calls_give(one):
     same(jax.tree.map(lambda x: x[LABEL], table), run(one, LABEL))
 
 
+@pytest.mark.slow  # the other table is tested above
 def test_the_table_of_many_groups_is_group_0(many):
     host, params = many
     table = class_table(host, params)

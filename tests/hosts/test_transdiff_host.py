@@ -20,7 +20,9 @@ def made(size):
     return parts, tiny.params(tasks.build(config, tiny.IMAGES).init)
 
 
-@pytest.mark.parametrize(("size", "steps"), [("tiny", 1), ("tiny_mrar", 4)])
+@pytest.mark.parametrize(
+    ("size", "steps"), [("tiny", 1), pytest.param("tiny_mrar", 4, marks=pytest.mark.slow)]
+)
 def test_an_image_does_not_depend_on_its_batch(size, steps):
     parts, params = made(size)
     settings = Settings("own", steps, nfe=3, guidance=1.5, guidance_schedule="linear")
@@ -58,7 +60,7 @@ def test_bad_settings_are_named(changes, message):
         Settings("own", 4, nfe=3).changed(**changes).check(parts)
 
 
-@pytest.mark.parametrize("guidance", [1.0, 1.5])
+@pytest.mark.parametrize("guidance", [pytest.param(1.0, marks=pytest.mark.slow), 1.5])
 def test_a_table_of_classes_changes_the_calls_alone(guidance, monkeypatch):
     """What the class decides is encoded once for each, not once or twice for each image."""
     parts, params = made("tiny")

@@ -138,6 +138,7 @@ def made(groups):
     return jax.jit(draft), decode, run
 
 
+@pytest.mark.slow  # no program drafts this host
 def test_plain_decoding_is_one_whole_call_after_another(made, whole):
     _, decode, run = made
     found, spec = run(speculative.Rule(gamma=0))
@@ -150,6 +151,7 @@ def test_plain_decoding_is_one_whole_call_after_another(made, whole):
     np.testing.assert_array_equal(spec.backbone_calls, T)
 
 
+@pytest.mark.slow  # no program drafts this host
 def test_a_plain_loop_drafts_the_same_images(made, whole):
     """Image by image in Python, with plain calls over everything in place of the cache."""
     rule = speculative.Rule(gamma=2, name="coupled", delta=2.5)

@@ -38,7 +38,10 @@ def _params(name):
     return tiny.params(build().init, *given, scale=0.3)["params"]
 
 
-@pytest.mark.parametrize("name", GIVEN)
+EACH = pytest.mark.parametrize("name", ["mar", pytest.param("transdiff", marks=pytest.mark.slow)])
+
+
+@EACH
 def test_a_loop_over_stacked_parameters_is_the_same(name):
     """In every bit as users compile; tests compile with other fusions."""
     build, given = GIVEN[name]
@@ -65,7 +68,7 @@ def test_a_host_with_a_cache_has_no_loop():
     assert TransDiff(num_rows=8, groups=2, reference_dim=2, depth=5, **SIZES).loops == {}
 
 
-@pytest.mark.parametrize("name", GIVEN)
+@EACH
 def test_training_as_a_loop_has_the_same_gradient(name):
     build, given = GIVEN[name]
 

@@ -23,3 +23,14 @@ def _reads_what_it_claims(request):
     yield
     wanted = set(case.claimed([pattern.format(**params) for pattern in claims]))
     assert not wanted - case.read, f"claimed but not read: {sorted(wanted - case.read)}"
+
+
+# Long recordings whose shorter ones hold the same code; `parametrize` here takes plain names alone.
+SLOW = ("test_sampling[transdiff_mrar]", "test_training_loss_and_gradients[transdiff_mrar]")
+SLOW += ("test_complete_run[cspd-run_plain]", "test_complete_run[cspd-run_cfg]")
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.name in SLOW:
+            item.add_marker(pytest.mark.slow)

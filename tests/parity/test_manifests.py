@@ -57,7 +57,7 @@ def agree(got: dict[str, tuple[int, ...]], recorded: dict) -> None:
     assert sum(math.prod(shape) for shape in got.values()) == recorded["parameters"]
 
 
-@pytest.mark.parametrize("size", sizes("mar", PRESETS, ("huge",)))
+@pytest.mark.parametrize("size", sizes("mar", PRESETS, ("base",)))
 def test_mar_sizes(size):
     recorded = manifest(f"mar_{size}")
     made = recorded["constructor"]
@@ -77,8 +77,14 @@ def test_mar_sizes(size):
     assert mar_conversion.sizes(got) == {**fields, "mlp_ratio": 4.0}
 
 
-@pytest.mark.parametrize("phi", [False, True], ids=["as_recorded", "with_phi"])
-@pytest.mark.parametrize("size", sizes("drift_ar", PUBLISHED, ("huge",)))
+@pytest.mark.parametrize(
+    "phi",
+    [
+        pytest.param(False, id="as_recorded", marks=pytest.mark.slow),
+        pytest.param(True, id="with_phi"),
+    ],
+)
+@pytest.mark.parametrize("size", sizes("drift_ar", PUBLISHED, ("base",)))
 def test_drift_ar_sizes(size, phi):
     """Before phi is attached, and after: then a copy of the last encoder block but one is more."""
     recorded = manifest(f"drift_ar_{size}")
@@ -105,7 +111,7 @@ def test_drift_ar_sizes(size, phi):
     assert drift_ar_conversion.sizes(got) == {**fields, "mlp_ratio": 4.0}
 
 
-@pytest.mark.parametrize("size", sizes("transdiff", TRANSDIFF, ("huge", "base_mrar", "large_512")))
+@pytest.mark.parametrize("size", sizes("transdiff", TRANSDIFF, ("base_mrar", "large_512")))
 def test_transdiff_sizes(size):
     recorded = manifest(f"transdiff_{size}")
     made, fields = recorded["constructor"], TRANSDIFF[size]

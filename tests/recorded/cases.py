@@ -90,7 +90,7 @@ PICTURES = {
     "nextstep_coupled": ("nextstep_drift", COUPLED),
 }
 FAST = ("mar_own_guided", "mar_drafted_guided", "mar_drift_trained", "mrar_own_guided")
-FAST += ("transdiff_drift_guided", "nextstep_own_guided", "nextstep_drafted")
+FAST += ("transdiff_drift_guided", "nextstep_drafted")
 # Large enough that guidance shows, small enough that not all pixels end at black or white.
 SCALE = 0.2
 LABELS = np.array([0, 2, 1, -1, 0], np.int32)

@@ -61,7 +61,7 @@ def test_a_spoiled_config_file(workdir, changes):
 
 
 @given(places=st.lists(st.tuples(st.integers(0, 99), _JSON), min_size=1, max_size=3), top=_JSON)
-@settings(max_examples=300)
+@settings(max_examples=100)
 def test_a_config_of_other_kinds(workdir, places, top):
     names = sorted(DRIFT)
     flat = DRIFT | {names[place % len(names)]: value for place, value in places}

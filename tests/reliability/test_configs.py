@@ -50,7 +50,7 @@ def _changed(task, changes, removed, added):
     removed=st.lists(st.integers(0, 99), max_size=1),
     added=st.dictionaries(st.text("abcx_", min_size=1, max_size=5), _VALUES, max_size=1),
 )
-@settings(max_examples=200)
+@settings(max_examples=100)
 def test_spoiled_configs(task, changes, removed, added):
     spoiled = ml_collections.ConfigDict(_changed(task, changes, removed, added))
     with refused_in_one_line(ValueError, also=(": got ",)):

@@ -27,7 +27,7 @@ def _ends(task):
 
 
 WALK = [(task, *end) for task in ("host", "drift") for end in _ends(task)]
-FAST = ("prior.tau", "prior.sigma_max")
+FAST = ("sample.temperature",)
 
 
 def _cases():
@@ -49,7 +49,7 @@ def test_a_number_at_its_end(task, name, end):
         return
     learner = tasks.build(settings, tiny.IMAGES)
     optimizer = optim.make_optimizer(settings.optim, settings.train.steps)
-    params = nn.meta.unbox(learner.init(seeds.key(0)))
+    params = nn.meta.unbox(jax.jit(learner.init)(seeds.key(0)))
     state = optim.init_state(params, optimizer, learner.tracked)
     chosen = dict(seed=0, frozen=False, accumulate=1, ema=settings.optim.ema)
     advance = jax.jit(step.make_step(learner, optimizer, **chosen))

@@ -124,8 +124,8 @@ def _kill_and_finish(child, folder, kills, steps, seed):
     assert _records(folder) == want_records
 
 
-def test_three_kills_and_a_sigterm_change_no_bit_of_the_run(child, tmp_path):
-    _kill_and_finish(child, tmp_path, kills=3, steps=13, seed=0)
+def test_two_kills_and_a_sigterm_change_no_bit_of_the_run(child, tmp_path):
+    _kill_and_finish(child, tmp_path, kills=2, steps=13, seed=0)
 
 
 @pytest.mark.slow

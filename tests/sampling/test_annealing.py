@@ -70,6 +70,7 @@ def _tables(chosen):
     return {f.name: getattr(schedule, f.name) for f in dataclasses.fields(schedule)}, steps
 
 
+@pytest.mark.slow  # test_parity_mar compares both
 def test_the_encoder_on_known_tokens_alone_changes_nothing(made, monkeypatch):
     _, parts, params = made
     all_tokens, _ = _generate(parts, params)

@@ -307,7 +307,11 @@ class Case:
 CASES = [Case(True, 1), Case(True, 2), Case(True, 3), Case(False, 1), Case(False, 2)]
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+# Those with the most branches hold what the others do.
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(c, marks=() if c in CASES[2::2] else pytest.mark.slow, id=str(c)) for c in CASES],
+)
 def test_nextstep_without_a_bound_is_plain_decoding(case):
     """Guidance branches, prompts of several lengths and source images included."""
     want = case.plain()
@@ -415,7 +419,7 @@ class Row(TransDiffWalk):
         return np.linspace(1.0, 1.5, ROW_T)
 
 
-@pytest.mark.parametrize("branches", [1, 2])
+@pytest.mark.parametrize("branches", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_images_in_a_row_without_a_bound_are_plain_decoding(branches):
     params, label = _row_params(), jnp.array([1, -1, 2])
     host = Row(ROW, params["host"], label, (2, 3), branches)

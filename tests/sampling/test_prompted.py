@@ -124,6 +124,7 @@ def test_an_edit_reads_its_source(loaded):
     assert np.abs(other.images[0].astype(int) - made.images[0]).max() > 3
 
 
+@pytest.mark.slow  # test_causal_tasks and test_lookahead hold both roads
 def test_looking_ahead_makes_the_same_pictures(loaded):
     """With prompts, a source image and three rows per image; and with the guidance of papers."""
     source = np.random.default_rng(0).integers(0, 256, (4, 8, 3), np.uint8)

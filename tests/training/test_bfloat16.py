@@ -3,15 +3,17 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 import tiny
 
 from driftar_jax.training import tasks
 
 
-def test_the_loss_is_that_of_float32_up_to_rounding():
+@pytest.mark.parametrize("name", ["host", pytest.param("drift", marks=pytest.mark.slow)])
+def test_the_loss_is_that_of_float32_up_to_rounding(name):
     found = {}
     for dtype in ("float32", "bfloat16"):
-        task = tasks.build(tiny.config("drift", host__dtype=dtype), tiny.IMAGES)
+        task = tasks.build(tiny.config(name, host__dtype=dtype), tiny.IMAGES)
         params = tiny.params(task.init)
         assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype("float32")}
         loss, grads = jax.jit(

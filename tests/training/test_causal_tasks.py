@@ -237,7 +237,7 @@ def test_drafts_that_must_agree_change_nothing():
     assert loose.counts.backbone_calls < N - 1 and loose.counts.draft_calls > 0
 
 
-@pytest.mark.parametrize("name", ["host", "drift"])
+@pytest.mark.parametrize("name", [pytest.param("host", marks=pytest.mark.slow), "drift"])
 def test_looking_ahead_without_a_bound_changes_nothing(name):
     """Both heads, guided rows, a batch that is not full; calls are counted as they are made."""
     asked = ["red fox", "blue fox sits", "bird"]

@@ -43,6 +43,7 @@ def test_contexts_are_those_of_sampling_one_step_apart():
     assert all((a.known <= b.known).all() for a, b in zip(contexts, contexts[1:], strict=False))
 
 
+@pytest.mark.slow  # three programs; test_accumulation adds its terms up
 def test_the_loss_is_the_mean_over_steps_ahead():
     value, terms = _loss()
     want = terms["draft_reg"] + terms["draft_entropy"] + terms["draft_prior"]
@@ -54,6 +55,7 @@ def test_the_loss_is_the_mean_over_steps_ahead():
     np.testing.assert_allclose(without, terms["draft_reg"] + terms["draft_entropy"], rtol=1e-5)
 
 
+@pytest.mark.slow  # test_drafts says it of a run
 def test_only_the_draft_head_moves_and_it_gets_better():
     task = _task()
     optimizer = optim.make_optimizer(tiny.config("draft", optim__lr=0.01).optim, 40)

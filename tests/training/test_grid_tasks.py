@@ -48,7 +48,7 @@ def gradients(size, labels=LABELS):
     [
         # The 1-step form keeps a projection that nothing reads.
         ("tiny", {"host.z_proj.kernel", "host.z_proj.bias"}),
-        ("tiny_mrar", set()),
+        pytest.param("tiny_mrar", set(), marks=pytest.mark.slow),
     ],
 )
 def test_the_loss_reaches_every_parameter(size, quiet):

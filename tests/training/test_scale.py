@@ -70,6 +70,7 @@ def test_the_released_nextstep_needs_no_data_and_every_layer_counts():
     assert least < needs.flops < 1.3 * least
 
 
+@pytest.mark.slow  # two compilations
 def test_remat_lowers_what_the_gradient_keeps():
     kept = {}
     for remat in ("none", "dots", "full"):

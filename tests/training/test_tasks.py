@@ -30,7 +30,11 @@ def _gradients(name, **changes):
 
 
 @pytest.mark.parametrize(
-    ("name", "quiet"), [("drift", {"host.fake_latent"}), ("host", {"host.fake_latent"})]
+    ("name", "quiet"),
+    [
+        ("drift", {"host.fake_latent"}),
+        pytest.param("host", {"host.fake_latent"}, marks=pytest.mark.slow),
+    ],
 )
 def test_the_loss_reaches_every_parameter(name, quiet):
     """All but the unconditional embedding, where the key drops no label."""
@@ -68,19 +72,23 @@ def test_the_drift_may_read_the_entropy_without_shaping_it():
     assert max(jax.tree.leaves(far)) > 1e-3
 
 
-@pytest.mark.parametrize(("name", "phases"), [("drift", 2), ("host", 1)])
+ACCUMULATED = {"optim__accumulate": 2}
+FEW_SHORT = {
+    "mask__law": "mar",
+    "mask__tokens_per_image": 2,
+    "host__dtype": "bfloat16",
+    "host__attention_dropout": 0.1,
+}
+
+
 @pytest.mark.parametrize(
-    "changes",
+    ("name", "phases", "changes"),
     [
-        {"optim__accumulate": 2},
-        {
-            "mask__law": "mar",
-            "mask__tokens_per_image": 2,
-            "host__dtype": "bfloat16",
-            "host__attention_dropout": 0.1,
-        },
+        pytest.param("host", 1, ACCUMULATED, id="host-accumulated"),
+        pytest.param("drift", 2, FEW_SHORT, id="drift-few bfloat16 tokens"),
+        pytest.param("drift", 2, ACCUMULATED, id="drift-accumulated", marks=pytest.mark.slow),
+        pytest.param("host", 1, FEW_SHORT, id="host-few bfloat16 tokens", marks=pytest.mark.slow),
     ],
-    ids=["accumulated", "few bfloat16 tokens"],
 )
 def test_settings_keep_the_types_of_the_state(name, phases, changes):
     """Traced, not run: a step that changed a type would compile again at every call."""

@@ -155,6 +155,7 @@ def test_every_visit_draws_anew():
     assert 0.4 < from_mirror.mean() < 0.6
 
 
+@pytest.mark.slow  # test_autoencoder opens such a run, test_pixels samples
 def test_training_and_sampling(made, tmp_path):
     _, vae, folder, _ = made
     settings = mar_base.get_config("tiny")

@@ -1,5 +1,6 @@
 """A host in latent space makes images through the autoencoder, and only through a fitting one."""
 
+import functools
 import json
 import pathlib
 
@@ -69,7 +70,8 @@ def test_images_are_decoded_tokens(folders):
     label = jnp.array([4, -1, 0], jnp.int32)
     grid, _ = plain.generate(loaded.model, settings, loaded.params, label, index, np.uint32(3))
     module, params = stored.load(vae)
-    want = module.apply({"params": params}, grid / 0.2325, method="decode")
+    decode = jax.jit(functools.partial(module.apply, method="decode"))
+    want = decode({"params": params}, grid / 0.2325)
     want = np.clip(np.round((np.asarray(want) + 1) / 2 * 255), 0, 255)
     assert np.abs(made.images - want).max() <= 1
 
@@ -90,11 +92,13 @@ def test_pictures_become_the_tokens_of_their_mode(folders):
     assert inpaint.pixel_shape(loaded) == (6, 6, 3)
     pictures = np.random.default_rng(0).integers(0, 256, (2, 6, 6, 3), np.uint8)
     module, params = stored.load(vae)
-    moments = module.apply({"params": params}, to_unit_range(pictures), method="encode")
+    encode = jax.jit(functools.partial(module.apply, method="encode"))
+    moments = encode({"params": params}, to_unit_range(pictures))
     want = 0.2325 * np.asarray(moments)[..., :3]
     np.testing.assert_allclose(inpaint.grids(loaded, pictures), want, atol=1e-5)
 
 
+@pytest.mark.slow  # as test_kl says of the tiles
 def test_tiles_bound_the_memory(folders):
     """Twice the images need no more activations, once they fill several tiles."""
     vae, params = stored.load(folders[1])
@@ -122,6 +126,7 @@ def test_a_missing_or_foreign_autoencoder_is_refused(folders, which, message):
         load.load(folders[0], vae=vae).sample([0])
 
 
+@pytest.mark.slow  # two processes; the API is tested above
 def test_the_command(folders, tmp_path, python):
     host, vae, _ = folders
     flags = (f"--workdir={host}", f"--out={tmp_path / 'made'}", "--num=2", "--labels=0,4")
