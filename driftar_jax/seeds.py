@@ -48,7 +48,9 @@ def check_seed(seed) -> int:
 
 @contextlib.contextmanager
 def fixed():
-    """Hold the settings of jax in which draws and what is made of them are the same everywhere."""
+    """Return the hold the settings of jax in which draws and what is made of them are the same
+    everywhere.
+    """
     with (
         jax.enable_x64(False),
         jax.default_prng_impl(IMPLEMENTATION),

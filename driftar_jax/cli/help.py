@@ -44,7 +44,7 @@ def names(program: str) -> list[str]:
 
 
 def text(argv: list[str], about: str) -> str:
-    """The whole help; `about` is the program's own text."""
+    """Write the whole help; `about` is the program's own text."""
     width = min(max(shutil.get_terminal_size().columns, 60), 100)
     lines = [about.strip(), ""]
     for heading, own in groups(argv[0]).items():

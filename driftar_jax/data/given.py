@@ -45,7 +45,7 @@ class Given:
             yield self._read(slice(first, first + _PART))
 
 
-def open_given(field: str, source: str) -> Given:
+def open_given(field: str, given: str) -> Given:
     """Open a folder of pictures of one size, or a `.npz` with `arr_0`, uint8 `[n, H, W, 1 or 3]`.
 
     Folders are read with all that is below them, in the order of their paths; grey if every picture
@@ -55,24 +55,24 @@ def open_given(field: str, source: str) -> Given:
       ValueError: nothing there, pictures of several sizes, damaged ones or another kind of array;
         one line that names `field`.
     """
-    path = pathlib.Path(paths.local(field, source))
+    path = pathlib.Path(paths.local(field, given))
     if path.is_dir():
-        return _folder(field, source, path)
+        return _folder(field, given, path)
     if path.is_file() and path.suffix == ".npz":
-        return _array(field, source, path)
-    raise wrong(field, source, "a folder of pictures, or a .npz with arr_0")
+        return _array(field, given, path)
+    raise wrong(field, given, "a folder of pictures, or a .npz with arr_0")
 
 
-def holds(path: str, *members: str) -> bool:
+def holds(given: str, *members: str) -> bool:
     """Say whether a path is a `.npz` with all these members."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with zipfile.ZipFile(given) as archive:
             return set(members) <= set(archive.namelist())
     except (OSError, zipfile.BadZipFile):
         return False
 
 
-def _array(field: str, source: str, path: pathlib.Path) -> Given:
+def _array(field: str, given: str, path: pathlib.Path) -> Given:
     try:
         (array,) = npz.read(path, [ARRAY])
     except Exception as error:  # a damaged zip can raise nearly anything
@@ -86,8 +86,8 @@ def _array(field: str, source: str, path: pathlib.Path) -> Given:
         or not array.size
     ):
         got = f"{array.dtype} {list(array.shape)}"
-        raise wrong(field, source, f"{ARRAY} of uint8 [n, H, W, 1 or 3], not {got}")
-    return Given(source, array.shape, lambda part: array[part])
+        raise wrong(field, given, f"{ARRAY} of uint8 [n, H, W, 1 or 3], not {got}")
+    return Given(given, array.shape, lambda part: array[part])
 
 
 def _folder(field: str, given: str, folder: pathlib.Path) -> Given:
@@ -108,13 +108,11 @@ def _folder(field: str, given: str, folder: pathlib.Path) -> Given:
         try:
             height, width, is_grey = images.header(file)
         except images.BadImage as error:
-            raise wrong(
-                field, source, f"pictures that can be read ({file.name}: {error})"
-            ) from None
+            raise wrong(field, given, f"pictures that can be read ({file.name}: {error})") from None
         first, grey = first or (height, width), grey and is_grey
         if (height, width) != first:
             sizes = f"{files[0].name} is {first[0]}x{first[1]}, {file.name} {height}x{width}"
-            raise wrong(field, source, f"pictures of one size ({sizes})")
+            raise wrong(field, given, f"pictures of one size ({sizes})")
     channels = 1 if grey else 3
 
     def read(part: slice) -> np.ndarray:
@@ -126,6 +124,6 @@ def _folder(field: str, given: str, folder: pathlib.Path) -> Given:
                 ]
             )
         except images.BadImage as error:
-            raise wrong(field, source, f"pictures that can be read ({error})") from None
+            raise wrong(field, given, f"pictures that can be read ({error})") from None
 
     return Given(given, (len(files), *first, channels), read, left_out)

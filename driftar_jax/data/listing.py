@@ -163,7 +163,8 @@ def _entries(field: str, given: str, folder: str) -> list[os.DirEntry]:
 
 
 def walk(field: str, given: str, top: str, counts: collections.Counter) -> list[str]:
-    """Files below a folder, those of a folder before its folders', each in the order of names.
+    """Return files below a folder, those of a folder before its folders', each in the order of
+    names.
 
     What is hidden or the system's is counted and not looked into.
 
@@ -242,7 +243,7 @@ def _check_parts(field: str, given: str, root: str, found: dict[str, list[str]])
 
 
 def line(counts: collections.Counter, empty: Sequence[str] = ()) -> str:
-    """What is counted, in words, and folders without any file of a class; "" for nothing."""
+    """Return what is counted, in words, and folders without any file of a class; "" for nothing."""
     kinds = sorted(counts.items())
     words = [f"{count} {what}" for what, count in kinds[:_SHOWN]]
     if rest := sum(count for _, count in kinds[_SHOWN:]):
@@ -253,5 +254,5 @@ def line(counts: collections.Counter, empty: Sequence[str] = ()) -> str:
 
 
 def shown(names: Sequence[str]) -> str:
-    """The first names of several."""
+    """Return the first names of several."""
     return ", ".join(text_of(name)[:40] for name in names[:3]) + (", ..." if len(names) > 3 else "")

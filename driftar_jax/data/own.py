@@ -54,11 +54,11 @@ class Pictures:
 
 
 def files(name: str, given: str, ending: str, counts: collections.Counter) -> list[tuple[str, str]]:
-    """Files of `given` with the part that each belongs to, sorted by path.
+    """Find the files of `given` with the part that each belongs to, sorted by path.
 
     Args:
       name: of the set, for messages.
-      pattern: a folder, a file, or a pattern with `*` and `{000..012}`.
+      given: a folder, a file, or a pattern with `*` and `{000..012}`.
       ending: of the files, such as `.tar`.
       counts: gets what else a folder holds.
 
@@ -69,7 +69,7 @@ def files(name: str, given: str, ending: str, counts: collections.Counter) -> li
     Raises:
       ValueError: there is no such file, or some have a part and others none.
     """
-    path = paths.local("data.name", pattern)
+    path = paths.local("data.name", given)
     if os.path.isdir(path):
         found, root = [], path
         for file in listing.walk("data.name", name, path, counts):
@@ -87,11 +87,10 @@ def files(name: str, given: str, ending: str, counts: collections.Counter) -> li
         raise wrong("data.name", name, f"{allowed} (it holds {held})" if held else allowed)
     made = [(p, _part(os.path.relpath(p, root or "."))) for p in found]
     named = {part for _, part in made}
-    # A file without a part beside named ones would silently be trained on.
     if "" in named and len(named) > 1:
-        odd = next(p for p, part in with_parts if not part)
+        odd = next(p for p, part in made if not part)
         raise wrong("data.name", name, f"files of train and test alone (which is {odd}?)")
-    return with_parts
+    return made
 
 
 def _braces(pattern: str) -> list[str]:
@@ -149,8 +148,6 @@ def source_of(
         except images.BadImage as error:
             raise _bad(name, pictures.keys[i], error) from None
 
-    # Keys, labels and shape and not the pixels: reading every picture once would take as long as
-    # the first epoch.
     lines = "\n".join(f"{pictures.keys[i]}\t{labels[i]}" for i in rows)
     digest = hashlib.sha256(os.fsencode(lines)).hexdigest()[:16]
     kind = name.partition(":")[0]
@@ -171,8 +168,8 @@ def source_of(
 
 def _classes(name: str, pictures: Pictures) -> tuple[list[int], tuple[str, ...]]:
     """A number for each picture, and what the numbers are called."""
-    labels = pictures.labels
-    if labels is None:
+    given = pictures.labels
+    if given is None:
         return [0] * len(pictures.keys), (listing.ONE_CLASS,)
     if all(isinstance(label, str) for label in given):
         names = tuple(sorted(set(given)))
@@ -259,17 +256,17 @@ def _headers(name: str, pictures: Pictures, rows: Sequence[int]) -> list[tuple[i
     """`(height, width, is grey)` of these pictures; raises ValueError, which names a bad one."""
 
     def look(part: list[int]):
-        headers = []
+        found = []
         for i, data in zip(part, pictures.encoded(part), strict=True):
             try:
-                headers.append(images.header(io.BytesIO(data)))
+                found.append(images.header(io.BytesIO(data)))
             except images.BadImage as error:
                 raise _bad(name, pictures.keys[i], error) from None
-        return headers
+        return found
 
     parts = [list(rows[k : k + 64]) for k in range(0, len(rows), 64)]
     with concurrent.futures.ThreadPoolExecutor(READ_THREADS) as pool:
-        return [item for headers in pool.map(look, parts) for item in headers]
+        return [item for found in pool.map(look, parts) for item in found]
 
 
 def _bad(name: str, key: str, error: Exception) -> ValueError:

@@ -33,7 +33,7 @@ def check(folder) -> None:
 
 
 def left_out(folder, info, features: Sequence[str], beside: Sequence[str] = ()) -> str:
-    """One line that counts what a prepared set holds and nobody reads; "" for nothing.
+    """Return one line that counts what a prepared set holds and nobody reads; "" for nothing.
 
     Args:
       folder: of one version.

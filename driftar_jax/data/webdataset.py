@@ -170,8 +170,8 @@ def _first(facts: dict[str, Any], *names: str) -> Any:
     return next((facts[name] for name in names if facts.get(name) is not None), None)
 
 
-def _set(sample: _Sample, member, **fields) -> None:
-    ((field, value),) = fields.items()
+def _set(sample: _Sample, member, **found) -> None:
+    ((field, value),) = found.items()
     if value is None:
         return
     kinds = (int, str) if field == "label" else str
@@ -188,16 +188,16 @@ def _label(text: str) -> int | str:
 
 
 def _all_or_none(name: str, samples: list[_Sample], field: str, what: str) -> list | None:
-    values = [getattr(sample, field) for sample in samples]
-    lacking = [s.key for s, value in zip(samples, values, strict=True) if value is None]
-    if len(lacking) == len(values):
+    found = [getattr(sample, field) for sample in samples]
+    lacking = [s.key for s, value in zip(samples, found, strict=True) if value is None]
+    if len(lacking) == len(found):
         return None
     if lacking:
         allowed = f"{what} for every picture or for none ({len(lacking)} lack it: {lacking[0]})"
         raise wrong("data.name", name, allowed)
-    if field == "label" and len({type(value) for value in values}) > 1:
+    if field == "label" and len({type(value) for value in found}) > 1:
         raise wrong("data.name", name, "class numbers or class names, not both")
-    return values
+    return found
 
 
 def _class_names(name: str, first: str) -> list[str] | None:

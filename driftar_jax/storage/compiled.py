@@ -61,7 +61,8 @@ def place() -> str | None:
 
 @contextlib.contextmanager
 def afresh() -> Iterator[None]:
-    """Compile as if nothing had been kept, so that the seconds are those of the compiler.
+    """Return the compile as if nothing had been kept, so that the seconds are those of the
+    compiler.
 
     Where JAX itself was told of a folder, that stays.
     """

@@ -54,7 +54,7 @@ class Compiled:
 
 
 def compile_for(target: Target, lower: Callable[[], Any]) -> Compiled:
-    """Lower and compile a program.
+    """Return the lower and compile a program.
 
     Args:
       target: of `chips.describe`.
@@ -112,7 +112,8 @@ def _code(made: Any) -> int:
 
 
 def count_collectives(program: str) -> dict[str, tuple[int, int]]:
-    """Kind -> (number, bytes of their results on one device) in the text of a compiled program.
+    """Return kind -> (number, bytes of their results on one device) in the text of a compiled
+    program.
 
     A collective inside a loop counts once, as everything of XLA's does; one that is written in
     every fusion that moves it along, as TPUs have them, counts once for its channel.
@@ -141,7 +142,7 @@ def _result_bytes(types: str, started: bool) -> int:
 
 
 def words(collectives: dict[str, tuple[int, int]] | None) -> str:
-    """`3 all-reduce (1.20 MiB), ...`."""
+    """Return `3 all-reduce (1.20 MiB), ...`."""
     return ", ".join(
         f"{number} {kind} ({size / 2**20:.2f} MiB)"
         for kind, (number, size) in (collectives or {}).items()
@@ -149,7 +150,7 @@ def words(collectives: dict[str, tuple[int, int]] | None) -> str:
 
 
 def report(found: Compiled) -> list[str]:
-    """Lines for a reader."""
+    """Return lines for a reader."""
     size = lambda n: "not known" if n is None else f"{n / GIB:.3f} GiB"  # noqa: E731
     verdict = "it fits" if found.fits else "it does NOT fit"
     return [

@@ -71,7 +71,8 @@ class Needs:
         return math.prod(self.mesh)
 
     def step_seconds(self, peak_tflops: float, peak_gb_s: float) -> float:
-        """Least time of a step under two ceilings: arithmetic and memory; links are left out.
+        """Return the least time of a step under two ceilings: arithmetic and memory; links are left
+        out.
 
         Args:
           peak_tflops, peak_gb_s: of one device, as they were measured or are promised.
@@ -88,7 +89,7 @@ def measure(
     network: Any | None = None,
     target: Target | None = None,
 ) -> Needs:
-    """Lower, and compile, the training step of a checked config on its mesh.
+    """Lower and compile the training step of a checked config on its mesh.
 
     Args:
       settings: checked config; `drift.features_from` is not read.
@@ -238,7 +239,7 @@ def _share(tree) -> int:
 
 
 def report(settings: Any, needs: Needs, peak_tflops: float, peak_gb_s: float) -> list[str]:
-    """Lines of `train --dry_run`."""
+    """Return lines of `train --dry_run`."""
 
     def gib(size):
         return "not known without compiling" if size is None else f"{size / GIB:.3f} GiB"
@@ -274,13 +275,13 @@ def report(settings: Any, needs: Needs, peak_tflops: float, peak_gb_s: float) ->
 
 
 def count(parameters: int) -> str:
-    """`1.78 M`, `208 M`, `15 B`."""
+    """Return `1.78 M`, `208 M`, `15 B`."""
     large = parameters >= 1e9
     return f"{parameters / (1e9 if large else 1e6):.3g} {'B' if large else 'M'}"
 
 
 def row(name: str, settings: Any, needs: Needs, peak_tflops: float, peak_gb_s: float) -> str:
-    """One line of the table of docs/scale.md."""
+    """Return one line of the table of docs/scale.md."""
     sizes = (needs.params, needs.optimizer, needs.average, needs.own, needs.kept)
     sizes += (needs.temporary,)
     cells = (
@@ -327,7 +328,7 @@ TARGET_HEADER = (
 
 
 def target_row(name: str, settings: Any, needs: Needs) -> str:
-    """One line of the table of chips of docs/scale.md."""
+    """Return one line of the table of chips of docs/scale.md."""
     found = needs.program
     fits = "" if found.fits else " **does not fit**"
     cells = (
