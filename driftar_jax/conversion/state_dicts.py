@@ -45,6 +45,8 @@ def load(path: str | pathlib.Path) -> Any:
             buffer = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except ValueError:
             raise _bad(path, "an empty file") from None
+        except OSError:
+            raise _bad(path, "no regular file") from None
         try:
             if buffer[:4] == b"PK\x03\x04":
                 return _load_zip(file, buffer)
@@ -56,7 +58,11 @@ def load(path: str | pathlib.Path) -> Any:
             ) from None
         # A damaged pickle or zip can raise nearly anything, and each means the same to a user.
         except Exception as error:
-            raise _bad(path, " ".join(str(error).split()) or type(error).__name__) from None
+            told = isinstance(error, pickle.UnpicklingError | zipfile.BadZipFile)
+            reason = (
+                " ".join(str(error).split()) if told else "no file of torch.save, or a damaged one"
+            )
+            raise _bad(path, formats.of_name(pathlib.Path(path)) or reason) from None
 
 
 def _open(path):

@@ -12,11 +12,11 @@ _LONGEST = 40
 _SHOWN = 20  # classes that a message names
 
 
-def numbers(wanted: Sequence, names: Sequence[str]) -> list[int]:
-    """Return the numbers of the classes that are is asked for.
+def numbers(asked: Sequence, names: Sequence[str]) -> list[int]:
+    """Class numbers of what is asked for.
 
     Args:
-      wanted: numbers, -1 for none; or names. A text is a name where a class has it, else a number:
+      asked: numbers, -1 for none; or names. A text is a name where a class has it, else a number:
         classes called 2, 10 and 1 are asked for by these names.
       names: of all classes.
 
@@ -29,7 +29,7 @@ def numbers(wanted: Sequence, names: Sequence[str]) -> list[int]:
 
 
 def words(text: str, names: Sequence[str]) -> list[str]:
-    """Return the names and numbers of a list that commas divide, where names may hold commas too.
+    """The names and numbers of a list that commas divide, where names may hold commas too.
 
     A part that is a class or a number stands for itself; other parts are put together again to the
     longest name that they make.
@@ -37,7 +37,7 @@ def words(text: str, names: Sequence[str]) -> list[str]:
     if _plain(text) in map(_plain, names):
         return [text]
     known = {_plain(name) for name in names}
-    parts, joined, at = [part.strip() for part in text.split(",")], [], 0
+    parts, found, at = [part.strip() for part in text.split(",")], [], 0
     while at < len(parts):
         end = at + 1
         if _plain(parts[at]) not in known:
@@ -45,13 +45,13 @@ def words(text: str, names: Sequence[str]) -> list[str]:
                 if _plain(",".join(parts[at:last])) in known:
                     end = last
                     break
-        joined.append(",".join(parts[at:end]))
+        found.append(",".join(parts[at:end]))
         at = end
-    return [word for word in joined if word]
+    return [word for word in found if word]
 
 
 def for_file(number: int, name: str) -> str:
-    """Return `class3_ankle-boot`: number and name of a class as a part of a file's name."""
+    """`class3_ankle-boot`: number and name of a class as a part of a file's name."""
     safe = re.sub(r"[^\w.+-]+", "-", unicodedata.normalize("NFC", name)).strip("-.")[:_LONGEST]
     return f"class{number}" if number < 0 or safe in ("", str(number)) else f"class{number}_{safe}"
 
@@ -81,4 +81,4 @@ def _number(asked, known: dict[str, int], names: Sequence[str]) -> int:
             return whole
     except (TypeError, ValueError, OverflowError):
         pass
-    raise wrong("labels", wanted, f"-1 to {count - 1} or a class name")
+    raise wrong("labels", asked, f"-1 to {count - 1} or a class name")

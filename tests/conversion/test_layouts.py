@@ -219,12 +219,12 @@ def test_files_that_nobody_can_read_are_named_by_their_ending(tmp_path, name):
     for data in (b"\x08\x07\x12" + bytes(200), b"\x82\xa6params\x80" + bytes(9)):
         (tmp_path / name).write_bytes(data)
         with pytest.raises(ValueError, match=f"^source: got .*{ENDINGS[name]}"):
-            pickles.read_state_dict(tmp_path / name, None)
+            state_dicts.read_state_dict(tmp_path / name, None)
 
 
 def test_what_is_no_regular_file_is_named():
     with pytest.raises(ValueError, match="^source: got '/dev/null', .*no regular file"):
-        pickles.read_state_dict("/dev/null", None)
+        state_dicts.read_state_dict("/dev/null", None)
 
 
 @pytest.mark.parametrize("ending", [".pth", ".safetensors", ".ckpt", ""])
