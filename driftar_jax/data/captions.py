@@ -91,8 +91,8 @@ class WordTokenizer:
         # lower case.
         for part in self._special.split(text):
             words = [part] if part in _SPECIAL else _words(part.lower())
-            found += [self.vocabulary.get(word, self.unknown) for word in words]
-        return found
+            ids += [self.vocabulary.get(word, self.unknown) for word in words]
+        return ids
 
     def id_of(self, token: str) -> int | None:
         """See `prompts.Tokenizer`."""

@@ -111,7 +111,7 @@ def _lines(data: bytes) -> list[Prompt]:
 
 
 def _json_lines(data: bytes) -> list[Prompt]:
-    found = []
+    items = []
     for number, line in enumerate(_split(data), 1):
         if line.strip():
             facts = jsons.parse(line.encode())
