@@ -113,7 +113,9 @@ def _in_turn(model: Model, params, tokens, condition) -> list[Premise]:
         mu = _probe(z, x, np.broadcast_to(~held_out[:, None], x.shape[:2]))
     residual = np.linalg.norm(x - np.asarray(mu, np.float64), axis=-1)
     premises, num_tokens = [], x.shape[1]
-    for count in (num_tokens * quarters // 4 for quarters in (3, 2, 1)):
+    # A token with fewer than two before it has no entropy: there is nothing to choose among.
+    counts = (num_tokens * quarters // 4 for quarters in (3, 2, 1))
+    for count in (n for n in counts if n <= num_tokens - 2):
         # With `count` tokens unknown, the one that comes next stands `count` places before the end.
         pairs = e[held_out, -count], residual[held_out, -count]
         premises.append(Premise(count, float(stats.spearmanr(*pairs).statistic), *pairs))
