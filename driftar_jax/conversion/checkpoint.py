@@ -83,7 +83,7 @@ def forward(
     if coarse := _check_kinds(state, report):
         tell(f"warning: {coarse[0]} and {len(coarse) - 1} other arrays are float8, as coarse here")
     for name in chosen.copied:
-        if (meaning := formats.of_file(home / name)) is not None:
+        if (meaning := formats.of_file(home / name, text=True)) is not None:
             raise ValueError(
                 f"source: got {str(home / name)!r}, allowed the model's own ({meaning})"
             )

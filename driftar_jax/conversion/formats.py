@@ -110,9 +110,10 @@ def of_name(path: pathlib.Path) -> str | None:
     return _ENDINGS.get(path.suffix.lower())
 
 
-def of_file(path: pathlib.Path) -> str | None:
-    """Return what a file is that is no checkpoint, and what to do; None: it may be one, or is
-    absent.
+def of_file(path: pathlib.Path, *, text: bool = False) -> str | None:
+    """Return what a file is that stands in the place of one of a checkpoint, and what to do.
+
+    None: it may be one, or is absent. `text` says that it is to be a text, such as a config.
     """
     for mark, meaning in (("zero_pp_rank_", _DEEPSPEED), (".distcp", _DCP)):
         if mark in path.name:
@@ -129,7 +130,7 @@ def of_file(path: pathlib.Path) -> str | None:
     if head[4:8] == b"TFL3":
         return _RUNTIME
     known = stand_ins.of_head(head, _BEGINNINGS)
-    if known is None and len(head) > 1 and not head.strip(_TEXT):
+    if known is None and not text and len(head) > 1 and not head.strip(_TEXT):
         # What a server or a tool said in the place of the file.
         return f"a text that begins {' '.join(head.decode().split())[:40]!r}, not the file"
     return known

@@ -123,7 +123,8 @@ def read_json(path: str | pathlib.Path) -> dict:
       ValueError: it is absent, damaged or of another kind; one line.
     """
     path = pathlib.Path(path)
-    if (meaning := formats.of_file(path)) is not None and not path.name.endswith(".index.json"):
+    index = path.name.endswith(".index.json")
+    if (meaning := None if index else formats.of_file(path, text=True)) is not None:
         raise _bad(path, meaning)
     return jsons.read_json("source", path, "a complete JSON file of the checkpoint")
 

@@ -235,8 +235,8 @@ def entropy_map(
 def entropy_against_residual(path: pathlib.Path, premises: dict[str, Sequence[Premise]]) -> None:
     """Draw the mean residual by tenths of the entropy's rank, one panel per checkpoint."""
     plt = pictures.pyplot()
-    figure, axes = plt.subplots(1, len(found), figsize=(6.5 * len(found), 4.6), squeeze=False)
-    for axis, (name, rates) in zip(axes[0], found.items(), strict=True):
+    figure, axes = plt.subplots(1, len(premises), figsize=(6.5 * len(premises), 4.6), squeeze=False)
+    for axis, (name, rates) in zip(axes[0], premises.items(), strict=True):
         for p in rates:
             bins = np.array_split(np.argsort(p.entropy), 10)
             x = [p.entropy[b].mean() for b in bins]
