@@ -169,7 +169,7 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, official, monkeypatch):
     def full_disk(path, value):
         raise OSError("no space left")
 
-    monkeypatch.setattr(checkpoint.checkpoints, "write_json", full_disk)
+    monkeypatch.setattr(checkpoint.jsons, "write_json", full_disk)
     with pytest.raises(OSError, match="no space"):
         _forward(source, tmp_path / "w")
     assert [p.name for p in tmp_path.iterdir()] == ["a.pth"]
