@@ -4,6 +4,7 @@ from typing import Any
 
 from driftar_jax.config import wrong
 from driftar_jax.data import captions, pipeline
+from driftar_jax.data.sets import OWN
 
 # In pixels a token is at most 8x8: larger pictures want an autoencoder.
 LARGEST, _PATCH, _GRID = 64, 8, 8
@@ -31,7 +32,7 @@ def fit(settings: Any) -> list[str]:
     if data.image_size:
         return []
     if not data.name:
-        kinds = " | ".join(f"{kind}PATH" for kind in captions.OWN)
+        kinds = " | ".join(f"{kind}PATH" for kind in OWN)
         raise wrong("data.name", data.name, f"--config.data.name= with one of {kinds}")
     # No set is kept in memory at this size: only the headers are read.
     source = pipeline.load_source(

@@ -14,7 +14,7 @@ from driftar_jax import seeds
 from driftar_jax.config import wrong
 from driftar_jax.heads import early_stop
 from driftar_jax.hosts.base import Model
-from driftar_jax.sampling import batches, conditions, traces
+from driftar_jax.sampling import batches, conditions
 from driftar_jax.sampling.conditions import Request
 from driftar_jax.sampling.settings import Settings, refuse_unread
 from driftar_jax.types import Counts, Trace
@@ -101,6 +101,8 @@ class Generator:
         # line.
         settings = sized.checked(**changes)
         if trace:
+            from driftar_jax.sampling import traces  # where one is asked for
+
             traces.check(sized.model, settings)
         condition = sized.conditions(labels, seed, settings, request)
         settings = sized.with_draft_count(settings, condition, batch_size)
@@ -227,7 +229,11 @@ class Generator:
         parts = list(self.stream(settings, condition, seed, batch_size, trace=trace))
         images = np.concatenate([part.images for part in parts])
         counts, speculation = self.summary([part.found for part in parts], len(images), settings)
-        found = traces.joined([part.trace for part in parts]) if trace else None
+        found = None
+        if trace:
+            from driftar_jax.sampling import traces
+
+            found = traces.joined([part.trace for part in parts])
         if speculation is None:
             return Samples(images, counts, trace=found)
         return Samples(images, counts, settings.gamma, speculation, settings.lookahead, found)
