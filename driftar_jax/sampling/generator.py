@@ -84,7 +84,8 @@ class Generator:
           size: height and width, of checkpoints that make images of any size.
           sources: uint8 source images `[h, w, 3]` of one size for edits, one per prompt.
           positive, negative: put behind every prompt; what guidance leads away from.
-          trace: also return tokens and entropy after every AR step; the images are the same.
+          trace: also return tokens and entropy after every AR step; images are the same up to
+            rounding, for the program is another one.
           **changes: fields of `Settings`.
 
         Returns:

@@ -38,7 +38,8 @@ def generate(
         an image's randomness, so an image does not depend on its batch.
       seed: uint32 scalar.
       given: tokens that stand; a host of any order fills in the others.
-      trace: also return how the tokens came to be; the images are the same.
+      trace: also return how the tokens came to be; it is a program of its own, and images are
+        the same up to its rounding.
 
     Returns:
       float32 grid `[B, H, W, C]` of `model.images.image_shape`, `Counts` per image, and the `Trace`

@@ -72,6 +72,11 @@ def _sheet(reply):
     return image.reshape(rows, height, columns, width).transpose(0, 2, 1, 3)
 
 
+def _same(found, want):
+    """With and without growth are two programs, which round differently."""
+    assert np.abs(found.astype(int) - want).max() <= 1
+
+
 def _png(array):
     file = io.BytesIO()
     Image.fromarray(array).save(file, "PNG")
@@ -105,13 +110,13 @@ def test_a_drawing_is_that_of_its_command_and_of_its_python(served, call, tmp_pa
     assert (done.status, done.stderr) == (0, "")
     for number in range(4):
         with Image.open(out / f"{number:05d}_class3.png") as picture:
-            np.testing.assert_array_equal(np.asarray(picture), sheet[-1, number])
+            _same(np.asarray(picture), sheet[-1, number])
     counts = json.loads((out / "counts.json").read_text())["per_image"]
     assert reply["counts"] == counts
     assert counts["head_evaluations"] == (4 if head == "own" else 2)
     names = {}
     exec(reply["python"], names)
-    np.testing.assert_array_equal(names["images"][..., 0], sheet[-1])
+    _same(names["images"][..., 0], sheet[-1])
 
 
 def test_a_part_is_filled_in_and_the_rest_stands(served):
