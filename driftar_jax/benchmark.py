@@ -70,6 +70,7 @@ def main(_) -> None:
                     lines = dry_run.lines(subject, settings, condition, target)
                     print("\n".join([f"method             {name}", *lines]), flush=True)
         return
+    cli.loaded(f"{len(table)} methods, {len(sizes)} batch sizes")
     if asked:
         rest = {"batch_sizes": sizes, "rounds": _ROUNDS.value}
         found = windows.costs(subject, settings.plainly, asked, **rest)

@@ -58,6 +58,7 @@ def main(_) -> None:
     asked = contexts.of_generation(
         held[chosen], labels[chosen], images.patch_size, per_image=_TOKENS.value
     )
+    cli.loaded(f"{len(drifts)} pairs of runs, {_CONTEXTS.value} contexts")
     others = [*owns[1:], owns[0]] if len(owns) > 1 else [None]
     pairs = [
         deviation.measure(own, drift, asked, _DRAWS.value, again)

@@ -81,6 +81,8 @@ def main(_) -> None:
             vae=_VAE.value,
         )
         compared = session.open_session(request)
+    pairs = f"{len(compared.drifts)} pairs of runs, {len(compared.images)} real images"
+    cli.loaded(pairs)
     print(compared.run())
 
 

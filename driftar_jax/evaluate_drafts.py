@@ -67,6 +67,7 @@ def main(_) -> None:
                 run.check(way.settings)
         real = judges.open_real(_JUDGE.value, _NUM.value, measured=loaded)
         out.mkdir(parents=True, exist_ok=True)
+    cli.loaded(f"{len(loaded)} runs, {len(real.images)} real images")
     bench = speculation.Bench(loaded, real, _NUM.value, _SEEDS.value, [int(b) for b in sizes])
     record = bench.measure(table)
     print(speculation_report.write(out, record, _facts(loaded, real, table[0].settings.stop)))

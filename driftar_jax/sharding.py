@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -63,6 +64,27 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def parts_of(mesh: Mesh) -> int:
+    """Return over how many devices the rows of a batch are split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def rows_over(params: Any) -> NamedSharding | None:
+    """Return where the rows of a batch go: over the mesh that parameters lie on, if it has one."""
+    for leaf in jax.tree.leaves(params):
+        place = getattr(leaf, "sharding", None)
+        if isinstance(place, NamedSharding) and place.mesh.size > 1:
+            return batch_sharding(place.mesh)
+    return None
+
+
+def over_rows(batch: Any, rows: NamedSharding | None) -> Any:
+    """Return a batch laid out over `rows_over(params)`, where its rows divide; else as it is."""
+    if rows is None or len(jax.tree.leaves(batch)[0]) % parts_of(rows.mesh):
+        return batch
+    return jax.device_put(batch, rows)
+
+
 @contextlib.contextmanager
 def activations_on(mesh: Mesh):
     """Have activations lie where the table says. Nothing on a single device.
@@ -79,7 +101,7 @@ def activations_on(mesh: Mesh):
 
 def check_batch(batch_size: int, mesh: Mesh) -> None:
     """Raise ValueError unless a (micro-)batch of this size divides over `data` and `fsdp`."""
-    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    parts = parts_of(mesh)
     if batch_size % parts:
         raise ValueError(
             f"train.batch_size: got {batch_size} images at a time over {parts} parts of the mesh, "

@@ -13,6 +13,7 @@ import numpy as np
 import tiny
 
 from driftar_jax import model
+from driftar_jax.evaluation import networks
 from driftar_jax.sampling import batches, plain
 from driftar_jax.sampling.settings import Settings
 from driftar_jax.sharding import batch_sharding, make_mesh, replicated
@@ -48,9 +49,25 @@ def operations(params, place):
     return made.cost_analysis()["flops"]
 
 
+def judged(placed):
+    """Rows that one device has of a judge's batch, and whether padding is taken off again."""
+    held = []
+
+    def apply(params, images):
+        held.append(images.sharding.shard_shape(images.shape)[0])
+        return images.reshape(len(images), -1)[:, :2] / 1.0, images[:, 0, 0, :1] / 1.0
+
+    network = networks.Network("classifier", 2, 1, BATCH, apply, placed)
+    pictures = np.arange(20 * 24, dtype=np.uint8).reshape(20, 4, 6, 1)
+    features, _ = network.read(pictures)
+    np.testing.assert_array_equal(features, pictures.reshape(20, -1)[:, :2])
+    return held
+
+
 if __name__ == "__main__":
     mesh = make_mesh()
     placed = jax.device_put(parts()[1], replicated(mesh))
     np.save(sys.argv[1], images(placed))
     whole, one = (operations(placed, place) for place in (replicated(mesh), batch_sharding(mesh)))
-    print(json.dumps({"devices": jax.device_count(), "whole": whole, "one": one}))
+    counts = {"devices": jax.device_count(), "whole": whole, "one": one}
+    print(json.dumps(counts | {"judged": judged(placed)}))

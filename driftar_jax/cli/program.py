@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import threading
+import time
 import traceback
 
 from absl import app, flags, logging
@@ -16,6 +17,7 @@ from driftar_jax.storage import paths
 from driftar_jax.targets import precision
 
 USER_ERROR = 2
+_STARTED = time.perf_counter()
 
 # Flags that read a checkpoint, which may lie on the hub; `train`, which writes there, refuses it.
 _CHECKPOINTS = ("workdir", "baseline", "judge")
@@ -87,6 +89,11 @@ def fail(message: str, status: int = USER_ERROR) -> None:
     lines = message.strip().splitlines() or ["unknown error"]
     print(f"driftar_jax: {lines[0]}", file=sys.stderr)
     sys.exit(status)
+
+
+def loaded(what: str) -> None:
+    """Say that all is read and checked, and how long the program took for it."""
+    print(f"{what}, loaded in {time.perf_counter() - _STARTED:.1f} s", flush=True)
 
 
 def run(main, matmul: str = "tf32") -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from driftar_jax.config import lasting
 from driftar_jax.conversion import formats, rules, shards, state_dicts
@@ -183,7 +184,8 @@ def _back_in_shards(
     unfinished = _temporary(target)
     unfinished.mkdir(parents=True)
     try:
-        for number, (part, wanted) in enumerate(parts.items(), 1):
+        shown = tqdm(parts.items(), unit="shard", disable=None, leave=False)
+        for number, (part, wanted) in enumerate(shown, 1):
             kept = jax.tree.map(_typed, wanted, opened.stored(step, part))
             params = opened.restore(step, **{part: _here(kept)})[part]
             official, report = rules.to_official(rules.flatten(params), chosen.rules)
@@ -273,15 +275,16 @@ def _check_constants(constants: Mapping[str, np.ndarray], state, dropped: Sequen
 def _converted(state, report: rules.Report, parts: Mapping[str, dict], dtype):
     """Name and arrays of each part, converted when it is asked for."""
     last = list(parts)[-1]
-    for part, tree in parts.items():
-        shapes = rules.shapes_of(tree)
-        # Part by part: of a model larger than memory only one part is ever held.
-        own = rules.Report(mapped=[mapped for mapped in report.mapped if mapped[1] in shapes])
-        ours = rules.to_ours(state, own, shapes, dtype)
-        report.not_finite += own.not_finite
-        if part == last:
-            del state
-        yield part, rules.unflatten(_placed(ours))
+    with tqdm(total=len(report.mapped), unit="array", disable=None, leave=False) as bar:
+        for part, tree in parts.items():
+            shapes = rules.shapes_of(tree)
+            # Part by part: of a model larger than memory only one part is ever held.
+            own = rules.Report(mapped=[mapped for mapped in report.mapped if mapped[1] in shapes])
+            ours = rules.to_ours(state, own, shapes, dtype, bar.update)
+            report.not_finite += own.not_finite
+            if part == last:
+                del state
+            yield part, rules.unflatten(_placed(ours))
 
 
 def _placed(arrays: dict[str, np.ndarray]) -> dict[str, jax.Array]:

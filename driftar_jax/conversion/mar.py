@@ -171,6 +171,7 @@ def config_of(fields: Mapping) -> dict:
             "clip": 3.0,
             "ema": 0.9999,
             "accumulate": 1,
+            "freeze": "",
         },
         "train": {
             "batch_size": 2048,

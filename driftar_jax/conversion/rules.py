@@ -284,6 +284,7 @@ def to_ours(
     report: Report,
     shapes: Mapping[str, tuple[int, ...]],
     dtype: np.dtype | None = np.float32,
+    done: Callable[[], object] = lambda: None,
 ) -> dict[str, np.ndarray]:
     """Convert official arrays to ours, each read once; notes NaN and infinity in the report.
 
@@ -292,6 +293,7 @@ def to_ours(
       report: of `plan`.
       shapes: our path -> shape.
       dtype: of the result; None keeps the file's.
+      done: called after every array.
 
     Returns:
       path -> array of everything that fits. Nothing is invented: what is missing is
@@ -304,6 +306,7 @@ def to_ours(
         ours[path] = np.ascontiguousarray(value, dtype)
         if not np.isfinite(ours[path]).all():
             report.not_finite.append(name)
+        done()
     return ours
 
 

@@ -220,6 +220,7 @@ def config_of(fields: Mapping) -> dict:
             "clip": 3.0,
             "ema": recipe["ema"],
             "accumulate": 1,
+            "freeze": "",
         },
         "train": {
             "batch_size": 2048,

@@ -14,11 +14,13 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from driftar_jax.hosts.base import Model
 from driftar_jax.sampling import batches, drafted, plain
 from driftar_jax.sampling.generator import Generator
 from driftar_jax.sampling.settings import Settings
+from driftar_jax.sharding import over_rows, rows_over
 from driftar_jax.storage import compiled
 from driftar_jax.types import Counts
 
@@ -133,10 +135,10 @@ def measure(
       rounds: timed calls, at least 1, after one that is not timed.
     """
     rows = []
-    for batch_size in batch_sizes:
-        for name, settings in table:
-            rows.append(_row(subject, name, settings, batch_size, rounds))
-            tell(line(rows[-1].as_json()))
+    asked = [(size, *method) for size in batch_sizes for method in table]
+    for batch_size, name, settings in tqdm(asked, unit="method", disable=None, leave=False):
+        rows.append(_row(subject, name, settings, batch_size, rounds))
+        tell(line(rows[-1].as_json()))
     return rows
 
 
@@ -161,6 +163,7 @@ def _row(subject: Generator, name: str, settings: Settings, batch_size: int, rou
         settings = subject.with_draft_count(settings, condition, batch_size)
         name = name.replace("auto", f"auto = {settings.gamma or settings.lookahead}")
     condition = jax.tree.map(jnp.asarray, condition)
+    condition, index = over_rows((condition, index), rows_over(params))
     calls, compile_s, temporary = {}, {}, 0
     for piece, (function, static, arguments) in _pieces(
         model, settings, params, condition, index

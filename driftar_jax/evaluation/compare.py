@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from tqdm import tqdm
 
 from driftar_jax.evaluation import quality, speed
 from driftar_jax.hosts.schedules import NFE_SCHEDULES
@@ -176,21 +177,28 @@ def measure(
     table = methods(baselines[0], drifts[0], asked)
     # Before the quality: afterwards everything is compiled, and its cost could not be told.
     first = baselines[0], drifts[0]
+    say(f"compiling and timing {len(table)} methods, {batch_sizes} images a call")
     with real.ledger("speed"):
         timed = {size: _speeds(first, table, real.labels, size) for size in batch_sizes}
         cost = [costs(_of(first, m), m.settings, real.labels, max(batch_sizes)) for m in table]
     qualities: list[list[quality.Quality]] = [[] for _ in table]
-    for pair in zip(baselines, drifts, strict=True):
-        for seed in range(sampling_seeds):
+    asked_for = [
+        (pair, seed, i)
+        for pair in zip(baselines, drifts, strict=True)
+        for seed in range(sampling_seeds)
+        for i in range(len(table))
+    ]
+    with tqdm(total=num * len(asked_for), unit="image", disable=None, leave=False) as bar:
+        for pair, seed, i in asked_for:
             labels = np.random.default_rng(seed).choice(real.labels, num)
-            for i, method in enumerate(table):
-                loaded = _of(pair, method)
-                result = judge(loaded, method.settings, real, labels, seed, max(batch_sizes))
-                say(
-                    f"{method.name}, {method.settings.evaluations:g} NFE per step, seed {seed}: "
-                    f"fd_{real.network.name} {result.frechet:.2f}, accuracy {result.accuracy:.3f}"
-                )
-                qualities[i].append(result)
+            method = table[i]
+            how = method.settings, real, labels, seed, max(batch_sizes)
+            result = judge(_of(pair, method), *how, bar.update)
+            say(
+                f"{method.name}, {method.settings.evaluations:g} NFE per step, seed {seed}: "
+                f"fd_{real.network.name} {result.frechet:.2f}, accuracy {result.accuracy:.3f}"
+            )
+            qualities[i].append(result)
     return [
         Row(
             method=method.name,
@@ -212,8 +220,12 @@ def judge(
     labels: np.ndarray,
     seed: int,
     batch_size: int,
+    done: Callable[[int], object] = lambda number: None,
 ) -> quality.Quality:
-    """Sample and measure part by part, so that the images of all labels are never there at once."""
+    """Sample and measure part by part, so that the images of all labels are never there at once.
+
+    `done` takes the number of images of every part.
+    """
     tally = real.tally(len(labels))
     part = part_size(real.images.shape[1:])
     for number, first in enumerate(range(0, len(labels), part)):
@@ -223,6 +235,7 @@ def judge(
         with real.ledger("sampling"):
             images = sample(loaded, settings, chosen, part_seed(seed, number), batch_size)
         tally.add(images, chosen)
+        done(len(chosen))
     return tally.quality()
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 from driftar_jax.data import pictures
 from driftar_jax.evaluation import contexts
@@ -115,29 +116,30 @@ def measure(
     nfe = own.settings().nfe
     reference = contexts.draw(own, asked, count, _OWN).x
     half = count // 2
-    drawn = contexts.draw(drift, asked, count, _OTHER)
-    others = {
-        "drift": drawn.x,
-        "prior mean": contexts.draw(drift, asked, 2, _OTHER, method="mean").x,
-    }
+    ways = {"drift": (drift, count, {}), "prior mean": (drift, 2, {"method": "mean"})}
     if again is not None:
-        others["own, trained again"] = contexts.draw(again, asked, count, _OTHER).x
+        ways["own, trained again"] = (again, count, {})
     # What the own head itself loses with fewer steps: the scale on which one step is read.
     for steps in FEW_STEPS:
         if 2 * steps <= nfe:
-            few = contexts.draw(own, asked, count, _OTHER, nfe=steps, nfe_schedule="constant")
-            others[f"own, {steps} steps"] = few.x
+            few = {"nfe": steps, "nfe_schedule": "constant"}
+            ways[f"own, {steps} steps"] = (own, count, few)
+    shown = tqdm(ways.items(), unit="way", disable=None, leave=False)
+    drawn = {
+        name: contexts.draw(by, asked, number, _OTHER, **changes)
+        for name, (by, number, changes) in shown
+    }
     real = asked.asked
     # Two halves of the same draws: what is left of a distance where nothing differs.
     deviations = {"floor": compare(reference[:, :, :half], reference[:, :, half:], real)}
-    deviations |= {name: compare(reference, x, real) for name, x in others.items()}
+    deviations |= {name: compare(reference, draws.x, real) for name, draws in drawn.items()}
     for name, of in deviations.items():
         words = ", ".join(f"{key} {value:.4f}" for key, value in of.means().items())
         say(f"{name}: {words}")
     return {
         "own_steps": nfe,
         "ways": {name: of.means() for name, of in deviations.items()},
-        "by_entropy": _by_entropy(deviations, drawn.entropy),
+        "by_entropy": _by_entropy(deviations, drawn["drift"].entropy),
         "map": _map(deviations, asked.positions, own.model.images.grid),
     }
 

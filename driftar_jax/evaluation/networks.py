@@ -11,6 +11,7 @@ import numpy as np
 from driftar_jax.data.pixels import to_unit_range
 from driftar_jax.features import inception as incept
 from driftar_jax.features.classifier import SmallClassifier
+from driftar_jax.sharding import over_rows, rows_over
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,13 +41,13 @@ class Network:
         Raises:
           ValueError: images of mixed sizes, another type, or not of 1 or 3 channels.
         """
-        images = checked(images)
+        images, rows = checked(images), rows_over(self.params)
         features = np.empty((len(images), self.width), np.float32)
         logits = np.empty((len(images), self.num_classes), np.float32)
         for first in range(0, len(images), self.batch_size):
             part = images[first : first + self.batch_size]
             padded = np.resize(part, (self.batch_size, *part.shape[1:]))
-            outputs = self.apply(self.params, padded)
+            outputs = self.apply(self.params, over_rows(padded, rows))
             for array, new in zip((features, logits), outputs, strict=True):
                 array[first : first + len(part)] = np.asarray(new)[: len(part)]
         return features, logits

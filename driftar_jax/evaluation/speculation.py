@@ -9,6 +9,7 @@ import functools
 from collections.abc import Callable, Sequence
 
 import numpy as np
+from tqdm import tqdm
 
 from driftar_jax.evaluation import quality, speed
 from driftar_jax.sampling import batches, draft_count
@@ -97,7 +98,8 @@ class Bench:
           `rows` and `controls` (by AR steps) as lists of records, `auto` per rule and batch size,
           `floor`: energy distances of two plain sets, one value per run and sampling seed.
         """
-        rows = [self._row(way) for way in table]
+        shown = {"unit": "method", "disable": None, "leave": False}
+        rows = [self._row(way) for way in tqdm(table, **shown)]
         plain = table[0].settings
         for row in rows:
             steps = max(1, round(row["backbone_calls"]))
@@ -106,7 +108,7 @@ class Bench:
             row["control_ar_steps"] = steps if fits else plain.ar_steps
         wanted = {row["control_ar_steps"] for row in rows[1:]} - {plain.ar_steps}
         fewer = [Way("plain", plain.changed(ar_steps=steps)) for steps in sorted(wanted)]
-        controls = {way.settings.ar_steps: self._row(way) for way in fewer}
+        controls = {way.settings.ar_steps: self._row(way) for way in tqdm(fewer, **shown)}
         controls[plain.ar_steps] = rows[0]
         self._time([*table, *fewer], [*rows, *(controls[w.settings.ar_steps] for w in fewer)])
         return {

@@ -13,7 +13,7 @@ from driftar_jax.config import wrong
 from driftar_jax.data.pixels import to_uint8
 from driftar_jax.hosts.base import Model
 from driftar_jax.sampling.settings import Settings
-from driftar_jax.sharding import batch_sharding
+from driftar_jax.sharding import over_rows, parts_of, rows_over
 from driftar_jax.types import Counts, Given, Speculation, Trace
 
 as_pixels = jax.jit(to_uint8)
@@ -89,7 +89,7 @@ def stream(
             counts = dataclasses.replace(counts, backbone_calls=calls, backbone_rows=calls)
         return grids, counts, *rest
 
-    pixels, rows = seeds.fixed()(to_pixels), _rows_over(params)
+    pixels, rows = seeds.fixed()(to_pixels), rows_over(params)
     yield from _in_batches(make, condition, wanted, batch_size, pixels, rows)
 
 
@@ -111,7 +111,7 @@ def compile_ahead(
       model, settings, params, condition, seed, batch_size, to_pixels: as for `stream`.
     """
     function, first, _ = _program(model, settings, params, condition)
-    rows = _rows_over(params)
+    rows = rows_over(params)
     asked = next(_batches(condition, np.arange(size(condition)), batch_size, rows))[1]
     with seeds.fixed():
         program = function.lower(*first, *asked, seeds.argument(seed)).compile()
@@ -196,15 +196,6 @@ def size(condition: Any) -> int:
     return len(jax.tree.leaves(condition)[0])
 
 
-def _rows_over(params: Any) -> NamedSharding | None:
-    """Return where the rows of a batch go: over the mesh that parameters lie on, if it has one."""
-    for leaf in jax.tree.leaves(params):
-        sharding = getattr(leaf, "sharding", None)
-        if isinstance(sharding, NamedSharding) and sharding.mesh.size > 1:
-            return batch_sharding(sharding.mesh)
-    return None
-
-
 def _in_batches(
     make, condition, wanted: np.ndarray, batch_size: int, to_pixels, rows: NamedSharding | None
 ) -> Iterator[Part]:
@@ -221,17 +212,15 @@ def _batches(
     """Yield the numbers of a batch's images, and `condition [B]` and `index [B]` of the call."""
     condition = jax.tree.map(np.asarray, condition)
     batch_size = min(batch_size, len(wanted))
-    devices = rows.mesh.shape["data"] * rows.mesh.shape["fsdp"] if rows is not None else 1
-    spread = batch_size >= devices > 1
-    if spread:  # every device takes as many rows
+    devices = 1 if rows is None else parts_of(rows.mesh)
+    if batch_size >= devices > 1:  # every device takes as many rows
         batch_size = -(-batch_size // devices) * devices
     for first in range(0, len(wanted), batch_size):
         numbers = wanted[first : first + batch_size]
         # The last batch is filled up with the last image, so that one compilation serves all.
         index = np.pad(numbers, (0, batch_size - len(numbers)), mode="edge").astype(np.int32)
         asked = jax.tree.map(lambda a, at=index: a[at], condition), index
-        if spread:
-            asked = jax.device_put(asked, rows)
+        asked = over_rows(asked, rows)
         yield numbers, asked
 
 

@@ -1,16 +1,18 @@
 """Images to moments, once for a whole set: each image and its mirror image."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from tqdm import tqdm
 
 from driftar_jax.config import wrong
 from driftar_jax.data import latents
 from driftar_jax.data.pixels import to_unit_range
 from driftar_jax.data.source import ImageSource
+from driftar_jax.sharding import make_mesh, over_rows, replicated, rows_over
 from driftar_jax.vae import kl, stored
 
 
@@ -38,6 +40,7 @@ def encode_set(
       OSError: `out` cannot be written.
     """
     vae, params = stored.load(vae_dir)
+    params = jax.device_put(params, replicated(make_mesh()))
     height, width, channels = sources[0].image_shape
     if height % vae.factor or width % vae.factor:
         raise wrong("data.image_size", height, f"a multiple of {vae.factor}")
@@ -57,16 +60,26 @@ def encode_set(
     folder = latents.begin(out, facts)
     for source in sources:
         items = functools.partial(_items, vae, params, source, batch_size)
-        latents.write_shards(folder, source.split, items, tell)
+        with tqdm(total=len(source), unit="image", disable=None, leave=False) as bar:
+            latents.write_shards(folder, source.split, functools.partial(_shown, bar, items), tell)
     texts = {source.split: source.captions for source in sources}
     latents.finish(folder, None if None in texts.values() else texts)
 
 
+def _shown(bar: tqdm, items: Callable[[range], Iterable[dict]], numbers: range) -> Iterator[dict]:
+    """Yield `items(numbers)`, each on the bar, which jumps over shards that are there."""
+    bar.update(numbers.start - bar.n)
+    for item in items(numbers):
+        yield item
+        bar.update()
+
+
 def _items(vae, params, source: ImageSource, batch_size: int, numbers: range):
+    rows = rows_over(params)
     for first in range(numbers.start, numbers.stop, batch_size):
         wanted = np.arange(first, min(first + batch_size, numbers.stop))
         images, labels = source.gather(np.resize(wanted, batch_size))  # padded: one compilation
-        moments, mirrored = (np.asarray(a) for a in _both(vae, params, images))
+        moments, mirrored = (np.asarray(a) for a in _both(vae, params, over_rows(images, rows)))
         for i in range(len(wanted)):
             yield {"moments": moments[i], "mirrored": mirrored[i], "label": int(labels[i])}
 

@@ -8,6 +8,7 @@ import jax
 
 from driftar_jax.config import wrong
 from driftar_jax.data.pixels import to_uint8, to_unit_range
+from driftar_jax.sharding import make_mesh, replicated
 from driftar_jax.storage.checkpoints import read_config
 from driftar_jax.vae import kl, stored
 from driftar_jax.vae.f8 import F8VAE
@@ -65,7 +66,7 @@ def load(workdir: str | pathlib.Path, channels: int, fingerprint: str | None = N
         vae, params = stored.load(workdir)
         if fingerprint and fingerprint not in stored.fingerprints(workdir, params):
             raise ValueError("the training set was encoded with another one")
-        return ToPixels(vae, params)
+        return ToPixels(vae, jax.device_put(params, replicated(make_mesh())))
     except ValueError as error:
         allowed = f"a folder written by convert --family=vae-kl16 that fits the host ({error})"
         raise wrong("vae", str(workdir), allowed) from error

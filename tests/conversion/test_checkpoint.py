@@ -69,11 +69,13 @@ def _forward(source, out, **kwargs):
     return checkpoint.forward("mar", source, str(out), **kwargs)
 
 
-def test_there_and_back_bit_by_bit(tmp_path, official):
+def test_there_and_back_bit_by_bit(tmp_path, official, monkeypatch, capsys):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     other = {name: array + 1 for name, array in official.items()}
     source = _pth(tmp_path / "a.pth", model=other, model_ema=official)
     lines = []
     report = _forward(source, tmp_path / "w", tell=lines.append)
+    assert f"0/{len(official)} [" in capsys.readouterr().err  # a bar over the arrays
     assert report.complete and len(report.mapped) == len(official)
     assert all(any(line.startswith(f"{name} ") for line in lines) for name in official)
     facts = json.loads((tmp_path / "w" / "report.json").read_text())

@@ -26,7 +26,10 @@ class Done:
 
 @pytest.fixture(scope="session")
 def call(data_dir, compiled_programs):
-    """`call("train", "--flag=value", ...)` runs `python -m driftar_jax.train` in this process."""
+    """`call("train", "--flag=value", ...)` runs `python -m driftar_jax.train` in this process.
+
+    With `terminal=True` standard error is a terminal's, as far as a program can see.
+    """
     app.define_help_flags()
     foreign = set(flags.FLAGS)
     compiled = []
@@ -37,9 +40,10 @@ def call(data_dir, compiled_programs):
 
     jax.monitoring.register_event_duration_secs_listener(count)
 
-    def run(program, *words):
+    def run(program, *words, terminal=False):
         assert program in PROGRAMS
         out, err, before = io.StringIO(), io.StringIO(), len(compiled)
+        err.isatty = lambda: terminal
         kept, sys.argv = sys.argv, [program, *map(str, words)]
         try:
             with (

@@ -86,8 +86,8 @@ def test_draws_of_both_heads_are_compared(call, workdirs, tmp_path):
     out = tmp_path / "deviation"
     runs = f"--workdir={workdirs.drift}", f"--baseline={workdirs.own}"
     sizes = "--contexts=6", "--tokens=2", "--draws=4"
-    done = call("deviation", *runs, *sizes, f"--out={out}")
-    assert (done.status, done.stderr) == (0, "")
+    done = call("deviation", *runs, *sizes, f"--out={out}", terminal=True)
+    assert done.status == 0 and "0/3 [" in done.stderr and "6 contexts, loaded in" in done.stdout
     (pair,) = json.loads((out / "deviation.json").read_text())["pairs"]
     assert list(pair["ways"]) == ["drift", "floor", "own, 2 steps", "prior mean"]
     assert pair["ways"]["prior mean"]["spread"] == 0 < pair["ways"]["drift"]["spread"]

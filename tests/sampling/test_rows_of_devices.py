@@ -13,6 +13,7 @@ def test_eight_devices_share_the_rows_and_the_operations(python, tmp_path):
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["devices"] == 8
     assert found["one"] < found["whole"] / 7
+    assert found["judged"] == [2, 2]  # of sixteen rows a call
     params = jax.device_put(sampled_rows.parts()[1])
     one, many = sampled_rows.images(params), np.load(tmp_path / "many.npy")
     assert one.shape == many.shape and one.std() > 5

@@ -1,6 +1,8 @@
 """Images to latents on disk, and training from them."""
 
 import functools
+import shutil
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -60,6 +62,23 @@ def made(tmp_path_factory):
         latents.open_latents(f"latents:{out}", "train", image_size=4)
     encoding.encode_set([source], vae, out, tell=told.append, **call)
     return source, vae, root / "set", told
+
+
+def test_a_bar_counts_the_images_and_jumps_over_shards_that_are_there(
+    made, tmp_path, capsys, monkeypatch
+):
+    source, vae, folder, _ = made
+    shutil.copytree(folder, tmp_path / "set")
+    (tmp_path / "set" / latents.shard_name("train", 2, -(-len(source) // 3))).unlink()
+    for terminal in (False, True):
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal, raising=False)
+        lines = []
+        encoding.encode_set(
+            [source], vae, str(tmp_path / "set"), per_shard=3, batch_size=2, tell=lines.append
+        )
+        assert len(lines) == 1
+        assert (f"/{len(source)} [" in capsys.readouterr().err) == terminal
+        (tmp_path / "set" / latents.shard_name("train", 2, -(-len(source) // 3))).unlink()
 
 
 def test_shards_are_written_once_and_whole(made):
