@@ -13,6 +13,7 @@ def get_config(size: str = "digits8") -> ml_collections.ConfigDict:
     """Everything a run needs; `size` is the word after the colon."""
     c = drift_mar_small.get_config(size)
     c.task = "draft"
+    del c.adapter
     c.teacher = dict(
         unroll=2,  # AR steps ahead that the head learns to go on its own predictions
         prior=1.0,  # weight of the divergence of the drafted prior, which is what acceptance reads

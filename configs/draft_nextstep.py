@@ -13,6 +13,7 @@ def get_config(size: str = "emoji32") -> ml_collections.ConfigDict:
     """Everything a run needs; `size` is the word after the colon."""
     c = drift_nextstep.get_config(size)
     c.task = "draft"
+    del c.adapter
     c.teacher = dict(
         unroll=2,  # tokens ahead that the head learns to go on its own predictions
         prior=1.0,  # weight of the divergence of the drafted prior, which is what acceptance reads

@@ -27,6 +27,8 @@ def get_config(size: str = "digits8") -> ml_collections.ConfigDict:
         allowed = " | ".join([*small.DATA, *RELEASED])
         raise ValueError(f"config size: got {size!r}, allowed {allowed}")
     c = small.base("drift", size if size in small.DATA else "digits8")
+    c.train.update(held_out_every=0, judge="")
+    c.adapter = dict(rank=0)  # of what learns beside each dense layer of the host; 0: none
     c.host = dict(
         name="transdiff",
         form="one_step",

@@ -24,6 +24,8 @@ def generative(task: str, size: str) -> ml_collections.ConfigDict:
     if size not in SIZES:
         raise ValueError(f"config size: got {size!r}, allowed {' | '.join(SIZES)}")
     c = small.base(task, size)
+    c.train.update(held_out_every=0, judge="")
+    c.adapter = dict(rank=0)  # of what learns beside each dense layer of the host; 0: none
     c.host = dict(
         name="nextstep",
         width=96,

@@ -66,6 +66,8 @@ def base(task: str, size: str) -> ml_collections.ConfigDict:
 def generative(task: str, size: str) -> ml_collections.ConfigDict:
     """`base` with a small MAR host, its contexts and its sampling settings."""
     c = base(task, size)
+    c.train.update(held_out_every=0, judge="")
+    c.adapter = dict(rank=0)  # of what learns beside each dense layer of the host; 0: none
     c.host = dict(
         name="mar",
         width=96,

@@ -21,6 +21,8 @@ def get_config(size: str = "digits8") -> ml_collections.ConfigDict:
         allowed = " | ".join([*small.DATA, *(name + _ROW for name in small.DATA)])
         raise ValueError(f"config size: got {size!r}, allowed {allowed}")
     c = small.base("host", data)
+    c.train.update(held_out_every=0, judge="")
+    c.adapter = dict(rank=0)  # of what learns beside each dense layer of the host; 0: none
     c.host = dict(
         name="transdiff",
         form="mrar" if row else "one_step",

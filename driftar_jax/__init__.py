@@ -13,12 +13,15 @@ __version__ = "0.1.0"
 
 
 def load(
-    workdir: str | os.PathLike, step: int | None = None, vae: str | os.PathLike | None = None
+    workdir: str | os.PathLike,
+    step: int | None = None,
+    vae: str | os.PathLike | None = None,
+    dtype: str | None = None,
 ) -> Generator:
     """Read a checkpoint, ready to sample; see `driftar_jax.sampling.load`."""
     from driftar_jax.sampling import load as loading
 
-    return loading.load(workdir, step, vae)
+    return loading.load(workdir, step, vae, dtype=dtype)
 
 
 def __getattr__(name):

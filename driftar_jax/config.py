@@ -25,6 +25,7 @@ SECTIONS = ("task", "seed", "init_from", "data", "host", "head", "text", "mask",
 SECTIONS += (
     "bank",
     "draft",
+    "adapter",
     "loss",
     "classifier",
     "mae",
@@ -244,12 +245,38 @@ _TRAIN = {
     "train.sample_every": whole(
         0, "Steps between two sheets of pictures; 0: none.", changeable=True
     ),
+    "train.held_out_every": whole(
+        0,
+        "Steps between two scores of samples against held-out pictures; 0: none.",
+        tasks=GENERATIVE,
+        before=0,
+        may_miss=True,
+        changeable=True,
+    ),
+    "train.judge": place(
+        "Workdir of task classifier: how many of these samples it takes for their class.",
+        tasks=GENERATIVE,
+        before="",
+        may_miss=True,
+        changeable=True,
+    ),
     "train.checkpoint_every": whole(1, "Steps between two checkpoints.", changeable=True),
     "train.checkpoint_minutes": real(
         0, _ANY, "Minutes after which a checkpoint is due; 0: by steps alone.", changeable=True
     ),
     "train.keep": whole(1, "Newest checkpoints that stay.", changeable=True),
 }
+_ADAPTER = of_tasks(
+    ("host", "drift"),
+    {
+        "adapter.rank": whole(
+            0,
+            "Rank of what is learnt beside each dense layer of the host, which stays; 0: none.",
+            before=0,
+            may_miss=True,
+        )
+    },
+)
 _MESH = {
     "mesh.data": Field(
         *_AXIS, "Devices that share the images; -1: what the others leave.", changeable=True
@@ -275,6 +302,7 @@ _SHARED: dict[str, Field] = {
     **_NETWORKS,
     **_OPTIM,
     **_TRAIN,
+    **_ADAPTER,
     **_MESH,
 }
 
@@ -428,6 +456,8 @@ def _check_together(flat: dict[str, Any]) -> None:
         raise wrong("mae.patch", flat["mae.patch"], f"a divisor of data.image_size {size}")
     if flat["task"] == "autoencoder":
         _check_autoencoder(flat)
+    if flat.get("adapter.rank") and not flat["init_from"]:
+        raise wrong("adapter.rank", flat["adapter.rank"], "0 without init_from, whose host stays")
     if flat["task"] in GENERATIVE:
         host(flat["host.name"]).check(flat, (size // patch) ** 2)
 

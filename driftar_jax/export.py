@@ -2,6 +2,8 @@
 
 python -m driftar_jax.export --workdir=runs/drift_fashion28 --out=models/mar_fashion28
 python -m driftar_jax.export --workdir=runs/drift_fashion28 --out=to_upload --format=hub
+python -m driftar_jax.export --workdir=runs/adapted --apart --format=hub --out=adapter
+python -m driftar_jax.export --workdir=adapter --host=models/mar_fashion28 --out=merged
 """
 
 import os
@@ -15,6 +17,7 @@ from absl import flags
 from driftar_jax.cli import program as cli
 from driftar_jax.config import CONVERTED, lasting, wrong
 from driftar_jax.data import latents, sets
+from driftar_jax.layers import low_rank
 from driftar_jax.sampling import load
 from driftar_jax.storage import cards, checkpoints, digests, hub, jsons
 from driftar_jax.storage.jsons import read_json
@@ -35,6 +38,12 @@ _FORMAT = flags.DEFINE_enum(
 _REPORT = flags.DEFINE_string(
     "report", None, "report.json of evaluate, whose figures the model card shall hold."
 )
+_APART = flags.DEFINE_bool(
+    "apart", False, "Of a run with adapters: all but its host, which it needs again (--host)."
+)
+_HOST = flags.DEFINE_string(
+    "host", None, "Of an export that is apart: workdir of its host; both are merged."
+)
 flags.mark_flags_as_required(["workdir", "out"])
 
 
@@ -47,7 +56,15 @@ def main(_) -> None:
         if _FORMAT.value == "hub" and config["task"] == CONVERTED:
             raise wrong("format", "hub", "workdir (convert --back writes the official files)")
         report = None if _REPORT.value is None else _report(_REPORT.value)
-        params, manifest, step = load.read_weights(source)
+        rank = config.get("adapter", {}).get("rank", 0)
+        if _APART.value and not rank:
+            raise wrong("apart", True, "false for a run without adapters (adapter.rank)")
+        if _APART.value and _FORMAT.value != "hub":
+            raise wrong("format", _FORMAT.value, "hub with --apart")
+        whole = {"host": _HOST.value, "merged": not _APART.value}
+        params, manifest, step = load.read_weights(source, **whole)
+    if _APART.value:
+        manifest[load.APART] = load.projections(params.pop(low_rank.OF))
     if config["task"] in ("autoencoder", stored.TASK):
         # Rounded arrays have another one, and sets of latents name that of the run.
         manifest.setdefault(stored.FINGERPRINT, stored.fingerprint(params))
@@ -57,6 +74,8 @@ def main(_) -> None:
     manifest.pop("format")
     begun = pathlib.PurePath(config.get("init_from") or "").name
     config, manifest = _without_paths(config, manifest)
+    if rank and not _APART.value:  # it is in the host now
+        config["adapter"]["rank"] = 0
     unfinished = target.with_name(f".{target.name}.tmp{os.getpid()}")
     try:
         unfinished.mkdir(parents=True)
@@ -101,8 +120,8 @@ def _report(path: str) -> dict:
 
 def _encoded(name: str) -> str | None:
     """Return the set that a set of latents was encoded from; None where it cannot be said."""
-    folder = pathlib.Path(name.removeprefix(sets.PREFIX))
-    if not name.startswith(sets.PREFIX) or not (folder / latents.FACTS).is_file():
+    folder = pathlib.Path(name.removeprefix(sets.LATENTS))
+    if not name.startswith(sets.LATENTS) or not (folder / latents.FACTS).is_file():
         return None
     source = latents.read_facts(folder).get("source")
     # The fingerprints of its splits: the name comes first.

@@ -27,6 +27,11 @@ from driftar_jax.types import TextSpec
 
 # Height and width of images that a converted checkpoint makes if nothing else is asked for.
 SIDE = 512
+TYPES = ("float32", "bfloat16")
+# In the manifest of an export that has no host: the `projections` of the one it needs.
+APART = "apart"
+# Groups of parameters: a host, and its adapters (`layers/low_rank.py`).
+_HOST, _ADAPTER = "host", "adapter"
 
 
 def load(
@@ -46,7 +51,8 @@ def load(
         that the training set was encoded with.
       mesh: where the parameters of a converted NextStep-1 lie, by their logical axes; None: copies
         on all devices.
-      dtype: of that checkpoint's matrix products; None: that of the stored embedding.
+      dtype: `float32` or `bfloat16`, of activations and matrix products. None: what the run was
+        trained in; of a converted NextStep-1 that of the stored embedding.
 
     Returns:
       `Generator`.
@@ -55,6 +61,8 @@ def load(
       ValueError: no checkpoint there, one of another task, or one that does not fit its config;
         `vae` is missing, does not fit, or is not wanted.
     """
+    if dtype is not None and dtype not in TYPES:
+        raise wrong("dtype", dtype, " | ".join(TYPES))
     if line := compiled.keep():
         warnings.warn(line, stacklevel=2)
     workdir = _folder(workdir)
@@ -65,10 +73,21 @@ def load(
     if config.task not in known:
         allowed = f"{' | '.join(known)} ({workdir})"
         raise ValueError(f"workdir: got task {config.task!r}, allowed {allowed}")
+    if dtype is not None:
+        config = _typed(config, dtype)
     params, manifest, step = read_weights(workdir, step)
     with _written_by_a_run(workdir):
         to_pixels = pixels_of(config, manifest, vae, pathlib.Path(workdir).parent)
         return of_run(workdir, config, params, manifest, step, to_pixels)
+
+
+def _typed(config: Any, dtype: str) -> Any:
+    """Return the config with activations of another type; its parameters are float32 in any."""
+    if "dtype" not in config.get("host", {}):
+        raise wrong("dtype", dtype, f"none for task {config.task}")
+    changed = ml_collections.ConfigDict(config.to_dict())
+    changed.host.dtype = dtype
+    return changed
 
 
 def of_run(workdir, config: Any, params, manifest: dict, step: int, to_pixels) -> Generator:
@@ -80,7 +99,7 @@ def of_run(workdir, config: Any, params, manifest: dict, step: int, to_pixels) -
         params = params | {"tracker": early_stop.of_training(*statistics)}
     images = image_spec(manifest)
     reader, modules = reader_of(workdir, images), models.build(config, images)
-    params = _placed(modules, params)
+    params = _placed(modules, _merged(params))
     return Generator(config, modules, params, step, manifest, to_pixels, reader)
 
 
@@ -174,6 +193,8 @@ def shapes(config: Any, images: ImageSpec) -> Generator:
 
         reader = texts.Captions(None)
     params = models.shapes(config, images)
+    if _ADAPTER in params:
+        params = jax.eval_shape(_merged, params)
     modules = models.build(config, images)
     return Generator(config, modules, params, 0, {}, batches.as_pixels, reader)
 
@@ -234,8 +255,20 @@ def _names(value: Any) -> bool:
     )
 
 
-def read_weights(workdir: str | pathlib.Path, step: int | None = None):
+def read_weights(
+    workdir: str | pathlib.Path,
+    step: int | None = None,
+    *,
+    host: str | pathlib.Path | None = None,
+    merged: bool = True,
+):
     """Read averaged parameters, manifest and step of a workdir, replicated over the devices.
+
+    Args:
+      workdir: folder of a run or an export.
+      step: a kept step; None is the newest.
+      host: workdir of the host that an export without one was trained on.
+      merged: whether adapters are merged into the host, or stay a group of their own.
 
     Raises:
       ValueError: there is no such checkpoint, or it does not fit the workdir's config.
@@ -254,13 +287,56 @@ def read_weights(workdir: str | pathlib.Path, step: int | None = None):
         return params, manifest, step
     with _written_by_a_run(workdir):
         shapes = models.shapes(config, image_spec(manifest))
+    if apart := manifest.get(APART):
+        shapes.pop(_HOST)
+        if host is None:
+            allowed = "one that has its host (export --host=HOST --out=NEW puts both together)"
+            raise wrong("workdir", str(workdir), allowed)
+    elif host is not None:
+        raise wrong("host", str(host), "none: this workdir has its own")
     # Averages are float32 in every run, whatever the type of its parameters.
     shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, np.float32), shapes)
     everywhere = replicated(make_mesh())
     placed = abstract_like(shapes, jax.tree.map(lambda _: everywhere, shapes))
     params = checkpoints.restore(step, widen=True, ema=placed)["ema"]
     checkpoints.close()
-    return params, manifest, step
+    if apart:
+        params[_HOST] = _host_of(host, apart, models.shapes(config, image_spec(manifest)))
+        manifest.pop(APART)
+    return _merged(params) if merged else params, manifest, step
+
+
+def _host_of(workdir: str | pathlib.Path, seen: list[float], shapes: dict[str, Any]) -> Any:
+    """Read the host that adapters were trained on; ValueError where it is another."""
+    found = read_weights(workdir)[0].get(_HOST)
+    have, want = (jax.tree.map(np.shape, t) for t in (found, shapes[_HOST]))
+    # bfloat16, to which an export may have rounded it, moves these by some thousandths.
+    if have != want or np.abs(np.subtract(projections(found), seen)).max() > 1e-2:
+        raise wrong("host", str(workdir), "the host that the adapters were trained on")
+    return found
+
+
+def projections(tree: Any) -> list[float]:
+    """Return eight sums of all numbers with fixed random signs, over their norm.
+
+    Trees of nearly the same numbers have nearly the same ones, others have not.
+    """
+    rng, sums, square = np.random.default_rng(0), np.zeros(8), 0.0
+    for leaf in jax.tree.leaves(tree):
+        flat = np.asarray(leaf, np.float64).ravel()
+        bits = np.unpackbits(rng.integers(0, 256, flat.size, np.uint8)[:, None], axis=1)
+        sums += flat @ (1.0 - 2.0 * bits)
+        square += flat @ flat
+    return (sums / np.sqrt(square)).tolist()
+
+
+def _merged(params: dict[str, Any]) -> dict[str, Any]:
+    """Return the groups of a run with its adapters, where it has some, in the host's kernels."""
+    if _ADAPTER not in params:
+        return params
+    from driftar_jax.layers import low_rank
+
+    return jax.jit(low_rank.merged)(params)
 
 
 def stored_trees(workdir: str | pathlib.Path, params: Any) -> dict[str, Any]:

@@ -38,11 +38,11 @@ def _name(path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def check(text: str, params: Any, phases: tuple[tuple[str, ...], ...]) -> None:
+def check(asked: tuple[str, ...], params: Any, phases: tuple[tuple[str, ...], ...]) -> None:
     """Refuse globs that nothing matches, and such as leave a phase nothing to learn.
 
     Args:
-      text: of the field.
+      asked: globs.
       params: by group, arrays or shapes, boxed or not.
       phases: the groups that learn in each phase of the task.
 
@@ -51,16 +51,16 @@ def check(text: str, params: Any, phases: tuple[tuple[str, ...], ...]) -> None:
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_box)
     names = [_name(path) for path, _ in leaves]
-    for glob in globs(text):
+    for glob in asked:
         if not fnmatch.filter(names, glob):
             shown = ", ".join(names[:: max(1, len(names) // _SHOWN)])
             allowed = f"globs that name parameters, of {len(names)} such as {shown}"
             raise wrong(FIELD, glob, allowed + nearest(glob, names))
-    left = [name for name in names if not any(fnmatch.fnmatchcase(name, g) for g in globs(text))]
+    left = [name for name in names if not any(fnmatch.fnmatchcase(name, g) for g in asked)]
     for groups in phases:
         if not any(name.split(".")[0] in groups for name in left):
             allowed = f"globs that leave something of {', '.join(groups)} to learn"
-            raise wrong(FIELD, text, allowed)
+            raise wrong(FIELD, ",".join(asked), allowed)
 
 
 def moving(held: Any, params: Any) -> Any:

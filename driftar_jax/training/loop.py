@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from driftar_jax import seeds, sharding
 from driftar_jax.config import lasting
+from driftar_jax.layers import low_rank
 from driftar_jax.storage.checkpoints import Checkpoints, abstract_like
 from driftar_jax.training import freezing, journal, optim, processes, tracing
 from driftar_jax.training.step import init_extra, make_step
@@ -23,6 +24,7 @@ from driftar_jax.training.tasks import Task
 # Steps that the host may be ahead of the device: enough to keep it busy, few enough that a signal,
 # a clock and a progress bar mean what they say even where a step takes seconds.
 _AHEAD = 2
+_ADAPTERS = 2**31 - 2  # folded into the key of a run's parameters for its adapters
 
 
 class NonFiniteLoss(RuntimeError):
@@ -59,14 +61,18 @@ class Loop:
         self.task, self.config, self.workdir, self.manifest = task, config, workdir, manifest
         self.mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=devices)
         sharding.check_batch(config.train.batch_size // config.optim.accumulate, self.mesh)
-        self.optimizer = optim.make_optimizer(config.optim, config.train.steps)
+        self.rank = config.get("adapter", {}).get("rank", 0)
+        # The host of adapters stays as it is.
+        stays = (f"{low_rank.OF}.*",) if self.rank else ()
+        self.freeze = (*freezing.globs(config.optim.get("freeze", "")), *stays)
+        self.optimizer = optim.make_optimizer(config.optim, config.train.steps, stays)
         self.compilations = 0
         # Shapes alone: shardings must be known before the first parameter is made, or a model that
         # fits the devices together would first be made on one of them.
         boxed = jax.eval_shape(self._init)
         phases = (False,) if task.freeze_step is None else (False, True)
-        self.freeze = config.optim.get("freeze", "")
-        freezing.check(self.freeze, boxed.params, tuple(task.trainable(p) for p in phases))
+        learns = tuple(self._learns(task.trainable(phase)) for phase in phases)
+        freezing.check(self.freeze, boxed.params, learns)
         self.shardings = sharding.state_shardings(boxed, self.mesh)
         self.abstract = abstract_like(nn.meta.unbox(boxed), self.shardings)
         self._steps: dict[bool, Callable] = {}
@@ -84,7 +90,15 @@ class Loop:
     def _init(self) -> optim.TrainState:
         key = seeds.key(self.config.seed)
         params, extra = self.task.init(key), init_extra(self.task, key)
+        if self.rank:
+            host = nn.meta.unbox(params[low_rank.OF])
+            key_adapters = jax.random.fold_in(key, _ADAPTERS)
+            params = params | {low_rank.GROUP: low_rank.init(host, self.rank, key_adapters)}
         return optim.init_state(params, self.optimizer, self.task.tracked, extra)
+
+    def _learns(self, groups: tuple[str, ...]) -> tuple[str, ...]:
+        more = (low_rank.GROUP,) if self.rank and low_rank.OF in groups else ()
+        return (*groups, *more)
 
     @seeds.fixed()
     def fresh_state(self, weights: dict[str, Any] | None = None) -> optim.TrainState:
@@ -194,7 +208,8 @@ class Loop:
                     frozen=frozen,
                     accumulate=self.config.optim.accumulate,
                     ema=self.config.optim.ema,
-                    freeze=freezing.globs(self.freeze),
+                    freeze=self.freeze,
+                    adapters=bool(self.rank),
                 )
                 with sharding.activations_on(self.mesh):
                     return step(state, batch)
@@ -216,6 +231,7 @@ class Loop:
         batches,
         *,
         on_sample: Callable[[int, optim.TrainState], None] | None = None,
+        on_held_out: Callable[[int, optim.TrainState], None] | None = None,
         say: Callable[[str], None] = print,
         stop: Callable[[], str] = lambda: "",
         trace: tracing.Trace | None = None,
@@ -226,6 +242,7 @@ class Loop:
           state: from `fresh_state` or `restore`; donated.
           batches: iterator with `state()`, at the matching position.
           on_sample: called every `train.sample_every` steps and at the end.
+          on_held_out: called every `train.held_out_every` steps and at the end, if that is not 0.
           say: where the log lines go.
           stop: asked after every step; what it returns says why the run has to stop, "" to go on.
             Several processes compare their answers at the log lines.
@@ -250,6 +267,9 @@ class Loop:
         meter = journal.Meter(train.steps, train.batch_size)
         quiet = None if processes.leads() else True
         bar = tqdm(total=train.steps, initial=start, disable=quiet, leave=False)
+        aside = [(on_sample, train.sample_every)] if on_sample else []
+        if on_held_out and (every := train.get("held_out_every", 0)):
+            aside.append((on_held_out, every))
         clock = processes.Clock(60 * train.get("checkpoint_minutes", 0))
         pending, done = collections.deque(), start
         why = processes.agreed(stop())
@@ -300,9 +320,10 @@ class Loop:
                 with meter.holding():
                     self.save(state, batches)
                 clock.restart()
-            if on_sample and (last or (train.sample_every and done % train.sample_every == 0)):
-                with meter.aside():
-                    on_sample(done, state)
+            for shown, every in aside:
+                if last or (every and done % every == 0):
+                    with meter.aside():
+                        shown(done, state)
         bar.close()
         with meter.holding():
             self.checkpoints.wait()

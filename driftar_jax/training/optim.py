@@ -60,10 +60,12 @@ def learning_rate(lr: float, *, schedule: str, warmup_steps: int, steps: int) ->
     return optax.warmup_constant_schedule(0.0, lr, warmup_steps)
 
 
-def make_optimizer(optim: Any, steps: int) -> optax.GradientTransformation:
+def make_optimizer(
+    optim: Any, steps: int, freeze: tuple[str, ...] = ()
+) -> optax.GradientTransformation:
     """AdamW with global-norm clipping, from the `optim` section of a checked config.
 
-    What `optim.freeze` names has no moments, and no share in the norm.
+    What `optim.freeze` names, or `freeze`, has no moments, and no share in the norm.
     """
     schedule = learning_rate(
         optim.lr, schedule=optim.schedule, warmup_steps=optim.warmup_steps, steps=steps
@@ -80,7 +82,7 @@ def make_optimizer(optim: Any, steps: int) -> optax.GradientTransformation:
             mask=decay_mask,
         ),
     )
-    asked = freezing.globs(optim.get("freeze", ""))
+    asked = (*freezing.globs(optim.get("freeze", "")), *freeze)
     if not asked:
         return whole
     learns = lambda params: jax.tree.map(lambda f: not f, freezing.mask(params, asked))  # noqa: E731

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import optax
 
 from driftar_jax import seeds
+from driftar_jax.layers import low_rank
 from driftar_jax.training import freezing
 from driftar_jax.training.drawn import Drawn, spread
 from driftar_jax.training.optim import TrainState, update_ema
@@ -45,6 +46,7 @@ def make_step(
     accumulate: int,
     ema: float,
     freeze: tuple[str, ...] = (),
+    adapters: bool = False,
 ):
     """Make `step(state, batch) -> (state, metrics)`, pure; jit it with donated state.
 
@@ -60,8 +62,11 @@ def make_step(
         step is the mean of loss and gradient over them. Their keys are none of the step's own.
       ema: decay of the average.
       freeze: globs of parameters that stay as they are in every phase (`freezing`).
+      adapters: whether there is a group of `low_rank` adapters, which learns where the host would.
     """
     learns = task.trainable(frozen)
+    if adapters and low_rank.OF in learns:
+        learns = (*learns, low_rank.GROUP)
 
     def gradient(params, loss):
         fixed = {name: tree for name, tree in params.items() if name not in learns}
@@ -71,7 +76,8 @@ def make_step(
         held = freezing.mask(learning, freeze)
 
         def of_moving(moving):
-            return loss({**fixed, **freezing.merged(held, learning, moving)})
+            # The task sees a host as any other.
+            return loss(low_rank.merged({**fixed, **freezing.merged(held, learning, moving)}))
 
         made = jax.value_and_grad(of_moving, has_aux=True)(freezing.moving(held, learning))
         (value, metrics), grads = made

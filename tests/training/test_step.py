@@ -248,5 +248,5 @@ def test_the_others_learn_as_if_the_frozen_were_numbers():
 def test_a_glob_that_freezes_nothing_or_all_is_refused(text, said):
     params = jax.eval_shape(TASK.init, jax.random.key(0))
     with pytest.raises(ValueError) as refused:
-        freezing.check(text, params, (TASK.trainable(False), TASK.trainable(True)))
+        freezing.check(freezing.globs(text), params, (TASK.trainable(False), TASK.trainable(True)))
     assert said in str(refused.value) and "\n" not in str(refused.value)
