@@ -1,6 +1,7 @@
 """Writes `report.json`, `report.md` and their pictures from measured rows."""
 
 import dataclasses
+import math
 import pathlib
 from collections.abc import Sequence
 
@@ -26,19 +27,34 @@ QUALITY = (
 )
 
 
+# A sentence on speed and quality needs so many pictures of each method, and a judge that comes so
+# far from chance (0) to all right (1) on real ones.
+FEWEST = 512
+ABOVE_CHANCE = 0.25
+
+
 @dataclasses.dataclass(frozen=True)
 class RealRow:
     """What real images reach.
 
     Attributes:
       network: whose features were used.
+      num_classes: of the classifier.
+      pictures: of each method, all seeds together.
       floor: distance between two halves of the real set.
       quality: of as many real images as there are samples, see `quality.summary`.
     """
 
     network: str
+    num_classes: int
+    pictures: int
     floor: float
     quality: dict[str, float]
+
+    @property
+    def accuracy_needed(self) -> float:
+        """Share of real images that the classifier has to get right before it may judge."""
+        return (1 + ABOVE_CHANCE * (self.num_classes - 1)) / self.num_classes
 
 
 def write(
@@ -73,6 +89,11 @@ def write(
             "floor": real.floor,
             "network": real.network,
             "real": real.quality,
+            "judged": {
+                "pictures": real.pictures,
+                "pictures_needed": FEWEST,
+                "accuracy_needed": real.accuracy_needed,
+            },
             "premise": correlations,
             "facts": facts,
         },
@@ -110,19 +131,36 @@ def write(
 def summary(rows: Sequence[Row], real: RealRow) -> list[str]:
     """Return the verdict, the main table and the quality table, as lines of Markdown."""
     records = [row.as_json() for row in rows]
-    return [verdict(records), "", *_table(records, real.floor), "", *_quality(records, real)]
+    return [verdict(records, real), "", *_table(records, real.floor), "", *_quality(records, real)]
 
 
-def verdict(records: Sequence[dict]) -> str:
-    """Return one sentence: Drift-AR's speed and distance beside the reference's."""
+def verdict(records: Sequence[dict], real: RealRow) -> str:
+    """Return a sentence on speed and distance beside the reference's, or why there is none."""
+    if real.pictures < FEWEST:
+        return (
+            f"No verdict: {real.pictures} pictures of each method, {FEWEST} are needed; the tables "
+            "say what was measured."
+        )
+    if real.quality["accuracy"] < real.accuracy_needed:
+        return (
+            f"No verdict: the classifier gets {real.quality['accuracy']:.3f} of the real images "
+            f"right, {real.accuracy_needed:.3f} are needed (chance is {1 / real.num_classes:.3f})."
+        )
     own, drift = records[0], next(r for r in records if r["method"] == "drift")
     return (
         f"Drift-AR at 1 NFE per AR step makes {drift['speed_ratio']:.1f}x the images per second of "
         f"the own head at {own['nfe_per_step']} "
         f"({drift['speed_ratio_low']:.1f} to {drift['speed_ratio_high']:.1f} over the rounds), at "
         f"{drift['frechet'] / own['frechet']:.2f}x its Frechet distance "
-        f"({drift['frechet']:.2f} against {own['frechet']:.2f})."
+        f"({digits(drift['frechet'], 2)} against {digits(own['frechet'], 2)})."
     )
+
+
+def digits(value: float, decimals: int) -> str:
+    """Return the number with so many decimals, and more where three digits need them."""
+    if value and math.isfinite(value):
+        decimals = max(decimals, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:.{decimals}f}"
 
 
 def _facts(facts: dict) -> list[str]:
@@ -141,13 +179,13 @@ def _table(records: Sequence[dict], floor: float) -> list[str]:
             str(r["ar_steps"]),
             f"{r['nfe_per_step']:g}",
             str(r["backbone_rows"]),
-            f"{r['images_per_s']:.1f} "
-            f"({r['images_per_s_low']:.1f} to {r['images_per_s_high']:.1f})",
+            f"{digits(r['images_per_s'], 1)} "
+            f"({digits(r['images_per_s_low'], 1)} to {digits(r['images_per_s_high'], 1)})",
             f"{r['compile_s']:.1f}",
             f"{r['speed_ratio']:.2f} ({r['speed_ratio_low']:.2f} to {r['speed_ratio_high']:.2f})",
-            f"{r['frechet']:.2f} ± {r['frechet_std']:.2f}",
+            f"{digits(r['frechet'], 2)} ± {digits(r['frechet_std'], 2)}",
             f"{r['accuracy']:.3f} ± {r['accuracy_std']:.3f}",
-            f"{floor:.2f}",
+            digits(floor, 2),
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
@@ -163,7 +201,7 @@ def _quality(records: Sequence[dict], real: RealRow) -> list[str]:
     ]
     reached = {"method": "real images", "nfe_per_step": "", **real.quality}
     for r in (*records, reached):
-        cells = [f"{r[key]:.{n}f} ± {r[f'{key}_std']:.{n}f}" for key, _, n in columns]
+        cells = [f"{digits(r[key], n)} ± {r[f'{key}_std']:.{n}f}" for key, _, n in columns]
         lines.append(f"| {r['method']} | {r['nfe_per_step']} | " + " | ".join(cells) + " |")
     return lines
 
@@ -181,7 +219,7 @@ def _batches(records: Sequence[dict]) -> list[str]:
             at = r["by_batch_size"][size]
             low, high = at["speed_ratio_low"], at["speed_ratio_high"]
             spread = f"{at['speed_ratio']:.2f} ({low:.2f} to {high:.2f})"
-            cells += [f"{at['images_per_s']:.1f}", spread]
+            cells += [digits(at["images_per_s"], 1), spread]
         lines.append(f"| {r['method']} | {r['nfe_per_step']} | " + " | ".join(cells) + " |")
     return lines
 

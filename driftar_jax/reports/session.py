@@ -71,6 +71,8 @@ class Session:
         )
         reached = report.RealRow(
             network=self.network.name,
+            num_classes=self.classifier.num_classes,
+            pictures=self.num * self.seeds * len(self.drifts),
             floor=real.floor(),
             quality=quality.summary([real.quality(self.num, seed) for seed in range(self.seeds)]),
         )

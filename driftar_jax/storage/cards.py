@@ -57,7 +57,7 @@ def card(
       seconds: that the run took, of all its starts; None where nobody knows.
       report: a `report.json` of `evaluate`; None: nothing was measured.
       begun: name of the run that it was begun from.
-      held_out: last record of an autoencoder's `held_out.jsonl`; None: there is none.
+      held_out: last record of the run's `held_out.jsonl`; None: there is none.
       hub: whether it is for a hub, whose cards begin with a few facts for machines.
     """
     host, task = config.get("host", {}).get("name", "drift_ar"), config.get("task")
@@ -144,10 +144,13 @@ def _made(config, manifest, step: int, seconds: float | None, begun: str) -> lis
 
 
 def _measured(task: str, report: Mapping | None, held_out: Mapping | None) -> list[str]:
+    seen = []
     if held_out is not None:
         numbers = {k: v for k, v in held_out.items() if k != "step" and isinstance(v, int | float)}
-        figures = ", ".join(f"{name} {value:.4g}" for name, value in numbers.items())
-        return [f"On held-out pictures after {held_out['step']:,} steps: {figures}."]
+        figures = ", ".join(f"{name.replace('_', ' ')} {v:.4g}" for name, v in numbers.items())
+        seen = [f"On held-out pictures after {held_out['step']:,} steps: {figures}.", ""]
+    if report is None and seen:
+        return seen[:1]
     if report is None:
         return ["Nothing: `evaluate` measures it, `export --report=report.json` writes it here."]
     wanted = ("own",) if task == "host" else ("drift",)
@@ -158,13 +161,18 @@ def _measured(task: str, report: Mapping | None, held_out: Mapping | None) -> li
     for row in (*rows, {"method": "real images", **report.get("real", {})}):
         cells = [f"{row[key]:.{n}f}" if key in row else "" for key, _, n in columns]
         lines.append(_row([row["method"], *cells]))
-    facts = report.get("facts", {})
+    known = report.get("facts", {})
     floor = report.get("floor")
-    said = [f"{name}: {facts[name]}" for name in ("images", "device") if name in facts]
+    said = [f"{name}: {known[name]}" for name in ("images", "device") if name in known]
     if isinstance(floor, float):
         said.append(f"two halves of the real images are {floor:.2f} apart")
     said.append(f"features: {report.get('network', 'classifier')}")
-    return [*lines, "", "; ".join(said) + ". Distances compare rows here and nothing published."]
+    return [
+        *seen,
+        *lines,
+        "",
+        "; ".join(said) + ". Distances compare rows here and nothing published.",
+    ]
 
 
 def _row(cells: Sequence[Any]) -> str:

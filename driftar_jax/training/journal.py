@@ -195,13 +195,16 @@ class Meter:
         now = time.monotonic()
         seconds = max(now - self._begin, 1e-9)
         self.stepping = max(seconds - self._waited - self._compiled - self._saved, 0.0)
+        compiled = min(self._compiled, seconds)
         self.saving, self._compiled, self._saved = self._saved, 0.0, 0.0
         steps = done - self._last_step if self._last_step is not None else None
         record = {"step": done, **means, "data_wait": round(self._waited / seconds, 4)}
         # The first interval holds the compilation, so it says nothing of the speed.
         if steps:
             record["images_per_s"] = round(steps * self._batch_size / seconds, 1)
-            record["seconds_left"] = round((self._steps - done) * seconds / steps, 1)
+            # Another phase is compiled once, and not again for every interval that is left.
+            running = seconds - compiled
+            record["seconds_left"] = round((self._steps - done) * running / steps, 1)
         self._begin, self._waited, self._last_step = now, 0.0, done
         return record
 

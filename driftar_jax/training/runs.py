@@ -16,7 +16,7 @@ from driftar_jax.data import captions, pictures, pipeline, prompts, sets
 from driftar_jax.sampling import generator, load
 from driftar_jax.storage import checkpoints, hub, jsons, paths
 from driftar_jax.targets import precision
-from driftar_jax.training import journal, locks, loop, optim, phi, processes, specs, tasks
+from driftar_jax.training import held_out, journal, locks, loop, optim, phi, processes, specs, tasks
 from driftar_jax.vae import reconstruction, stored
 
 GRID_IMAGES = 64
@@ -37,6 +37,7 @@ class Run:
     weights: dict[str, Any] | None = None
     lock: locks.WorkdirLock | None = None
     steps_before: int | None = None
+    scoring: held_out.HeldOut | None = None
 
     def __enter__(self):
         return self
@@ -104,10 +105,29 @@ class Run:
             show = self._pictures
         elif jax.process_count() == 1 and self.settings.task == "autoencoder":
             show = self._reconstructions
+        score = self._held_out if self.scoring and jax.process_count() == 1 else None
+        shown = {"on_sample": show, "on_held_out": score}
         try:
-            return self.loop.run(state, self.batches, on_sample=show, **options)
+            return self.loop.run(state, self.batches, **shown, **options)
         finally:
             self.close()
+
+    def _held_out(self, step: int, state) -> None:
+        """A line in `held_out.jsonl`: a proper score of samples, and what a judge says of them."""
+        manifest = self.loop.manifest
+        to_pixels = load.pixels_of(self.settings, manifest)
+        loaded = load.of_run(self.workdir, self.settings, state.ema, manifest, step, to_pixels)
+        found = self.scoring.measure(loaded)
+        log = journal.MetricsLog(self.workdir / "held_out.jsonl", step - 1)
+        log.write({"step": step, **found})
+        judged = ""
+        if "accuracy" in found:
+            judged = (
+                f", the judge takes {found['accuracy']:.3f} for their class "
+                f"({found['accuracy_real']:.3f} of the real ones)"
+            )
+        score = f"{found['split']} energy score {found['energy_score']:.4f}"
+        print(f"step {step}: {score} of {found['pictures']} pictures{judged}", flush=True)
 
     def _reconstructions(self, step: int, state) -> None:
         """Held-out pictures over what comes back of them, and a line in `held_out.jsonl`."""
@@ -186,13 +206,16 @@ def open_run(settings: Any, workdir: str) -> Run:
         generator.Generator(settings, parts, {}, 0, manifest).settings().check(parts)
     resumed = (folder / "config.json").exists()
     # Before the workdir is claimed: a mistake must not leave a workdir that belongs to it.
+    score = None
+    if settings.task in config.GENERATIVE and jax.process_count() == 1:
+        score = held_out.open_held_out(settings, images)
     weights = None if resumed else _host_weights(settings, training)
     before = config.flatten(checkpoints.read_config(folder)).get("train.steps") if resumed else None
     with processes.leader_first("workdir"):
         lock = claim_workdir(workdir, settings) if processes.leads() else None
         if lock is not None and fitted and not (folder / prompts.FILE).exists():
             _write_text(folder, settings, source, fitted)
-    return Run(settings, folder, images, batches, training, weights, lock, before)
+    return Run(settings, folder, images, batches, training, weights, lock, before, score)
 
 
 def _write_text(folder: pathlib.Path, settings: Any, source, fitted: captions.Fitted) -> None:

@@ -240,9 +240,12 @@ def test_evaluate_compares_the_methods(call, workdirs, tmp_path):
         "--num=12",
         "--seeds=2",
         "--batch_sizes=4",
+        terminal=True,
     )
-    assert (done.status, done.stderr) == (0, "")
-    assert "Drift-AR at 1 NFE per AR step makes" in done.stdout
+    # A bar over the images of all rows and seeds.
+    assert done.status == 0 and re.search(r"0/\d+ \[", done.stderr), done.stderr
+    assert "1797 real images, loaded in" in done.stdout
+    assert "No verdict: 24 pictures of each method, 512 are needed" in done.stdout
     report = json.loads((out / "report.json").read_text())
     rows = {(r["method"], r["nfe_per_step"]): r for r in report["rows"]}
     assert {("own", 4), ("drift", 1)} <= rows.keys()
@@ -260,6 +263,11 @@ def test_evaluate_compares_the_methods(call, workdirs, tmp_path):
         assert row["backbone_calls"] == row["ar_steps"] == 3
         assert row["frechet"] > 0 and 0 <= row["accuracy"] <= 1 and row["images_per_s"] > 0
     assert report["rows"][0]["method"] == "own" and report["rows"][0]["speed_ratio"] == 1.0
+    assert report["judged"] == {
+        "pictures": 24,
+        "pictures_needed": 512,
+        "accuracy_needed": pytest.approx(0.325),
+    }
     assert report["floor"] > 0 and report["network"] == "classifier"
     measured = {
         "frechet",

@@ -136,6 +136,19 @@ def test_intervals_are_split_into_steps_waits_compiling_and_saves(clock):
     assert record == {"step": 20, "data_wait": 0.0, "images_per_s": 8.0, "seconds_left": 0.0}
 
 
+def test_another_phase_is_compiled_once_and_not_for_all_that_is_left(clock):
+    meter = journal.Meter(steps=40, batch_size=8)
+    meter.record(10, {})
+    clock[0] += 5.0
+    with meter.compiling():
+        clock[0] += 90.0
+    clock[0] += 5.0
+    record = meter.record(20, {})
+    assert record["seconds_left"] == 20.0
+    clock[0] += 10.0
+    assert meter.record(30, {})["seconds_left"] == 10.0
+
+
 def test_a_cut_line_of_the_log_is_dropped(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 2, "loss": 1.0}\n{"step": 4, "loss": 2.0}\n{"step": 6, "lo')
