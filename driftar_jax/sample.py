@@ -10,15 +10,19 @@ python -m driftar_jax.sample --workdir=runs/drift --num=8 --dry_run --target=tpu
 python -m driftar_jax.sample --workdir=runs/drift --num=50000 --layout=adm --out=runs/adm
 python -m driftar_jax.sample --workdir=runs/drift --num=50000 --warm
 python -m driftar_jax.sample --workdir=runs/drift --baseline=runs/own --trace --out=runs/growth
+python -m driftar_jax.sample --workdir=runs/drift --num=50000 --out=/shared/adm --layout=adm \
+    --num_processes=4 --process_id=0
 
 Pictures are written as they are made. A command that was stopped goes on where it was when it is
-given again. With `--dry_run --target` nothing is drawn: the compiler of that chip says what the
-sampler needs there. With `--warm` the command's own programs are compiled and kept, for the same
-command without it.
+given again. Several processes, started with the same command and a number each, or by `srun`, share
+the images of one folder. With `--dry_run --target` nothing is drawn: the compiler of that chip says
+what the sampler needs there. With `--warm` the command's own programs are compiled and kept, for
+the same command without it.
 """
 
 import dataclasses
 import hashlib
+import os
 import pathlib
 import sys
 import time
@@ -39,6 +43,7 @@ from driftar_jax.sampling.conditions import Request
 from driftar_jax.sharding import make_mesh
 from driftar_jax.storage import compiled
 from driftar_jax.storage.jsons import write_json
+from driftar_jax.training import processes
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder written by train or convert.")
 _OUT = flags.DEFINE_string("out", None, "New folder for grid.png, single files and counts.json.")
@@ -59,6 +64,9 @@ _LAYOUT = flags.DEFINE_string("layout", "flat", f"{' | '.join(layouts.NAMES)}.")
 _WARM = flags.DEFINE_bool("warm", False, "Compile what this command would run, and end.")
 _SEED = flags.DEFINE_integer("seed", 0, "Root of the randomness.")
 _BATCH = flags.DEFINE_integer("batch_size", None, "Images per call; 256, of converted prompts 1.")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, load.TYPES, "Of activations and products; what the run was trained in."
+)
 _FSDP = flags.DEFINE_integer("mesh_fsdp", 1, "Devices over which widths are split (converted).")
 _TENSOR = flags.DEFINE_integer("mesh_tensor", 1, "Devices over which heads are split (converted).")
 _TRACE = flags.DEFINE_boolean(
@@ -71,6 +79,8 @@ _REAL = flags.DEFINE_string("real", None, "Of --sheet: the image set; that of th
 _BASELINE = flags.DEFINE_string(
     "baseline", None, "Of --trace: the workdir of the own head, drawn beside, with its --nfe."
 )
+_COUNT = flags.DEFINE_integer("num_processes", 0, "Processes that share the images of one OUT.")
+_INDEX = flags.DEFINE_integer("process_id", -1, "Number of this process, from 0.")
 sampling_flags.define()
 sampling_flags.define_size()
 target_flags.define()
@@ -86,8 +96,11 @@ def main(_) -> None:
         if _WARM.value and (target is not None or _MASK.present):
             name = "mask" if _MASK.present else "target"
             raise wrong("warm", True, f"false with --{name}")
+        share = processes.share(os.environ, _COUNT.value, _INDEX.value)
+        if share[1] > 1 and _MASK.present:
+            raise wrong("num_processes", share[1], "1 with --mask")
         made = target is None and not _WARM.value
-        out = _free_folder(_OUT.value) if made else None
+        out = _out_folder(_OUT.value, leads=share[0] == 0) if made else None
         prompts = _prompts()
         for flag in (_NUM, _BATCH, _FSDP, _TENSOR):
             if flag.value is not None and flag.value < 1:
@@ -125,11 +138,14 @@ def main(_) -> None:
         layout = _layout(classes, texts, prompts, generator.model.images.class_names)
         facts = _facts(generator, settings, request)
         if hole is None:
-            layout.begin(facts)
+            layout.begin(facts, leads=share[0] == 0)
+    cli.loaded(f"{_WORKDIR.value}: step {generator.step}")
     if settings.gamma and not settings.drafts:
         print("gamma: one AR step makes the whole image, so there is nothing to draft: plain")
-    wanted = layout.missing()
-    if len(wanted) < layout.count:
+    wanted = layout.missing(*share)
+    if share[1] > 1:
+        print(f"{out}: {len(wanted)} images of process {share[0]} of {share[1]} are to be made")
+    elif len(wanted) < layout.count:
         print(f"{out}: {layout.count - len(wanted)} of {layout.count} images are there")
     counts = {}
     if hole is not None:
@@ -144,6 +160,10 @@ def main(_) -> None:
     elif wanted:
         settings = sized.with_draft_count(settings, condition, _BATCH.value)
         counts = _stream(sized, settings, condition, layout, wanted)
+    if share[0] > 0:
+        return
+    with cli.stops():
+        layout.wait()
     layout.finish()
     shown = layout.first(SHOWN)
     if texts is None:
@@ -212,6 +232,8 @@ def _settled(settings, step: int) -> dict:
 def _stream(sized, settings, condition, layout, wanted) -> dict:
     """Write the images as they are made; return what they cost."""
     found, started, first = [], time.perf_counter(), None
+    size = min(sized.batch(_BATCH.value), len(wanted))
+    print(f"compiling, or finding what was kept, for {size} images a call", flush=True)
     with tqdm(total=len(wanted), unit="image", disable=None, leave=False) as bar:
         for part in sized.stream(settings, condition, _SEED.value, _BATCH.value, wanted):
             for number, image in zip(part.numbers.tolist(), part.images, strict=True):
@@ -265,6 +287,7 @@ def _facts(generator, settings, request: Request) -> dict:
         "checkpoint": _WORKDIR.value,
         "seeds": "the noise of image i follows from (seed, i) alone",
         "asked_size": request.size,
+        "dtype": _DTYPE.value,
         "positive": request.positive,
         "negative": request.negative,
         "sources": sources,
@@ -277,7 +300,7 @@ def _load():
     """Return the generator of the workdir, laid out over the mesh that is asked for."""
     split = flags.FLAGS["mesh_fsdp"].present or flags.FLAGS["mesh_tensor"].present
     mesh = make_mesh(fsdp=_FSDP.value, tensor=_TENSOR.value) if split else None
-    generator = load.load(_WORKDIR.value, vae=_VAE.value, mesh=mesh)
+    generator = load.load(_WORKDIR.value, vae=_VAE.value, mesh=mesh, dtype=_DTYPE.value)
     if split and generator.reader.takes != "prompts":
         name = "mesh_fsdp" if flags.FLAGS["mesh_fsdp"].present else "mesh_tensor"
         allowed = "none: this checkpoint lies on every device as a whole"
@@ -351,11 +374,13 @@ def _hole(generator) -> tuple[np.ndarray, np.ndarray] | None:
     return inpaint.read(_IMAGE.value[0], _MASK.value, inpaint.pixel_shape(generator)[-1])
 
 
-def _free_folder(path: str | None) -> pathlib.Path:
+def _out_folder(path: str | None, leads: bool) -> pathlib.Path:
     """Refuse a folder of something else, before anything is read; `Layout.begin` looks closer."""
     if path is None:
         raise ValueError("out: got nothing, allowed --out=VALUE")
     out = pathlib.Path(path)
+    if not leads:
+        return out
     if out.exists() and (
         not out.is_dir() or (any(out.iterdir()) and not (out / layouts.MANIFEST).exists())
     ):

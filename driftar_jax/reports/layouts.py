@@ -22,6 +22,7 @@ import hashlib
 import json
 import os
 import pathlib
+import time
 import zipfile
 from collections.abc import Sequence
 from typing import Any
@@ -46,6 +47,13 @@ _AS_THEY_ARE = ("flat", "folder")  # grey stays grey, and names may hold the cla
 _SHUFFLE = 2020
 _TILES = 2  # of a side of a picture of DPG-Bench
 MANIFEST = "manifest.json"
+# What commands that were killed leave.
+_CUT_OFF = (".*.png.*", ".samples.npz.*", f".{MANIFEST}.tmp*")
+PATIENCE = 1800  # seconds in which other processes show that they are there
+
+
+class NotThere(RuntimeError):
+    """Pictures of other processes did not come."""
 
 
 class Layout:
@@ -97,17 +105,24 @@ class Layout:
         """Return the text of a picture."""
         return self._prompts.items[number // self.per_prompt].text
 
-    def begin(self, facts: dict[str, Any]) -> None:
+    def begin(self, facts: dict[str, Any], leads: bool = True) -> None:
         """Make the folder, or make sure that it is of the same command.
 
         Args:
           facts: what the pictures follow from, JSON-able: checkpoint, settings, seed.
+          leads: False for all but one of several processes: they wait until that one has made it.
 
         Raises:
           ValueError: the folder holds something else, or pictures of another command.
         """
         wanted = json.loads(json.dumps(facts | self._facts()))
         path = self._out / MANIFEST
+        until = time.monotonic() + PATIENCE
+        while not leads and not path.exists():
+            if time.monotonic() > until:
+                allowed = f"one that process 0 begins within {PATIENCE} s"
+                raise wrong("out", str(self._out), allowed)
+            time.sleep(0.2)
         if path.exists():
             there = read_json("out", path, "the manifest of such a command")
             for field, value in wanted.items():
@@ -116,9 +131,10 @@ class Layout:
                     raise wrong("out", str(self._out), f"a new folder, or the same command: {then}")
         elif self._out.exists() and (not self._out.is_dir() or any(self._out.iterdir())):
             raise wrong("out", str(self._out), "a new or empty folder, or one of the same command")
-        self._images.mkdir(parents=True, exist_ok=True)
+        self._out.mkdir(parents=True, exist_ok=True)
         if not path.exists():
             write_json(path, wanted | {"complete": False})
+        self._images.mkdir(exist_ok=True)
 
     def missing(self, process_index: int = 0, process_count: int = 1) -> list[int]:
         """Return numbers of the pictures that are not there yet, in order.
@@ -152,6 +168,25 @@ class Layout:
             ]
             self._save(number, np.concatenate(rows, axis=0))
 
+    def wait(self) -> None:
+        """Wait for the pictures of other processes.
+
+        Raises:
+          NotThere: some are missing, and for a long time no new one has come.
+        """
+        lacking, since = self.missing(), time.monotonic()
+        while lacking:
+            time.sleep(0.5)
+            if (
+                now := [number for number in lacking if not self._file(number).exists()]
+            ) != lacking:
+                lacking, since = now, time.monotonic()
+            if time.monotonic() > since + PATIENCE:
+                raise NotThere(
+                    f"out: got no picture of another process in {PATIENCE} s, allowed "
+                    f"{len(lacking)} more: the same command with --num_processes=1 makes them"
+                )
+
     def finish(self) -> None:
         """Write what needs all pictures, and say in the manifest that they are complete.
 
@@ -160,6 +195,9 @@ class Layout:
         """
         if lacking := self.missing():
             raise ValueError(f"out: got {len(lacking)} pictures fewer, allowed {self.count}")
+        for pattern in _CUT_OFF:
+            for path in self._out.glob(pattern):
+                path.unlink()
         if self.name == "geneval":
             for number in range(0, self.count, self.per_prompt):
                 item = self._prompts.items[number // self.per_prompt]

@@ -4,8 +4,12 @@ The file to read first: `Generator.sample` is the whole way from a request to im
 """
 
 import dataclasses
+import math
+import os
+import pathlib
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import numpy as np
@@ -17,7 +21,13 @@ from driftar_jax.hosts.base import Model
 from driftar_jax.sampling import batches, conditions
 from driftar_jax.sampling.conditions import Request
 from driftar_jax.sampling.settings import Settings, refuse_unread
+from driftar_jax.storage.jsons import write_json
 from driftar_jax.types import Counts, Trace
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+_SHOWN = 10  # class names in a `repr`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,7 +35,8 @@ class Samples:
     """uint8 `images [n, H, W, C]`, what one image cost, and what was drafted, if anything was.
 
     `speculation` is a `batches.summary`, `gamma` or `lookahead` what was used for it, `trace` how
-    the tokens came to be, if it was asked for (`traces.py` makes pictures of it).
+    the tokens came to be, if it was asked for (`traces.py` makes pictures of it); `seconds` the
+    wall's, a first call's compilation included.
     """
 
     images: np.ndarray
@@ -34,9 +45,44 @@ class Samples:
     speculation: dict | None = None
     lookahead: int = 0
     trace: Trace | None = None
+    seconds: float = 0.0
+
+    def __repr__(self) -> str:
+        n, height, width, channels = self.images.shape
+        return f"<{n} images of {height}x{width}x{channels}, {self.seconds:.1f} s, {self.counts}>"
+
+    def grid(self, columns: int | None = None) -> "Image.Image":
+        """Return all images on one sheet, small ones enlarged; a notebook shows it.
+
+        Args:
+          columns: images in a row; None: as many as there are rows.
+        """
+        from driftar_jax.data import pictures
+
+        scale = max(1, 64 // self.images.shape[1])
+        return pictures.to_pil(pictures.grid(self.images, columns), scale)
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """Write `grid.png`, `00000.png` and so on, and `counts.json`; the folder is made.
+
+        Raises:
+          OSError: it cannot be written.
+        """
+        from driftar_jax.data import pictures
+
+        out = pathlib.Path(folder)
+        out.mkdir(parents=True, exist_ok=True)
+        for number, image in enumerate(self.images):
+            pictures.to_pil(image).save(out / f"{number:05d}.png")
+        self.grid().save(out / "grid.png")
+        found = {"per_image": dataclasses.asdict(self.counts), "images": len(self.images)}
+        if self.speculation:
+            found |= {"gamma": self.gamma, "lookahead": self.lookahead}
+            found |= {"speculation": self.speculation}
+        write_json(out / "counts.json", found | {"seconds": round(self.seconds, 3)})
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class Generator:
     """A checkpoint ready to sample, whatever it reads: labels, class names, captions or prompts.
 
@@ -58,6 +104,33 @@ class Generator:
     manifest: dict
     to_pixels: Callable[[jax.Array], jax.Array] | None = batches.as_pixels
     reader: conditions.Reader = conditions.Classes()
+
+    def __repr__(self) -> str:
+        """Return five lines: checkpoint, images, what it takes, its size, how it samples."""
+        images, settings = self.model.images, self._recommended()
+        names = ", ".join(images.class_names[:_SHOWN])
+        more = ", ..." if len(images.class_names) > _SHOWN else ""
+        takes = [] if self.reader.takes == "classes" else [self.reader.takes]
+        takes += [f"{len(images.class_names)} classes: {names}{more}"] if names else []
+        sizes = {
+            group: sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(tree))
+            for group, tree in self.params.items()
+            if group != "tracker"
+        }
+        parts = ", ".join(f"{group} {size:,}" for group, size in sizes.items())
+        head = f"head evaluations a step {settings.evaluations:g}"
+        shape = "x".join(map(str, images.image_shape))
+        host = self.model.family.name
+        return "\n".join(
+            [
+                f"driftar_jax model: {host}, task {self.config.task}, step {self.step}",
+                f"makes       {shape}, {images.num_tokens} tokens of {images.token_dim} numbers",
+                f"takes       {'; '.join(takes)}",
+                f"parameters  {sum(sizes.values()):,} ({parts})",
+                f"samples     method {settings.method}, AR steps {settings.ar_steps}, {head}, "
+                f"guidance {settings.guidance:g}",
+            ]
+        )
 
     @seeds.fixed()
     def sample(
@@ -107,7 +180,9 @@ class Generator:
             traces.check(sized.model, settings)
         condition = sized.conditions(labels, seed, settings, request)
         settings = sized.with_draft_count(settings, condition, batch_size)
-        return sized.collect(settings, condition, seed, batch_size, trace=trace)
+        started = time.perf_counter()
+        made = sized.collect(settings, condition, seed, batch_size, trace=trace)
+        return dataclasses.replace(made, seconds=time.perf_counter() - started)
 
     def sized(self, request: Request) -> "Generator":
         """Return this generator for images of the request's size."""

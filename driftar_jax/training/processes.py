@@ -71,6 +71,30 @@ def cluster(
     return None
 
 
+def share(environ: Mapping[str, str], count: int = 0, index: int = -1) -> tuple[int, int]:
+    """Return index and count of processes that split work and never talk to each other.
+
+    Args:
+      environ: `DRIFTAR_PROCESS` and `DRIFTAR_PROCESSES` stand in for the arguments, SLURM's step
+        for both.
+      count: processes, or 0 where not given.
+      index: of this process from 0, or -1 where not given.
+
+    Raises:
+      ValueError: one is given and the other is not, or they do not fit.
+    """
+    count = count or _number(environ, "DRIFTAR_PROCESSES", 0)
+    index = index if index >= 0 else _number(environ, "DRIFTAR_PROCESS", -1)
+    if not count and index < 0:
+        count = _number(environ, "SLURM_STEP_NUM_TASKS", 1) if "SLURM_PROCID" in environ else 1
+        index = _number(environ, "SLURM_PROCID", 0) if count > 1 else 0
+    if count < 1:
+        raise wrong("num_processes", count, "a whole number of at least 1")
+    if not 0 <= index < count:
+        raise wrong("process_id", index, f"0 to {count - 1}")
+    return index, count
+
+
 def alone(environ: Mapping[str, str]) -> str:
     """Return a line for a job of several tasks of which only this process was started; "" for
     others.

@@ -251,3 +251,22 @@ def test_a_prompt_a_line(tmp_path):
     assert [item.text for item in found.items] == ["a red fox", "a blue bird"]
     with pytest.raises(ValueError, match="No such file"):
         prompt_files.read("prompts", str(tmp_path / "none.txt"))
+
+
+def test_the_first_of_several_waits_for_the_others(tmp_path, monkeypatch):
+    made = {i: layouts.Layout("folder", tmp_path / "out", count=4) for i in range(2)}
+    monkeypatch.setattr(layouts, "PATIENCE", 0)
+    with pytest.raises(ValueError, match="^out: got .* process 0 begins"):
+        made[1].begin(FACTS, leads=False)
+    made[0].begin(FACTS)
+    made[1].begin(FACTS, leads=False)
+    for number in made[0].missing(0, 2):
+        made[0].write(number, _image(number))
+    with pytest.raises(layouts.NotThere, match="allowed 2 more"):
+        made[0].wait()
+    (tmp_path / "out" / ".00001.png.123").write_bytes(b"half")  # of a process that was killed
+    for number in made[1].missing(1, 2):
+        made[1].write(number, _image(number))
+    made[0].wait()
+    made[0].finish()
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["images", "manifest.json"]

@@ -92,6 +92,21 @@ def test_a_cluster_that_does_not_fit_is_named(environ, flags, words):
         processes.cluster(environ, *flags)
 
 
+@pytest.mark.parametrize(
+    ("environ", "asked", "want"),
+    [
+        ({}, (), (0, 1)),
+        ({}, (3, 2), (2, 3)),
+        ({"DRIFTAR_PROCESSES": "4", "DRIFTAR_PROCESS": "1"}, (), (1, 4)),
+        ({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8"}, (), (5, 8)),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "8"}, (), (0, 1)),  # a script without srun
+        ({"SLURM_PROCID": "5", "SLURM_STEP_NUM_TASKS": "8"}, (2, 0), (0, 2)),
+    ],
+)
+def test_work_is_split_without_a_word_between_processes(environ, asked, want):
+    assert processes.share(environ, *asked) == want
+
+
 def _free_port():
     with socket.socket() as made:
         made.bind(("127.0.0.1", 0))
