@@ -1,9 +1,12 @@
 """How to sample: the settings of a request, and whether a model can be sampled so."""
 
+import contextlib
 import dataclasses
 import math
 
-from driftar_jax.config import wrong
+import numpy as np
+
+from driftar_jax.config import nearest, wrong
 from driftar_jax.heads import early_stop
 from driftar_jax.hosts.base import Model
 from driftar_jax.hosts.schedules import GUIDANCE_SCHEDULES, NFE_SCHEDULES, head_steps
@@ -200,11 +203,15 @@ class Settings:
 
         `auto` is allowed for `gamma` and `lookahead` (the fastest, by measuring) and `stop` (as
         trained). Looking ahead without a `delta` takes `LOOKAHEAD_DELTA`.
+
+        Raises:
+          ValueError: no such field, or a value of another kind.
         """
         changes = {k: v for k, v in changes.items() if v is not None}
         for name, auto in (("gamma", -1), ("lookahead", -1), ("stop", early_stop.TRAINED)):
             if changes.get(name) == "auto":
                 changes[name] = auto
+        changes = {k: _of_kind(k, v) for k, v in changes.items()}
         if changes.get("lookahead"):
             changes.setdefault("delta", LOOKAHEAD_DELTA)
         return dataclasses.replace(self, **changes)
@@ -302,3 +309,22 @@ def refuse_unread(model: Model, base: Settings, changes: dict) -> None:
             raise wrong("setting", name, " | ".join(sorted(read_by(model))))
         if changes[name] is not None and changes[name] != getattr(base, name):
             raise wrong(name, changes[name], f"{getattr(base, name)} (this model does not read it)")
+
+
+_WORDS = {int: "a whole number", float: "a number", bool: "True | False", str: "text"}
+
+
+def _of_kind(name: str, value):
+    """The value of a field, as one of Python's own; ValueError where it is of another kind."""
+    kinds = {field.name: field.type for field in dataclasses.fields(Settings)}
+    if name not in kinds:
+        raise wrong("setting", name, f"{', '.join(kinds)}{nearest(name, kinds)}")
+    kind, given = kinds[name], value
+    if isinstance(value, np.generic):
+        value = value.item()
+    fits = (int, float) if kind is float else kind
+    # True and False are whole numbers in Python, and none to a person.
+    if isinstance(value, fits) and isinstance(value, bool) == (kind is bool):
+        with contextlib.suppress(OverflowError):
+            return kind(value)
+    raise wrong(name, given, _WORDS[kind])
