@@ -88,8 +88,12 @@ def open_baseline(workdir: str, drift: generator.Generator, vae: str | None) -> 
     # The judge reads images of one size, and a converted checkpoint makes whatever it is asked for.
     size = inpaint.pixel_shape(drift)[:2]
     sized = loaded.sized(conditions.Request(size=size))
+    # It has no classes of its own, and is asked by those of the run.
+    names = drift.model.images.class_names
+    images = dataclasses.replace(sized.model.images, class_names=names)
     reader = dataclasses.replace(loaded.reader, book=drift.reader.book)
-    return dataclasses.replace(sized, reader=reader)
+    model = dataclasses.replace(sized.model, images=images)
+    return dataclasses.replace(sized, model=model, reader=reader)
 
 
 def some_real(

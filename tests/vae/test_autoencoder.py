@@ -264,7 +264,7 @@ def test_a_rounded_export_is_known_by_the_fingerprint_of_its_run(trained, tmp_pa
     written = checkpoints.Checkpoints(tmp_path)
     written.save(0, manifest={"task": "autoencoder", stored.FINGERPRINT: run}, ema=half)
     written.close()
-    checkpoints.write_json(tmp_path / "config.json", checkpoints.read_config(root / "vae"))
+    jsons.write_json(tmp_path / "config.json", checkpoints.read_config(root / "vae"))
     assert stored.fingerprint(stored.load(tmp_path)[1]) != run
     assert pixels.load(tmp_path, 4, run).vae.latent_channels == 4
     with pytest.raises(ValueError, match="was encoded with another one"):
