@@ -21,6 +21,9 @@ def get_config(size: str = "digits8") -> ml_collections.ConfigDict:
         entropy_adaln=True,
         entropy_gradient=True,  # of the drift, through E, into the backbone
         guidance_max=1.0,  # above 1: scales up to it are trained into the decoder
+        backbone="joint",  # or frozen: that of init_from stays
+        repulsion=1.0,  # of the draws; above 1 they spread wider than the data
+        repulsion_schedule="constant",  # or annealed: to 1 at the last step
     )
     c.draft = dict(width=96, depth=1, num_heads=4)
     c.loss = dict(entropy_loss="match", alpha_start=0.95, freeze_at=0.8)  # Eq. 9-10

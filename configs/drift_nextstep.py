@@ -20,6 +20,9 @@ def get_config(size: str = "emoji32") -> ml_collections.ConfigDict:
         depth=3,
         standardised=True,
         guidance_max=3.0,  # scales up to it are trained into the decoder
+        backbone="joint",  # or frozen: that of init_from stays
+        repulsion=1.0,  # of the draws; above 1 they spread wider than the data
+        repulsion_schedule="constant",  # or annealed: to 1 at the last step
     )
     c.draft = dict(width=64, depth=1, num_heads=4)
     c.loss = dict(entropy_loss="match", alpha_start=0.95, freeze_at=0.8)  # Eq. 9-10

@@ -40,6 +40,9 @@ def drift(size: str, variant: str) -> ml_collections.ConfigDict:
         entropy_adaln=True,
         entropy_gradient=True,
         guidance_max=4.0,  # scales up to it are trained into the decoder: half the rows at sampling
+        backbone="joint",  # or frozen: that of init_from stays
+        repulsion=1.0,  # of the draws; above 1 they spread wider than the data
+        repulsion_schedule="constant",  # or annealed: to 1 at the last step
     )
     c.draft = dict(width=512, depth=2, num_heads=8)
     c.loss = dict(entropy_loss="match", alpha_start=0.95, freeze_at=0.8)  # Eq. 9-10

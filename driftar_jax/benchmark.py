@@ -26,6 +26,7 @@ _OUT = flags.DEFINE_string("out", None, "Folder for benchmark.json and benchmark
 _VAE = flags.DEFINE_string("vae", None, "Folder of the autoencoder, where tokens are latents.")
 _BATCHES = flags.DEFINE_list("batch_sizes", ["1", "4"], "Images per call.")
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "Timed calls of each kind.")
+_COUNT = flags.DEFINE_bool("count", False, "Count rows and operations; nothing is run (MAR).")
 _CONTROLS = flags.DEFINE_bool("controls", False, "Also fewer and falling head steps, AR steps.")
 _WINDOWS = flags.DEFINE_list("windows", [], "Time calls that make so many tokens, and only them.")
 sampling_flags.define()
@@ -36,7 +37,7 @@ target_flags.define()
 def main(_) -> None:
     # After the flags: loading takes seconds.
     from driftar_jax.evaluation import benchmark, draft_timing, windows
-    from driftar_jax.reports import timing
+    from driftar_jax.reports import counting, timing
     from driftar_jax.sampling import dry_run
     from driftar_jax.sampling.conditions import Request
 
@@ -49,7 +50,7 @@ def main(_) -> None:
         if _RANDOM.value and _WORKDIR.value:
             raise config.wrong("random_weights", True, "false for a --workdir")
         subject, weights = timing.open_subject(
-            _CONFIG.value, _WORKDIR.value, _VAE.value, drawn=target is None
+            _CONFIG.value, _WORKDIR.value, _VAE.value, drawn=target is None and not _COUNT.value
         )
         subject = subject.sized(Request(sampling_flags.size()))
         changes = sampling_flags.changes()
@@ -58,9 +59,15 @@ def main(_) -> None:
                 raise config.wrong(
                     name, changes[name], "0: what random weights accept says nothing"
                 )
+        if _COUNT.value and subject.model.family.order != "any":
+            raise config.wrong("count", True, "false for this host: its rows are its calls")
         settings, sizes = subject.checked(**changes), [int(b) for b in _BATCHES.value]
         asked = windows.check(subject, settings, _WINDOWS.value)
         table = benchmark.methods(subject, settings, _CONTROLS.value)
+    if _COUNT.value:
+        for line in counting.lines(subject.model, settings):
+            print(line)
+        return
     before = os.getloadavg()[0]
     if target is not None:
         with cli.user_errors():

@@ -28,8 +28,9 @@ flags.mark_flags_as_required(["workdir", "baseline", "out"])
 def main(_) -> None:
     from driftar_jax.data import pipeline
     from driftar_jax.data.pipeline import open_data
-    from driftar_jax.evaluation import contexts, deviation, judges
+    from driftar_jax.evaluation import deviation, judges
     from driftar_jax.reports import deviation_table
+    from driftar_jax.sampling import contexts
     from driftar_jax.storage.jsons import write_json
     from driftar_jax.training import runs  # after the flags: loading takes seconds
 

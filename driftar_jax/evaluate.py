@@ -46,6 +46,7 @@ _CONTROLS = flags.DEFINE_boolean(
     "controls", False, "Also head steps that fall over the AR steps, and fewer AR steps."
 )
 _GUIDANCE = flags.DEFINE_list("guidance", [], "Also these scales, each in every way to reach it.")
+_RIVALS = flags.DEFINE_bool("rivals", False, "Also caches and orders of others (MAR).")
 _LOOKAHEAD = flags.DEFINE_integer("lookahead", 0, "Also both heads looking ahead so many tokens.")
 _AR_STEPS = flags.DEFINE_list("ar_steps", [], "Also both heads in so many AR steps each.")
 _DELTA = flags.DEFINE_float("delta", None, "How far a guess of --lookahead may move; 0.02.")
@@ -74,6 +75,7 @@ def main(_) -> None:
             reference=_REFERENCE.value,
             metrics=quality.OPTIONAL if _METRICS.value is None else _METRICS.value,
             controls=_CONTROLS.value,
+            rivals=_RIVALS.value,
             guidance=_GUIDANCE.value,
             lookahead=_LOOKAHEAD.value,
             delta=_DELTA.value,

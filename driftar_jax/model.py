@@ -9,11 +9,12 @@ import numpy as np
 from flax import linen as nn
 
 from driftar_jax import hosts, seeds
-from driftar_jax.config import PUBLISHED
+from driftar_jax.config import PUBLISHED, flatten
 from driftar_jax.drift.decoders import TokenDecoder
 from driftar_jax.drift.prior import Prior
 from driftar_jax.heads.draft import DraftHead
 from driftar_jax.hosts.base import Family, ImageSpec, Model
+from driftar_jax.hosts.fields import has_own_head
 from driftar_jax.layers import stacked
 
 # What is folded into the key of a fresh run for each group; the host takes the key itself.
@@ -29,7 +30,8 @@ def build(config: Any, images: ImageSpec) -> Model:
     """Build the modules of a checked config of task host, drift or draft, or of a published model.
 
     A run of task `host` has the host's own head; the others have prior, decoder and, where groups
-    of the host can be drafted, a draft head.
+    of the host can be drafted, a draft head, and keep the own head beside them if the drift asks
+    it (`fields.has_own_head`).
     """
     family = family_of(config)
     if config.task == PUBLISHED:
@@ -49,6 +51,7 @@ def build(config: Any, images: ImageSpec) -> Model:
         prior=_prior(config, images),
         decoder=_decoder(config, images, family),
         draft=_draft(config, images) if family.drafts else None,
+        head=family.own_head(config, images) if has_own_head(flatten(config)) else None,
     )
 
 

@@ -27,6 +27,8 @@ _PLAIN = (
     ("normalise", "bool", "Normalise each token, as for guidance 7.5 (prompts)."),
     ("rule", "string", "gaussian | coupled | feature; how drafts are accepted."),
     ("delta", "float", "Bound of the rules coupled and feature, or of --lookahead (0.02)."),
+    ("order", "string", "random | halton | far | chessboard; how a grid is revealed (MAR)."),
+    ("accelerator", "string", "none | condition_cache | token_cache | lazymar; caches (MAR)."),
     ("bound", "string", "entropy | constant | sigma; what --delta of --lookahead is a share of."),
 )
 

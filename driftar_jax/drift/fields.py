@@ -59,12 +59,14 @@ def energy(
     positives: jax.Array,
     negatives: jax.Array | None = None,
     weights: Weights | None = None,
+    *,
+    repulsion: float | jax.Array = 1.0,
 ) -> jax.Array:
-    """`V(x) = E_p[u(y - x)] - E_q[u(y' - x)]`, `u(v) = v / ||v||` (Eq. 8, field `energy`).
+    """`V(x) = E_p[u(y - x)] - rho E_q[u(y' - x)]`, `u(v) = v / ||v||` (Eq. 8, field `energy`).
 
-    Its expectation is minus the gradient of the energy distance between q and p, a strictly proper
-    score, so it vanishes everywhere only if p = q; as a loss it is the energy score at alpha = 1
-    of EAR (arXiv 2505.07812).
+    With rho = 1 its expectation is minus the gradient of the energy distance between q and p, a
+    strictly proper score, so it vanishes everywhere only if p = q; as a loss it is the energy score
+    at alpha = 1 of EAR (arXiv 2505.07812). Another rho is not proper (docs/theory.md, 10).
 
     Args:
       x: `[..., G, C]` floating; where the field is wanted, G draws per context.
@@ -73,10 +75,11 @@ def energy(
         mean runs over G - 1 of them and never over a draw itself.
       weights: with them E_p and E_q are weighted means, the draws join the `negatives`, and no
         array is larger than `[..., G, samples]`. Give the draws weight 0 to leave them out.
+      repulsion: rho, a number or a traced scalar; not with `weights`.
 
     Returns:
-      `[..., G, C]` float32. Swapping `positives` and `negatives` flips its sign exactly (with
-      `weights`: up to rounding, and where the draws weigh 0).
+      `[..., G, C]` float32. Swapping `positives` and `negatives` flips its sign exactly at rho = 1
+      (with `weights`: up to rounding, and where the draws weigh 0).
 
     Raises:
       ValueError: fewer than two draws without explicit `negatives`.
@@ -85,16 +88,21 @@ def energy(
         return _weighted_energy(x, positives, negatives, weights)
     attraction = _mean_unit(x, positives, positives.shape[-2])
     if negatives is not None:
-        return attraction - _mean_unit(x, negatives, negatives.shape[-2])
+        return attraction - repulsion * _mean_unit(x, negatives, negatives.shape[-2])
     draws = x.shape[-2]
     if draws < 2:
         raise ValueError(f"drift.draws: got {draws}, allowed 2 or more (draws repel each other)")
     # A draw's own pair is u(0) = 0, so only the divisor has to leave it out.
-    return attraction - _mean_unit(x, x, draws - 1)
+    return attraction - repulsion * _mean_unit(x, x, draws - 1)
 
 
 def guided_energy(
-    x: jax.Array, positives: jax.Array, unconditional: jax.Array, scale: jax.Array
+    x: jax.Array,
+    positives: jax.Array,
+    unconditional: jax.Array,
+    scale: jax.Array,
+    *,
+    repulsion: float | jax.Array = 1.0,
 ) -> jax.Array:
     """`V_{p,q} + (s - 1) V_{p,u}`: the energy field with guidance trained into it.
 
@@ -105,13 +113,14 @@ def guided_energy(
       x: `[..., G, C]` draws, G >= 2.
       positives: `[..., P, C]`; `unconditional`: `[..., M, C]`.
       scale: `[...]` float32, s >= 1, one per context.
+      repulsion: as for `energy`, of the draws among themselves.
 
     Returns:
       `[..., G, C]` float32.
     """
     # Positives pull in both terms and add up to s; the draws push with 1 and `u` with s - 1.
     more = (scale - 1.0)[..., None, None] * energy(x, positives, unconditional)
-    return energy(x, positives) + more
+    return energy(x, positives, repulsion=repulsion) + more
 
 
 def _mean_unit(x: jax.Array, points: jax.Array, count: int) -> jax.Array:

@@ -17,6 +17,11 @@ from driftar_jax.types import Counts
 FEW_STEPS = (1, 2, 5, 10, 25)
 PART_BYTES = 2**28
 MOST_IMAGES = 8192
+# What others speed the loop up by, as settings of the sampler (docs/rivals.md).
+RIVALS = {
+    "accelerator": ("condition_cache", "token_cache", "lazymar"),
+    "order": ("halton", "far", "chessboard"),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,6 +86,8 @@ class Asked:
       lookahead: window of further rows, both heads looking ahead; 0: none.
       delta: their bound; None: the default.
       ar_steps: further numbers of AR steps, each for both heads, where the host can do so.
+      rivals: caches and orders of others (`RIVALS`) under both heads, with the largest of the
+        scales; of hosts of any order.
     """
 
     controls: bool = False
@@ -88,6 +95,7 @@ class Asked:
     lookahead: int = 0
     delta: float | None = None
     ar_steps: tuple[int, ...] = ()
+    rivals: bool = False
 
 
 def methods(own: Generator, drift: Generator, asked: Asked = Asked()) -> list[Method]:
@@ -134,6 +142,21 @@ def methods(own: Generator, drift: Generator, asked: Asked = Asked()) -> list[Me
             settings = generator.settings(lookahead=asked.lookahead, delta=asked.delta)
             ahead = f"{name}, lookahead {settings.lookahead} ({settings.delta:g})"
             rows.append(Method(ahead, generator is own, settings))
+    return rows + (_rivals(own, drift, max((1.0, *asked.guidance))) if asked.rivals else [])
+
+
+def _rivals(own: Generator, drift: Generator, scale: float) -> list[Method]:
+    """Return a row for each cache and order, under either head."""
+    rows = []
+    for name, generator in (("own", own), ("drift", drift)):
+        for setting, values in RIVALS.items():
+            for value in values:
+                changes = {setting: value, "guidance": scale}
+                if _possible(generator, **changes):
+                    words = f"{name}, {value}" + (f", guidance {scale:g}" if scale != 1 else "")
+                    extrapolated = {} if name == "own" else {"guidance_form": "extrapolate"}
+                    settings = generator.settings(**changes, **extrapolated)
+                    rows.append(Method(words, generator is own, settings))
     return rows
 
 

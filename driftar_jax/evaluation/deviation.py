@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from driftar_jax.data import pictures
-from driftar_jax.evaluation import contexts
+from driftar_jax.sampling import contexts
 from driftar_jax.sampling.generator import Generator
 
 FEW_STEPS = (10, 5, 2)

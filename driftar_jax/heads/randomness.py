@@ -5,6 +5,7 @@ So an image does not depend on its batch, on padding, or on how many groups a ba
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from driftar_jax import seeds
 
@@ -23,6 +24,35 @@ def image_keys(seed: jax.Array, index: jax.Array) -> jax.Array:
 def orders(keys: jax.Array, num_tokens: int) -> jax.Array:
     """Draw the orders `[B, N]` int32 of images; generation reveals them from the end."""
     return jax.vmap(lambda k: jax.random.permutation(k, num_tokens))(_fold(keys, _ORDER))
+
+
+def spread_out(keys: jax.Array, sequence: np.ndarray, grid: tuple[int, int]) -> jax.Array:
+    """Generation orders `[B, N]` of one sequence of cells, rolled over the grid's edges by image.
+
+    Args:
+      keys: `[B]`, of the images.
+      sequence: `[N]` int, cells in the order in which they are to be revealed.
+      grid: rows and columns of cells.
+    """
+    rows, columns = np.divmod(sequence, grid[1])
+
+    def rolled(key):
+        key_rows, key_columns = jax.random.split(key)
+        down = jax.random.randint(key_rows, (), 0, grid[0])
+        right = jax.random.randint(key_columns, (), 0, grid[1])
+        at = (rows + down) % grid[0] * grid[1] + (columns + right) % grid[1]
+        return at[::-1].astype(jnp.int32)  # revealed from the end
+
+    return jax.vmap(rolled)(_fold(keys, _ORDER))
+
+
+def dark_cells_first(order: jax.Array, grid: tuple[int, int]) -> jax.Array:
+    """`order [B, N]` with the cells of one colour of a chessboard first to be revealed."""
+    rows, columns = jnp.divmod(order, grid[1])
+    dark = (rows + columns) % 2 == 0
+    # Revealed from the end: the dark cells go there, in the drawn order.
+    place = jnp.argsort(dark, axis=-1, stable=True)
+    return jnp.take_along_axis(order, place, axis=-1)
 
 
 def unknown_first(order: jax.Array, known: jax.Array) -> jax.Array:

@@ -51,7 +51,7 @@ class Model:
       images: what the data decided.
       host: the backbone.
       family: of the host.
-      head: the host's own many-step head; of task `host`.
+      head: the host's own many-step head; of task `host`, and beside a one-step head on demand.
       prior, decoder: the one-step head of Drift-AR.
       draft: the draft head, where the host has one.
     """
@@ -247,6 +247,12 @@ class Family(Protocol):
           trace: return a `Trace` of them instead; not of hosts that make whole grids.
         """
 
+    def rows(self, model: Model, settings: Any) -> int:
+        """Return the backbone rows of an image with an accelerator; hosts of any order alone."""
+
+    def work(self, model: Model, settings: Any) -> list[Any]:
+        """Count what an image costs, with each accelerator; hosts of any order alone."""
+
     def walk(
         self,
         model: Model,
@@ -273,11 +279,12 @@ class Family(Protocol):
         """
 
     def own_draws(
-        self, model: Model, settings: Any, params: Any, z: jax.Array, noise: Callable
+        self, model: Model, settings: Any, params: Any, z: jax.Array, noise: Callable, **guided: Any
     ) -> jax.Array:
         """Return draws `[R, C]` of the own head for features `z [R, D]`; hosts of any order alone.
 
-        `noise` is `step -> [R, C]`, standard normal.
+        `noise` is `step -> [R, C]`, standard normal; `guided` is empty, or `guidance [R, 1]` and
+        `z_uncond [R, D]`.
         """
 
     def known_encoding(self, model: Model, params: Any, tokens, known, condition) -> Encoding:

@@ -110,10 +110,28 @@ class Contexts(Protocol):
           copies: times and noises of each token; they share its encoding.
         """
 
+    def draw_head(self, key: jax.Array, rows: Rows, copies: int) -> tuple[Rows, Totals]:
+        """Draw times and noise for the own head in contexts that `draw` drew.
+
+        Asked of hosts whose own head may stay beside the one-step head.
+
+        Returns:
+          What `own_terms` reads beside `rows`, and its totals.
+        """
+
     def own_terms(
-        self, params: Params, rows: Rows, totals: Totals, key: jax.Array
+        self,
+        params: Params,
+        rows: Rows,
+        totals: Totals,
+        key: jax.Array,
+        encoding: Encoding | None = None,
     ) -> tuple[jax.Array, dict[str, jax.Array]]:
-        """Return loss (float32 scalar) and metrics of the host's own head."""
+        """Return loss (float32 scalar) and metrics of the host's own head.
+
+        `encoding` is of `encode` on these rows, where it has been computed; asked of hosts whose
+        own head may stay beside the one-step head.
+        """
 
 
 def take(values: jax.Array, positions: jax.Array) -> jax.Array:

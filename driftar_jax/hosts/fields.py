@@ -4,7 +4,9 @@ A host has `fields` (name to `Field`), `tasks` (what can be trained on it) and
 `check(flat, tokens)`, which refuses values that do not fit together.
 """
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -13,6 +15,7 @@ from driftar_jax.config import Field, blocks, choice, flag, of_tasks, real, whol
 
 _ANY = math.inf
 _DRIFT = ("drift", "draft")
+BACKBONES = ("joint", "frozen", "own_loss")
 _TYPES = ("float32", "bfloat16")
 
 BACKBONE: dict[str, Field] = {
@@ -98,6 +101,66 @@ DRIFT = of_tasks(
 DECODER_HEADS = of_tasks(
     ("drift",), {"drift.num_heads": whole(1, "Attention heads of the decoder of whole grids.")}
 )
+# Whose backbone a decoder of single tokens stands on, and how hard its draws repel each other.
+TOKEN_DRIFT = of_tasks(
+    _DRIFT,
+    {
+        "drift.backbone": choice(
+            ("joint", "frozen"),
+            "Whose the backbone is: it learns from the drift, or is that of init_from and stays.",
+            before="joint",
+            may_miss=True,
+        ),
+        "drift.repulsion": real(
+            0,
+            1.4,
+            "Weight of the part of the field by which draws repel each other; 1: a proper score.",
+            before=1.0,
+            may_miss=True,
+        ),
+        "drift.repulsion_schedule": choice(
+            ("constant", "annealed"),
+            "Whether that weight stays, or goes to 1 in a line until the last step.",
+            before="constant",
+            may_miss=True,
+        ),
+    },
+)
+# And where the own head stays beside the one-step decoder: its loss, and what it draws.
+OWN_BESIDE = of_tasks(
+    _DRIFT,
+    {
+        "drift.backbone": dataclasses.replace(
+            TOKEN_DRIFT["drift.backbone"],
+            rule=lambda v: v in BACKBONES,
+            allowed=" | ".join(BACKBONES),
+            says="Whose backbone: taught by the drift, that of init_from, or by its own head too.",
+        ),
+        "drift.own_weight": real(
+            0,
+            _ANY,
+            "Weight of the own head's loss beside the drift, with drift.backbone=own_loss.",
+            open_low=True,
+            before=1.0,
+            may_miss=True,
+        ),
+        "drift.own_positives": whole(
+            0,
+            "Draws of the own head of init_from that attract beside the real token; 0: none.",
+            before=0,
+            may_miss=True,
+        ),
+        "drift.own_share": real(
+            0,
+            1,
+            "Share of the attraction that comes from those draws.",
+            open_low=True,
+            before=1.0,
+            may_miss=True,
+        ),
+        "drift.own_steps": whole(1, "Head evaluations of such a draw.", before=25, may_miss=True),
+    },
+)
 PHASES = of_tasks(
     _DRIFT,
     {
@@ -172,7 +235,12 @@ DRAFTED = of_tasks(
 # What every host has.
 COMMON = {**BACKBONE, **OWN_HEAD, **PRIOR, **DRIFT, **PHASES, **SAMPLE}
 # And a host that makes single tokens, one context each.
-TOKENS = {**COMMON, **HEAD_WIDTH, **CHOSEN, **DRAFT, **TEACHER, **DRAFTED}
+TOKENS = {**COMMON, **HEAD_WIDTH, **CHOSEN, **TOKEN_DRIFT, **DRAFT, **TEACHER, **DRAFTED}
+# The own head's sizes, where it may stay beside Drift-AR: `check_own_head` says when.
+SHARED_HEAD = {
+    name: dataclasses.replace(field, tasks=("host", *_DRIFT), may_miss=True)
+    for name, field in {**OWN_HEAD, **HEAD_WIDTH}.items()
+}
 
 
 def backbone(config: Any) -> dict[str, Any]:
@@ -219,6 +287,34 @@ def check_tokens(flat: dict[str, Any], tokens: int) -> None:
     if flat.get("drift.field") == "laplace":
         allowed = "energy (a token has one real continuation, and laplace needs many)"
         raise wrong("drift.field", "laplace", allowed)
+    check_backbone(flat)
+
+
+def has_own_head(flat: Mapping[str, Any]) -> bool:
+    """Say whether the host's own head is part of a run, by its flat config."""
+    beside = flat.get("drift.backbone") == "own_loss" or flat.get("drift.own_positives", 0) > 0
+    return flat["task"] == "host" or beside
+
+
+def check_own_head(flat: dict[str, Any]) -> None:
+    """Raise ValueError where the own head, or what is to be taken from it, is not there."""
+    has = has_own_head(flat)
+    for name, field in SHARED_HEAD.items():
+        if has and name not in flat:
+            raise wrong(name, None, field.allowed)
+    drawn, joint = flat.get("drift.own_positives", 0), flat.get("drift.backbone") == "joint"
+    if drawn and joint:
+        allowed = "0 with drift.backbone joint: the own head does not know a backbone that moves"
+        raise wrong("drift.own_positives", drawn, allowed)
+    if drawn and not flat["init_from"]:
+        raise wrong("init_from", "", "the workdir of a host whose own head draws the positives")
+
+
+def check_backbone(flat: dict[str, Any]) -> None:
+    """Raise ValueError where a backbone that is to stay is none yet."""
+    if flat["task"] == "drift" and flat.get("drift.backbone") == "frozen" and not flat["init_from"]:
+        allowed = "the workdir of a trained host: drift.backbone is frozen"
+        raise wrong("init_from", "", allowed)
 
 
 def check_in_turn(flat: dict[str, Any], tokens: int) -> None:

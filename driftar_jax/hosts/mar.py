@@ -28,6 +28,9 @@ PRESETS = {
     ),
 }
 
+# What the sampling loop may lean on instead of full calls (`mar_lazy.py`).
+ACCELERATORS = ("none", "condition_cache", "token_cache", "lazymar")
+
 # Laws of the unknown share in training (`masks.py`), and its floor under MAR's own (mar.md section
 # 3), which bounds what the encoder holds.
 LAWS = ("mar", "generation")

@@ -157,23 +157,29 @@ class MaskedContexts:
 
     def draw_own(self, key, tokens, batch, copies) -> tuple[Rows, Totals]:
         """See `Contexts.draw_own`."""
-        _, _, key_time, key_noise = jax.random.split(key, 4)
         rows = self.draw(key, tokens, batch)
         del rows["rounds"]
+        more, totals = self.draw_head(key, rows, copies)
+        return rows | more, totals
+
+    def draw_head(self, key, rows, copies) -> tuple[Rows, Totals]:
+        """See `Contexts.draw_head`."""
+        _, _, key_time, key_noise = jax.random.split(key, 4)
+        channels = rows["tokens"].shape[2]
         # One condition serves all copies of a token; only its time and noise differ.
         shape = (copies, *rows["positions"].shape)
         t = jax.random.randint(key_time, shape, 0, diffusion.TRAIN_STEPS, dtype=jnp.int32)
-        noise = jax.random.normal(key_noise, (*shape, tokens.shape[2]), dtype=jnp.float32)
-        rows |= {"t": by_image(t), "noise": by_image(noise)}
-        return rows, {
+        noise = jax.random.normal(key_noise, (*shape, channels), dtype=jnp.float32)
+        return {"t": by_image(t), "noise": by_image(noise)}, {
             "chosen": jnp.sum(jnp.broadcast_to(rows["weight"][None], shape)),
             "unknown": jnp.sum(self.counted(rows)),
         }
 
-    def own_terms(self, params, rows, totals, key):
+    def own_terms(self, params, rows, totals, key, encoding=None):
         """See `Contexts.own_terms`: the diffusion head's loss (mar.md section 4.3)."""
         head, positions = self.model.head, rows["positions"]
-        encoding = self.encode(params, rows, self.keys(key)["dropout"])
+        if encoding is None:
+            encoding = self.encode(params, rows, self.keys(key)["dropout"])
         x = take(rows["tokens"], positions)
         # Once per token: the copies differ in time and noise and share it by an axis of size 1.
         c = head.apply({"params": params["head"]}, take(encoding.z, positions), method="condition")

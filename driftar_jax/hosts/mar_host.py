@@ -15,8 +15,7 @@ import numpy as np
 from flax import linen as nn
 
 from driftar_jax.config import blocks, choice, flag, former, of_tasks, whole, wrong
-from driftar_jax.heads import randomness
-from driftar_jax.hosts import fields, mar
+from driftar_jax.hosts import fields, mar, orders
 from driftar_jax.hosts.base import ImageSpec, Model, check_classes
 from driftar_jax.hosts.mar import MAR
 from driftar_jax.hosts.schedules import TRIMMED_LAST, cosine_counts, guidance_at
@@ -146,6 +145,8 @@ class MARWalk:
 
 _FIELDS = {
     **fields.TOKENS,
+    **fields.SHARED_HEAD,
+    **fields.OWN_BESIDE,
     **fields.DROPOUT,
     **fields.ANNEALED,
     "host.encoder_depth": blocks(1, "Blocks over known tokens."),
@@ -176,6 +177,7 @@ def _check(flat: dict[str, Any], tokens: int) -> None:
     """Raise ValueError where values do not fit together."""
     fields.check_sizes(flat)
     fields.check_tokens(flat, tokens)
+    fields.check_own_head(flat)
     if flat["sample.ar_steps"] > tokens:
         raise wrong("sample.ar_steps", flat["sample.ar_steps"], f"1 to {tokens} (one per token)")
     fields.check_steps(flat)
@@ -240,6 +242,30 @@ class MARFamily:
         most = TRIMMED_LAST + 1 if settings.spacing == "trimmed" else 1000
         if not 1 <= settings.nfe <= most:
             raise wrong("nfe", settings.nfe, f"1 to {most} (spacing {settings.spacing})")
+        if settings.order not in orders.ORDERS:
+            raise wrong("order", settings.order, " | ".join(orders.ORDERS))
+        if settings.accelerator not in mar.ACCELERATORS:
+            raise wrong("accelerator", settings.accelerator, " | ".join(mar.ACCELERATORS))
+        if settings.accelerator != "none" and settings.gamma:
+            allowed = f"none with gamma {settings.gamma}: one or the other"
+            raise wrong("accelerator", settings.accelerator, allowed)
+        if settings.accelerator == "lazymar" and settings.nfe_schedule != "constant":
+            allowed = "constant with accelerator lazymar, whose head caches by the step's number"
+            raise wrong("nfe_schedule", settings.nfe_schedule, allowed)
+
+    def rows(self, model: Model, settings: Any) -> int:
+        """See `Family.rows`."""
+        if settings.accelerator == "none":
+            return settings.ar_steps * settings.branches
+        from driftar_jax.hosts import mar_lazy  # of rivals alone
+
+        return mar_lazy.rows(model, settings)
+
+    def work(self, model: Model, settings: Any) -> list[Any]:
+        """See `Family.work`."""
+        from driftar_jax.hosts import mar_work
+
+        return mar_work.table(model, settings)
 
     def check_conditions(self, model: Model, condition: Any) -> None:
         """See `Family.check_conditions`."""
@@ -262,7 +288,7 @@ class MARFamily:
             module=model.host,
             params=params["host"],
             label=condition,
-            order=randomness.orders(keys, num_tokens),
+            order=orders.draw(keys, model.images.grid, settings.order),
             counts=cosine_counts(num_tokens, settings.ar_steps),
             branches=2 if settings.guided else 1,
             draft_head=model.draft,
@@ -274,6 +300,8 @@ class MARFamily:
 
     def pieces(self, model: Model, settings: Any, params, condition, index, head):
         """Time backbone and head as the loop runs them, one without the other."""
+        if settings.accelerator != "none":
+            return {}  # calls differ from step to step
         from driftar_jax.hosts import mar_plain
 
         return {
@@ -291,11 +319,11 @@ class MARFamily:
         """See `Family.known_encoding`."""
         return model.host.apply({"params": params["host"]}, tokens, known, condition)
 
-    def own_draws(self, model: Model, settings: Any, params: Any, z, noise) -> jax.Array:
+    def own_draws(self, model: Model, settings: Any, params: Any, z, noise, **guided) -> jax.Array:
         """See `Family.own_draws`."""
         from driftar_jax.hosts import mar_own
 
-        return mar_own.draws(model, settings, params, z, noise)
+        return mar_own.draws(model, settings, params, z, noise, **guided)
 
     def has_token_entropy(self, model: Model) -> bool:
         """See `Family.has_token_entropy`."""

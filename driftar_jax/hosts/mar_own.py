@@ -20,8 +20,8 @@ def module(config: Any, images: ImageSpec) -> diffusion.DiffusionHead:
     )
 
 
-def draws(model: Any, settings: Any, params: Any, z: jax.Array, noise: Any) -> jax.Array:
-    """Return draws `[R, C]` without guidance; arguments as for `Family.own_draws`."""
+def draws(model: Any, settings: Any, params: Any, z: jax.Array, noise: Any, **guided) -> jax.Array:
+    """Return draws `[R, C]`; arguments as for `Family.own_draws`."""
     return diffusion.head_sample(
         model.head,
         params["head"],
@@ -29,6 +29,7 @@ def draws(model: Any, settings: Any, params: Any, z: jax.Array, noise: Any) -> j
         noise,
         schedule=schedule_of(settings, settings.nfe),
         temperature=settings.temperature,
+        **guided,
     )
 
 
@@ -40,6 +41,20 @@ def tokens(model, settings, steps, params, encoding, token_keys, step) -> jax.Ar
     # the conditional rows come first, as the guidance below cuts them.
     z = encoding.z.reshape(-1, encoding.z.shape[-1])
     rows = batch * count
+    if settings.accelerator == "lazymar":
+        from driftar_jax.heads import lazy  # of a rival alone
+
+        new = lazy.sample(
+            model.head,
+            params["head"],
+            z[:rows],
+            lambda draw: randomness.normal(token_keys.reshape(-1), draw, channels),
+            schedule=schedule_of(settings, settings.nfe),
+            guidance=step["scale"] if settings.guided else None,
+            z_uncond=z[rows:] if settings.guided else None,
+            temperature=settings.temperature,
+        )
+        return new.reshape(batch, count, channels)
     schedules = [schedule_of(settings, length) for length in steps.lengths]
     schedule, num_steps = schedules[0], None
     if len(schedules) > 1:

@@ -5,15 +5,16 @@ then the head on the tokens that the step reveals.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from driftar_jax import seeds
+from driftar_jax.config import wrong
 from driftar_jax.heads import randomness
-from driftar_jax.hosts import mar_plan
+from driftar_jax.hosts import mar_plan, orders
 from driftar_jax.hosts.base import Head, Model
 from driftar_jax.hosts.mar import take
 from driftar_jax.layers import stacked
@@ -31,9 +32,16 @@ def tokens_of(
     trace: bool = False,
 ) -> jax.Array | Trace:
     """Generate all tokens `[B, N, C]`; arguments as for `Family.plain`."""
+    if settings.accelerator != "none":
+        if given is not None or trace:
+            allowed = "none where tokens are given, or a trace is asked for"
+            raise wrong("accelerator", settings.accelerator, allowed)
+        from driftar_jax.hosts import mar_lazy  # of rivals alone
+
+        return mar_lazy.tokens_of(model, settings, params, label, keys, head)
     images = model.images
     shape = (label.shape[0], images.num_tokens, images.token_dim)
-    order, tokens = randomness.orders(keys, images.num_tokens), jnp.zeros(shape, jnp.float32)
+    order, tokens = orders.draw(keys, images.grid, settings.order), jnp.zeros(shape, jnp.float32)
     if given is not None:
         # The order is revealed from its end, so tokens that are there already stand last: they
         # count as revealed before the first step.
@@ -68,9 +76,17 @@ def tokens_of(
 
 
 def plans_of(
-    model: Model, settings: Any, params: Mapping[str, Any], unknown: int | None = None
+    model: Model,
+    settings: Any,
+    params: Mapping[str, Any],
+    unknown: int | None = None,
+    *,
+    whole: bool = False,
 ) -> tuple[mar_plan.Plan, ...]:
-    """Split the AR steps of checked settings into one or two plans, each compiled separately."""
+    """Split the AR steps of checked settings into one or two plans, each compiled separately.
+
+    `whole` keeps them in one.
+    """
     most = None
     if stacked.is_stack(params["host"], model.host.loops):
         # The host's own head takes nearly all of the time, and each row of it many evaluations.
@@ -85,7 +101,7 @@ def plans_of(
         unknown=unknown,
         most=most,
     )
-    return steps.first_apart() if settings.guided else (steps,)
+    return steps.first_apart() if settings.guided and not whole else (steps,)
 
 
 def backbone(
@@ -145,6 +161,7 @@ def reveal(
     keys: jax.Array,
     step: dict[str, jax.Array],
     head: Head | None,
+    features: Callable[[jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
     """Run the head's part of an AR step: `tokens [B, N, C]` with the step's group filled in.
 
@@ -154,8 +171,15 @@ def reveal(
       encoding: of `backbone`.
       order: `[B, N]` int32; `keys [B]`, one per image.
       step: the step's entries of `steps.columns()`.
+      features: of positions `[R, M]`, `-> z [R, M, D]`; None: the last block runs on `encoding`.
     """
     batch, num_tokens, _ = tokens.shape
+    if features is None:
+
+        def features(rows):
+            variables = {"params": params["host"]}
+            return model.host.apply(variables, encoding.z, rows, method="features")
+
     entropies = () if head is None else head.shown(encoding.entropy, randomness.prior_keys(keys))
     token_keys = randomness.token_keys(keys, num_tokens)
 
@@ -167,11 +191,10 @@ def reveal(
         # below.
         positions = jnp.take(order, jnp.minimum(slots, num_tokens - 1), axis=1)
         rows = jnp.concatenate([positions] * (encoding.z.shape[0] // batch))
-        variables = {"params": params["host"]}
         revealed = Encoding(
             # The last decoder block runs here, with queries for the group alone: a step reveals a
             # few tokens of hundreds.
-            z=model.host.apply(variables, encoding.z, rows, method="features"),
+            z=features(rows),
             entropy=take(encoding.entropy, rows),
         )
         revealed_keys = take(token_keys, positions)

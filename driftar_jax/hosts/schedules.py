@@ -32,7 +32,7 @@ def cosine_counts(num_tokens: int, ar_steps: int) -> tuple[int, ...]:
     Raises:
       ValueError: `ar_steps` is outside 1..num_tokens.
     """
-    return tuple(before - after for before, after in _unknown(num_tokens, ar_steps))
+    return tuple(before - after for before, after in unknown_counts(num_tokens, ar_steps))
 
 
 def guidance_at(
@@ -55,7 +55,7 @@ def guidance_at(
     Raises:
       ValueError: unknown `schedule`, or `ar_steps` is outside 1..num_tokens.
     """
-    steps = _unknown(num_tokens, ar_steps)
+    steps = unknown_counts(num_tokens, ar_steps)
     if schedule == "constant":
         return np.full(ar_steps, scale, np.float32)
     if schedule != "linear":
@@ -104,8 +104,8 @@ def head_steps(first: int, last: int, ar_steps: int, schedule: str) -> tuple[int
     return tuple(int(n) for n in np.rint(first + (last - first) * share))
 
 
-def _unknown(num_tokens: int, ar_steps: int) -> list[tuple[int, int]]:
-    """Unknown tokens before and after each AR step."""
+def unknown_counts(num_tokens: int, ar_steps: int) -> list[tuple[int, int]]:
+    """Return the unknown tokens before and after each AR step; arguments as `cosine_counts`."""
     if not 1 <= ar_steps <= num_tokens:
         raise ValueError(f"ar_steps: got {ar_steps}, allowed 1..{num_tokens}")
     steps, before = [], num_tokens

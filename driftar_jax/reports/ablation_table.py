@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
+from driftar_jax.drift.spread import BANDS
 from driftar_jax.storage.jsons import write_json
 
 # Figures that are lower where an arm is better, in the order of the columns.
@@ -99,6 +100,8 @@ def _flat(record: dict[str, Any]) -> dict[str, float]:
             numbers[name] = value
         elif name == "spearman":
             numbers |= {f"spearman.{p['num_unknown']}": p["spearman"] for p in value}
+        elif name == "spread_to_error":
+            numbers |= {f"{name}.{band}": ratio for band, ratio in enumerate(value, 1)}
     return {k: float(v) for k, v in numbers.items()}
 
 
@@ -139,7 +142,13 @@ _OF_DRAFTS = (
     ("drafts.backbone_calls", "backbone calls", 2),
 )
 _OF_SPEED = (("speed.images_per_s", "images/s", 0), ("speed.ratio", "speed ratio", 2))
-_OTHERS = (("accuracy", "class accuracy", 3), ("recall", "recall", 3), ("sigma_mean", "sigma", 3))
+_OTHERS = (
+    ("accuracy", "class accuracy", 3),
+    ("precision", "precision", 3),
+    ("recall", "recall", 3),
+    ("sigma_mean", "sigma", 3),
+    *((f"spread_to_error.{band}", f"spread/error {band}", 2) for band in range(1, BANDS + 1)),
+)
 
 
 def _table(rows: Sequence[dict[str, Any]]) -> list[str]:

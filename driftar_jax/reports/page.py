@@ -7,6 +7,7 @@ A line `{{KIND NAME}}` of the notes is replaced by what was measured:
   {{deviation NAME}}  tables and picture of a `deviation.json`
   {{ablation NAME}}   tables and sentences of a folder of results of `ablate`
   {{picture NAME}}    `NAME.png`, as `sample` left it
+  {{verdict A,B}}     a few rows of the reports A and B in one table (`verdict.py`)
 
 NAME is a file `NAME.json` or `NAME.png` or a folder NAME of the results. What is not there is said
 to be missing; what no line names comes at the end.
@@ -25,7 +26,7 @@ from scipy import stats
 from driftar_jax.config import nearest, wrong
 from driftar_jax.data import pictures
 from driftar_jax.evaluation import deviation
-from driftar_jax.reports import ablation_table, deviation_table, speculation_report
+from driftar_jax.reports import ablation_table, deviation_table, speculation_report, verdict
 from driftar_jax.reports.ablation_table import CONFIDENCE
 
 NOTES = "page.md"
@@ -62,8 +63,16 @@ def write(folders: Sequence[str], out: str) -> str:
             filled.append(line)
             continue
         kind, name = directive.groups()
-        if kind not in KINDS:
-            raise wrong(NOTES, line, f"{' | '.join(KINDS)}{nearest(kind, KINDS)}")
+        if kind not in (*KINDS, "verdict"):
+            raise wrong(NOTES, line, f"{' | '.join(KINDS)} | verdict{nearest(kind, KINDS)}")
+        if kind == "verdict":
+            names = name.split(",")
+            there = {n: results[n] for n in names if n in results}
+            missing += [n for n in names if n not in results]
+            if other := [n for n, (of, _) in there.items() if of != "evaluate"]:
+                raise wrong(NOTES, line, f"names of reports of evaluate, {other[0]} is none")
+            filled += verdict.lines({n: record for n, (_, record) in there.items()})
+            continue
         if name not in results:
             missing.append(name)
             filled.append("Not measured yet.")
@@ -155,7 +164,8 @@ def _evaluate(record: dict[str, Any]) -> list[str]:
         cells = [_cell(real, key, digits) for key, _, digits in columns]
         text.append(_row(["real images", *cells]))
     text += ["", *(f"- {words}" for words in conclusions(record))]
-    return [*text, *_premise(record.get("premise", {}))]
+    text += _premise(record.get("premise", {}))
+    return [*text, *_held_out(record.get("held_out", {}))]
 
 
 def _cell(row: dict[str, Any], key: str, digits: int) -> str:
@@ -233,6 +243,19 @@ def _premise(correlations: dict[str, list[dict]]) -> list[str]:
     rows = [
         _row([name, *(f"{p['spearman']:+.2f}" for p in of[: len(counts)])])
         for name, of in correlations.items()
+    ]
+    return ["", _row(head), "|" + "---|" * len(head), *rows]
+
+
+def _held_out(found: dict[str, dict]) -> list[str]:
+    if not found:
+        return []
+    bands = len(next(iter(found.values()))["spread_to_error"])
+    names = (f"spread over error, band {n + 1}" for n in range(bands))
+    head = ["held-out contexts", "energy score", *names]
+    rows = [
+        _row([name, f"{of['energy_score']:.4f}", *(f"{r:.2f}" for r in of["spread_to_error"])])
+        for name, of in found.items()
     ]
     return ["", _row(head), "|" + "---|" * len(head), *rows]
 

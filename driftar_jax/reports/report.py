@@ -11,6 +11,7 @@ from driftar_jax.data import pictures
 from driftar_jax.evaluation.compare import Row
 from driftar_jax.evaluation.premise import Premise
 from driftar_jax.reports import in_words
+from driftar_jax.sampling.contexts import Score
 from driftar_jax.storage.jsons import write_json
 
 # Columns of the quality table: field of the records, heading, digits. A column that was not
@@ -63,6 +64,7 @@ def write(
     rows: Sequence[Row],
     real: RealRow,
     premise: dict[str, Sequence[Premise]],
+    held_out: dict[str, Score],
     facts: dict,
     images: Sequence[tuple[str, str]],
 ) -> None:
@@ -73,6 +75,7 @@ def write(
       rows: measured methods, the reference first.
       real: what real images reach.
       premise: correlations by name of the checkpoint.
+      held_out: what draws in held-out contexts say, by the same names; {} where there are none.
       facts: what the numbers depend on: command, device, data, judge, counts.
       images: (file name in `out`, caption) of the pictures to show.
     """
@@ -95,6 +98,7 @@ def write(
                 "accuracy_needed": real.accuracy_needed,
             },
             "premise": correlations,
+            "held_out": {name: dataclasses.asdict(found) for name, found in held_out.items()},
             "facts": facts,
         },
     )
@@ -120,6 +124,7 @@ def write(
         "",
         *_premise(correlations),
         "",
+        *_held_out(held_out),
         "## Pictures",
         "",
     ]
@@ -235,6 +240,26 @@ def _premise(correlations: dict[str, list[dict]]) -> list[str]:
         cells = [f"{p['spearman']:+.2f}" for p in rates[: len(counts)]]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return lines
+
+
+def _held_out(held_out: dict[str, Score]) -> list[str]:
+    if not held_out:
+        return []
+    bands = len(next(iter(held_out.values())).spread_to_error)
+    lines = [
+        "## Do draws spread as far as they err?",
+        "",
+        "Draws of the same unknown tokens in contexts of images that nothing was trained on:",
+        "energy score, and variance over squared error of the mean in bands of directions of the",
+        "tokens, from the coarse to the fine ones. 1 is right, below 1 draws are too alike.",
+        "",
+        "| head | energy score | " + " | ".join(f"band {n + 1}" for n in range(bands)) + " |",
+        "|" + "---|" * (bands + 2),
+    ]
+    for name, found in held_out.items():
+        cells = [f"{found.energy_score:.4f}", *(f"{r:.2f}" for r in found.spread_to_error)]
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return [*lines, ""]
 
 
 def entropy_map(

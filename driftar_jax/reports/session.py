@@ -14,13 +14,15 @@ from driftar_jax.evaluation import compare, frechet, judges, networks, premise, 
 from driftar_jax.evaluation.stopwatch import Ledger
 from driftar_jax.features import inception
 from driftar_jax.reports import report
-from driftar_jax.sampling import generator, inpaint
+from driftar_jax.sampling import contexts, generator, inpaint
 from driftar_jax.training import journal
 
 SHOWN = 64
 # What a Drift-AR run may log and a reader wants to see.
 _CURVES = ("loss", "energy_score", "mu", "draft_reg", "spread", "strength_0.2")
 MAPPED = 8
+# Images whose unknown tokens both heads draw, and how often each.
+HELD_OUT, DRAWS = 128, 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,10 +88,17 @@ class Session:
                 # Where a row stands for several tokens, no token has an entropy of its own.
                 if premise.measurable(loaded.model)
             }
+            scores = self._held_out()
             images = self._pictures(premises)
         facts = self._facts(real.accuracy) | {"time": ledger.line()}
         report.write(
-            self.out, rows=rows, real=reached, premise=premises, facts=facts, images=images
+            self.out,
+            rows=rows,
+            real=reached,
+            premise=premises,
+            held_out=scores,
+            facts=facts,
+            images=images,
         )
         return "\n".join([*report.summary(rows, reached), "", f"time: {ledger.line()}"])
 
@@ -97,6 +106,23 @@ class Session:
         images, condition = self._judged(1024, loaded)
         grids = inpaint.grids(loaded, images)
         return premise.measure(loaded.model, loaded.params, grids, condition)
+
+    def _held_out(self) -> dict[str, contexts.Score]:
+        """Draws of both heads in the same contexts of images that nothing was trained on."""
+        pair = {"own head": self.baselines[0], "Drift-AR": self.drifts[0]}
+        images, labels = self.images[self.num_training :], self.labels[self.num_training :]
+        if not len(images) or not all(contexts.possible(loaded) for loaded in pair.values()):
+            return {}
+        chosen = np.random.default_rng(0).permutation(len(images))[:HELD_OUT]
+        found = {}
+        for name, loaded in pair.items():
+            spec = loaded.model.images
+            grids = inpaint.grids(loaded, images[chosen])
+            asked = contexts.of_generation(
+                grids, labels[chosen], spec.patch_size, per_image=min(2, spec.num_tokens)
+            )
+            found[name] = contexts.score(loaded, asked, DRAWS)
+        return found
 
     def _judged(self, most: int, loaded: generator.Generator) -> tuple[np.ndarray, Any]:
         """Return real images, and what a checkpoint is told of them."""
@@ -183,6 +209,7 @@ class Request:
       reference: file of moments that samples are compared with instead.
       metrics: of `quality.OPTIONAL`.
       controls: whether the controls of the own head are measured too.
+      rivals: whether caches and orders of others are.
       guidance: further scales, in digits.
       lookahead: tokens that both heads look ahead in further rows; 0: no such rows.
       delta: how far a guess may move there; None: the default.
@@ -202,6 +229,7 @@ class Request:
     reference: str | None = None
     metrics: Sequence[str] = quality.OPTIONAL
     controls: bool = False
+    rivals: bool = False
     guidance: Sequence[str] = ()
     lookahead: int = 0
     delta: float | None = None
@@ -241,6 +269,7 @@ def open_session(request: Request) -> Session:
         request.lookahead,
         request.delta,
         tuple(int(word) for word in request.ar_steps),
+        request.rivals,
     )
     opened = judges.open_judge(request.judge)
     judges.check_num(request.num, inception.WIDTH if inception_dir else opened.network.width)

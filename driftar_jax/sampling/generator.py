@@ -215,7 +215,7 @@ class Generator:
         kept |= {name: float(kept[name]) for name in floats if name in kept}
         kept.setdefault("nfe_last", 1)
         return Settings(
-            method="own" if self.model.head is not None else "drift",
+            method="drift" if self.model.prior is not None else "own",
             guidance_form="trained" if self._learned_guidance else "extrapolate",
             stop=early_stop.TRAINED if "tracker" in self.params else 0.0,
             **kept,

@@ -49,8 +49,8 @@ def generate(
     head = one_step_head(model, settings, params)
     made = model.family.plain(model, settings, params, condition, keys, head, given, trace)
     if trace:
-        return grid_of(model, made.tokens), counts(settings), made
-    return grid_of(model, made), counts(settings)
+        return grid_of(model, made.tokens), counts(model, settings), made
+    return grid_of(model, made), counts(model, settings)
 
 
 def grid_of(model: Model, tokens: jax.Array) -> jax.Array:
@@ -68,11 +68,17 @@ def one_step_head(model: Model, settings: Settings, params: Mapping[str, Any]) -
     return DriftHead(model.prior, decoder, params, settings.guided, settings.temperature, trained)
 
 
-def counts(settings: Settings) -> Counts:
-    """Return what an image costs: every AR step is one backbone call of all its branches."""
+def counts(model: Model, settings: Settings) -> Counts:
+    """Return what an image costs: every AR step is one backbone call of all its branches.
+
+    With an accelerator some calls are cheap ones, and have fewer branches.
+    """
+    rows = settings.ar_steps * settings.branches
+    if settings.accelerator != "none":
+        rows = model.family.rows(model, settings)
     return Counts(
         backbone_calls=jnp.int32(settings.ar_steps),
         head_evaluations=jnp.int32(sum(settings.head_steps)),
         draft_calls=jnp.int32(0),
-        backbone_rows=jnp.int32(settings.ar_steps * settings.branches),
+        backbone_rows=jnp.int32(rows),
     )

@@ -108,6 +108,8 @@ class Settings:
         stands for the fastest, which is found by measuring (`window_size.py`). Of hosts that make
         one token after another.
       bound: what the bound of a guess is proportional to, one of `BOUNDS`.
+      accelerator: `none`, or a cache that calls lean on (`mar.ACCELERATORS`), of MAR.
+      order: in which a grid is revealed (`hosts/orders.py`), of hosts of any order.
       stop: tau_g of the published early stop of drafting; 0 never stops, `early_stop.TRAINED` takes
         the checkpoint's statistics.
     """
@@ -133,10 +135,13 @@ class Settings:
     normalise: bool = False
     lookahead: int = 0
     bound: str = "entropy"
+    accelerator: str = "none"
+    order: str = "random"
 
     def check(self, model: Model) -> None:
         """Raise ValueError (field, value, allowed) where this model cannot sample so."""
-        has = ("own",) if model.head is not None else ("drift", "mean")
+        has = ("drift", "mean") if model.prior is not None else ()
+        has += ("own",) if model.head is not None else ()
         if self.method not in has:
             raise wrong("method", self.method, f"{' | '.join(has)} (in this checkpoint)")
         model.family.check_settings(self, model)
@@ -245,7 +250,8 @@ class Settings:
     @property
     def guided(self) -> bool:
         """Whether an unconditional branch runs."""
-        return self.guidance != 1.0 and self.guidance_form == "extrapolate"
+        learned = self.guidance_form == "trained" and self.method != "own"
+        return self.guidance != 1.0 and not learned
 
     @property
     def branches(self) -> int:
@@ -284,15 +290,15 @@ _OWN = {
     "raster": {"nfe", "shift", "corrected", "normalise", "guidance_image"},
 }
 _DRAFTS = {"gamma", "rule", "delta", "stop"}
-_AHEAD = {"raster": {"delta", "bound"}}
+_AHEAD = {"raster": {"delta", "bound"}, "any": {"accelerator", "order"}}
 
 
 def read_by(model: Model) -> set[str]:
     """Return the names of the settings that a model reads."""
-    always = _ALWAYS | _AHEAD.get(model.family.order, set())
+    read = _ALWAYS | _AHEAD.get(model.family.order, set())
     if model.head is not None:
-        return always | _OWN[model.family.order]
-    return always | (_DRAFTS if model.draft is not None else set())
+        read = read | _OWN[model.family.order]
+    return read | (_DRAFTS if model.draft is not None else set())
 
 
 def refuse_unread(model: Model, base: Settings, changes: dict) -> None:

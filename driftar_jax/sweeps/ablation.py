@@ -19,8 +19,8 @@ import jax
 import numpy as np
 
 from driftar_jax import config
-from driftar_jax.evaluation import compare, contexts, judges, premise, quality, speed
-from driftar_jax.sampling import batches, generator, load
+from driftar_jax.evaluation import compare, judges, premise, quality, speed
+from driftar_jax.sampling import batches, contexts, generator, load
 from driftar_jax.sampling.settings import Settings
 from driftar_jax.storage.checkpoints import read_config
 from driftar_jax.storage.jsons import write_json
@@ -213,9 +213,9 @@ class Ablation:
         figures |= {k: v for k, v in last(workdir).items() if k in LOGGED}
         figures["head_evaluations"] = sum(sampling.head_steps)
         if not arm.of and contexts.possible(loaded):
-            held = self._held_out(loaded)
-            drawn = contexts.draw(loaded, held, DRAWS, seed=0)
-            figures["held_out_energy_score"] = contexts.energy_score(drawn, held)
+            found = contexts.score(loaded, self._held_out(loaded), DRAWS)
+            figures["held_out_energy_score"] = found.energy_score
+            figures["spread_to_error"] = list(found.spread_to_error)
         if not arm.of and premise.measurable(loaded.model):
             premises = premise.measure(loaded.model, loaded.params, *self._told(loaded))
             figures["spearman"] = [

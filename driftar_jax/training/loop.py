@@ -62,8 +62,9 @@ class Loop:
         self.mesh = sharding.make_mesh(**config.mesh.to_dict(), devices=devices)
         sharding.check_batch(config.train.batch_size // config.optim.accumulate, self.mesh)
         self.rank = config.get("adapter", {}).get("rank", 0)
-        # The host of adapters stays as it is.
+        # The host of adapters stays as it is, and so do the groups that a task never moves.
         stays = (f"{low_rank.OF}.*",) if self.rank else ()
+        stays += tuple(f"{group}.*" for group in getattr(task, "stays", ()))
         self.freeze = (*freezing.globs(config.optim.get("freeze", "")), *stays)
         self.optimizer = optim.make_optimizer(config.optim, config.train.steps, stays)
         self.compilations = 0

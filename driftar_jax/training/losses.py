@@ -98,6 +98,29 @@ def freeze_step(steps: int, freeze_at: float) -> int:
     return round(freeze_at * steps)
 
 
+def repulsion(step: jax.Array, steps: int, *, start: float, schedule: str) -> float | jax.Array:
+    """Weight of the repulsive part of the field: `start`, or from it to 1 at the last step.
+
+    Args:
+      step: int32 scalar, traced or not.
+      steps: length of the run.
+      start: the weight at step 0.
+      schedule: `constant`, or `annealed`: in a line.
+
+    Returns:
+      `start` itself, or a float32 scalar.
+
+    Raises:
+      ValueError: an unknown `schedule`.
+    """
+    if schedule == "constant":
+        return start
+    if schedule != "annealed":
+        raise ValueError(f"drift.repulsion_schedule: got {schedule!r}, allowed constant | annealed")
+    done = jnp.asarray(step, jnp.float32) / max(steps - 1, 1)
+    return start + (1.0 - start) * jnp.minimum(done, 1.0)
+
+
 def alpha(step: jax.Array, steps: int, *, start: float, freeze_at: float) -> jax.Array:
     """Weight of the draft terms: `start` at step 0, falling linearly to 0 at the freeze (Eq. 9).
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import pathlib
 import subprocess
@@ -13,7 +14,7 @@ import numpy as np
 import driftar_jax
 from driftar_jax import config, model, seeds
 from driftar_jax.data import captions, pictures, pipeline, prompts, sets
-from driftar_jax.sampling import generator, load
+from driftar_jax.sampling import contexts, generator, load
 from driftar_jax.storage import checkpoints, hub, jsons, paths
 from driftar_jax.targets import precision
 from driftar_jax.training import held_out, journal, locks, loop, optim, phi, processes, specs, tasks
@@ -21,6 +22,7 @@ from driftar_jax.vae import reconstruction, stored
 
 GRID_IMAGES = 64
 HELD_OUT_IMAGES = 512  # whose reconstruction is measured on the way
+HELD_OUT_CONTEXTS, HELD_OUT_DRAWS = 256, 8  # images whose unknown tokens are drawn on the way
 
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -153,6 +155,7 @@ class Run:
             print(f"step {step}: no pictures, for the autoencoder of the set is not there")
             return
         loaded = load.of_run(self.workdir, self.settings, state.ema, manifest, step, to_pixels)
+        self._held_out_draws(step, loaded)
         made = loaded.sample(np.arange(GRID_IMAGES) % self.images.num_classes).images
         folder = self.workdir / "samples"
         folder.mkdir(exist_ok=True)
@@ -160,6 +163,33 @@ class Run:
         records = journal.read_metrics(self.workdir / "metrics.jsonl")
         names = [n for n in ("loss", "drift", "energy_score", "mu") if n in records[-1]]
         pictures.save_curves(self.workdir / "curves.png", {"train": records}, names)
+
+    def _held_out_draws(self, step: int, loaded: generator.Generator) -> None:
+        """Draws in contexts of held-out images: a line, and one in `held_out_draws.jsonl`.
+
+        Of the one-step head alone: many draws of a many-step head would take as long as training.
+        """
+        if loaded.model.decoder is None or not contexts.possible(loaded) or not self._contexts:
+            return
+        found = contexts.score(loaded, self._contexts, HELD_OUT_DRAWS)
+        log = journal.MetricsLog(self.workdir / "held_out_draws.jsonl", step - 1)
+        log.write({"step": step, "split": "test", **dataclasses.asdict(found)})
+        print(f"step {step}: {found.line()}")
+
+    @functools.cached_property
+    def _contexts(self) -> contexts.Contexts | None:
+        """Contexts of some held-out pictures; None where the set has none, or is of latents."""
+        if sets.is_latents(self.settings.data.name):
+            return None
+        try:
+            source = pipeline.open_data(self.settings, "test")
+        except ValueError:  # the set has no other part
+            return None
+        chosen = np.random.default_rng(0).permutation(len(source))[:HELD_OUT_CONTEXTS]
+        images, labels = source.gather(chosen)
+        spec = self.images
+        few = min(2, spec.num_tokens)
+        return contexts.of_generation(images, labels, spec.patch_size, per_image=few)
 
 
 @seeds.fixed()
@@ -298,8 +328,9 @@ def environment() -> dict[str, Any]:
 def _host_weights(settings: Any, training: loop.Loop) -> dict[str, Any] | None:
     """The groups that a run takes from `init_from`, if they have these shapes; None: it has none.
 
-    That is the host, for task `autoencoder` all of it, or for task `draft` all that Drift-AR
-    trained, and its draft head if it fits and a fresh one is not asked for.
+    That is the host, with its own head where that stays beside Drift-AR, for task `autoencoder` all
+    of it, or for task `draft` all that Drift-AR trained, and its draft head if it fits and a fresh
+    one is not asked for.
     """
     draft = settings.task == "draft"
     every = draft or settings.task == "autoencoder"
@@ -308,7 +339,10 @@ def _host_weights(settings: Any, training: loop.Loop) -> dict[str, Any] | None:
             raise config.wrong("init_from", "", "a Drift-AR checkpoint: task draft trains no more")
         return None
     fresh = ("draft",) if draft and settings.teacher.fresh_head else ()
-    wanted = [n for n in training.abstract.params if (n == "host" or every) and n not in fresh]
+    taken_from_hosts = ("host", "head") if settings.task == "drift" else ("host",)
+    wanted = [
+        n for n in training.abstract.params if (n in taken_from_hosts or every) and n not in fresh
+    ]
     if not wanted:
         raise config.wrong("init_from", settings.init_from, "'' for a task without a host")
     try:
@@ -319,7 +353,7 @@ def _host_weights(settings: Any, training: loop.Loop) -> dict[str, Any] | None:
     taken = {}
     for name in wanted:
         if name not in params:
-            holds = "a host" if name == "host" else "Drift-AR"
+            holds = {"host": "a host", "head": "a host's own head"}.get(name, "Drift-AR")
             raise config.wrong("init_from", settings.init_from, f"a checkpoint that holds {holds}")
         have = jax.tree.map(np.shape, params[name])
         if have == jax.tree.map(lambda a: a.shape, training.abstract.params[name]):

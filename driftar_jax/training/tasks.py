@@ -29,6 +29,8 @@ class Task(Protocol):
     Attributes:
       freeze_step: first step of Phase II, or None where there is one phase.
       tracked: names of metrics whose running means are part of the checkpoint.
+
+    A task may have `stays`, groups that never learn: they have no gradient, moment or average.
     """
 
     freeze_step: int | None

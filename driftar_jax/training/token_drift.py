@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from driftar_jax import entropy, model
 from driftar_jax.drift import fields
+from driftar_jax.heads import randomness
 from driftar_jax.hosts.contexts import Contexts, take, weighted_mean
 from driftar_jax.training import losses
 from driftar_jax.training.drawn import Drawn
@@ -21,6 +22,35 @@ Params = dict[str, Any]
 
 # Share of the images that learn without guidance, so that a scale of 1 stays the data's own.
 _UNGUIDED = 0.3
+# The groups that learn in the first phase, by `drift.backbone`.
+_LEARN = {
+    "joint": ("host", "prior", "decoder", "draft"),
+    "frozen": ("prior", "decoder", "draft"),
+    "own_loss": ("host", "head", "prior", "decoder", "draft"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class OwnHead:
+    """What the host's own head gives to Drift-AR, where it stays beside it.
+
+    Attributes:
+      copies: times and noises of each token in its loss.
+      weight: of its loss; 0: none, and it does not learn.
+      positives: P, draws for each chosen token that attract beside the real one.
+      share: of the attraction that comes from them, in (0, 1].
+      nfe: evaluations of a draw.
+      spacing: of the diffusion head's steps.
+      temperature: of a draw.
+    """
+
+    copies: int
+    weight: float = 0.0
+    positives: int = 0
+    share: float = 1.0
+    nfe: int = 25
+    spacing: str = "trimmed"
+    temperature: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +66,10 @@ class DriftTask(Drawn):
       steps: length of the run.
       guidance_max: largest scale that the decoder learns; 1: none.
       entropy_gradient: whether the drift shapes the entropy that it reads.
+      backbone: of `fields.BACKBONES`: whether the host learns, and from what.
+      repulsion: weight of the repulsive part of the field at step 0.
+      repulsion_schedule: of `losses.repulsion`.
+      own: the own head beside the one-step head; None: there is none.
       mirror: of latents; pixels were mirrored when they were read.
     """
 
@@ -47,6 +81,10 @@ class DriftTask(Drawn):
     steps: int
     guidance_max: float = 1.0
     entropy_gradient: bool = True
+    backbone: str = "joint"
+    repulsion: float = 1.0
+    repulsion_schedule: str = "constant"
+    own: OwnHead | None = None
     mirror: bool = False
     tracked: tuple[str, ...] = ("entropy_mean", "entropy_square")
 
@@ -61,8 +99,14 @@ class DriftTask(Drawn):
     def init(self, key: jax.Array) -> Params:
         return model.init(self.parts, key)
 
+    @property
+    def stays(self) -> tuple[str, ...]:
+        """Groups of a checkpoint that never learn: they have no moments."""
+        kept = ("host",) if self.parts.head is None else ("host", "head")
+        return tuple(name for name in kept if name not in _LEARN[self.backbone])
+
     def trainable(self, frozen: bool) -> tuple[str, ...]:
-        return ("decoder",) if frozen else ("host", "prior", "decoder", "draft")
+        return ("decoder",) if frozen else _LEARN[self.backbone]
 
     def draw(self, batch, key, frozen):
         images, keys = self.parts.images, self.contexts.keys(key)
@@ -77,17 +121,26 @@ class DriftTask(Drawn):
             rows["scale"] = self._scales(keys["scale"], self.contexts.unguided(rows))
             rows["free_keys"] = jax.random.split(keys["free_prior"], len(tokens))
             rows["free_eps"] = jax.random.normal(keys["free_eps"], shape, dtype=jnp.float32)
-        return rows, {
+        totals = {
             "chosen": jnp.sum(rows["weight"]),
             "counted": jnp.sum(self.contexts.counted(rows)),
             "rounds": losses.at_least_one(self.contexts.weights(rows, 1)[0]),
         }
+        if self.own and self.own.positives:
+            rows["own_keys"] = jax.random.split(jax.random.fold_in(key, 6), len(tokens))
+        if self.own and self.own.weight and not frozen:
+            # Folded: the keys of the step itself have made the draws above.
+            key_own = jax.random.fold_in(key, 5)
+            more, totals["own"] = self.contexts.draw_head(key_own, rows, self.own.copies)
+            rows |= more
+        return rows, totals
 
     def terms(self, params, rows, totals, key, step, frozen):
         contexts, tokens, positions = self.contexts, rows["tokens"], rows["positions"]
-        # Phase II trains the decoder alone: the features it reads are those of sampling.
-        dropout_key = None if frozen else contexts.keys(key)["dropout"]
-        own = contexts.encode(params, rows, dropout_key)
+        # A backbone that stays is read as in sampling: without dropout.
+        stays = frozen or self.backbone == "frozen"
+        dropout_key = None if stays else contexts.keys(key)["dropout"]
+        own = first = contexts.encode(params, rows, dropout_key)
         if not self.entropy_gradient:
             # The drift still reads the entropy, and no longer shapes it.
             own = own.replace(entropy=jax.lax.stop_gradient(own.entropy))
@@ -99,12 +152,7 @@ class DriftTask(Drawn):
         if self.parts.decoder.guidance:
             scale = jnp.broadcast_to(rows["scale"][:, None], positions.shape)
         x = self._draws(params, encoding, mu, std, positions, rows["eps"], scale)
-        # Each token has G draws and one real value: the field pulls to it and pushes them apart.
-        if scale is None:
-            field = fields.energy(x, y[:, :, None])
-        else:
-            free = self._unconditional(params, rows)
-            field = fields.guided_energy(x, y[:, :, None], free, scale)
+        field = self._field(params, rows, encoding, x, y, scale, step)
 
         def over_chosen(values):
             return weighted_mean(values, rows["weight"], totals["chosen"])
@@ -128,7 +176,60 @@ class DriftTask(Drawn):
         # A traced step, so that the falling weight needs no new compilation.
         a = losses.alpha(step, self.steps, start=self.alpha_start, freeze_at=self.freeze_at)
         loss = a * sum(draft_terms.values()) + (1 - a) * (l_drift + l_mu)  # Eq. 9
-        return loss, metrics | draft_terms | {"mu": l_mu, "alpha": a}
+        metrics |= draft_terms | {"mu": l_mu, "alpha": a}
+        if self.own and self.own.weight:
+            l_own, _ = contexts.own_terms(params, rows, totals["own"], key, encoding=first)
+            return loss + self.own.weight * l_own, metrics | {"own": l_own}
+        return loss, metrics
+
+    def _field(self, params, rows, encoding, x, y, scale, step):
+        """Return the field at draws `x [B, M, G, C]` of tokens `y [B, M, C]` (Eq. 8)."""
+        rho = losses.repulsion(
+            step, self.steps, start=self.repulsion, schedule=self.repulsion_schedule
+        )
+
+        def of_real():
+            # Each token has G draws and one real value: the field pulls to it and pushes them
+            # apart.
+            if scale is None:
+                return fields.energy(x, y[:, :, None], repulsion=rho)
+            free = self._unconditional(params, rows)
+            return fields.guided_energy(x, y[:, :, None], free, scale, repulsion=rho)
+
+        if not (self.own and self.own.positives):
+            return of_real()
+        drawn = self._own_draws(params, rows, encoding, scale)
+        field, share = fields.energy(x, drawn, repulsion=rho), self.own.share
+        # Linear in the data: a mixture of targets has the mixture of their fields.
+        return field if share == 1 else share * field + (1 - share) * of_real()
+
+    def _own_draws(self, params, rows, encoding, scale):
+        """Return P draws of the own head `[B, M, P, C]` for the chosen tokens; nothing learns."""
+        params, encoding = jax.lax.stop_gradient((params, encoding))
+        positions, parts = rows["positions"], self.parts
+        count = self.own.positives
+
+        def features(encoding):
+            z = take(encoding.z, positions)[:, :, None]
+            return jnp.broadcast_to(z, (*z.shape[:2], count, z.shape[-1])).reshape(-1, z.shape[-1])
+
+        guided = {}
+        if scale is not None:
+            free = self.contexts.encode(params, self.contexts.without_condition(rows), None)
+            each = jnp.broadcast_to(scale[:, :, None], (*positions.shape, count))
+            guided = {"guidance": each.reshape(-1, 1), "z_uncond": features(free)}
+        number = positions.shape[1] * count
+        keys = jax.vmap(lambda k: jax.random.split(k, number))(rows["own_keys"]).reshape(-1)
+        channels = parts.images.token_dim
+        x = parts.family.own_draws(
+            parts,
+            self.own,
+            params,
+            features(encoding),
+            lambda draw: randomness.normal(keys, draw, channels),
+            **guided,
+        )
+        return x.reshape(*positions.shape, count, channels)
 
     def _prior(self, params, encoding, keys):
         return self.parts.prior.apply(
@@ -186,5 +287,24 @@ def build(config: Any, contexts: Contexts) -> DriftTask:
         # Not in configs of older runs.
         guidance_max=config.drift.get("guidance_max", 1.0),
         entropy_gradient=config.drift.get("entropy_gradient", True),
+        backbone=config.drift.get("backbone", "joint"),
+        repulsion=config.drift.get("repulsion", 1.0),
+        repulsion_schedule=config.drift.get("repulsion_schedule", "constant"),
+        own=_own_head(config, contexts),
         mirror=config.data.flip,
+    )
+
+
+def _own_head(config: Any, contexts: Contexts) -> OwnHead | None:
+    """Return what the own head gives, where the run has it."""
+    if contexts.model.head is None:
+        return None
+    drift = config.drift
+    return OwnHead(
+        copies=config.head.copies,
+        weight=drift.get("own_weight", 1.0) if drift.backbone == "own_loss" else 0.0,
+        positives=drift.get("own_positives", 0),
+        share=drift.get("own_share", 1.0),
+        nfe=drift.get("own_steps", 25),
+        spacing=config.sample.spacing,
     )

@@ -14,7 +14,7 @@ def _unit(v):
     return v / length if length else v
 
 
-def _loop(x, positives, negatives=None):
+def _loop(x, positives, negatives=None, repulsion=1.0):
     """The field of one context in float64, sample by sample."""
     x, positives = np.asarray(x, np.float64), np.asarray(positives, np.float64)
     rows = []
@@ -22,7 +22,7 @@ def _loop(x, positives, negatives=None):
         others = np.delete(x, g, axis=0) if negatives is None else np.asarray(negatives)
         pull = np.mean([_unit(y - here) for y in positives], axis=0)
         push = np.mean([_unit(y - here) for y in others], axis=0)
-        rows.append(pull - push)
+        rows.append(pull - repulsion * push)
     return np.stack(rows)
 
 
@@ -37,6 +37,8 @@ def test_the_field_matches_a_float64_loop():
     for b in range(2):
         np.testing.assert_allclose(found[b], _loop(x[b], positives[b], negatives[b]), atol=1e-6)
         np.testing.assert_allclose(own[b], _loop(x[b], positives[b]), atol=1e-6)
+    wide = jax.jit(fields.energy)(x, positives, repulsion=1.3)
+    np.testing.assert_allclose(wide[1], _loop(x[1], positives[1], repulsion=1.3), atol=1e-6)
 
 
 def test_swapping_data_and_samples_flips_every_bit_of_the_sign():

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from scipy import stats
 
 from driftar_jax.drift import fields, laplace
 from driftar_jax.drift.fields import Weights
@@ -133,3 +134,50 @@ def test_guidance_weights_move_the_rest_point_to_the_guided_distribution():
     np.testing.assert_allclose(fields.energy(x, p1[None], points, weights), 0.0, atol=1e-5)
     unguided = weights.replace(negatives=jnp.concatenate([q, 0 * free])[None])
     assert np.abs(fields.energy(x, p1[None], points, unguided)).max() > 0.05
+
+
+@pytest.mark.parametrize(("dims", "rho"), [(2, 1.1), (5, 1.05), (3, 0.9)])
+def test_repulsion_sets_the_spread_of_a_normal(dims, rho):
+    """Statement 10: normal draws are at rest at `rho / sqrt(2 - rho^2)` of the data's spread."""
+    keys = jax.random.split(jax.random.key(2))
+    x = jax.random.normal(keys[0], (100_000, 2, dims))
+    y = jax.random.normal(keys[1], (100_000, 1, dims))
+
+    @jax.jit
+    def outward(size):
+        # The score's slope in the spread, but for its sign.
+        force = jnp.sum(fields.energy(size * x, y, repulsion=rho) * x, axis=-1).mean(axis=1)
+        return force.mean(), force.std() / np.sqrt(len(force))
+
+    rest = rho / np.sqrt(2 - rho**2)
+    force, error = outward(rest)
+    assert abs(force) < 4 * error
+    # As far on either side as another rho of a tenth of the difference would be: it is found.
+    assert outward(0.97 * rest)[0] > 3 * error and outward(1.03 * rest)[0] < -3 * error
+
+
+def _score(x, y, rho):
+    """`S_rho` of equally likely points in one dimension, in float64."""
+    between = np.abs(x[:, None] - x[None]).mean()
+    return np.abs(x[:, None] - y[None]).mean() - rho / 2 * between
+
+
+def test_below_one_the_tails_go():
+    """Statement 10: in one dimension the score is least at the data between two quantiles."""
+    rho, n = 0.8, 400
+    levels = (np.arange(n) + 0.5) / n
+    y = stats.norm.ppf(levels)
+    cut = stats.norm.ppf(0.5 + rho * (levels - 0.5))
+    best = _score(cut, y, rho)
+    others = [y, 1.05 * cut, 0.95 * cut, cut + 0.05, stats.norm.ppf(0.5 + 0.75 * (levels - 0.5))]
+    assert all(_score(other, y, rho) > best + 1e-5 for other in others)
+
+
+def test_above_one_far_draws_lower_the_score():
+    """Statement 10: no distribution is the best, for a few draws may always go farther away."""
+    y = stats.norm.ppf((np.arange(400) + 0.5) / 400)
+    far = [np.concatenate([y, np.repeat([-reach, reach], 10)]) for reach in (10, 100, 1000)]
+    scores = [_score(x, y, 1.2) for x in (y, *far)]
+    assert np.all(np.diff(scores[1:]) < -0.1) and scores[-1] < scores[0]
+    proper = [_score(x, y, 1.0) for x in (y, *far)]
+    assert np.all(np.diff(proper) > 0)

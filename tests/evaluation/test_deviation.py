@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from driftar_jax.evaluation import contexts, deviation
+from driftar_jax.evaluation import deviation
+from driftar_jax.sampling import contexts
 
 
 def test_equal_draws_have_no_distance_and_others_their_shift_and_spread():

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from driftar_jax.reports import page
+from driftar_jax.reports import page, verdict
 
 ROW = {"ar_steps": 8, "seeds": 3, "accuracy": 0.5, "accuracy_std": 0.01, "frechet_std": 2.0}
 
@@ -50,10 +50,12 @@ def test_notes_are_filled_and_gaps_are_named(results, tmp_path):
     [
         ("{{evaluates first}}", "did you mean 'evaluate'"),
         ("{{drafts first}}", "allowed evaluate first"),
+        ("{{verdict first,second}}", "names of reports of evaluate, second is none"),
     ],
 )
 def test_a_wrong_line_is_refused(results, tmp_path, notes, complaint):
     (results / "page.md").write_text(notes)
+    (results / "second.png").write_bytes(b"")
     with pytest.raises(ValueError, match="page.md: got") as error:
         page.write([str(results)], str(tmp_path / "page.md"))
     assert complaint in str(error.value) and not (tmp_path / "page.md").exists()
@@ -71,3 +73,37 @@ def test_a_picture_is_taken_as_it_is(results, tmp_path):
     page.write([str(results)], str(tmp_path / "page.md"))
     assert (tmp_path / "figures" / "drawn.png").read_bytes() == b"a picture"
     assert "![drawn](figures/drawn.png)" in (tmp_path / "page.md").read_text()
+
+
+def _placed(method, nfe, frechet, ratio, calls=8):
+    sizes = {"16": {"images_per_s": 10 * ratio}, "128": {"images_per_s": 40 * ratio}}
+    row = _row(method, nfe, frechet, ratio) | {"backbone_calls": calls, "by_batch_size": sizes}
+    return row | {"ar_steps": calls, "recall": 0.25}
+
+
+def test_a_verdict_takes_the_rows_that_decide():
+    rows = [
+        _placed("own", 50, 95.0, 1.0),
+        _placed("own, guidance 2", 50, 80.0, 0.5),
+        _placed("own", 10, 99.0, 4.0),
+        _placed("own", 2, 180.0, 9.0),
+        _placed("prior mean", 0, 70.0, 12.0),
+        _placed("drift", 1, 100.0, 10.0),
+        _placed("drift, 2 AR steps", 1, 102.0, 20.0, calls=2),
+        _placed("drift, guidance 2 trained", 1, 88.0, 10.0),
+    ]
+    words = "1024 per method and seed, 1 sampling seeds on each of 3 training seeds"
+    text = verdict.lines({"some": {"rows": rows, "facts": {"images": words}}})
+    found = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text[2:]]
+    assert [row[0] for row in found] == [
+        "some: own head at its best: `own, guidance 2` at 50",
+        "some: its fastest row as near as one evaluation: `own` at 10",
+        "some: one evaluation: `drift` at 1",
+        "some: one evaluation at its best: `drift, guidance 2 trained` at 1",
+        "some: one evaluation, fewest calls: `drift, 2 AR steps` at 1",
+    ]
+    # Distance, times the best of the own head, recall, calls, rows, evaluations, seconds, seeds.
+    best = ["80.0 ± 2.0", "1.00", "0.250", "8", "", "400", "0.2 (16), 0.05 (128)", "3 x 1"]
+    assert found[0][1:] == best
+    assert [row[2] for row in found] == ["1.00", "1.24", "1.25", "1.10", "1.27"]
+    assert [row[6] for row in found] == ["400", "80", "8", "8", "2"]

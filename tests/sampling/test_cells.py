@@ -35,6 +35,8 @@ OTHER = {
     "normalise": True,
     "lookahead": 3,
     "bound": "constant",
+    "accelerator": "lazymar",
+    "order": "halton",
 }
 
 

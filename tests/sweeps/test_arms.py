@@ -33,6 +33,11 @@ def made(tmp_path):
     [
         *(f"{FILE}:{size}" for size in ("digits8", "fashion28", "emoji32", "tiny")),
         "configs/sweeps/nextstep_small.py:emoji32",
+        *(
+            f"configs/sweeps/{file}.py:{size}"
+            for file in ("backbone", "repulsion", "positives")
+            for size in ("fashion28_4x4", "tiny")
+        ),
         "configs/sweeps/transdiff_small.py:fashion28",
     ],
 )

@@ -83,3 +83,11 @@ def test_the_freeze_falls_on_a_whole_step(steps, at, first):
     assert losses.alpha(jnp.int32(first), steps, start=0.95, freeze_at=at) == (
         0 if first else pytest.approx(0.95)
     )
+
+
+def test_the_repulsion_stays_or_goes_to_one():
+    assert losses.repulsion(jnp.int32(3), 11, start=1.2, schedule="constant") == 1.2
+    found = [losses.repulsion(jnp.int32(k), 11, start=1.2, schedule="annealed") for k in range(12)]
+    np.testing.assert_allclose(found, [*np.linspace(1.2, 1.0, 11), 1.0], rtol=1e-6)
+    with pytest.raises(ValueError, match="drift.repulsion_schedule: got 'up'"):
+        losses.repulsion(jnp.int32(0), 2, start=1.1, schedule="up")

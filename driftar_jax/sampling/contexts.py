@@ -15,7 +15,7 @@ import numpy as np
 from driftar_jax import seeds
 from driftar_jax.data.patches import patchify
 from driftar_jax.data.pixels import to_unit_range
-from driftar_jax.drift import fields
+from driftar_jax.drift import fields, spread
 from driftar_jax.heads import randomness
 from driftar_jax.sampling import plain
 from driftar_jax.sampling.generator import Generator
@@ -58,13 +58,15 @@ def of_generation(
     """Draw contexts that sampling meets: a share `cos(pi/2 u)` of the tokens is unknown, u uniform.
 
     Args:
-      images: uint8 `[n, H, W, C]`.
+      images: uint8 `[n, H, W, C]`, or the grids of their tokens, float32 `[n, h, w, c]`.
       labels: `[n]`.
       patch_size: of the tokens.
       per_image: M, 1..N; so many tokens are unknown at least.
       seed: of masks and positions.
     """
-    tokens = np.asarray(patchify(to_unit_range(jnp.asarray(images)), patch_size))
+    grid = jnp.asarray(images)
+    grid = to_unit_range(grid) if grid.dtype == jnp.uint8 else grid
+    tokens = np.asarray(patchify(grid, patch_size))
     rng = np.random.default_rng(seed)
     n, num_tokens = tokens.shape[:2]
     order = np.argsort(rng.random((n, num_tokens)), axis=1)
@@ -141,3 +143,39 @@ def energy_score(drawn: Drawn, contexts: Contexts) -> float:
     """Return the mean energy score of the draws against what really was there; lower is better."""
     score = fields.energy_score(jnp.asarray(drawn.x), jnp.asarray(contexts.asked))
     return float(score.mean())
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """What draws in held-out contexts say of a head.
+
+    Attributes:
+      energy_score: lower is better.
+      spread_to_error: of each band of directions, the coarse ones first (`drift/spread.py`).
+      contexts, draws: how many tokens were asked for, and how often each was drawn.
+    """
+
+    energy_score: float
+    spread_to_error: tuple[float, ...]
+    contexts: int
+    draws: int
+
+    def line(self) -> str:
+        """Return it for a reader."""
+        bands = ", ".join(f"{ratio:.2f}" for ratio in self.spread_to_error)
+        return (
+            f"held-out energy score {self.energy_score:.4f}, spread over error {bands} "
+            f"(coarse to fine; 1 is right; {self.contexts} contexts)"
+        )
+
+
+def score(loaded: Generator, contexts: Contexts, draws: int) -> Score:
+    """Draw every token that is asked for `draws` times, and say how good the draws are."""
+    drawn = draw(loaded, contexts, draws, seed=0)
+    basis = spread.directions(contexts.tokens)
+    return Score(
+        energy_score(drawn, contexts),
+        spread.to_error(drawn.x, contexts.asked, basis),
+        contexts.positions.size,
+        draws,
+    )
