@@ -28,6 +28,8 @@ PRESETS = {
     ),
 }
 
+# How the grid may be revealed (`orders.py`).
+ORDERS = ("random", "halton", "far", "chessboard")
 # What the sampling loop may lean on instead of full calls (`mar_lazy.py`).
 ACCELERATORS = ("none", "condition_cache", "token_cache", "lazymar")
 

@@ -15,7 +15,7 @@ import numpy as np
 from flax import linen as nn
 
 from driftar_jax.config import blocks, choice, flag, former, of_tasks, whole, wrong
-from driftar_jax.hosts import fields, mar, orders
+from driftar_jax.hosts import fields, mar
 from driftar_jax.hosts.base import ImageSpec, Model, check_classes
 from driftar_jax.hosts.mar import MAR
 from driftar_jax.hosts.schedules import TRIMMED_LAST, cosine_counts, guidance_at
@@ -242,8 +242,8 @@ class MARFamily:
         most = TRIMMED_LAST + 1 if settings.spacing == "trimmed" else 1000
         if not 1 <= settings.nfe <= most:
             raise wrong("nfe", settings.nfe, f"1 to {most} (spacing {settings.spacing})")
-        if settings.order not in orders.ORDERS:
-            raise wrong("order", settings.order, " | ".join(orders.ORDERS))
+        if settings.order not in mar.ORDERS:
+            raise wrong("order", settings.order, " | ".join(mar.ORDERS))
         if settings.accelerator not in mar.ACCELERATORS:
             raise wrong("accelerator", settings.accelerator, " | ".join(mar.ACCELERATORS))
         if settings.accelerator != "none" and settings.gamma:
@@ -283,6 +283,8 @@ class MARFamily:
 
     def walk(self, model, settings, params, condition, keys, contexts: int) -> MARWalk:
         """See `Family.walk`."""
+        from driftar_jax.hosts import orders
+
         num_tokens = model.images.num_tokens
         return MARWalk.of(
             module=model.host,

@@ -10,8 +10,7 @@ import jax
 import numpy as np
 
 from driftar_jax.heads import randomness
-
-ORDERS = ("random", "halton", "far", "chessboard")
+from driftar_jax.hosts.mar import ORDERS
 
 
 def draw(keys: jax.Array, grid: tuple[int, int], kind: str = "random") -> jax.Array:
