@@ -15,7 +15,8 @@ OWN = "--config=configs/drift_mar_own.py:tiny"
 def test_rows_and_operations_are_counted_without_weights(call):
     words = "--config=configs/mar_base.py:tiny", "--random_weights", "--count", "--guidance=2"
     done = call("benchmark", *words)
-    assert done.status == 0 and done.compiled == 0, done.stderr
+    # Keys of random weights are made, and no model.
+    assert done.status == 0 and done.compiled <= 2, done.stderr
     names = [line.split("|")[1].strip() for line in done.stdout.splitlines()[2:]]
     assert names == ["none", "condition_cache", "token_cache", "lazymar"]
     other = call("benchmark", "--config=configs/transdiff_base.py:tiny", "--count")
