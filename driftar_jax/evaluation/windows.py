@@ -1,4 +1,4 @@
-"""What a call costs by its window.
+"""What a call costs by its window: measured, and for chips that are not here by arithmetic.
 
 Together with the tokens that a call settles it says where looking ahead pays. A cost needs no
 trained weights; what a call settles does.
@@ -112,3 +112,62 @@ def size_in_words(subject: Generator) -> str:
     }
     head = counts.get("head", counts.get("prior", 0) + counts.get("decoder", 0))
     return f"{counts['host']:.3g} and {head:.2g} million parameters"
+
+
+# --- arithmetic --------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """What a maker states: bytes per second of memory, operations per second of products."""
+
+    name: str
+    bandwidth: float
+    operations: float
+
+
+@dataclasses.dataclass(frozen=True)
+class Size:
+    """A host and its head.
+
+    Attributes:
+      name: for a reader.
+      backbone, head: parameters that a call reads, two bytes each.
+      evaluations: of the head, for a token.
+    """
+
+    name: str
+    backbone: float
+    head: float
+    evaluations: int = 1
+
+
+# bfloat16 without sparsity, of the SXM module.
+H100 = Chip("H100", 3.35e12, 989e12)
+# The largest is the released host of 48 layers of width 5120 (embeddings are looked up, not read)
+# with its flow head of 12 layers of width 1536.
+SIZES = (
+    Size("1.3 billion, one evaluation", 1.3e9, 0.05e9),
+    Size("14 billion, one evaluation", 13.2e9, 0.157e9),
+    Size("14 billion, own head at 28", 13.2e9, 0.157e9, 28),
+)
+
+
+def seconds(size: Size, chip: Chip, *, contexts: int, made: int, batch: int) -> float:
+    """Least seconds of a call that reads `contexts` of each image and makes `made` tokens.
+
+    The larger of reading all weights once and of the products, for the backbone and for each
+    evaluation of the head. Keys and values, and whatever a program wastes, are left out.
+    """
+
+    def least(weights, rows):
+        return max(2 * weights / chip.bandwidth, 2 * weights * rows / chip.operations)
+
+    backbone = least(size.backbone, contexts * batch)
+    return backbone + size.evaluations * least(size.head, made * batch)
+
+
+def ratio(size: Size, chip: Chip, window: int, batch: int) -> float:
+    """Return the cost of a call of a window beside a plain one, by arithmetic."""
+    ahead = seconds(size, chip, contexts=Window(window).contexts, made=window, batch=batch)
+    return ahead / seconds(size, chip, contexts=1, made=1, batch=batch)

@@ -4,6 +4,8 @@ A line `{{KIND NAME}}` of the notes is replaced by what was measured:
 
   {{evaluate NAME}}   table, premise, sentences and picture of a `report.json`
   {{drafts NAME}}     main table of a `drafts.json`
+  {{lookahead NAME}}  tables of a `lookahead.json`, with the costs of calls of every
+                      `benchmark.json` of windows
   {{deviation NAME}}  tables and picture of a `deviation.json`
   {{ablation NAME}}   tables and sentences of a folder of results of `ablate`
   {{picture NAME}}    `NAME.png`, as `sample` left it
@@ -13,6 +15,7 @@ NAME is a file `NAME.json` or `NAME.png` or a folder NAME of the results. What i
 to be missing; what no line names comes at the end.
 """
 
+import functools
 import json
 import pathlib
 import re
@@ -26,7 +29,13 @@ from scipy import stats
 from driftar_jax.config import nearest, wrong
 from driftar_jax.data import pictures
 from driftar_jax.evaluation import deviation
-from driftar_jax.reports import ablation_table, deviation_table, speculation_report, verdict
+from driftar_jax.reports import (
+    ablation_table,
+    ahead_table,
+    deviation_table,
+    speculation_report,
+    verdict,
+)
 from driftar_jax.reports.ablation_table import CONFIDENCE
 
 NOTES = "page.md"
@@ -53,10 +62,13 @@ def write(folders: Sequence[str], out: str) -> str:
         results |= {path.stem: _read(path) for path in sorted(folder.iterdir()) if _is_result(path)}
     notes = [p for p in (pathlib.Path(folder) / NOTES for folder in folders) if p.exists()]
     lines = notes[0].read_text().splitlines() if notes else ["# Results", ""]
+    # Costs of calls have no place of their own: tables of lookahead show them.
+    costs = {name: results.pop(name)[1] for name in list(results) if results[name][0] == "windows"}
     figures = pathlib.Path(out).parent / "figures"
     filled, missing, used = [], [], set()
     # Pictures are drawn after the page: a mistake in the notes then leaves all files as they were.
     drawing: list[Callable[[], None]] = []
+    section = functools.partial(_section, figures, drawing, list(costs.values()))
     for line in lines:
         directive = _DIRECTIVE.fullmatch(line.strip())
         if directive is None:
@@ -80,16 +92,16 @@ def write(folders: Sequence[str], out: str) -> str:
             raise wrong(NOTES, line, f"{results[name][0]} {name}")
         else:
             used.add(name)
-            filled += _section(kind, name, results[name][1], figures, drawing)
+            filled += section(kind, name, results[name][1])
     # Sorted, for a set has no order and the page would change from run to run.
     for name in sorted(results.keys() - used):
         kind, record = results[name]
-        filled += ["", f"## {name}", "", *_section(kind, name, record, figures, drawing)]
+        filled += ["", f"## {name}", "", *section(kind, name, record)]
     figures.mkdir(parents=True, exist_ok=True)
     pathlib.Path(out).write_text("\n".join(filled).rstrip() + "\n")
     for draw in drawing:
         draw()
-    words = f"{out}: {len(results)} results"
+    words = f"{out}: {len(results) + len(costs)} results"
     return f"{words}, missing: {', '.join(missing)}" if missing else words
 
 
@@ -106,14 +118,15 @@ def _read(path: pathlib.Path) -> tuple[str, Any]:
     try:
         record = json.loads(path.read_text())
         # A record says by its own keys which program wrote it; file names are the user's.
-        kinds = {"pairs": "deviation", "controls": "drafts", "rows": "evaluate"}
+        kinds = {"pairs": "deviation", "controls": "drafts", "ahead": "lookahead"}
+        kinds |= {"windows": "windows", "rows": "evaluate"}
         return next(kind for key, kind in kinds.items() if key in record), record
     except (ValueError, TypeError, StopIteration) as error:
-        allowed = "a report.json, drafts.json or deviation.json"
+        allowed = "a report.json, drafts.json, lookahead.json or deviation.json"
         raise wrong("results", str(path), allowed) from error
 
 
-def _section(kind, name, record, figures: pathlib.Path, drawing: list) -> list[str]:
+def _section(figures: pathlib.Path, drawing: list, costs, kind, name, record) -> list[str]:
     path = figures / f"{name}.png"
     image = ["", f"![{name}](figures/{path.name})"]
     if kind == "evaluate":
@@ -128,13 +141,15 @@ def _section(kind, name, record, figures: pathlib.Path, drawing: list) -> list[s
     if kind == "deviation":
         drawing.append(lambda: deviation.picture(path, record["pairs"]))
         return [*_facts(record), "", *deviation_table.lines(record), *image]
+    if kind == "lookahead":
+        return [*_facts(record), "", *ahead_table.lines(record, costs)]
     if kind == "drafts":
         return [*_facts(record), "", *speculation_report.main_table(record)]
     rows = ablation_table.summary(record)
     return [*_sweep(record, rows), "", *ablation_table.lines(rows)]
 
 
-KINDS = ("evaluate", "drafts", "deviation", "ablation", "picture")
+KINDS = ("evaluate", "drafts", "lookahead", "deviation", "ablation", "picture")
 
 # --- evaluate ----------------------------------------------------------------------------------
 
