@@ -357,7 +357,7 @@ _LONGEST = 400  # characters of a value that a message repeats
 
 
 def wrong(field: str, value, allowed: str) -> ValueError:
-    """The one form of a complaint: field, value, allowed."""
+    """Make the one form of a complaint: field, value, allowed."""
     shown = repr(value)
     if len(shown) > _LONGEST:  # somebody gave a text for a name
         shown = f"{shown[:_LONGEST]}... ({len(shown)} characters)"

@@ -32,22 +32,22 @@ class TextSpec:
 
     @property
     def prompt(self) -> int:
-        """P, positions before the first image token."""
+        """Return P, the positions before the first image token."""
         return self.length + len(self.suffix)
 
     @property
     def marks(self) -> dict[str, int]:
-        """Ids of special tokens as `prompts.rows` asks for them."""
+        """Return the ids of special tokens as `prompts.rows` asks for them."""
         named = {mark: getattr(self, mark) for mark in ("pad", "end_image", "placeholder")}
         return named | {"begin_image": self.suffix[-1]}
 
     def as_json(self) -> dict:
-        """For a manifest; `from_json` reads it."""
+        """Make a record for a manifest; `from_json` reads it."""
         return {**dataclasses.asdict(self), "suffix": list(self.suffix)}
 
     @classmethod
     def from_json(cls, facts: Mapping) -> "TextSpec":
-        """What `as_json` gave."""
+        """Read what `as_json` gave."""
         return cls(**{**facts, "suffix": tuple(facts["suffix"])})
 
 

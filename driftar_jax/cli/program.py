@@ -97,7 +97,7 @@ def loaded(what: str) -> None:
 
 
 def run(main, matmul: str = "tf32") -> None:
-    """`app.run` whose flag mistakes, unknown config fields included, follow the same form.
+    """Run `app.run` whose flag mistakes, unknown config fields included, follow the same form.
 
     Args:
       main: takes what is left of the command line.

@@ -104,7 +104,7 @@ def of_folder(folder: pathlib.Path) -> str | None:
 
 
 def of_name(path: pathlib.Path) -> str | None:
-    """What a file is that could not be read, by its ending; None: nobody knows."""
+    """Say what a file is that could not be read, by its ending; None: nobody knows."""
     if ".ckpt.data-" in path.name:
         return _TENSORFLOW
     return _ENDINGS.get(path.suffix.lower())

@@ -25,6 +25,7 @@ _ATTACKS = """
     subprocess sys tempfile timeit torch.hub torch.jit torch.serialization
     torch.utils.cpp_extension types urllib webbrowser xmlrpc zipimport
 """.split()
+# Honest files name these too. They are not called either, but they are no reason to refuse a file.
 _HARMLESS = """
     bool bytearray bytes complex dict float frozenset int list object range set slice str tuple type
 """.split()
@@ -116,13 +117,14 @@ def _attacks(module: str, name: str) -> bool:
 
 
 class Program:
-    """The bytes of a pickle, read forwards from a buffer, and no more of them than is sensible."""
+    """Read the bytes of a pickle forwards from a buffer, and no more of them than is sensible."""
 
     def __init__(self, buffer, start: int, end: int):
         self._buffer, self.at, self._end = buffer, start, end
         self._left, self._steps = _LONGEST, _MOST_STEPS
 
     def read(self, count: int) -> bytes:
+        # A file may claim any length; no more is read than there is.
         return self._take(min(count, self._end - self.at))
 
     def readline(self) -> bytes:
@@ -144,6 +146,7 @@ class Program:
 class Reader(pickle._Unpickler):
     """Unpickler of an allow-list. `storages` collects what the persistent ids name."""
 
+    # A copy: what is changed below is changed for this class alone.
     dispatch = dict(pickle._Unpickler.dispatch)
 
     def __init__(self, stream, buffer):
@@ -166,6 +169,7 @@ class Reader(pickle._Unpickler):
         _, kind, key, _, count = pid[:5]
         if not isinstance(kind, tensors.StorageType) or not isinstance(key, str):
             raise pickle.UnpicklingError("an unknown kind of storage")
+        # A bool is an int by `isinstance`, and no size.
         if type(count) is not int or count < 0 or (len(pid) > 5 and pid[5] is not None):
             raise pickle.UnpicklingError("a storage of an unknown size or a view of another")
         # Several tensors may share a storage (tied weights); they must agree on what it is.
@@ -180,6 +184,7 @@ class Reader(pickle._Unpickler):
             return Inert(named.name, arguments if isinstance(arguments, tuple) else ())
         if isinstance(named, _Callable):
             return named(*arguments)
+        # Without its arguments: what it holds comes as a state, which is looked at.
         if named is Namespace:
             return Namespace()
         raise pickle.UnpicklingError(f"a call of a {type(named).__name__}")
@@ -188,10 +193,13 @@ class Reader(pickle._Unpickler):
         arguments = self.stack.pop()
         self.stack[-1] = self._make(self.stack[-1], arguments)
 
+    # Arguments by name are dropped: nothing that may be called here takes any.
     def _new_with_names(self):
         self.stack.pop()
         self._reduce()
 
+    # The two ways of the oldest protocols to make an object: pickle's own would call a class
+    # itself.
     def _instance(self):
         module, name = (self.readline()[:-1].decode("ascii") for _ in range(2))
         self.append(self._make(self.find_class(module, name), tuple(self.pop_mark())))
@@ -207,6 +215,7 @@ class Reader(pickle._Unpickler):
         self.append(Inert("builtins.frozenset", tuple(self.pop_mark())))
 
     def _build(self):
+        # Pickle's own way would call `__setstate__` of anything, or write into its attributes.
         state, target = self.stack.pop(), self.stack[-1]
         if not isinstance(target, Inert):
             # What is built here has no state but that of a Namespace or an ordered dictionary.

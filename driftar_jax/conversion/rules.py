@@ -137,7 +137,7 @@ class Report:
 
     @property
     def complete(self) -> bool:
-        """Every official name used, every parameter filled, every shape right."""
+        """Check that every official name is used, every parameter filled and every shape right."""
         return not (self.unused or self.missing or self.wrong_shape)
 
     def problems(self) -> list[str]:

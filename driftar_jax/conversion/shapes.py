@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 
 class Shapes:
-    """The shapes of a checkpoint, read by name.
+    """Hold the shapes of a checkpoint, read by name.
 
     Args:
       shapes: official name -> shape.

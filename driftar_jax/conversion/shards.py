@@ -54,7 +54,7 @@ class Stored:
 
     @property
     def nbytes(self) -> int:
-        """Bytes in the file."""
+        """Count its bytes in the file."""
         return self.dtype.itemsize * math.prod(self.shape)
 
     def __array__(self, dtype=None, copy=None) -> np.ndarray:

@@ -174,7 +174,7 @@ def _load_stream(buffer) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class State:
-    """The named arrays of a file.
+    """Hold the named arrays of a file.
 
     Attributes:
       arrays: name -> what is read when it is turned into a NumPy array; has `shape` and `dtype`.

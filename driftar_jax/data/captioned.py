@@ -69,6 +69,8 @@ def _read_table(name: str, path: str, texts: dict[str, str]) -> None:
     folder = os.path.dirname(path)
     rows = _json_rows if path.endswith(".jsonl") else _csv_rows
     try:
+        # Spreadsheets put a mark before the first letter, which would become part of a column's
+        # name.
         with open(path, encoding="utf-8-sig", newline="") as file:
             for number, row in rows(file):
                 file_name = row.get("file_name")
@@ -99,6 +101,7 @@ def _json_rows(file):
 
 
 def _csv_rows(file):
+    # Else a quote that is left open takes the rest of the table for one text.
     reader = csv.DictReader(file, strict=True)
     for row in reader:
         yield reader.line_num, row
@@ -107,6 +110,7 @@ def _csv_rows(file):
 def _text_of(name: str, path: str) -> str:
     try:
         with open(path, "rb") as file:
+            # One byte more than allowed tells a long file without reading all of it.
             data = file.read(_LARGEST + 1)
         if len(data) > _LARGEST:
             raise ValueError(f"more than {_LARGEST} bytes")

@@ -206,7 +206,7 @@ class Book:
     by_class: tuple[tuple[str, ...], ...]
 
     def known_words(self) -> list[str] | None:
-        """Words of the captions, the frequent first; None where pieces of words are read."""
+        """List the captions' words, the frequent first; None where pieces of words are read."""
         if not isinstance(self.tokenizer, WordTokenizer):
             return None
         return [word for word in self.tokenizer.vocabulary if word.isalpha()]
@@ -226,7 +226,9 @@ class Book:
         ]
 
     def unknown(self, captions: Sequence[str]) -> list[str]:
-        """Words that the vocabulary does not have, each once; pieces of words know them all."""
+        """List the words that the vocabulary does not have, each once; pieces of words know them
+        all.
+        """
         if not isinstance(self.tokenizer, WordTokenizer):
             return []
         words = dict.fromkeys(word for text in captions for word in _words(text.lower()))
@@ -304,7 +306,7 @@ def longest_of(tokenizer: Vocabulary, captions: Sequence[str]) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class Inherited:
-    """The vocabulary of a converted checkpoint that a run starts from.
+    """Hold the vocabulary of a converted checkpoint that a run starts from.
 
     Attributes:
       file: its `tokenizer.json`.

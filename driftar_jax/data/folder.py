@@ -39,6 +39,7 @@ def open_folder(name: str, split: str, *, image_size: int | None, center_crop: b
     if all(os.path.isdir(os.path.join(root, s)) for s in SPLITS):
         beside = _beside(root)
         listed = listing.of("data.name", name, os.path.join(root, "train"), _ENDINGS)
+        # Training's: the test part may lack a class, and numbers must not shift.
         class_names = listed.classes
         root = os.path.join(root, split)
         if split == "test":
@@ -114,6 +115,7 @@ def _common_shape(
     with concurrent.futures.ThreadPoolExecutor(READ_THREADS) as pool:
         headers = list(pool.map(look, pictures))
     bad = [(p, s) for p, s in zip(pictures, headers, strict=True) if isinstance(s, Exception)]
+    # All were looked at before the first complaint, so that one message names several.
     if bad:
         raise _bad(name, bad)
     if not headers:

@@ -103,6 +103,7 @@ def _folder(field: str, given: str, folder: pathlib.Path) -> Given:
     if not files:
         held = f"; it holds {left_out}" if left_out else ""
         raise wrong(field, given, f"a folder with pictures ({' '.join(ENDINGS)}{held})")
+    # All headers before any picture: a long evaluation must not end at its last file.
     first, grey = None, True
     for file in files:
         try:

@@ -13,7 +13,7 @@ _SHOWN = 20  # classes that a message names
 
 
 def numbers(asked: Sequence, names: Sequence[str]) -> list[int]:
-    """Class numbers of what is asked for.
+    """Return the class numbers of what is asked for.
 
     Args:
       asked: numbers, -1 for none; or names. A text is a name where a class has it, else a number:
@@ -29,7 +29,7 @@ def numbers(asked: Sequence, names: Sequence[str]) -> list[int]:
 
 
 def words(text: str, names: Sequence[str]) -> list[str]:
-    """The names and numbers of a list that commas divide, where names may hold commas too.
+    """Return the names and numbers of a list that commas divide, where names may hold commas too.
 
     A part that is a class or a number stands for itself; other parts are put together again to the
     longest name that they make.
@@ -51,7 +51,7 @@ def words(text: str, names: Sequence[str]) -> list[str]:
 
 
 def for_file(number: int, name: str) -> str:
-    """`class3_ankle-boot`: number and name of a class as a part of a file's name."""
+    """Name a class in a part of a file's name, by number and name: `class3_ankle-boot`."""
     safe = re.sub(r"[^\w.+-]+", "-", unicodedata.normalize("NFC", name)).strip("-.")[:_LONGEST]
     return f"class{number}" if number < 0 or safe in ("", str(number)) else f"class{number}_{safe}"
 

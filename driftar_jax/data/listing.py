@@ -68,7 +68,7 @@ def is_part(name: str) -> bool:
 
 
 def parts_among(names: Sequence[str]) -> list[str]:
-    """Those of these classes that are parts of a set; none where they can be classes.
+    """Find those of these classes that are parts of a set; none where they can be classes.
 
     One `train` among others is a class of trains. Two parts are a set's, and so are names that say
     parts and differ in nothing else, `coco_train` and `coco_val`.

@@ -80,6 +80,8 @@ def files(name: str, given: str, ending: str, counts: collections.Counter) -> li
         found.sort()
     else:
         found = sorted({p for one in _braces(path) for p in glob.glob(one) if os.path.isfile(p)})
+        # `commonprefix` goes letter by letter; the folder of what it finds is the one that all
+        # share.
         root = os.path.dirname(os.path.commonprefix(found))
     if not found:
         held = listing.line(counts)
@@ -109,6 +111,7 @@ def _braces(pattern: str) -> list[str]:
 
 
 def _part(relative: str) -> str:
+    # Whole words: `train-0001` is of the part train, `trainers` is not.
     for word in re.findall(r"[a-z]+", relative.lower()):
         if word in _TRAIN:
             return "train"
@@ -148,6 +151,7 @@ def source_of(
         except images.BadImage as error:
             raise _bad(name, pictures.keys[i], error) from None
 
+    # Keys and labels in order: a set that changed under a run is told from what it was.
     lines = "\n".join(f"{pictures.keys[i]}\t{labels[i]}" for i in rows)
     digest = hashlib.sha256(os.fsencode(lines)).hexdigest()[:16]
     kind = name.partition(":")[0]
@@ -238,6 +242,7 @@ def _shape(
     """Shape of every image, and the different sizes of the pictures that were looked at."""
     # Of a large set pictures from all of it, and few enough to look at.
     seen = _headers(name, pictures, rows[:: -(-len(rows) // LOOKED_AT)] if rows else [])
+    # Of a large set most pictures are unseen, and one in colour among them would lose it.
     few = len(rows) <= LOOKED_AT
     channels = 1 if few and seen and all(grey for _, _, grey in seen) else 3
     sizes = sorted({(height, width) for height, width, _ in seen}) or [(1, 1)]
@@ -264,6 +269,7 @@ def _headers(name: str, pictures: Pictures, rows: Sequence[int]) -> list[tuple[i
                 raise _bad(name, pictures.keys[i], error) from None
         return found
 
+    # Some at a time: a reader can open a file once for several pictures.
     parts = [list(rows[k : k + 64]) for k in range(0, len(rows), 64)]
     with concurrent.futures.ThreadPoolExecutor(READ_THREADS) as pool:
         return [item for found in pool.map(look, parts) for item in found]

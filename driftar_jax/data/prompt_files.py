@@ -31,7 +31,7 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True)
 class Prompts:
-    """The prompts of a file, in its order.
+    """Hold the prompts of a file, in its order.
 
     Attributes:
       kind: lines | jsonl | folder | table; of a layout's demands.
@@ -89,6 +89,7 @@ def _check(items: list[Prompt]) -> None:
             raise ValueError(f"prompt {number} is empty")
         if "\0" in item.text:
             raise ValueError(f"prompt {number} holds zero bytes")
+        # Keys become names of picture files: no separators in them, and none that is hidden.
         if not _NAME.fullmatch(item.key) or item.key.startswith("."):
             raise ValueError(f"prompt {number} is called {item.key[:40]!r}")
         if item.key in keys:

@@ -58,7 +58,7 @@ def starts(path: str, count: int) -> np.ndarray:
 
 
 class Records:
-    """The records of a split as `as_data_source` gives them: `len`, `[i]`, `__getitems__`.
+    """Give the records of a split as `as_data_source` does: `len`, `[i]`, `__getitems__`.
 
     Reading raises OSError or ValueError where a file is gone or damaged.
     """

@@ -19,6 +19,8 @@ ADDRESS = "127.0.0.1"
 MOST_WAITING = 4
 MOST_BYTES = 2_000_000  # of a request
 _PATIENCE = 30  # seconds until a connection that says nothing is closed
+# The page is one file with script and style inside. It may load nothing, speak to this server
+# alone, and stand in no frame of another page.
 _POLICY = (
     "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
     "img-src data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -36,11 +38,12 @@ class Desk:
     def __init__(self, studio: Studio):
         """Nobody waits yet."""
         self._studio = studio
+        # Two locks: whoever comes has to be counted, or refused, while another holds the device.
         self._device, self._count = threading.Lock(), threading.Lock()
         self._inside = 0
 
     def describe(self) -> list[dict]:
-        """As `Studio.describe`; needs no device."""
+        """Do as `Studio.describe`; needs no device."""
         return self._studio.describe()
 
     def ask(self, what: str, asked: Any) -> dict:
@@ -50,6 +53,7 @@ class Desk:
           Busy: too many wait. ValueError: as of `Studio`.
         """
         with self._count:
+            # `_inside` counts the one at work as well, so as many as `MOST_WAITING` wait behind it.
             if self._inside > MOST_WAITING:
                 allowed = f"{MOST_WAITING}: try again when one is done"
                 raise Busy(str(wrong("waiting", self._inside, allowed)))
@@ -70,6 +74,7 @@ class Desk:
 class Server(http.server.ThreadingHTTPServer):
     """`Server(port, desk)`; port 0 takes a free one."""
 
+    # A browser keeps its connections open; they must not keep the program from ending.
     daemon_threads = True
 
     def __init__(self, port: int, desk: Desk):
@@ -84,7 +89,7 @@ class Server(http.server.ThreadingHTTPServer):
 
     @property
     def hosts(self) -> tuple[str, ...]:
-        """What a request may call this server."""
+        """List what a request may call this server."""
         return tuple(f"{name}:{self.server_port}" for name in (ADDRESS, "localhost"))
 
     def handle_error(self, request, client_address) -> None:
@@ -95,6 +100,7 @@ class Server(http.server.ThreadingHTTPServer):
 
 class _Handler(http.server.BaseHTTPRequestHandler):
     server: Server
+    # Answers tell no version of Python or of the library.
     server_version, sys_version = "driftar_jax", ""
     protocol_version = "HTTP/1.1"
     timeout = _PATIENCE
@@ -116,11 +122,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if what not in ("draw", "fill"):
             self._refuse(404, wrong("path", self.path, "/draw | /fill"))
             return
+        # A page of another site may send forms and plain text here unasked. For JSON its browser
+        # asks this server first, which never gives leave.
         kind = self.headers.get_content_type()
         if kind != "application/json":
             self._refuse(415, wrong("Content-Type", kind, "application/json"))
             return
         length = self.headers.get("Content-Length", "")
+        # Before anything is read: a body without a stated length has no end that could be trusted.
         if not length.isdigit() or int(length) > MOST_BYTES:
             self.close_connection = True  # what it says is not read
             self._refuse(413, wrong("Content-Length", length, f"0 to {MOST_BYTES}"))
@@ -128,6 +137,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         body = self.rfile.read(int(length))
         try:
             asked = json.loads(body)
+        # Deeply nested brackets exhaust Python's stack before they turn out to be wrong.
         except (ValueError, RecursionError):
             self._refuse(400, wrong("request", f"{len(body)} bytes", "JSON"))
             return
@@ -142,10 +152,15 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """Whether the request names this server and comes from its page; else it is refused."""
         hosts = self.server.hosts
         host, origin = self.headers.get("Host"), self.headers.get("Origin")
+        # A site may let its own name lead to this machine. Its requests then count as its own in
+        # the browser, but they carry that name.
         if host not in hosts:
+            # A body may follow that nobody reads: the next request must not be looked for in it.
             self.close_connection = True
             self._refuse(403, wrong("Host", host, " | ".join(hosts)))
             return False
+        # Programs send no origin. A browser sends it with every POST, and cannot be made to lie by
+        # a page.
         if origin is not None and origin != f"http://{host}":
             self.close_connection = True
             self._refuse(403, wrong("Origin", origin, f"http://{host}"))
@@ -156,6 +171,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._json(status, {"error": (str(error).splitlines() or ["unknown error"])[0]})
 
     def _json(self, status: int, value: Any) -> None:
+        # NaN is no JSON: a browser would refuse the whole answer, so it has to fail here, where it
+        # is seen.
         self._send(status, json.dumps(value, allow_nan=False).encode(), "application/json")
 
     def _send(self, status: int, body: bytes, kind: str) -> None:

@@ -67,6 +67,8 @@ def read(drift: str, own: str | None, vae: str | None = None) -> Pair:
     if first.model.decoder is None:
         raise wrong("workdir", drift, "a run of task drift or draft, or an export of one")
     if first.reader.takes == "prompts" or first.to_pixels is None:
+        # First the generator's own complaint, a missing autoencoder say: it tells what to do about
+        # it.
         first.check(first.settings())
         raise wrong("workdir", drift, "a run trained here: classes, or captions of its own words")
     for other in others:
@@ -119,6 +121,7 @@ class Studio:
         seed = seeds.check_seed(_number(asked, "seed", int, 0, 2**31 - 1, 0))
         wanted = [_wanted(generator, asked)] * num
         condition = generator.conditions(wanted, seed, settings)
+        # What decides a compiled program. Seed and condition do not: they are its arguments.
         program = id(generator), settings, num
         grown = traces.grow(generator, settings, condition, seed, self._fresh(program))
         samples = grown.samples
@@ -197,6 +200,7 @@ class Studio:
         if program in self._programs:
             return False
         if len(self._programs) >= MOST_PROGRAMS:
+            # JAX forgets all programs of a function at once. Those still wanted are compiled again.
             for road in (plain.generate, drafted.generate):
                 road.clear_cache()
             self._programs.clear()
@@ -214,6 +218,7 @@ def _described(pair: Pair) -> dict:
     order, text = generator.model.family.order, generator.reader.takes == "captions"
     height, width, channels = inpaint.pixel_shape(generator)
     learned = settings.guidance_form == "trained"
+    # A decoder that learned guidance takes the scales of its training and no larger ones.
     most = float(generator.config.drift.guidance_max) if learned else MOST_GUIDANCE
     own = pair.own and pair.own.generator.settings()
     return {
@@ -262,6 +267,7 @@ def _changes(head: Head, asked: Mapping[str, Any]) -> dict[str, Any]:
     if order == "raster" and model.head is None:
         changes["lookahead"] = _number(asked, "lookahead", int, 0, model.images.num_tokens, None)
     changes["guidance"] = _number(asked, "guidance", float, 1, MOST_GUIDANCE, None)
+    # A value that is the checkpoint's own is no change, and would only lengthen the recipe.
     return {k: v for k, v in changes.items() if v is not None and v != getattr(base, k)}
 
 
@@ -270,6 +276,7 @@ def _number(asked, name: str, kind: type, low, high, default):
     value = asked.get(name)
     if value is None:
         return default
+    # Scripts write whole numbers as 1.0 as well. A bool is an int in Python, and is no number here.
     whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
     if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
         raise wrong(name, value, f"{low} to {high}")
@@ -297,13 +304,17 @@ def _picture(asked, name: str, mode: str, size: tuple[int, int]) -> np.ndarray:
         raise wrong(name, type(text).__name__, allowed)
     try:
         file = io.BytesIO(base64.b64decode(text.rpartition(",")[2], validate=True))
+        # One format alone: every other decoder of the library would be open to whoever sends bytes.
         with Image.open(file, formats=["PNG"]) as picture:
             if picture.size != size:  # before it is unpacked
                 raise wrong(name, f"{picture.height}x{picture.width}", allowed)
+            # By way of RGB, so that palettes and transparency end alike in grey and in colour.
             return np.asarray(picture.convert("RGB").convert(mode))
+    # The library says of some damaged PNG files that their syntax is wrong.
     except (OSError, SyntaxError) as error:
         raise wrong(name, type(error).__name__, allowed) from None
     except ValueError as error:
+        # The complaint about the size, raised above, comes by here too and is passed on as it is.
         raise (error if ": got " in str(error) else wrong(name, "no base64", allowed)) from None
 
 
@@ -316,6 +327,7 @@ def _grown(generator: Generator, samples) -> tuple[np.ndarray, list[list[str]] |
     entropy = []
     for step in steps:
         values = traces.entropy(samples.trace, step)
+        # A byte each: as numbers in JSON the entropies of a growth would be many times as long.
         codes = np.where(np.isnan(values), 255, np.nan_to_num(values) * 254).astype(np.uint8)
         entropy.append([base64.b64encode(row.tobytes()).decode() for row in codes])
     return traces.pictures(generator, samples.trace, steps), entropy
@@ -323,6 +335,8 @@ def _grown(generator: Generator, samples) -> tuple[np.ndarray, list[list[str]] |
 
 def _png(moments: np.ndarray) -> str:
     """`[S, n, H, W, C]` as one PNG in base64: a row for each moment, a column for each picture."""
+    # One file for all moments, which the page cuts up: a second request would have to wait its
+    # turn.
     rows, columns, height, width, channels = moments.shape
     sheet = moments.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
     file = io.BytesIO()
@@ -346,5 +360,7 @@ def _recipes(head: Head, wanted: list[str], seed: int, changes: dict, shape) -> 
     words = [f"--workdir={head.workdir}", *([f"--vae={head.vae}"] if head.vae else [])]
     words += [f"--{name}={wanted[0]}", f"--num={len(wanted)}", f"--seed={seed}"]
     words += [f"--{field}={value:g}" for field, value in changes.items()] + ["--out=pictures"]
+    # A caption may hold spaces and quotes: pasted into a shell it must stay one word, and only
+    # that.
     command = "python -m driftar_jax.sample " + " ".join(map(shlex.quote, words))
     return {"python": python, "command": command}

@@ -15,7 +15,7 @@ import numpy as np
 
 @flax.struct.dataclass
 class Bank:
-    """The last `size` samples of every class.
+    """Keep the last `size` samples of every class.
 
     Attributes:
       data: `[K, size, N, C]` bfloat16 or float32.

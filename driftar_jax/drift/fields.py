@@ -14,7 +14,7 @@ _COINCIDENT = 1e-8
 
 
 def unit_vectors(v: jax.Array) -> jax.Array:
-    """`v / ||v||` over the last axis, 0 at v = 0; float32, finite gradient everywhere."""
+    """Return `v / ||v||` over the last axis, 0 at v = 0; float32, finite gradient everywhere."""
     v = v.astype(jnp.float32)
     square = jnp.sum(v * v, axis=-1, keepdims=True)
     # The double where keeps the unused branch's gradient finite: sqrt has none at 0.
@@ -42,7 +42,7 @@ class Weights:
 
 
 def squared_distances(x: jax.Array, y: jax.Array) -> jax.Array:
-    """`|x|^2 + |y|^2 - 2 x.y`: `[..., G, C]`, `[..., T, C]` -> `[..., G, T]` float32.
+    """Return `|x|^2 + |y|^2 - 2 x.y`: `[..., G, C]`, `[..., T, C]` -> `[..., G, T]` float32.
 
     Exact float32 products; rounding may leave a small number of either sign where x = y.
     """
@@ -62,7 +62,7 @@ def energy(
     *,
     repulsion: float | jax.Array = 1.0,
 ) -> jax.Array:
-    """`V(x) = E_p[u(y - x)] - rho E_q[u(y' - x)]`, `u(v) = v / ||v||` (Eq. 8, field `energy`).
+    """Return `V(x) = E_p[u(y - x)] - rho E_q[u(y' - x)]`, `u(v) = v / ||v||` (Eq. 8, `energy`).
 
     With rho = 1 its expectation is minus the gradient of the energy distance between q and p, a
     strictly proper score, so it vanishes everywhere only if p = q; as a loss it is the energy score
@@ -104,7 +104,7 @@ def guided_energy(
     *,
     repulsion: float | jax.Array = 1.0,
 ) -> jax.Array:
-    """`V_{p,q} + (s - 1) V_{p,u}`: the energy field with guidance trained into it.
+    """Return `V_{p,q} + (s - 1) V_{p,u}`: the energy field with guidance trained into it.
 
     `u` are unconditional samples of the same contexts, so a draw is pulled towards the data with
     weight s and pushed from `u` with s - 1, as guidance would at sampling time; s = 1 is `energy`.
@@ -119,6 +119,8 @@ def guided_energy(
       `[..., G, C]` float32.
     """
     # Positives pull in both terms and add up to s; the draws push with 1 and `u` with s - 1.
+    # rho weighs the draws among themselves alone: the push away from `u` is guidance and stays
+    # whole.
     more = (scale - 1.0)[..., None, None] * energy(x, positives, unconditional)
     return energy(x, positives, repulsion=repulsion) + more
 
@@ -140,6 +142,7 @@ def _weighted_energy(x, positives, negatives, weights: Weights) -> jax.Array:
         more, mass = _unit_sum(x, negatives, weights.negatives, weights.negatives_present)
         push, pushed = push + more, pushed + mass
     attraction = pull / jnp.where(pulled > 0, pulled, 1.0)[..., None]
+    # Where nothing has weight the sums are 0, and so is the field: the divisor only avoids 0 / 0.
     return attraction - push / jnp.where(pushed > 0, pushed, 1.0)[..., None]
 
 
@@ -168,7 +171,7 @@ def _directed(x, points, mass) -> jax.Array:
 
 
 def drift_loss(x: jax.Array, field: jax.Array) -> jax.Array:
-    """`|| x - stop_grad(x + V) ||^2` per row (Eq. 8): `[..., C]` twice -> `[...]` float32.
+    """Return `|| x - stop_grad(x + V) ||^2` per row (Eq. 8): `[..., C]` twice -> `[...]` float32.
 
     Its gradient with respect to `x` is `-2 V`; its value is `|V|^2` and no measure of progress.
     """
@@ -179,7 +182,7 @@ def drift_loss(x: jax.Array, field: jax.Array) -> jax.Array:
 
 
 def energy_score(x: jax.Array, y: jax.Array) -> jax.Array:
-    """Energy score of draws against what really followed; lower is better, in token units.
+    """Score draws against what really followed, by energy; lower is better, in token units.
 
     `mean_g |x_g - y| - 1/2 mean_{g != h} |x_g - x_h|`.
 
@@ -194,6 +197,7 @@ def energy_score(x: jax.Array, y: jax.Array) -> jax.Array:
     draws = x.shape[-2]
     to_real = _norm(x - y[..., None, :]).mean(axis=-1)
     between = _norm(x[..., :, None, :] - x[..., None, :, :]).sum(axis=(-1, -2))
+    # A draw's distance to itself is 0 in the sum and left out of the number of pairs.
     return to_real - 0.5 * between / (draws * (draws - 1))
 
 

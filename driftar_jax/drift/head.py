@@ -14,7 +14,7 @@ from driftar_jax.types import Encoding
 
 @dataclasses.dataclass(frozen=True)
 class DriftHead:
-    """The one-step head bound to its parameters.
+    """Bind the one-step head to its parameters.
 
     A guided image has two rows, all conditional ones first; both start from the same noise.
 

@@ -51,7 +51,7 @@ def ways(
     bounds: Sequence[str] = ("entropy",),
     gammas: Sequence[int] = (),
 ) -> dict[str, Settings]:
-    """Settings by name: plain decoding first, then drafts, then every window, delta and bound.
+    """Return settings by name: plain decoding, then drafts, then every window, delta and bound.
 
     Args:
       loaded: a checkpoint whose host makes one token after another.
@@ -86,7 +86,7 @@ def make(run: Generator, settings: Settings, condition, seed: int, batch_size: i
 
 
 def deviation(first: Made, other: Made) -> dict[str, np.ndarray]:
-    """How far tokens and pixels are from plain decoding of the same noise.
+    """Measure how far tokens and pixels are from plain decoding of the same noise.
 
     Returns:
       `tokens [n, N]`, root mean square of the difference over the spread of all plain tokens; and
@@ -234,7 +234,7 @@ def _far(first: Sequence[Made], made: Sequence[Made]) -> dict:
 
 
 def line(row: dict) -> str:
-    """One row for a reader."""
+    """Write one row for a reader."""
     far = f", deviation {row['deviation']:.4f}" if "deviation" in row else ""
     return (
         f"{row['run']}, {row['method']}: {row['backbone_calls']:.2f} backbone calls, "
@@ -246,7 +246,7 @@ def line(row: dict) -> str:
 def contraction(
     run: Generator, settings: Settings, condition, seed: int, moves: Sequence[float] = MOVES
 ) -> list[dict]:
-    """How far a moved token moves the next one, by the entropy of that one's context.
+    """Measure how far a moved token moves the next one, by the entropy of that one's context.
 
     Args:
       run: a Drift-AR checkpoint whose host makes one token after another.

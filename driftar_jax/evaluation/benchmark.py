@@ -56,7 +56,7 @@ class Row:
     drafted: Counts | None = None
 
     def as_json(self) -> dict:
-        """Flat record; seconds are per image."""
+        """Return a flat record; seconds are per image."""
         there = [n for n in PIECES if getattr(self, n) is not None]
         per_image = {n: getattr(self, n).median / self.batch_size for n in there}
         # May come out negative by noise, for the pieces were timed apart; it is cut at 0 below.
@@ -143,7 +143,7 @@ def measure(
 
 
 def line(record: dict) -> str:
-    """One row for a reader."""
+    """Write one row for a reader."""
     pieces = [("backbone", "backbone_s"), ("head", "head_s"), ("rest", "rest_s")]
     pieces = [f"{n} {record[key]:.3g}" for n, key in pieces if record["backbone_s"] is not None]
     pieces += [f"{record['backbone_calls']:.2f} backbone calls"]

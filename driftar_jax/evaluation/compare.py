@@ -46,7 +46,7 @@ class Row:
     quality: tuple[quality.Quality, ...]
 
     def as_json(self) -> dict:
-        """Flat record of `report.json`; the speed is that of the largest batch."""
+        """Return the flat record of `report.json`; the speed is that of the largest batch."""
         largest = self.speed[max(self.speed)]
         return {
             "method": self.method,
@@ -99,7 +99,9 @@ class Asked:
 
 
 def methods(own: Generator, drift: Generator, asked: Asked = Asked()) -> list[Method]:
-    """The reference (own head, default steps) first, then its fewer steps, then Drift-AR's rows."""
+    """List the reference (own head, default steps) first, then its fewer steps, then Drift-AR's
+    rows.
+    """
     base = own.settings()
     # A flow head needs two steps at least.
     few = [n for n in FEW_STEPS if 2 * n <= base.nfe and _possible(own, nfe=n)]
@@ -182,7 +184,8 @@ def measure(
     asked: Asked = Asked(),
     say: Callable[[str], None] = print,
 ) -> list[Row]:
-    """Quality over all checkpoint pairs and sampling seeds, speed of the first pair.
+    """Measure quality over all checkpoint pairs and sampling seeds, and the speed of the first
+    pair.
 
     Args:
       baselines, drifts: checkpoints, paired by training seed.
@@ -263,7 +266,8 @@ def judge(
 
 
 def part_size(image_shape: tuple[int, ...]) -> int:
-    """Images sampled at a time: a power of two, for batches divide it; `PART_BYTES` at most.
+    """Say how many images are sampled at a time: a power of two, for batches divide it;
+    `PART_BYTES` at most.
 
     A function of the image alone: the batch size must not change which images are made.
     """
@@ -272,7 +276,7 @@ def part_size(image_shape: tuple[int, ...]) -> int:
 
 
 def part_seed(seed: int, number: int) -> int:
-    """Seed of a part; the first has the seed itself."""
+    """Return the seed of a part; the first has the seed itself."""
     if number == 0:
         return seed
     return int(np.random.SeedSequence((seed, number)).generate_state(1)[0]) % 2**31
@@ -283,7 +287,7 @@ def _of(pair, method: Method) -> Generator:
 
 
 def sample(loaded: Generator, settings: Settings, labels, seed: int, batch_size: int) -> np.ndarray:
-    """uint8 images `[n, H, W, C]` for classes `labels [n]`."""
+    """Sample uint8 images `[n, H, W, C]` for classes `labels [n]`."""
     return batches.sample_images(
         loaded.model,
         settings,
@@ -296,7 +300,7 @@ def sample(loaded: Generator, settings: Settings, labels, seed: int, batch_size:
 
 
 def costs(loaded: Generator, settings: Settings, labels: np.ndarray, size: int) -> Counts:
-    """What an image costs: known beforehand, or the mean of a batch where images differ."""
+    """Say what an image costs: known beforehand, or the mean of a batch where images differ."""
     if not settings.speculates:
         calls, steps = settings.ar_steps, sum(settings.head_steps)
         return Counts(calls, steps, 0, calls * settings.branches)

@@ -47,7 +47,9 @@ class Rounds:
 
     @property
     def ratios(self) -> np.ndarray:
-        """Whole over sum of pieces, by repetition: both saw the machine at about the same time."""
+        """Divide whole by sum of pieces, by repetition: both saw the machine at about the same
+        time.
+        """
         return self.whole / self.pieces.sum(axis=1)
 
     def line(self) -> str:

@@ -32,7 +32,9 @@ class Moments:
 
     @functools.cached_property
     def root(self) -> np.ndarray:
-        """Symmetric square root of the covariance; the real set's serves every comparison."""
+        """Return the symmetric square root of the covariance; the real set's serves every
+        comparison.
+        """
         # Eigenvalues of a covariance may be negative by rounding; their root would be NaN.
         values, vectors = np.linalg.eigh(self.covariance)
         return (vectors * np.sqrt(np.maximum(values, 0.0))[None]) @ vectors.T

@@ -28,7 +28,7 @@ NEAR = 0.01
 
 @dataclasses.dataclass(frozen=True)
 class Quality:
-    """Of one set of images; None where it was not asked for.
+    """Hold the scores of one set of images; None where one was not asked for.
 
     Attributes:
       frechet: distance to the real data.
@@ -160,7 +160,7 @@ class Tally:
 
 
 class RealSet:
-    """The real images as the networks see them, read once."""
+    """Hold the real images as the networks see them, read once."""
 
     def __init__(
         self,

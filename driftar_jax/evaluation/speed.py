@@ -27,7 +27,7 @@ class Speed:
 
     @property
     def ratio(self) -> float:
-        """Median of `ratios`."""
+        """Return the median of `ratios`."""
         return float(np.median(self.ratios))
 
 

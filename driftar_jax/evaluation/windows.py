@@ -96,7 +96,7 @@ def _of_batch(subject, settings, windows, size: int, rounds: int) -> list[dict]:
 
 
 def line(record: dict) -> str:
-    """One record for a reader."""
+    """Write one record for a reader."""
     return (
         f"batch {record['batch_size']}: a call that makes {record['window']} tokens takes "
         f"{1000 * record['seconds']:.2f} ms, {record['ratio']:.2f} times a plain one "
@@ -154,7 +154,8 @@ SIZES = (
 
 
 def seconds(size: Size, chip: Chip, *, contexts: int, made: int, batch: int) -> float:
-    """Least seconds of a call that reads `contexts` of each image and makes `made` tokens.
+    """Estimate the least seconds of a call that reads `contexts` of each image and makes `made`
+    tokens.
 
     The larger of reading all weights once and of the products, for the backbone and for each
     evaluation of the head. Keys and values, and whatever a program wastes, are left out.

@@ -188,7 +188,7 @@ class Mixed(nn.Module):
 
 
 class InceptionV3(nn.Module):
-    """The network; `prepare` makes its input."""
+    """Run the network; `prepare` makes its input."""
 
     num_classes: int = CLASSES
 

@@ -29,7 +29,7 @@ class Features(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """The sample itself as one vector: for tiny data only."""
+    """Take the sample itself as one vector: for tiny data only."""
 
     def __call__(self, params, tokens):
         return {"sample": tokens.reshape(len(tokens), 1, -1)}
@@ -68,7 +68,7 @@ class Penultimate:
 
 @dataclasses.dataclass(frozen=True)
 class Maps:
-    """The maps of a masked autoencoder's encoder, with the sample itself beside them.
+    """Take the maps of a masked autoencoder's encoder, with the sample itself beside them.
 
     Attributes:
       module: the autoencoder.

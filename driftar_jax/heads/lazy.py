@@ -54,6 +54,8 @@ def sample(
         out, memory = predict(jnp.concatenate([x, x]) if guided else x, timesteps[index], condition)
         gap = jnp.zeros_like(x)
         if guided:
+            # Guidance moves the predicted noise alone; the variance stays that of the conditional
+            # rows.
             gap = out[:count, :channels] - out[count:, :channels]
         memory = jax.tree.map(lambda a: a[:count], memory)
         return out[:count], memory | {"gap": gap}
@@ -75,6 +77,7 @@ def sample(
         return reverse_step(schedule, index, x, eps, v, noise(index), temperature), memory
 
     start = noise(jnp.int32(steps)).astype(jnp.float32)
+    # A loop carries the memory from its start. The first step is fresh and fills it.
     shapes = jax.eval_shape(lambda x: fresh(x, jnp.int32(0), {})[1], start)
     memory = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
     return jax.lax.fori_loop(0, steps, step, (start, memory))[0]

@@ -27,7 +27,8 @@ def orders(keys: jax.Array, num_tokens: int) -> jax.Array:
 
 
 def spread_out(keys: jax.Array, sequence: np.ndarray, grid: tuple[int, int]) -> jax.Array:
-    """Generation orders `[B, N]` of one sequence of cells, rolled over the grid's edges by image.
+    """Return generation orders `[B, N]` of one sequence of cells, rolled over the grid's edges by
+    image.
 
     Args:
       keys: `[B]`, of the images.
@@ -47,7 +48,7 @@ def spread_out(keys: jax.Array, sequence: np.ndarray, grid: tuple[int, int]) -> 
 
 
 def dark_cells_first(order: jax.Array, grid: tuple[int, int]) -> jax.Array:
-    """`order [B, N]` with the cells of one colour of a chessboard first to be revealed."""
+    """Return `order [B, N]` with the cells of one colour of a chessboard first to be revealed."""
     rows, columns = jnp.divmod(order, grid[1])
     dark = (rows + columns) % 2 == 0
     # Revealed from the end: the dark cells go there, in the drawn order.

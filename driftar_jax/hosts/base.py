@@ -31,7 +31,7 @@ class ImageSpec:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of tokens."""
+        """Return rows and columns of tokens."""
         return self.image_shape[0] // self.patch_size, self.image_shape[1] // self.patch_size
 
     @property
@@ -45,7 +45,7 @@ class ImageSpec:
 
 @dataclasses.dataclass(frozen=True)
 class Model:
-    """The modules of a run, and the family of its host. Static: hashed by the programs' caches.
+    """Hold a run's modules, and the family of its host. Static: hashed by the programs' caches.
 
     Attributes:
       images: what the data decided.
@@ -66,7 +66,7 @@ class Model:
 
 
 class Head(Protocol):
-    """The one-step head bound to its parameters (`drift/head.py`).
+    """Bind the one-step head to its parameters (`drift/head.py`).
 
     A guided image has two rows, all conditional ones first.
 

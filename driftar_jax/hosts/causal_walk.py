@@ -63,7 +63,7 @@ def traced(tokens: jax.Array, entropy: jax.Array) -> Trace:
 
 @dataclasses.dataclass(frozen=True)
 class CausalWalk:
-    """The parts of a `Walk` (`base.py`) that all causal hosts share: a group is one token.
+    """Hold the parts of a `Walk` (`base.py`) that all causal hosts share: a group is one token.
 
     The pending token, whose value is known and whose keys are not, goes in with the drafts; before
     the first token the end of the prefix plays that part, so shapes never change. To go back is to

@@ -40,7 +40,7 @@ RATIO_MIN = 0.7
 
 
 class MAR(nn.Module):
-    """The backbone: tokens and known mask to features `z` and entropy `E`, in one forward.
+    """Map tokens and known mask to features `z` and entropy `E`, in one forward: the backbone.
 
     Attributes:
       num_tokens: N, positions of the token grid in raster order.
@@ -312,7 +312,7 @@ class MAR(nn.Module):
 
     @property
     def loops(self) -> dict[str, int]:
-        """Blocks that `stacked.stack` may make one tree of: those before the entropy's."""
+        """Count the blocks that `stacked.stack` may make one tree of: before the entropy's."""
         plain = max(self.decoder_depth - 2, 0)
         return {"encoder_blocks": self.encoder_depth, "decoder_blocks": plain}
 

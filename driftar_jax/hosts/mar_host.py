@@ -185,7 +185,7 @@ def _check(flat: dict[str, Any], tokens: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class MARFamily:
-    """The `Family` (`base.py`) of MAR: class-conditional, masked, tokens in any order."""
+    """Serve as the `Family` (`base.py`) of MAR: class-conditional, masked, tokens in any order."""
 
     name: str = "mar"
     order: str = "any"

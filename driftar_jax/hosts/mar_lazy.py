@@ -72,7 +72,7 @@ class Lazy:
 
     @property
     def branches(self) -> np.ndarray:
-        """Rows of an image in each step: an unconditional one in full steps alone."""
+        """Count the rows of an image in each step: an unconditional one in full steps alone."""
         return np.where(self.full & self.guided, 2, 1)
 
 
@@ -86,14 +86,22 @@ def plan(host: MAR, name: str, now: np.ndarray, after: np.ndarray, guided: bool)
       guided: whether unconditional rows run.
     """
     steps = np.arange(len(now))
+    # Counted from the first full steps on, so that no step leans on a memory that is more than
+    # eight steps old.
     full = (steps < FULL_FIRST) | ((steps - FULL_FIRST) % FULL_EVERY == 0) | (name == "none")
     new, rows = now - after, host.buffer_size + host.num_tokens
     last = np.concatenate([[0], new[:-1]])
+    # The rows of the buffer count as known: they pass the encoder in every step.
     known = host.buffer_size + host.num_tokens - now
     kept, encoded = np.full(len(now), rows), known
     if name in ("token_cache", "lazymar"):
+        # The shares belong to 64 steps; any other number of them walks through the same table in
+        # proportion.
         place = steps * _RETAINED_STEPS // len(now)
+        # `select` takes the first condition that holds, so the latest entry stands first.
         share = np.select([place >= first for first, _ in _RETAINED[::-1]], _shares()[::-1])
+        # New and last rows stay whatever their share is: the new ones are what the step is for, and
+        # the context of the last ones has changed from unknown to known.
         kept = np.minimum(np.maximum(new + last + _SPARE, (rows * share).astype(int)), rows)
         encoded = np.where(full, known, host.buffer_size + last)
     return Lazy(full, new, last, np.where(full, rows, kept), encoded, rows, guided)
@@ -130,6 +138,8 @@ def tokens_of(
     (steps,) = mar_plain.plans_of(model, settings, params, whole=True)
     lazy = plan(host, settings.accelerator, steps.now, steps.next, settings.guided)
     most = int(lazy.new.max())
+    # Every number of kept rows is a program of its own. Rounding up to a few of them is safe: more
+    # rows are made anew than asked for, never fewer.
     sizes = padded(lazy.kept[~lazy.full], _SIZES) if (~lazy.full).any() else np.array([lazy.rows])
     # Branch 0 is a full step, branch i + 1 keeps sizes[i] rows.
     kind = np.where(lazy.full, 0, 1 + np.searchsorted(sizes, np.minimum(lazy.kept, sizes[-1])))
@@ -158,6 +168,7 @@ def tokens_of(
                 return run(memory, tokens, known, label, method=_conditional)
             return run(memory, tokens, known, label, last, new, kept, method=_new_rows)
 
+        # A switch and no masks: a step pays for the rows of its own branch alone.
         calls = [whole, *(functools.partial(part, int(size)) for size in sizes)]
         out, entropy, memory = jax.lax.switch(step["kind"], calls, memory)
         # What the last block returns, of both branches: those without a condition lag behind.
@@ -165,6 +176,7 @@ def tokens_of(
             out = jnp.concatenate([out, out + memory["difference"]])
             entropy = jnp.concatenate([entropy, entropy + memory["entropy_difference"]])
         z = run(out, method=_features)
+        # The entropy difference is that of an earlier step, so the sum may leave [0, 1].
         encoding = Encoding(z=z, entropy=jnp.clip(entropy, 0.0, 1.0))
         tokens = mar_plain.reveal(
             model,
@@ -249,6 +261,8 @@ def _full(mar: MAR, memory, tokens, known, label, guided):
     canvas, encoder = _encode(mar, tokens, known, label)
     out, entropy, decoder = _decode(mar, canvas)
     conditional = lambda tree: jax.tree.map(lambda a: a[:batch], tree)  # noqa: E731
+    # Of the conditional branch alone: the other one runs in full steps only, where all is made
+    # anew.
     memory = {
         "encoder": conditional(encoder),
         "decoder": conditional(decoder),
@@ -286,16 +300,21 @@ def _new_rows(mar: MAR, memory, tokens, known, label, last, new, kept):
     x, encoder = _at(all_rows, fresh), []
     for block, pair in zip(mar.encoder_blocks, memory["encoder"], strict=True):
         q, k, v = block.heads(x)
+        # All other rows keep the keys and values of the step that last ran them.
         k, v = _put(pair[0], fresh, k), _put(pair[1], fresh, v)
         encoder.append((k, v))
         x, _ = block.attend(x, q, k, v, key_mask[:, None], content_start=None)
     x = mar.decoder_embed(mar.encoder_norm(x)) + mar.decoder_pos_embed[jnp.minimum(fresh, num - 1)]
+    # Unknown places hold the mask token, which no context changes: the canvas of the step before is
+    # right there, and in the known places it is what the encoder last said.
     canvas = _put(memory["canvas"], fresh, x.astype(mar.dtype))
     x, decoder, entropy, rows, of_entropy = canvas, [], None, None, mar.loops["decoder_blocks"]
     for number, block in enumerate(mar.decoder_blocks):
         before_k, before_v = memory["decoder"][number]
         q, k, v = block.heads(x)
         if rows is not None:
+            # Attention still looks at every row: those left out lend the keys and values that they
+            # had.
             k, v = _put(before_k, rows, k), _put(before_v, rows, v)
         if number == pruned_at(mar) and kept < num:
             rows = _changed(v, before_v, count + last, count + new, kept)
@@ -305,6 +324,8 @@ def _new_rows(mar: MAR, memory, tokens, known, label, last, new, kept):
         start = count if number == of_entropy else None
         x, found = block.attend(x, q, k, v, content_start=start)
         if number == of_entropy:
+            # Rows left out become 0, here and in the output below. The tokens that this step
+            # reveals are never among them.
             entropy = found if rows is None else _put(jnp.zeros((len(x), num)), rows, found)
             entropy = entropy[:, count:]
     if rows is not None:
@@ -326,14 +347,17 @@ def _changed(v, before, last, new, kept):
     v, before = v.astype(jnp.float32), before.astype(jnp.float32)
     along = jnp.sum(v * before, axis=-1)
     length = jnp.linalg.norm(v, axis=-1) * jnp.linalg.norm(before, axis=-1)
+    # Each head is compared by itself: one with long values would else speak for all.
     alike = jnp.mean(along / jnp.maximum(length, 1e-8), axis=-1)
     wanted = jnp.concatenate([last, new], axis=1)
+    # Below every cosine, so that the sort puts both groups first.
     alike = jax.vmap(lambda a, at: a.at[at].set(-2.0, mode="drop"))(alike, wanted)
     return jnp.argsort(alike, axis=-1)[:, :kept]
 
 
 def _at(values, rows):
     """Return `values [B, F + N, ...]` at `rows [B, M]`; a row beyond the last is the last."""
+    # A place without a token reads some row here, and `_put` drops what came of it.
     return jax.vmap(lambda v, r: jnp.take(v, r, axis=0, mode="clip"))(values, rows)
 
 

@@ -96,7 +96,7 @@ class Plan:
 
     @property
     def empty(self) -> bool:
-        """Whether no step knows a token."""
+        """Say whether no step knows a token."""
         return bool((self.now == self.num_tokens).all())
 
     def columns(self) -> dict[str, np.ndarray]:

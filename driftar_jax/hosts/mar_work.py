@@ -18,7 +18,7 @@ from driftar_jax.hosts.schedules import unknown_counts
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Of one image.
+    """Hold the cost of one image.
 
     Attributes:
       method: name.
@@ -41,7 +41,7 @@ class Work:
 
     @property
     def flops(self) -> float:
-        """Of backbone and head."""
+        """Sum up the operations of backbone and head."""
         return self.backbone_flops + self.head_flops
 
 
@@ -51,7 +51,7 @@ def table(model: Model, settings: Any) -> list[Work]:
 
 
 def block(width: int, asking: int, keys: int, projected: int, passing: int | None = None) -> int:
-    """Operations of a transformer block.
+    """Count the operations of a transformer block.
 
     Args:
       width: D; its MLP is four times as wide.
@@ -128,7 +128,7 @@ def _head(model: Model, settings: Any, new: np.ndarray) -> tuple[int, int]:
 
 
 def head_row(head: Any, blocks: int, modulated: int) -> int:
-    """Operations of one row in one evaluation, but for the embedding of its time.
+    """Count the operations of one row in one evaluation, but for the embedding of its time.
 
     Args:
       head: the own head.

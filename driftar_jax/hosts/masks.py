@@ -25,7 +25,7 @@ class Masks:
 
     @property
     def known(self) -> jax.Array:
-        """`[B, N]` bool, True where the token is given."""
+        """Return `[B, N]` bool, True where the token is given."""
         return self.rank >= self.num_unknown[:, None]
 
 

@@ -38,7 +38,7 @@ _POSITION_SIDE = 32
 
 
 def generation_positions(width: int) -> np.ndarray:
-    """The table `gen_pos_embed` of the official state dict.
+    """Return the table `gen_pos_embed` of the official state dict.
 
     Args:
       width: D, a multiple of 4.
@@ -59,7 +59,7 @@ def generation_positions(width: int) -> np.ndarray:
 
 
 class NextStep(nn.Module):
-    """The backbone and its projectors; the flow head is a module of its own.
+    """Hold the backbone and its projectors; the flow head is a module of its own.
 
     Attributes:
       vocab_size: rows of the embedding.
@@ -150,14 +150,15 @@ class NextStep(nn.Module):
     def everything(
         self, ids: jax.Array, tokens: jax.Array, *, padding: jax.Array | None = None
     ) -> tuple[Encoding, jax.Array, jax.Array]:
-        """`__call__`, head conditions `[B, T, D]` and `logits`: every parameter is used."""
+        """Run `__call__`, head conditions `[B, T, D]` and `logits`: every parameter is used."""
         encoding = self(ids, tokens, padding=padding)
         # Used by `init`: parameters exist only of modules that a call went through.
         index = jnp.zeros((1, 1), jnp.int32)
         return encoding, self.condition(encoding.z, index), self.logits(encoding.z)
 
     def embed(self, ids: jax.Array, tokens: jax.Array | None = None) -> jax.Array:
-        """Inputs `[B, T, D]` of `ids [B, T]`, image tokens `[B, M, C]` at the placeholders.
+        """Make the inputs `[B, T, D]` of `ids [B, T]`, image tokens `[B, M, C]` at the
+        placeholders.
 
         Raises:
           ValueError: `tokens` are of another batch or width.
@@ -174,11 +175,11 @@ class NextStep(nn.Module):
         return jnp.where(held[..., None], image, text)
 
     def embed_image(self, tokens: jax.Array) -> jax.Array:
-        """Image tokens `[B, Q, C]` as inputs `[B, Q, D]`."""
+        """Map image tokens `[B, Q, C]` to inputs `[B, Q, D]`."""
         return self.image_in_projector(tokens)
 
     def condition(self, z: jax.Array, index: jax.Array | None = None) -> jax.Array:
-        """What the flow head is told of a token, `[..., D]`.
+        """Return what the flow head is told of a token, `[..., D]`.
 
         Args:
           z: `[..., D]` of an `Encoding`.
@@ -192,13 +193,13 @@ class NextStep(nn.Module):
         return self.image_out_projector(z)
 
     def logits(self, z: jax.Array) -> jax.Array:
-        """`z [..., D]` -> logits of the next token id `[..., vocab_size]` float32."""
+        """Map `z [..., D]` to logits of the next token id, `[..., vocab_size]` float32."""
         return self.lm_head(z).astype(jnp.float32)
 
     def empty_cache(
         self, slots: int, padding: jax.Array, prompt: int, dtype: jnp.dtype | None = None
     ) -> Cache:
-        """A cache of `slots` for rows of `padding [B]`; image tokens begin at slot `prompt`.
+        """Make a cache of `slots` for rows of `padding [B]`; image tokens begin at slot `prompt`.
 
         `dtype` of keys and values is that of the matrix products by default.
         """
@@ -215,7 +216,7 @@ class NextStep(nn.Module):
     def prefill(
         self, ids: jax.Array, cache: Cache, tokens: jax.Array | None = None
     ) -> tuple[Encoding, Cache]:
-        """Prompts `ids [B, P]`, source images `tokens [B, M, C]` at their placeholders.
+        """Read prompts `ids [B, P]`, source images `tokens [B, M, C]` at their placeholders.
 
         Returns:
           Encoding of the last position alone, `z [B, 1, D]`, `E [B, 1]`, and the cache: that is
@@ -225,7 +226,8 @@ class NextStep(nn.Module):
         return jax.tree.map(lambda a: a[:, -1:], encoding), cache
 
     def advance(self, tokens: jax.Array, cache: Cache) -> tuple[Encoding, Cache]:
-        """Further image tokens `[B, Q, C]` behind the cache, one (decoding) or several (verifying).
+        """Read further image tokens `[B, Q, C]` behind the cache, one (decoding) or several
+        (verifying).
 
         Returns:
           Encoding `z [B, Q, D]`, `E [B, Q]`: row i is that of the token after input i. And the
@@ -234,7 +236,7 @@ class NextStep(nn.Module):
         return self.advance_inputs(self.embed_image(tokens), cache)
 
     def advance_inputs(self, x: jax.Array, cache: Cache) -> tuple[Encoding, Cache]:
-        """As `advance`, with inputs `x [B, Q, D]` of `embed` or `embed_image`."""
+        """Do as `advance`, with inputs `x [B, Q, D]` of `embed` or `embed_image`."""
         hidden, entropy, cache = self.stack.advance(x, cache)
         return Encoding(z=hidden.astype(jnp.float32), entropy=entropy), cache
 
@@ -245,7 +247,7 @@ GUIDANCE_SCHEDULES = ("constant", "linear", "rising")
 
 
 def guidance_at(scale: float, num_tokens: int, schedule: str = "constant") -> np.ndarray:
-    """Guidance scale of each token.
+    """Return the guidance scale of each token.
 
     Args:
       scale: nominal scale, at least 1.
@@ -273,7 +275,7 @@ def guidance_at(scale: float, num_tokens: int, schedule: str = "constant") -> np
 
 
 def normalise(tokens: jax.Array) -> jax.Array:
-    """Tokens `[..., C]` with mean 0 and standard deviation 1 each, float32, as the autoencoder's.
+    """Give tokens `[..., C]` mean 0 and standard deviation 1 each, float32, as the autoencoder's.
 
     Clean tokens lie on that sphere; projecting a sampled one keeps high guidance stable.
     """
@@ -311,7 +313,7 @@ def training_losses(
     floor: float = 0.0,
     weights: tuple[float, float] = (0.01, 1.0),
 ) -> Losses:
-    """NextStep-1's loss on whole sequences, in both published forms.
+    """Compute NextStep-1's loss on whole sequences, in both published forms.
 
     Args:
       host: the backbone, `head` its flow head; `params` holds their trees `host` and `head`.

@@ -34,7 +34,7 @@ class CaptionContexts(CausalContexts):
 
     @property
     def text(self):
-        """Ids and lengths of the data."""
+        """Return the ids and lengths of the data."""
         return self.model.images.text
 
     def conditions(self, key, batch):

@@ -329,7 +329,7 @@ def _check(flat: dict[str, Any], tokens: int) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class NextStepFamily:
-    """The `Family` (`base.py`) of NextStep-1: from text, one token after another."""
+    """Serve as the `Family` (`base.py`) of NextStep-1: from text, one token after another."""
 
     name: str = "nextstep"
     order: str = "raster"

@@ -116,6 +116,7 @@ def read_params(
     params = opened.restore(step, ema=abstract_like(opened.stored(step, first), shardings))[first]
 
     def apart(sharding):
+        # The first axis of the stack is the layers; a single layer is laid out by the others.
         return NamedSharding(mesh, PartitionSpec(*sharding.spec[1:]))
 
     row_shardings = jax.tree.map(apart, stack_shardings)
@@ -135,6 +136,7 @@ def read_params(
     return params
 
 
+# Donated, so that the stack is written in place and not copied for every layer.
 @functools.partial(jax.jit, donate_argnums=0)
 def _put(stack, row, index):
     return jax.tree.map(lambda s, r: s.at[index].set(r), stack, row)

@@ -14,7 +14,7 @@ from driftar_jax.hosts.mar import ORDERS
 
 
 def draw(keys: jax.Array, grid: tuple[int, int], kind: str = "random") -> jax.Array:
-    """Generation orders `[B, N]` int32 of images, revealed from the end.
+    """Draw generation orders `[B, N]` int32 of images, revealed from the end.
 
     Args:
       keys: `[B]`, of `randomness.image_keys`.
@@ -40,7 +40,7 @@ def draw(keys: jax.Array, grid: tuple[int, int], kind: str = "random") -> jax.Ar
 
 @functools.cache
 def halton(grid: tuple[int, int]) -> np.ndarray:
-    """Cells of a grid, `[N]`, as the Halton sequence of bases 2 and 3 meets them first."""
+    """List the cells of a grid, `[N]`, as the Halton sequence of bases 2 and 3 meets them first."""
     rows, columns = grid
     seen: dict[int, None] = {}
     number = 0
@@ -63,7 +63,7 @@ def _inverse(number: int, base: int) -> float:
 
 @functools.cache
 def far(grid: tuple[int, int]) -> np.ndarray:
-    """Cells of a grid, `[N]`: each as far as can be from those before it, over the edges."""
+    """List a grid's cells, `[N]`: each as far as can be from those before it, over the edges."""
     rows, columns = grid
     cells = np.stack(np.divmod(np.arange(rows * columns), columns), axis=1)
     gap = np.abs(cells[:, None] - cells[None])

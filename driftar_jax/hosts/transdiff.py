@@ -53,7 +53,7 @@ class Cache:
 
 
 class TransDiff(nn.Module):
-    """The backbone: class and reference images to features `z` and entropy `E`, in one forward.
+    """Map class and reference images to features `z` and entropy `E`, in one forward: the backbone.
 
     Attributes:
       num_rows: content rows, all groups together; a multiple of `groups`.
@@ -94,7 +94,7 @@ class TransDiff(nn.Module):
 
     @property
     def group_rows(self) -> int:
-        """Content rows of one group."""
+        """Count the content rows of one group."""
         return self.num_rows // self.groups
 
     def setup(self):
@@ -220,12 +220,12 @@ class TransDiff(nn.Module):
 
     @property
     def loops(self) -> dict[str, int]:
-        """Blocks that `stacked.stack` may make one tree of; with a cache each has its own keys."""
+        """Count the blocks that `stacked.stack` may make one tree of; a cache keeps each apart."""
         return {"encoder_blocks": self.depth - 2} if self.groups == 1 else {}
 
     @property
     def allowed(self) -> jax.Array:
-        """`[F + num_rows, F + num_rows]` bool: the keys that each row may see."""
+        """Return `[F + num_rows, F + num_rows]` bool: the keys that each row may see."""
         group = self._group_of_rows()
         return group[:, None] >= group[None, :]
 

@@ -173,7 +173,7 @@ def _check_drift(flat: dict[str, Any]) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class TransDiffFamily:
-    """The `Family` (`base.py`) of TransDiff: class-conditional, whole grids."""
+    """Serve as the `Family` (`base.py`) of TransDiff: class-conditional, whole grids."""
 
     name: str = "transdiff"
     order: str = "grid"

@@ -28,9 +28,11 @@ def block_rows(q: jax.Array, k: jax.Array) -> int:
     if rows < 8:
         return 0
     queries = q.shape[2] * q.shape[3] * q.dtype.itemsize
+    # Keys and values of an image stay in the chip while its blocks of rows pass.
     whole = 2 * keys * k.shape[2] * k.shape[3] * k.dtype.itemsize
     most = _ROWS
     while most >= 8:
+        # Rows lie in tiles of eight. The blocks are equal, so that the last is not mostly padding.
         blocks = -(-rows // most)
         size = -(-rows // (8 * blocks)) * 8
         # Queries, output, mask, and what a head's softmax holds: about four arrays of weights.
@@ -102,6 +104,7 @@ def attention_with_entropy(
         in_specs=[cut(q), whole(k), whole(v), cut(seen), whole(counts)],
         out_specs=[cut(q), pl.BlockSpec((1, size, 1), lambda i, r: (i, r, 0))],
         out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), entropy],
+        # No block reads what another wrote, so both axes may be shared out among cores.
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
         interpret=interpret,
         name="attention_with_entropy",
@@ -122,6 +125,7 @@ def _kernel(q, k, v, seen, counts, out, entropy, *, heads, shared, dim, content_
     for h in range(heads):
         at, of = slice(h * dim, (h + 1) * dim), slice(h // shared * dim, (h // shared + 1) * dim)
         logits = product(q[0, :, at], k[0, :, of], (((1,), (1,)), ((), ()))) * dim**-0.5
+        # The least number and not minus infinity: a row that may look nowhere would be NaN.
         logits = jnp.where(may_look, logits, jnp.finfo(jnp.float32).min)
         weights = jnp.exp(logits - jnp.max(logits, axis=1, keepdims=True))
         weights = weights / jnp.sum(weights, axis=1, keepdims=True)
@@ -136,6 +140,7 @@ def _kernel(q, k, v, seen, counts, out, entropy, *, heads, shared, dim, content_
         key = jax.lax.broadcasted_iota(jnp.int32, mean.shape, 1)
         mean = jnp.where(key >= content_start, jnp.maximum(mean, floor), 0.0)
     nats = -jnp.sum(mean * jnp.log(jnp.where(mean > 0, mean, 1.0)), axis=1, keepdims=True)
+    # With one key in sight there is nothing to be uncertain about, and log 1 is no divisor.
     visible = jnp.sum(content, axis=1, keepdims=True)
     relative = nats / jnp.log(jnp.maximum(visible, 2.0))
     entropy[0] = jnp.broadcast_to(

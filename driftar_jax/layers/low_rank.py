@@ -21,6 +21,7 @@ def _kernels(tree: Mapping[str, Any]) -> Iterator[tuple[tuple[str, ...], Any]]:
     leaves, _ = jax.tree_util.tree_flatten_with_path(dict(tree))
     for path, leaf in leaves:
         names = tuple(part.key for part in path)
+        # Embeddings, norms and biases are no products, and have no adapters.
         if names[-1] == "kernel":
             yield names, leaf
 
@@ -75,8 +76,11 @@ def merged(params: Mapping[str, Any]) -> dict[str, Any]:
         if pair is None:
             return leaf
         blocks, rest = _split(names, leaf.shape)
+        # A kernel of attention has heads and channels apart: one axis in the product, two again
+        # after it.
         wide = pair["b"].reshape(*blocks, pair["b"].shape[len(blocks)], -1)
         change = jnp.matmul(pair["a"], wide, precision="highest").reshape(*blocks, *rest)
+        # In the kernel's own type, so that no other program than the host's own is compiled for it.
         return leaf + change.astype(leaf.dtype)
 
     rest = {name: tree for name, tree in params.items() if name != GROUP}

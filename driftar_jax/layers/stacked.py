@@ -27,6 +27,7 @@ def stack(params: Mapping[str, Any], loops: Mapping[str, int]) -> dict[str, Any]
     for name, count in loops.items():
         if count < 2:
             continue
+        # Taken out, not copied: a tree with both forms would hold the weights twice.
         trees = [rest.pop(f"{name}_{i}") for i in range(count)]
         rest[name] = jax.tree.map(lambda *blocks: jnp.stack(blocks), *trees)
     return rest
@@ -60,6 +61,7 @@ def run(
     """
     as_one = module.has_variable("params", name)
     if not as_one and (not scan or len(blocks) < 2 or module.is_initializing()):
+        # Also while parameters are made: each block then makes its own, by its own name.
         for block in blocks:
             h = call(block, h)
         return h
@@ -68,7 +70,9 @@ def run(
     else:
         trees = [block.variables["params"] for block in blocks]
         params = jax.tree.map(lambda *arrays: jnp.stack(arrays), *trees)
+        # The body of a loop is traced once: with one key all blocks would drop the same places.
         keys = jax.random.split(module.make_rng("dropout"), len(blocks))
+    # Without a parent it can be bound to one row of parameters after another.
     block = blocks[0].clone(parent=None, name=None)
 
     def step(h, own):

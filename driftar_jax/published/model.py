@@ -50,7 +50,7 @@ class Encoder(TransDiff):
 
 
 class CausalDraft(nn.Module):
-    """The published draft model: from all of `z` to the features one position on.
+    """Run the published draft model: from all of `z` to the features one position on.
 
     Attributes:
       width: D of features and blocks.

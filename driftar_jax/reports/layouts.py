@@ -57,7 +57,7 @@ class NotThere(RuntimeError):
 
 
 class Layout:
-    """The pictures of one command, by number: picture `i` is `i % per_prompt` of its prompt.
+    """Place the pictures of one command, by number: picture `i` is `i % per_prompt` of its prompt.
 
     Attributes:
       name: of `NAMES`.

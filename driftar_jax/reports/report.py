@@ -54,7 +54,7 @@ class RealRow:
 
     @property
     def accuracy_needed(self) -> float:
-        """Share of real images that the classifier has to get right before it may judge."""
+        """Return the share of real images that the classifier must get right to be a judge."""
         return (1 + ABOVE_CHANCE * (self.num_classes - 1)) / self.num_classes
 
 

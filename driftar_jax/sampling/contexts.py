@@ -43,7 +43,7 @@ class Contexts:
 
     @property
     def asked(self) -> np.ndarray:
-        """The real tokens `[n, M, C]` at `positions`."""
+        """Return the real tokens `[n, M, C]` at `positions`."""
         return np.take_along_axis(self.tokens, self.positions[..., None], axis=1)
 
 

@@ -109,20 +109,20 @@ class Lookahead:
 
     @property
     def size(self) -> int:
-        """Groups made in one call; an image has no more than T."""
+        """Count the groups made in one call; an image has no more than T."""
         return min(self.window.size, self.walk.num_steps)
 
     @property
     def contexts(self) -> int:
-        """Contexts of one call; an image has no more than T."""
+        """Count the contexts of one call; an image has no more than T."""
         return min(self.window.contexts, self.walk.num_steps)
 
     def goes_on(self, state: State) -> jax.Array:
-        """Whether an image of the batch is not finished; bool scalar."""
+        """Say whether an image of the batch is not finished; bool scalar."""
         return (state.step < self.walk.num_steps).any()
 
     def start(self) -> State:
-        """Before the first round."""
+        """Return the state before the first round."""
         shape, zero = (self.batch, self.walk.num_tokens), jnp.zeros(self.batch, jnp.int32)
         return State(
             step=zero,
@@ -136,7 +136,7 @@ class Lookahead:
         )
 
     def round(self, state: State) -> State:
-        """One backbone call, and what it settles."""
+        """Make one backbone call, and settle what follows from it."""
         walk, size = self.walk, self.size
         # `[W, B]`: row w is the group w places behind the first that is not settled.
         steps = state.step[None] + jnp.arange(size)[:, None]
@@ -177,6 +177,9 @@ class Lookahead:
         # Verdicts behind the first failure were never used and would bias the acceptance per
         # entropy bin.
         heard = judged[..., None] & real[:-1]
+        # Contexts up to `state.step` were read with settled tokens. Those behind them were read
+        # with the guesses and not with what these became; the next call reads as many of them once
+        # more as its spare contexts allow.
         base = jnp.maximum(state.step + 1, step - (self.contexts - size))
         base = jnp.where(live, base, state.base)
         return state.replace(
@@ -189,6 +192,8 @@ class Lookahead:
 
     def _guessed(self, state: State, steps: jax.Array) -> jax.Array:
         """The tokens, with first guesses for the groups `steps [W, B]` that were never made."""
+        # A first guess is the group above, in the first row the one before: neighbours are alike.
+        # Only what was made already can be copied.
         source = jnp.where(steps < self.above, steps - 1, steps - self.above)
         source = jnp.clip(source, 0, jnp.maximum(state.made - 1, 0)[None])
         guess = _read(state.tokens, jax.vmap(self.walk.group)(source)[0])

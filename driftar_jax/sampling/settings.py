@@ -66,7 +66,7 @@ class Window:
 
     @property
     def contexts(self) -> int:
-        """Most contexts of one call: the window and what it reads once more."""
+        """Count the most contexts of one call: the window and what it reads once more."""
         return self.size + self.size // REREAD
 
 
@@ -223,7 +223,7 @@ class Settings:
 
     @property
     def drafts(self) -> int:
-        """`gamma`, or 0 where there is nothing to draft."""
+        """Return `gamma`, or 0 where there is nothing to draft."""
         return self.gamma if self.ar_steps > 1 else 0
 
     def draft_rule(self, gamma: int) -> Rule:
@@ -232,41 +232,43 @@ class Settings:
 
     @property
     def speculates(self) -> bool:
-        """Whether the speculative road is taken: with drafts, or looking ahead."""
+        """Say whether the speculative road is taken: with drafts, or looking ahead."""
         return bool(self.drafts or self.lookahead)
 
     @property
     def speculation(self) -> Rule | Window:
-        """What that road is asked for."""
+        """Return what that road is asked for."""
         if self.lookahead:
             return Window(self.lookahead, self.delta, self.bound)
         return self.draft_rule(self.drafts)
 
     @property
     def plainly(self) -> "Settings":
-        """These settings for plain decoding; equal ones share a compiled program."""
+        """Return these settings for plain decoding; equal ones share a compiled program."""
         return dataclasses.replace(self, gamma=0, lookahead=0)
 
     @property
     def guided(self) -> bool:
-        """Whether an unconditional branch runs."""
+        """Say whether an unconditional branch runs."""
         learned = self.guidance_form == "trained" and self.method != "own"
         return self.guidance != 1.0 and not learned
 
     @property
     def branches(self) -> int:
-        """Rows per image: conditional; none, if guided; between them that of a source image."""
+        """Count the rows per image: conditional; none, if guided; between them that of a source
+        image.
+        """
         return 1 + self.guided + (self.guidance_image > 1)
 
     @property
     def evaluations(self) -> int | float:
-        """Head evaluations per AR step; their mean where they change."""
+        """Count the head evaluations per AR step; their mean where they change."""
         mean = sum(self.head_steps) / self.ar_steps
         return int(mean) if mean.is_integer() else mean
 
     @property
     def head_steps(self) -> tuple[int, ...]:
-        """Head evaluations of each AR step."""
+        """Count the head evaluations of each AR step."""
         if self.method == "own":
             return head_steps(self.nfe, self.nfe_last, self.ar_steps, self.nfe_schedule)
         return (1 if self.method == "drift" else 0,) * self.ar_steps

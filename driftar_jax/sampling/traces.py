@@ -60,6 +60,7 @@ def entropy(trace: Trace, step: int) -> np.ndarray:
     token after token has them for those that it made: NaN elsewhere.
     """
     entropies = np.asarray(trace.entropy)
+    # More than one array: the host saw the whole grid in each step, and the trace kept them all.
     if entropies.shape[1] > 1:
         return entropies[:, min(max(step, 0), entropies.shape[1] - 1)]
     return np.where(known(trace, step), entropies[:, 0], np.float32(np.nan))
@@ -68,6 +69,7 @@ def entropy(trace: Trace, step: int) -> np.ndarray:
 def moments(trace: Trace, most: int) -> list[int]:
     """Choose at most `most` steps, evenly spread, -1 (nothing is made) and the last among them."""
     last = calls(trace) - 1
+    # From -1 to `last` there are `last + 2` different steps: asking for more would repeat some.
     return np.unique(np.round(np.linspace(-1, last, min(most, last + 2))).astype(int)).tolist()
 
 
@@ -85,6 +87,8 @@ def pictures(generator: Any, trace: Trace, steps: Sequence[int]) -> np.ndarray:
     images, made = generator.model.images, []
     for step in steps:
         grid = unpatchify(tokens(trace, step), *images.image_shape[:2], images.patch_size)
+        # Decoded anew at each step and not cut out of the last picture: an autoencoder mixes
+        # neighbours, and later tokens would shine through.
         picture = np.asarray(generator.to_pixels(grid))
         stands = known(trace, step).reshape(-1, *images.grid)
         for axis in (1, 2):
@@ -133,6 +137,8 @@ def timed(make: Callable[[], Any], fresh: bool) -> Grown:
     for _ in range(1 + fresh):
         samples = make()
         times.append(time.perf_counter())
+    # A first call compiles and runs once; less a run it is the compiler's share. Where nothing had
+    # to be compiled the difference is noise, and may be negative.
     *compiling, seconds = np.diff(times).tolist()
     return Grown(samples, seconds, max(sum(compiling) - seconds, 0.0))
 

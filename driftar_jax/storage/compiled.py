@@ -39,11 +39,14 @@ def keep(folder: str = "") -> str | None:
     if folder == OFF:
         _use(None)
         return None
+    # Absolute: the folder is used as long as the process runs, and its working folder may change.
     path = pathlib.Path(os.path.abspath(os.path.expanduser(folder)))
     try:
+        # Without a home folder `~` stays as it is, and one of that very name would be made here.
         if folder.startswith("~") and os.path.expanduser(folder) == folder:
             raise OSError("the home folder is not known here")
         path.mkdir(parents=True, exist_ok=True)
+        # Asked once, here: else each program that cannot be kept would bring a warning of its own.
         if not os.access(path, os.W_OK):
             raise OSError("it cannot be written")
     except OSError as error:
@@ -61,8 +64,7 @@ def place() -> str | None:
 
 @contextlib.contextmanager
 def afresh() -> Iterator[None]:
-    """Return the compile as if nothing had been kept, so that the seconds are those of the
-    compiler.
+    """Compile as if nothing had been kept, so that the seconds are those of the compiler.
 
     Where JAX itself was told of a folder, that stays.
     """
@@ -96,6 +98,8 @@ def _processor() -> str:
     """Return a short word that differs where processors have other instructions."""
     try:
         text = pathlib.Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+        # One home folder may serve several machines, and a program with instructions that a
+        # processor lacks would end the process there.
         lines = {line for line in text.splitlines() if line.startswith(("flags", "Features"))}
     except OSError:
         lines = {platform.processor()}

@@ -66,7 +66,7 @@ def local(workdir: str | os.PathLike) -> str:
 
 
 class Released:
-    """The checkpoint of such a folder, with what `Checkpoints` has for readers."""
+    """Read the checkpoint of such a folder, with what `Checkpoints` has for readers."""
 
     def __init__(self, folder: str | os.PathLike):
         """Nothing is read yet."""

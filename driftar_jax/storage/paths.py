@@ -29,7 +29,7 @@ def is_released(folder: str | os.PathLike) -> bool:
 
 
 def local(field: str, given: str | os.PathLike) -> str:
-    """The path on this machine: `~` and `$NAME` expanded where they are a whole part of it.
+    """Return the path on this machine: `~` and `$NAME` expanded where they are a whole part of it.
 
     Where no shell has read a path, such as in a config or behind `=`, both stand there as typed.
 

@@ -14,13 +14,13 @@ BEGINNINGS = (
 
 
 def of_head(head: bytes, beginnings=BEGINNINGS) -> str | None:
-    """What begins so, and what to do; None: nobody knows."""
+    """Say what begins so, and what to do; None: nobody knows."""
     lower = head.lstrip(b"\xef\xbb\xbf \t\r\n").lower()
     return next((m for b, m in beginnings if lower.startswith(b.lower())), None)
 
 
 def of_file(path: str | os.PathLike) -> str | None:
-    """What a file is that could not be read; None: nobody knows, or it is not there."""
+    """Say what a file is that could not be read; None: nobody knows, or it is not there."""
     try:
         with open(path, "rb") as file:
             return of_head(file.read(64))

@@ -72,7 +72,7 @@ class Ablation:
         self._lock.release()
 
     def run(self, seeds: Sequence[int], only: Sequence[str] = ()) -> bool:
-        """Every arm of every seed that has no result yet; False where it was stopped.
+        """Run every arm of every seed that has no result yet; False where it was stopped.
 
         Args:
           seeds: of the sweep's.
@@ -300,7 +300,7 @@ class Ablation:
 
 
 def finished(workdir: pathlib.Path, made: Any) -> bool:
-    """Whether the run of a config is trained to its end.
+    """Say whether the run of a config is trained to its end.
 
     Raises:
       ValueError: the workdir belongs to another config.
@@ -312,18 +312,18 @@ def finished(workdir: pathlib.Path, made: Any) -> bool:
 
 
 def spent(workdir: pathlib.Path) -> float:
-    """Seconds that training has taken, over all sittings that were not killed."""
+    """Return the seconds that training has taken, over all sittings that were not killed."""
     path = workdir / SPENT
     return json.loads(path.read_text()) if path.exists() else 0.0
 
 
 def last(workdir: pathlib.Path) -> dict[str, float]:
-    """The last value of everything in a training log."""
+    """Read the last value of everything in a training log."""
     return {k: v for r in journal.read_metrics(workdir / "metrics.jsonl") for k, v in r.items()}
 
 
 def line(record: dict[str, Any]) -> str:
-    """One result for a reader."""
+    """Write one result for a reader."""
     figures, cost = record["figures"], record["cost"]
     words = [f"{record['arm']}, seed {record['seed']}: distance {figures['frechet']:.2f}"]
     if "held_out_energy_score" in figures:

@@ -50,12 +50,12 @@ class Arm:
 
     @property
     def slug(self) -> str:
-        """The name as part of a path."""
+        """Return the name as part of a path."""
         return re.sub(r"[^a-z0-9]+", "_", self.name.lower()).strip("_")
 
     @property
     def stands_on(self) -> tuple[str, ...]:
-        """Arms that have to be trained before this one."""
+        """List the arms that have to be trained before this one."""
         on = (*self.needs.values(), *(arm for arm, _ in self.measured.values()))
         return tuple(dict.fromkeys((*on, *((self.of,) if self.of else ()))))
 

@@ -78,6 +78,7 @@ def _on_cpus() -> None:
         "TPU_STDERR_LOG_LEVEL": "3",
     }
     for variable, value in quiet.items():
+        # What the user has set stands.
         os.environ.setdefault(variable, value)
 
 
@@ -88,8 +89,10 @@ def _tpus(name: str, kind: str, size: str) -> Target:
         raise wrong("target", name, f"tpu:{kind}:{example}, {sides} sides of a slice")
     _installed(name, ("libtpu",), "pip install -r requirements-aot.txt")
     shape = [int(n) for n in size.split("x")]
+    # The two cores of a v4 chip are one device only if the description says so.
     options = {"chip_config_name": "megacore"} if kind == "v4" else {}
     if math.prod(shape) == 1:
+        # A host has several chips unless it is told otherwise, more than this slice.
         options["chips_per_host_bounds"] = (1, 1, 1)
     devices = _topology(name, "tpu", f"{kind}:{size}", **options)
     return Target(name, "tpu", devices, TPUS[kind] * GIB)
@@ -112,6 +115,7 @@ def _gpus(name: str, kind: str, size: str) -> Target:
 def _installed(name: str, packages: Sequence[str], how: str) -> None:
     def there(package):
         try:
+            # Of `a.b` it looks into `a`, and raises where that is missing.
             return importlib.util.find_spec(package) is not None
         except ModuleNotFoundError:
             return False

@@ -49,12 +49,12 @@ class Compiled:
 
     @property
     def fits(self) -> bool:
-        """Whether a device holds it: an H100's compiler takes any program without a word."""
+        """Say whether a device holds it: an H100's compiler takes any program without a word."""
         return self.code is not None and self.peak <= self.memory
 
 
 def compile_for(target: Target, lower: Callable[[], Any]) -> Compiled:
-    """Return the lower and compile a program.
+    """Lower and compile a program.
 
     Args:
       target: of `chips.describe`.
@@ -69,9 +69,12 @@ def compile_for(target: Target, lower: Callable[[], Any]) -> Compiled:
     text = lowered.as_text()
     made = too_large = None
     try:
+        # A program that was kept would be read and not compiled, and its seconds would say nothing.
         with compiled.afresh():
             made = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
+        # A program that does not fit is an answer, not an error: how much it wanted stands in the
+        # words.
         too_large = _asked_for(str(error))
         if too_large is None:
             raise
@@ -101,6 +104,7 @@ def _peak(made: Any) -> int:
     memory = made.memory_analysis()
     if memory.peak_memory_in_bytes:
         return memory.peak_memory_in_bytes
+    # Not every compiler states a peak. Then all there is at once, donated arrays counted once.
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes
     return held - memory.alias_size_in_bytes + memory.temp_size_in_bytes
 

@@ -36,6 +36,7 @@ class AutoencoderTask:
     kl_weight: float
     perceptual_weight: float = 0.0
     maps: Callable[[Any, jax.Array], dict[str, jax.Array]] | None = None
+    # Arrays cannot be hashed or compared, and a task is; `maps` stands for them.
     maps_params: Any = dataclasses.field(default=None, compare=False, hash=False)
     freeze_step: None = None
     tracked: tuple[str, ...] = ()
@@ -59,6 +60,7 @@ class AutoencoderTask:
         loss = absolute + square + self.kl_weight * nats + scale
         metrics = {
             "absolute": absolute,
+            # The peak is 2, pixels being in [-1, 1].
             "psnr": 10 * jnp.log10(4.0 / square),
             "kl": nats,
             "scale": scale,

@@ -25,7 +25,7 @@ SCALE_POWER, UNGUIDED = 3.0, 0.5
 
 @dataclasses.dataclass(frozen=True)
 class GuidanceLaw:
-    """The guidance scale alpha of each row: density `alpha^-power` on [low, high], or none.
+    """Hold the law of a row's guidance scale alpha: density `alpha^-power` on [low, high], or none.
 
     Attributes:
       low: at least 1.
@@ -41,7 +41,7 @@ class GuidanceLaw:
 
     @property
     def varies(self) -> bool:
-        """Whether the decoder has to be told the scale."""
+        """Say whether the decoder has to be told the scale."""
         return self.high > 1.0
 
     def draw(self, key: jax.Array, rows: int) -> jax.Array:
@@ -121,7 +121,7 @@ class DriftGridTask:
 
     @property
     def freeze_step(self) -> int:
-        """First step of Phase II."""
+        """Return the first step of Phase II."""
         return losses.freeze_step(self.steps, self.freeze_at)
 
     def init(self, key: jax.Array) -> dict[str, Any]:

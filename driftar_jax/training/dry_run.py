@@ -67,7 +67,7 @@ class Needs:
 
     @property
     def devices(self) -> int:
-        """Of the mesh."""
+        """Count the devices of the mesh."""
         return math.prod(self.mesh)
 
     def step_seconds(self, peak_tflops: float, peak_gb_s: float) -> float:

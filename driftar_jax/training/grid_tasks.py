@@ -24,7 +24,7 @@ Params = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class GridHostTask(Drawn):
-    """The 1-step form: every image on its own.
+    """Train the 1-step form: every image on its own.
 
     Attributes:
       parts: host and head.

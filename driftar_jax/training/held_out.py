@@ -40,6 +40,7 @@ def energy_score(first: np.ndarray, second: np.ndarray, real: np.ndarray) -> flo
         raise ValueError(f"images: got shapes {got}, allowed one shape")
 
     def far(a, b):
+        # Not in uint8, which wraps around below 0.
         apart = a.astype(np.float64) - b
         return np.sqrt(np.square(apart / 127.5).mean(axis=(1, 2, 3)))
 
@@ -62,6 +63,7 @@ class Judge:
 
 @functools.partial(jax.jit, static_argnums=0)
 def _logits(network: classifier.SmallClassifier, params, images: jax.Array) -> jax.Array:
+    # The same products on every device: the curves of two machines are laid side by side.
     with jax.default_matmul_precision("highest"):
         return network.apply({"params": params}, to_unit_range(images))[1]
 
@@ -91,6 +93,8 @@ class HeldOut:
           `split`, `pictures`, `energy_score`, and with a judge `accuracy` of the samples and
           `accuracy_real` of the pictures.
         """
+        # An image's noise follows its place in the list, so the halves are two draws of the same
+        # conditions. The seed never changes: what moves the curve is the model alone.
         made = loaded.sample([*self.asked, *self.asked], seed=0).images
         first, second = np.split(made, 2)
         found = {
@@ -123,6 +127,7 @@ def open_held_out(settings: Any, images: ImageSpec) -> HeldOut | None:
         source = pipeline.open_data(settings, "test")
     except ValueError as error:
         raise wrong(EVERY, every, f"0 for a set without another part ({error})") from None
+    # From all over the set: the first pictures of a sorted one would be of few classes.
     chosen = np.random.default_rng(0).permutation(len(source))[:PICTURES]
     chosen = np.sort(chosen)
     real, labels = source.gather(chosen)

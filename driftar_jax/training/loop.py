@@ -28,11 +28,11 @@ _ADAPTERS = 2**31 - 2  # folded into the key of a run's parameters for its adapt
 
 
 class NonFiniteLoss(RuntimeError):
-    """The loss or its gradient stopped being a number; the message names the steps."""
+    """Say that the loss or its gradient is no number any more; the message names the steps."""
 
 
 class BadData(RuntimeError):
-    """The data could not be read; the message names the step and, as far as known, the file."""
+    """Say that data could not be read; the message names the step and, where known, the file."""
 
 
 class Loop:
@@ -80,7 +80,7 @@ class Loop:
 
     @functools.cached_property
     def checkpoints(self) -> Checkpoints:
-        """Of the workdir; nothing is written there before they are asked for."""
+        """Open those of the workdir; nothing is written there before they are asked for."""
         return Checkpoints(self.workdir, keep=self.config.train.keep)
 
     def close(self) -> None:

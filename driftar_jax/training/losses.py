@@ -41,7 +41,7 @@ def draft_entropy(
     kind: str,
     total: jax.Array | None = None,
 ) -> jax.Array:
-    """Entropy term of the draft head; never of the target.
+    """Compute the entropy term of the draft head; never of the target.
 
     Args:
       draft: `entropy [B, N]` of the draft head's own attention.
@@ -70,7 +70,7 @@ def draft_entropy(
 
 
 def prior_divergence(draft, target, weight: jax.Array, total: jax.Array | None = None) -> jax.Array:
-    """How far the drafted prior is from the target's: `KL(p || q)` per channel.
+    """Measure how far the drafted prior is from the target's: `KL(p || q)` per channel.
 
     It bounds what the gaussian rule rejects (Pinsker): features may differ where the prior does not
     look, and a little where it does look is much when sigma is small.
@@ -94,12 +94,12 @@ def prior_divergence(draft, target, weight: jax.Array, total: jax.Array | None =
 
 
 def freeze_step(steps: int, freeze_at: float) -> int:
-    """First step of Phase II: from here on only the decoder learns (Eq. 10)."""
+    """Return the first step of Phase II: from here on only the decoder learns (Eq. 10)."""
     return round(freeze_at * steps)
 
 
 def repulsion(step: jax.Array, steps: int, *, start: float, schedule: str) -> float | jax.Array:
-    """Weight of the repulsive part of the field: `start`, or from it to 1 at the last step.
+    """Return the weight of the field's repulsive part: `start`, or from it to 1 at the last step.
 
     Args:
       step: int32 scalar, traced or not.
@@ -122,7 +122,7 @@ def repulsion(step: jax.Array, steps: int, *, start: float, schedule: str) -> fl
 
 
 def alpha(step: jax.Array, steps: int, *, start: float, freeze_at: float) -> jax.Array:
-    """Weight of the draft terms: `start` at step 0, falling linearly to 0 at the freeze (Eq. 9).
+    """Return the weight of the draft terms: `start` at step 0, linearly to 0 at the freeze (Eq. 9).
 
     Args:
       step: int32 scalar, traced or not.

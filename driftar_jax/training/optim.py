@@ -63,7 +63,7 @@ def learning_rate(lr: float, *, schedule: str, warmup_steps: int, steps: int) ->
 def make_optimizer(
     optim: Any, steps: int, freeze: tuple[str, ...] = ()
 ) -> optax.GradientTransformation:
-    """AdamW with global-norm clipping, from the `optim` section of a checked config.
+    """Make AdamW with global-norm clipping, from the `optim` section of a checked config.
 
     What `optim.freeze` names, or `freeze`, has no moments, and no share in the norm.
     """

@@ -121,6 +121,7 @@ def _penultimate(settings, config, source, found, manifest, params):
         return module.apply({"params": params}, h)
 
     space = spaces.Penultimate(block, images.grid, width)
+    # Of the run's own seed: a run that is resumed projects as it did before.
     key = seeds.key(settings.seed)
     projection = jax.jit(space.projection, static_argnums=1)(key, images.token_dim)
     name = f"encoder_blocks_{config.host.depth - 2}"

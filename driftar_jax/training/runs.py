@@ -58,7 +58,7 @@ class Run:
 
     @seeds.fixed()
     def start(self, *, fall_back: bool = False):
-        """State of the newest checkpoint, else weights of `init_from`, else fresh.
+        """Return the state of the newest checkpoint, else weights of `init_from`, else fresh.
 
         Args:
           fall_back: set damaged checkpoints aside instead of refusing them.
@@ -304,7 +304,7 @@ def _check_claim(folder: pathlib.Path, workdir: str, settings: Any) -> None:
 
 
 def environment() -> dict[str, Any]:
-    """Versions, device and git hash that a result depends on."""
+    """Collect versions, device and git hash that a result depends on."""
     from importlib import metadata
 
     root = pathlib.Path(driftar_jax.__file__).parent.parent

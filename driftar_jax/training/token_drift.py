@@ -101,7 +101,7 @@ class DriftTask(Drawn):
 
     @property
     def stays(self) -> tuple[str, ...]:
-        """Groups of a checkpoint that never learn: they have no moments."""
+        """Return the groups of a checkpoint that never learn: they have no moments."""
         kept = ("host",) if self.parts.head is None else ("host", "head")
         return tuple(name for name in kept if name not in _LEARN[self.backbone])
 
@@ -119,6 +119,8 @@ class DriftTask(Drawn):
         rows["prior_keys"] = jax.random.split(keys["prior"], len(tokens))
         if self.parts.decoder.guidance:
             rows["scale"] = self._scales(keys["scale"], self.contexts.unguided(rows))
+            # Noise of their own: `u` stands for independent samples, and made from the draws' noise
+            # it would be tied to them.
             rows["free_keys"] = jax.random.split(keys["free_prior"], len(tokens))
             rows["free_eps"] = jax.random.normal(keys["free_eps"], shape, dtype=jnp.float32)
         totals = {
@@ -140,6 +142,8 @@ class DriftTask(Drawn):
         # A backbone that stays is read as in sampling: without dropout.
         stays = frozen or self.backbone == "frozen"
         dropout_key = None if stays else contexts.keys(key)["dropout"]
+        # Two names of one call: `own` may lose its entropy's gradient below, and the own head's
+        # loss reads `first`, which keeps it.
         own = first = contexts.encode(params, rows, dropout_key)
         if not self.entropy_gradient:
             # The drift still reads the entropy, and no longer shapes it.
@@ -178,6 +182,8 @@ class DriftTask(Drawn):
         loss = a * sum(draft_terms.values()) + (1 - a) * (l_drift + l_mu)  # Eq. 9
         metrics |= draft_terms | {"mu": l_mu, "alpha": a}
         if self.own and self.own.weight:
+            # Outside of Eq. 9: alpha falls to 0, and what the host learns from its own head does
+            # not.
             l_own, _ = contexts.own_terms(params, rows, totals["own"], key, encoding=first)
             return loss + self.own.weight * l_own, metrics | {"own": l_own}
         return loss, metrics
@@ -205,6 +211,7 @@ class DriftTask(Drawn):
 
     def _own_draws(self, params, rows, encoding, scale):
         """Return P draws of the own head `[B, M, P, C]` for the chosen tokens; nothing learns."""
+        # They stand on the data's side of the field, where real tokens have no gradient either.
         params, encoding = jax.lax.stop_gradient((params, encoding))
         positions, parts = rows["positions"], self.parts
         count = self.own.positives
@@ -218,6 +225,8 @@ class DriftTask(Drawn):
             free = self.contexts.encode(params, self.contexts.without_condition(rows), None)
             each = jnp.broadcast_to(scale[:, :, None], (*positions.shape, count))
             guided = {"guidance": each.reshape(-1, 1), "z_uncond": features(free)}
+        # A key for each draw of an image, from the image's own: parts of a batch then see the noise
+        # that all of it would have seen.
         number = positions.shape[1] * count
         keys = jax.vmap(lambda k: jax.random.split(k, number))(rows["own_keys"]).reshape(-1)
         channels = parts.images.token_dim
@@ -241,6 +250,8 @@ class DriftTask(Drawn):
         key_scale, key_none = jax.random.split(key)
         shape, most = unguided.shape, self.guidance_max
         scale = jax.random.uniform(key_scale, shape, minval=1.0, maxval=most, dtype=jnp.float32)
+        # An image that lost its condition has nothing to be pushed away from: its scale is 1 as
+        # well.
         none = jax.random.bernoulli(key_none, jnp.float32(_UNGUIDED), shape)
         return jnp.where(none | unguided, 1.0, scale)
 

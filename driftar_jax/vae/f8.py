@@ -15,7 +15,7 @@ _EPS = 1e-6
 
 
 class F8VAE(nn.Module):
-    """The autoencoder. What a release decides has no default: read it from its `config.json`.
+    """Encode and decode pictures. What a release decides has no default: its `config.json` says it.
 
     Attributes:
       normalise: whether the encoder normalises its means.
@@ -48,7 +48,7 @@ class F8VAE(nn.Module):
 
     @property
     def factor(self) -> int:
-        """How much smaller a latent is than its image, per side."""
+        """Say how much smaller a latent is than its image, per side."""
         return 2 ** (len(self.multipliers) - 1)
 
     def __call__(self, images: jax.Array) -> jax.Array:

@@ -133,7 +133,7 @@ def _out(features: int, of: "Encoder | Decoder") -> nn.Conv:
 
 
 class KLVAE(nn.Module):
-    """The autoencoder; defaults are KL-16.
+    """Encode and decode pictures; defaults are KL-16.
 
     Attributes:
       channels: of the first level; times each multiplier a multiple of 32.
@@ -176,7 +176,7 @@ class KLVAE(nn.Module):
 
     @property
     def factor(self) -> int:
-        """How much smaller a latent is than its image, per side."""
+        """Say how much smaller a latent is than its image, per side."""
         return self.fold * 2 ** (len(self.multipliers) - 1)
 
     def __call__(self, images: jax.Array) -> jax.Array:

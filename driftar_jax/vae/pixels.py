@@ -34,7 +34,7 @@ class ToPixels:
         return _decode.lower(self.vae, self.tile, self.params, grid)
 
     def grid(self, images: jax.Array) -> jax.Array:
-        """uint8 `[B, h*f, w*f, 3]` -> `[B, h, w, c]` float32 tokens of the posterior's mode."""
+        """Map uint8 `[B, h*f, w*f, 3]` to `[B, h, w, c]` float32 tokens of the posterior's mode."""
         return _encode(self.vae, self.tile, self.params, images)
 
 
@@ -49,7 +49,7 @@ def _encode(vae: kl.KLVAE | F8VAE, tile: int, params: dict, images: jax.Array) -
 
 
 def load(workdir: str | pathlib.Path, channels: int, fingerprint: str | None = None) -> ToPixels:
-    """The autoencoder that a host of `channels` latent channels needs.
+    """Load the autoencoder that a host of `channels` latent channels needs.
 
     Args:
       workdir: folder written by `convert --family=vae-kl16`.
