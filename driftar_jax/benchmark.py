@@ -68,6 +68,7 @@ def main(_) -> None:
         for line in counting.lines(subject.model, settings):
             print(line)
         return
+    # A busy machine slows what is timed: how busy it was stands beside the result.
     before = os.getloadavg()[0]
     if target is not None:
         with cli.user_errors():

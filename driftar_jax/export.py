@@ -64,6 +64,7 @@ def main(_) -> None:
         whole = {"host": _HOST.value, "merged": not _APART.value}
         params, manifest, step = load.read_weights(source, **whole)
     if _APART.value:
+        # By these the right host is told from another when both are put together again.
         manifest[load.APART] = load.projections(params.pop(low_rank.OF))
     if config["task"] in ("autoencoder", stored.TASK):
         # Rounded arrays have another one, and sets of latents name that of the run.
@@ -76,6 +77,7 @@ def main(_) -> None:
     config, manifest = _without_paths(config, manifest)
     if rank and not _APART.value:  # it is in the host now
         config["adapter"]["rank"] = 0
+    # Under another name until it is whole: whatever bears the right one is a finished export.
     unfinished = target.with_name(f".{target.name}.tmp{os.getpid()}")
     try:
         unfinished.mkdir(parents=True)
@@ -132,12 +134,14 @@ def _seconds(workdir: pathlib.Path) -> float | None:
     """Return what a run took, of all its starts; None where it kept no time."""
     path = workdir / "goodput.jsonl"
     records = journal.read_metrics(path) if path.exists() else []
+    # A start writes its time again and again: the last of its records counts.
     ends = {record.get("start"): record.get("wall", 0.0) for record in records}
     return sum(ends.values()) if ends else None
 
 
 def _without_paths(config: dict, manifest: dict) -> tuple[dict, dict]:
     """Config and manifest without absolute paths: of such folders the last name alone stays."""
+    # Folders of this machine would name nothing on another, and tell of what lies here.
     if "init_from" in config:
         config["init_from"] = ""
     for section in ("drift", "autoencoder"):

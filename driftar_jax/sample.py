@@ -96,10 +96,12 @@ def main(_) -> None:
         if _WARM.value and (target is not None or _MASK.present):
             name = "mask" if _MASK.present else "target"
             raise wrong("warm", True, f"false with --{name}")
+        # Processes share the images by their numbers: none needs to know of another.
         share = processes.share(os.environ, _COUNT.value, _INDEX.value)
         if share[1] > 1 and _MASK.present:
             raise wrong("num_processes", share[1], "1 with --mask")
         made = target is None and not _WARM.value
+        # Before the checkpoint is read, which takes longer than to see that a folder is taken.
         out = _out_folder(_OUT.value, leads=share[0] == 0) if made else None
         prompts = _prompts()
         for flag in (_NUM, _BATCH, _FSDP, _TENSOR):
@@ -107,6 +109,8 @@ def main(_) -> None:
                 raise wrong(flag.name, flag.value, "a whole number of at least 1")
         seeds.check_seed(_SEED.value)
         generator = _load()
+        # With `--sheet` the held-out pictures say what is asked for, in place of labels and
+        # prompts.
         originals = _originals(generator)
         classes, texts = _asked(generator, prompts) if originals is None else originals.asked
         asked = classes if texts is None else texts
@@ -128,6 +132,7 @@ def main(_) -> None:
                 traces.check(head.generator.model, head.settings)
     if target is not None:
         with cli.user_errors():
+            # One call is compiled, whatever number of images is asked for.
             few = jax.tree.map(lambda a: a[: sized.batch(_BATCH.value)], condition)
             print("\n".join(dry_run.lines(sized, settings, few, target)))
         return
@@ -138,10 +143,13 @@ def main(_) -> None:
         layout = _layout(classes, texts, prompts, generator.model.images.class_names)
         facts = _facts(generator, settings, request)
         if hole is None:
+            # From here on the folder is this command's: stopped, it goes on where it was.
             layout.begin(facts, leads=share[0] == 0)
     cli.loaded(f"{_WORKDIR.value}: step {generator.step}")
     if settings.gamma and not settings.drafts:
         print("gamma: one AR step makes the whole image, so there is nothing to draft: plain")
+    # An image follows from the seed and its number alone, so those that are there need not be made
+    # again.
     wanted = layout.missing(*share)
     if share[1] > 1:
         print(f"{out}: {len(wanted)} images of process {share[0]} of {share[1]} are to be made")
@@ -160,6 +168,7 @@ def main(_) -> None:
     elif wanted:
         settings = sized.with_draft_count(settings, condition, _BATCH.value)
         counts = _stream(sized, settings, condition, layout, wanted)
+    # The first process alone writes what is about all images, once they are all there.
     if share[0] > 0:
         return
     with cli.stops():
@@ -240,6 +249,8 @@ def _stream(sized, settings, condition, layout, wanted) -> dict:
                 layout.write(number, image)
             found.append(part.found)
             bar.update(len(part.numbers))
+            # The first call compiles: its seconds stand apart, or the rest would look slower than
+            # it is.
             if first is None:
                 first = time.perf_counter() - started
                 number = len(part.numbers)
@@ -271,6 +282,7 @@ def _prompts() -> prompt_files.Prompts | None:
 def _layout(classes, texts, prompts, names) -> layouts.Layout:
     """Return where the pictures of a request go."""
     if texts is None:
+        # Names in the files, so that a folder of pictures can be read without its manifest.
         called = [labels.for_file(number, names[number]) for number in classes.tolist()]
         named = {"count": len(classes), "labels": called}
     else:

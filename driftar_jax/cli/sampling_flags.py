@@ -101,6 +101,7 @@ def parse_stop(text: str | None) -> float | str | None:
     try:
         value = float(text)
     except ValueError:
+        # It fails the comparison below as a number out of range does.
         value = math.nan
     if not 0 <= value <= 1:
         raise wrong("stop", text, "auto or 0 to 1 (an entropy)")

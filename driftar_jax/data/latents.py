@@ -54,6 +54,8 @@ class LatentSource:
         self._facts = f"|{self.split}|{length}|{self.vae_fingerprint}"
         self.fingerprint = f"latents{self._facts}|{attributes['digest']}"
         self._arrays: dict[str, np.ndarray] | None = None
+        # Sixteen bytes for each number of a latent: mean and spread, of the image and its mirror,
+        # float32.
         if length * 16 * int(np.prod(self.image_shape)) < MEMORY_LIMIT:
             self._arrays = self._stacked(range(length))
 
@@ -305,6 +307,7 @@ def write_shards(
                     writer.write(serializer.serialize_example(features.encode_example(item)))
             finally:
                 writer.close()
+            # Under its own name only once it is whole: what is there need not be looked at again.
             os.replace(unfinished, path)
         finally:
             unfinished.unlink(missing_ok=True)

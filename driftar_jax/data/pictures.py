@@ -23,6 +23,7 @@ def grid(images: np.ndarray, columns: int | None = None) -> np.ndarray:
     n, height, width, channels = images.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)
+    # A white line around every picture: without it dark ones would run into each other.
     padded = np.full((rows * columns, height + 2, width + 2, channels), 255, np.uint8)
     padded[:n, 1:-1, 1:-1] = images
     padded = padded.reshape(rows, columns, height + 2, width + 2, channels)
@@ -81,6 +82,7 @@ def save_captioned(
     for axis in axes.ravel():
         axis.set_axis_off()
     for axis, image, text in zip(axes.ravel(), images, texts, strict=False):
+        # Grey is shown as equal red, green and blue: one channel would be coloured by its values.
         axis.imshow(np.repeat(image, 3 // image.shape[-1], axis=-1))
         axis.set_title("\n".join(textwrap.wrap(text, 24)[:3]), fontsize=6, y=-0.02, va="top")
     figure.tight_layout()

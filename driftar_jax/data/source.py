@@ -65,6 +65,7 @@ class ImageSource:
 
     @functools.cached_property
     def captions(self) -> list[str] | None:
+        # Read when they are asked for: training on classes has no use for them.
         return None if self._captions is None else self._captions()
 
     @property
@@ -117,6 +118,7 @@ class ImageSource:
     def _one(self, i: int) -> tuple[np.ndarray, int]:
         if self._arrays is not None:
             images, labels = self._arrays
+            # Whoever gets a picture may draw on it; the set must stay as it is.
             return images[i].copy(), int(labels[i])
         return self._checked(i, *self._read([i])[0])
 
@@ -151,6 +153,7 @@ class ImageSource:
                 for _ in pool.map(fill, range(0, len(wanted), _CHUNK)):
                     pass
             except BaseException:
+                # Else the rest of the set would be decoded before anybody sees the error.
                 pool.shutdown(cancel_futures=True)
                 raise
         return images, labels

@@ -46,6 +46,7 @@ class Network:
         logits = np.empty((len(images), self.num_classes), np.float32)
         for first in range(0, len(images), self.batch_size):
             part = images[first : first + self.batch_size]
+            # Filled up by repeating: a last, smaller part would be a program of its own.
             padded = np.resize(part, (self.batch_size, *part.shape[1:]))
             outputs = self.apply(self.params, over_rows(padded, rows))
             for array, new in zip((features, logits), outputs, strict=True):

@@ -90,6 +90,7 @@ def of(model: Model, settings: Any) -> Work:
             behind = host.decoder_depth - at - 1
             step += block(width, rows, rows, rows, kept) + behind * block(width, kept, rows, kept)
             passed += branches * (rows + behind * kept)
+        # Two products of every encoded row: from its token, and on to the decoder.
         step += 2 * encoded * width * (width + host.token_dim)
         flops += branches * step
     head_flops, evaluations = _head(model, settings, steps.new)

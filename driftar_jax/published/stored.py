@@ -29,6 +29,7 @@ def config_of(model: DriftAR, phi: bool) -> dict:
     if side**2 != model.num_tokens:
         raise ValueError(f"num_tokens: got {model.num_tokens}, allowed square token grids")
     fields = {f.name: getattr(model, f.name) for f in dataclasses.fields(model)}
+    # No sizes: the type is chosen when it is loaded, the other two are linen's own.
     for name in ("parent", "name", "dtype"):
         fields.pop(name)
     return {

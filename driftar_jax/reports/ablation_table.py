@@ -73,6 +73,7 @@ def summary(records: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         for key in dict.fromkeys(k for v in values.values() for k in v):
             there = {seed: v[key] for seed, v in values.items() if key in v}
             row["figures"][key] = spread(list(there.values()))
+            # By seed: runs of one seed share data and noise, so that much of the spread cancels.
             pairs = [v - other[s][key] for s, v in there.items() if key in other.get(s, ())]
             if pairs:
                 row["differences"][key] = interval(pairs)
@@ -86,6 +87,7 @@ def _seconds(record: dict[str, Any]) -> float:
     An arm that samples another arm's run does not count its training.
     """
     cost = record.get("cost", {})
+    # That was counted where the run was measured itself.
     trained = 0.0 if record["asked"].get("of") else cost.get("train_s", 0.0)
     return trained + cost.get("measure_s", 0.0)
 

@@ -142,6 +142,7 @@ def predicted(record: dict, others: Sequence[dict] = ()) -> list[str]:
     cells = []
     for facts, calls in measured:
         for call in calls:
+            # Where no tokens per call were measured for a window nothing is said of it.
             if call["window"] in settled:
                 where = [facts["host"], facts["device"], f"{call['batch_size']}"]
                 worth = _worth(call["ratio"], settled[call["window"]])
@@ -160,6 +161,7 @@ def _settled(rows: Sequence[dict]) -> dict[int, float]:
     """Tokens per call by window, of the first checkpoint."""
     mine = [r for r in rows if r["run"] == rows[0]["run"] and r.get("delta")]
     mine = [r for r in mine if r["bound"] == "entropy"]
+    # The strictest bound that lets guesses move: its images are nearest to plain decoding.
     least = min((r["delta"] for r in mine), default=None)
     return {r["lookahead"]: r["tokens_per_call"] for r in mine if r["delta"] == least}
 

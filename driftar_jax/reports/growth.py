@@ -143,6 +143,7 @@ def write(path: str | pathlib.Path, sides: Sequence[Side], names: Sequence[str])
     """
     slowest = max(side.seconds for side in sides)
     playing = min(max(slowest, _PLAYS[0]), _PLAYS[1])
+    # One scale of colours for all sides: they are compared with each other.
     seen = np.concatenate([side.entropy.ravel() for side in sides])
     span = float(np.nanmin(seen)), float(np.nanmax(seen))
     number = max(2, math.ceil(playing * _FRAMES) + 1)
@@ -151,6 +152,7 @@ def write(path: str | pathlib.Path, sides: Sequence[Side], names: Sequence[str])
     # One palette for all frames: each with its own would flicker.
     palette = frames[-1].quantize(255, method=Image.Quantize.MEDIANCUT)
     frames = [f.quantize(palette=palette, dither=Image.Dither.NONE) for f in frames]
+    # A GIF counts in hundredths of a second.
     durations = [round(1000 * playing / (number - 1) / 10) * 10] * (number - 1) + [_REST]
     first, *others = frames
     first.save(path, save_all=True, append_images=others, duration=durations, loop=0, optimize=True)
@@ -188,6 +190,7 @@ def _frame(sides, names, clock: float, pace: float, span: tuple[float, float]) -
 def _panel(side: Side, names, clock: float, pace: float, span) -> Image.Image:
     number = min(side.moments.shape[1], MOST_PICTURES)
     share = 1.0 if side.seconds <= 0 else min(clock / side.seconds, 1.0)
+    # The end must be reached, although shares are rounded.
     moment = int(share * (len(side.moments) - 1) + 1e-9)
     shown = [_enlarged(side.moments[moment, i]) for i in range(number)]
     maps = [_map(side.entropy[moment, i], shown[0].size, span) for i in range(number)]
@@ -195,6 +198,7 @@ def _panel(side: Side, names, clock: float, pace: float, span) -> Image.Image:
     label, large, small = (ImageFont.load_default(size) for size in (15, 30, 11))
     lines = [textwrap.wrap(name, max(8, width // 6))[:2] for name in names[:number]]
     below = 14 * max((len(line) for line in lines), default=0)
+    # Title and counts want some room above a single small picture, too.
     total = max(number * (width + _GAP) - _GAP, 300)
     top = 74
     panel = Image.new("RGB", (total, top + 2 * height + _GAP + below + 18), _PAPER)

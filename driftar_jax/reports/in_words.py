@@ -43,6 +43,7 @@ def _speed(own: dict, drift: dict) -> str:
 def _distance(own: dict, drift: dict, floor: float, network: str) -> str:
     gap = drift["frechet"] - own["frechet"]
     spread = max(own.get("frechet_std", 0.0), drift.get("frechet_std", 0.0))
+    # What two seeds differ by is no difference of the heads.
     if abs(gap) <= spread:
         beside = "no further apart than two seeds of one head"
     else:

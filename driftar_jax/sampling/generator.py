@@ -115,6 +115,7 @@ class Generator:
         sizes = {
             group: sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(tree))
             for group, tree in self.params.items()
+            # Statistics of the training's entropy, which nobody would count as parameters.
             if group != "tracker"
         }
         parts = ", ".join(f"{group} {size:,}" for group, size in sizes.items())
@@ -286,6 +287,7 @@ class Generator:
             return settings
         from driftar_jax.sampling import draft_count, window_size
 
+        # Measured with the batch that will run: what a draft is worth depends on its size.
         batch = min(self.batch(batch_size), batches.size(condition))
         if settings.lookahead < 0:
             return window_size.choose(self.model, settings, self.params, batch, condition).settings

@@ -108,6 +108,7 @@ def _given(loaded: Generator, image: np.ndarray, mask: np.ndarray) -> Given:
 def known_tokens(loaded: Generator, mask: np.ndarray) -> np.ndarray:
     """Say which tokens a mask `[H, W]` leaves alone, `[N]` bool."""
     spec, (height, width) = loaded.model.images, mask.shape
+    # Pixels of a token per side: those of its patch, times what an autoencoder makes smaller.
     side = spec.patch_size * height // spec.image_shape[0]
     tiles = mask.reshape(height // side, side, width // side, side)
     return ~tiles.any(axis=(1, 3)).reshape(-1)

@@ -96,6 +96,7 @@ def of_run(workdir, config: Any, params, manifest: dict, step: int, to_pixels) -
     # Runs of other tasks keep no statistics of the entropy; without them `stop=auto` is refused.
     if {"entropy_mean", "entropy_square"} <= tracked.keys():
         statistics = tracked["entropy_mean"], tracked["entropy_square"]
+        # Beside the parameters, for drafting reads it inside the compiled program.
         params = params | {"tracker": early_stop.of_training(*statistics)}
     images = image_spec(manifest)
     reader, modules = reader_of(workdir, images), models.build(config, images)
@@ -201,6 +202,7 @@ def shapes(config: Any, images: ImageSpec) -> Generator:
 
 def _placed(modules: Model, params: Any) -> Any:
     """Return `params` as what this process computes on wants them."""
+    # On a CPU a loop over blocks would copy their weights in every call.
     return params if jax.default_backend() == "cpu" else models.looped(modules, params)
 
 
@@ -324,6 +326,7 @@ def projections(tree: Any) -> list[float]:
     rng, sums, square = np.random.default_rng(0), np.zeros(8), 0.0
     for leaf in jax.tree.leaves(tree):
         flat = np.asarray(leaf, np.float64).ravel()
+        # A bit a sign: eight projections at the cost of one random byte for each number.
         bits = np.unpackbits(rng.integers(0, 256, flat.size, np.uint8)[:, None], axis=1)
         sums += flat @ (1.0 - 2.0 * bits)
         square += flat @ flat
@@ -393,6 +396,7 @@ def _converted(workdir, config: Any, step, vae, mesh: Mesh | None, dtype: str | 
     host, head = nextstep_stored.modules(config.host.to_dict(), dtype=jnp.dtype(dtype))
     mesh = make_mesh() if mesh is None else mesh
     params = nextstep_stored.read_params(checkpoints, step, host, head, mesh)
+    # On every device of the mesh: the autoencoder is small beside the host.
     vae_params = jax.device_put(vae_params, replicated(mesh))
     manifest = checkpoints.restore(step)["manifest"]
     checkpoints.close()

@@ -178,6 +178,7 @@ class Prompts:
     def _encode(self, model: Model, sources: list[np.ndarray], seed: int) -> np.ndarray:
         """Return tokens `[n, M, C]` of source images, encoded one at a time."""
         patch = model.images.patch_size
+        # One at a time: the activations of an encoder are much larger than what it returns.
         each = [
             _source_tokens(
                 self.vae, patch, self.vae_params, source[None], np.int32([i]), seeds.argument(seed)
@@ -201,6 +202,7 @@ def _source_tokens(vae: Any, patch: int, params, pixels, index, seed):
     moments = vae.apply({"params": params}, to_unit_range(pixels), method="encode")
     keys = randomness.image_keys(seed, index)
     shape = moments.shape[1:3] + (vae.latent_channels,)
+    # A stream of its own: the image's key also makes the noise of what is generated.
     fold = lambda k: jax.random.fold_in(k, _SOURCE)  # noqa: E731
     noise = jax.vmap(lambda k: jax.random.normal(fold(k), shape, jnp.float32))(keys)
     return patchify(vae.latents(moments, noise), patch).astype(jnp.float32)

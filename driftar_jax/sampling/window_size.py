@@ -86,8 +86,11 @@ def _measured(model, settings, batch_size, params, condition, clock) -> Choice:
     seconds, best = {}, 0
     for size in (0, *(w for w in CANDIDATES if w <= settings.ar_steps)):
         call = with_window(size)
+        # Once unmeasured: it compiles.
         jax.block_until_ready(call(0))
         seconds[size] = fastest(call, clock)
+        # Longer windows cost more and settle hardly more, so the first that does not win ends the
+        # search. The smallest may lose where a longer one wins, and does not end it.
         if seconds[size] >= seconds[best] and size > CANDIDATES[0]:
             break
         if seconds[size] < seconds[best]:

@@ -128,6 +128,7 @@ def _made(config, manifest, step: int, seconds: float | None, begun: str) -> lis
     licence = ""
     pictures = manifest.get("pictures", data)
     if pictures != data:
+        # A set of latents is called after its folder; what was encoded is what a reader knows.
         data = f"{pictures}, encoded as {data}"
     if pictures in _EMBEDDED:
         licence = "; licences and attribution: `driftar_jax/data/embedded/LICENSES.md`"

@@ -163,6 +163,8 @@ class Checkpoints:
         items = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
         facts = {"format": FORMAT, "step": step, **manifest}
         if config is not None:
+            # Kept in the step as well: `config.json` may be edited, and the arrays would mean
+            # something else.
             facts["config"] = config
         items["manifest"] = ocp.args.JsonSave(facts)
         if position is not None:

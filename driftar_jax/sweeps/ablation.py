@@ -120,6 +120,7 @@ class Ablation:
             "timed": arm.timed,
             "images": self.sweep.images,
         }
+        # Through JSON, so that it compares equal to what a result's file holds.
         return json.loads(json.dumps(facts))
 
     # --- training ------------------------------------------------------------------------------
@@ -151,6 +152,8 @@ class Ablation:
             return True
         began = time.monotonic()
         with runs.open_run(recipe, str(workdir)) as run:
+            # Nobody watches: a damaged checkpoint is set aside, and the run goes on from the one
+            # before.
             state = run.start(fall_back=True)
             self._say(f"{arm.name}, seed {seed}: step {int(state.step)} of {recipe.train.steps}")
             # Not `go_on`: its pictures would cost as much as the training.
@@ -177,9 +180,12 @@ class Ablation:
         }
         try:
             against = self._arm(self.sweep.against(arm))
+            # Timed by turns with the arm it is held against, which therefore has to be there.
             first = against if arm.timed else trained
             if not (self._trained(first, seed) and self._trained(trained, seed)):
                 return False
+        # A training that breaks down is a result too: the arm is not tried again, and its row says
+        # so.
         except loop.NonFiniteLoss as error:
             self._say(f"{arm.name}, seed {seed}: {error}")
             write_json(self._result_path(arm, seed), record | {"failed": str(error), "figures": {}})

@@ -104,6 +104,7 @@ def read(source: str) -> Sweep:
 
 def _ordered(arms: dict[str, Arm]) -> dict[str, Arm]:
     """The arms in their order, each after those it stands on."""
+    # A dictionary keeps the order in which its keys came, and that is the result.
     placed: dict[str, Arm] = {}
 
     def place(name: str, below: tuple[str, ...]) -> None:

@@ -150,6 +150,7 @@ def _flops(lowered, made, settings, images, space, frozen) -> float:
         devices = None
         if lowered is None:
             devices = jax.devices("cpu")[:1]
+            # Their operations do not depend on the mesh, and one CPU is always there.
             whole.mesh.update(data=1, fsdp=1, tensor=1)
         again = _loop(whole, images, space, devices, unroll=True)
         lowered = again.step_function(frozen).lower(again.abstract, _batch(settings, images))
@@ -167,6 +168,7 @@ def _kept(made: loop.Loop, batch: dict[str, jax.ShapeDtypeStruct], frozen: bool)
     def pulled_back(params, extra, batch, step):
         fixed = {name: tree for name, tree in params.items() if name not in learns}
         own = () if extra is None else (extra,)
+        # Any key will do: what is held depends on shapes alone.
         key = jax.random.fold_in(seeds.key(0), step)
 
         def loss(moving):
@@ -214,6 +216,7 @@ def _loop(
 
 
 def _has_layer_loop(task: Any) -> bool:
+    # Asked of the host's fields: a task without a host, or a host without such a loop, has none.
     return hasattr(getattr(getattr(task, "parts", None), "host", None), "unroll")
 
 

@@ -295,6 +295,7 @@ def claim_workdir(workdir: str, settings: Any) -> locks.WorkdirLock:
 
 def _check_claim(folder: pathlib.Path, workdir: str, settings: Any) -> None:
     if (folder / "config.json").exists():
+        # A run with a checkpoint reads no more what it was begun from, which may have moved since.
         begun = any((folder / "checkpoints").glob("[0-9]*"))
         config.check_same_run(settings, checkpoints.read_config(folder), begun=begun)
     elif folder.exists() and (
