@@ -183,6 +183,7 @@ def _parse(argv, about: str):
 def _to_paths(argv: list[str]) -> None:
     """Give every flag that may be a path its `~`, and refuse addresses in their place."""
     for module, ours in flags.FLAGS.flags_by_module_dict().items():
+        # Flags of libraries stay as they are: nobody here knows which of them are paths.
         if module != argv[0] and not module.startswith("driftar_jax"):
             continue
         for flag in ours:

@@ -160,6 +160,7 @@ def _columns(name: str, schema, chosen: dict[str, str]) -> dict[str, str]:
             continue
         of_kind = [c for c in schema.names if features.get(c, {}).get("_type") == said.get(kind, 0)]
         by_name = [c for c in _NAMES[kind] if c in schema.names]
+        # What a file says of its columns counts for more than what they are called.
         options = of_kind or by_name[:1]
         if len(options) > 1:
             allowed = f"{name}@{kind}=COLUMN with COLUMN one of {' | '.join(options)}"

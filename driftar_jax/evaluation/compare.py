@@ -216,6 +216,7 @@ def measure(
     ]
     with tqdm(total=num * len(asked_for), unit="image", disable=None, leave=False) as bar:
         for pair, seed, i in asked_for:
+            # The same for every method: the rows of a seed differ by the method alone.
             labels = np.random.default_rng(seed).choice(real.labels, num)
             method = table[i]
             how = method.settings, real, labels, seed, max(batch_sizes)
@@ -312,5 +313,6 @@ def costs(loaded: Generator, settings: Settings, labels: np.ndarray, size: int) 
 def _speeds(pair, table: Sequence[Method], labels: np.ndarray, size: int) -> list[speed.Speed]:
     chosen = np.resize(labels, size)
     calls = [lambda m=m: sample(_of(pair, m), m.settings, chosen, 0, size) for m in table]
+    # The seconds of the compiler stand in the table: nothing kept may shorten them.
     with compiled.afresh():
         return speed.alternate(calls, size)

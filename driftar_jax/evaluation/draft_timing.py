@@ -71,7 +71,7 @@ def tell(
     repetitions: int,
     say: Callable[[str], None] = print,
 ) -> None:
-    """Return a line for each row that was made with drafts.
+    """Tell a line for each row that was made with drafts.
 
     Args:
       subject: what is timed.

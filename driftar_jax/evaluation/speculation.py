@@ -128,6 +128,7 @@ class Bench:
     # --- quality -------------------------------------------------------------------------------
 
     def _labels(self, seed: int) -> np.ndarray:
+        # In the shares that the real set has, and the same for every row.
         return np.random.default_rng(seed).choice(self.real.labels, self.num)
 
     def _made(self, run: Generator, settings: Settings, seed: int, condition):
@@ -162,6 +163,7 @@ class Bench:
                 tally.add(images, labels)
                 qualities.append(tally.quality())
                 features = self.real.network.read(images)[0]
+                # Plain images of other noise, for the plain row too: its own distance is the floor.
                 distances.append(energy_distance(features, self._second[i * self.seeds + seed]))
                 counts.append(dataclasses.asdict(cost))
                 speculations += [] if drafted is None else [drafted]

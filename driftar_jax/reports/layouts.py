@@ -254,6 +254,7 @@ class Layout:
         path = self._file(number)
         path.parent.mkdir(parents=True, exist_ok=True)
         if self.name not in _AS_THEY_ARE and image.shape[-1] == 1:
+            # Evaluators read three channels, of grey pictures too.
             image = np.repeat(image, 3, axis=-1)
         picture = Image.fromarray(image[..., 0] if image.shape[-1] == 1 else image)
         # Beside the folder that evaluators list, where a file that was cut off does no harm.

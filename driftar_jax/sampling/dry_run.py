@@ -17,7 +17,7 @@ from driftar_jax.targets.program import Compiled, compile_for, report
 
 
 def measure(generator: Generator, settings: Settings, condition: Any, target: Target) -> Compiled:
-    """Return the lower and compile the sampler of one batch for one device of `target`.
+    """Lower and compile the sampler of one batch for one device of `target`.
 
     Args:
       generator: its parameters may be shapes alone.

@@ -93,6 +93,7 @@ class Loop:
         params, extra = self.task.init(key), init_extra(self.task, key)
         if self.rank:
             host = nn.meta.unbox(params[low_rank.OF])
+            # Folded, so that everything else is drawn as in a run without adapters.
             key_adapters = jax.random.fold_in(key, _ADAPTERS)
             params = params | {low_rank.GROUP: low_rank.init(host, self.rank, key_adapters)}
         return optim.init_state(params, self.optimizer, self.task.tracked, extra)
@@ -155,6 +156,7 @@ class Loop:
                 f"checkpoint: got step {step} of {self.workdir} of a run that drew {then}, allowed "
                 f"{seeds.FACTS}"
             )
+        # In a folder that was renamed a run would go on in the wrong place of schedules and data.
         if (held := int(read["train"]["step"])) != step:
             raise ValueError(
                 f"checkpoint: got step {held} in the folder of step {step} of {self.workdir}, "
