@@ -1,4 +1,4 @@
-"""What speculative decoding saves and costs: calls against quality, for every rule and gamma.
+r"""What speculative decoding saves and costs: calls against quality, for every rule and gamma.
 
   python -m driftar_jax.evaluate_drafts --workdir=runs/draft --judge=runs/judge --out=runs/drafts
 

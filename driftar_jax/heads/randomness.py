@@ -39,8 +39,8 @@ def spread_out(keys: jax.Array, sequence: np.ndarray, grid: tuple[int, int]) -> 
 
     def rolled(key):
         key_rows, key_columns = jax.random.split(key)
-        down = jax.random.randint(key_rows, (), 0, grid[0])
-        right = jax.random.randint(key_columns, (), 0, grid[1])
+        down = jax.random.randint(key_rows, (), 0, grid[0], dtype=jnp.int32)
+        right = jax.random.randint(key_columns, (), 0, grid[1], dtype=jnp.int32)
         at = (rows + down) % grid[0] * grid[1] + (columns + right) % grid[1]
         return at[::-1].astype(jnp.int32)  # revealed from the end
 

@@ -78,6 +78,7 @@ def folders(tmp_path_factory, data_dir):
     return out, converted.convert(folder, "vae-f8", vae, nextstep_vae.RULES, VAE_OFFICIAL)
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_it_in_its_language(call, folders, tmp_path):
     source, run = folders[0], tmp_path / "run"
     changes = ("--config.train.steps=2", "--config.text.length=40", f"--config.init_from={source}")

@@ -9,6 +9,7 @@ from PIL import Image
 from driftar_jax.sampling import traces
 
 
+@pytest.mark.slow
 def test_two_heads_grow_side_by_side(call, workdirs, tmp_path):
     words = (f"--workdir={workdirs.drift}", "--num=3", "--labels=3,1,4")
     pair = (f"--baseline={workdirs.own}", "--nfe=2", "--trace")

@@ -25,6 +25,7 @@ def test_all_are_small_and_say_how_they_were_made():
         assert not any('"/' in path.read_text() for path in facts)
 
 
+@pytest.mark.slow
 def test_the_autoencoder_gives_held_out_pictures_back():
     vae, source = pixels.load(MODELS / "vae_emoji64", 16), pipeline.load_source("emoji64", "test")
     images = np.stack([source[i]["image"] for i in range(0, 64, 2)])

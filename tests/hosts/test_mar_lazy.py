@@ -125,6 +125,7 @@ def test_without_a_cheap_step_the_images_are_those_of_the_plain_loop(method):
         assert plain.counts(model, same).backbone_rows == 2 * 6
 
 
+@pytest.mark.slow
 def test_cheap_steps_are_near_the_full_ones(monkeypatch):
     model, params = _sampler("host")
     want, far = _tokens(model, OWN, params), {}

@@ -62,6 +62,7 @@ def test_what_does_not_fit_is_one_line(changes, said):
 
 
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_a_run_scores_itself_and_goes_on_where_it_was(tmp_path):
     from configs import classifier, mar_small
 
