@@ -15,6 +15,9 @@ from driftar_jax.targets.chips import GIB, Target
 
 _COLLECTIVES = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 _BYTES = {"pred": 1, "s8": 1, "u8": 1, "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "f64": 8}
+# Without the card NVIDIA's compiler cannot try which of its own matrix products is the fastest,
+# takes one unseen, and then refuses some shapes; cuBLAS takes all of them.
+_OPTIONS = {"cuda": {"xla_gpu_enable_triton_gemm": "False"}}
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -71,7 +74,7 @@ def compile_for(target: Target, lower: Callable[[], Any]) -> Compiled:
     try:
         # A program that was kept would be read and not compiled, and its seconds would say nothing.
         with compiled.afresh():
-            made = lowered.compile()
+            made = lowered.compile(_OPTIONS.get(target.platform))
     except jax.errors.JaxRuntimeError as error:
         # A program that does not fit is an answer, not an error: how much it wanted stands in the
         # words.
