@@ -99,7 +99,10 @@ def compile_for(target: Target, lower: Callable[[], Any]) -> Compiled:
 
 def _asked_for(said: str) -> int | None:
     """Bytes that a refused program wants, as a TPU's compiler says it; None: refused otherwise."""
-    found = re.search(r"[Uu]sed ([\d.]+)([KMGT]?)i?B? of [\d.]+[KMGT]?i?B? hbm", said)
+    used = r"[Uu]sed ([\d.]+)([KMGT]?)i?B? of [\d.]+[KMGT]?i?B? hbm"
+    # Temporaries alone, where these are too many already.
+    temporaries = r"required for HLO temporaries \(([\d.]+)([KMGT]?)i?B?\) exceeds available HBM"
+    found = re.search(used, said) or re.search(temporaries, said)
     return int(float(found[1]) * _UNITS[found[2]]) if found else None
 
 

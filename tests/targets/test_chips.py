@@ -61,6 +61,11 @@ def test_the_package_holds_what_the_compiler_is_told_of_every_gpu(kind):
     [
         ("RESOURCE_EXHAUSTED: ... Used 298.50G of 15.75G hbm. Exceeded", int(298.5 * 2**30)),
         ("RESOURCE_EXHAUSTED: used 900.0M of 15.75G hbm", 900 * 2**20),
+        (
+            "RESOURCE_EXHAUSTED: Ran out of memory on HBM, the total memory required for HLO "
+            "temporaries (54.91G) exceeds available HBM (15.75G).",
+            int(54.91 * 2**30),
+        ),
         ("INTERNAL: something else", None),
     ],
 )
