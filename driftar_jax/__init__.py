@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -10,6 +11,12 @@ if TYPE_CHECKING:
 
 __all__ = ["__version__", "load"]
 __version__ = "0.1.0"
+
+# Under `python -m driftar_jax.NAME` alone: the program is not found yet, and has imported nothing.
+if sys.argv[:1] == ["-m"]:
+    from driftar_jax.cli import environment
+
+    environment.watch()
 
 
 def load(

@@ -6,8 +6,7 @@ import runpy
 import sys
 
 import driftar_jax
-from driftar_jax import config
-from driftar_jax.cli import program as cli
+from driftar_jax.cli import environment
 
 # In the order in which one meets them.
 PROGRAMS = ("train", "sample", "demo", "evaluate", "export", "convert", "encode", "benchmark")
@@ -40,7 +39,11 @@ def main() -> None:
     if words[0] == "--version":
         print(f"driftar_jax {driftar_jax.__version__}")
         return
+    environment.watch()
     if words[0] not in PROGRAMS:
+        from driftar_jax import config  # here: the list need not wait for JAX
+        from driftar_jax.cli import program as cli
+
         near = config.nearest(words[0], PROGRAMS)
         cli.fail(f"program: got {words[0]!r}, allowed {' | '.join(PROGRAMS)}{near}")
     del sys.argv[1]

@@ -9,14 +9,15 @@ import threading
 import time
 import traceback
 
+import jax
 from absl import app, flags, logging
 
 from driftar_jax import config, seeds
-from driftar_jax.cli import files, help, streams
-from driftar_jax.storage import paths
+from driftar_jax.cli import environment, files, help, streams
+from driftar_jax.storage import compiled, paths
 from driftar_jax.targets import precision
 
-USER_ERROR = 2
+USER_ERROR = environment.USER_ERROR
 _STARTED = time.perf_counter()
 
 # Flags that read a checkpoint, which may lie on the hub; `train`, which writes there, refuses it.
@@ -113,8 +114,6 @@ def run(main, matmul: str = "tf32") -> None:
             logging.set_verbosity(logging.WARNING)
             logging.get_absl_logger().addFilter(lambda record: "/orbax/" not in record.pathname)
         seeds.fix()
-        from driftar_jax.storage import compiled  # here: --help need not wait for JAX
-
         if line := compiled.keep(_CACHE.value):
             print(f"driftar_jax: {line}", file=sys.stderr)
         threading.excepthook = _thread_failed
@@ -138,8 +137,6 @@ def run(main, matmul: str = "tf32") -> None:
 
 def _check_platform() -> None:
     """End with one line where the environment asks for devices that are not there."""
-    import jax
-
     for name in ("JAX_PLATFORMS", "JAX_PLATFORM_NAME"):
         if wanted := os.environ.get(name):
             try:
