@@ -13,6 +13,8 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from driftar_jax import seeds
 from driftar_jax.storage import paths
 
@@ -94,13 +96,18 @@ def real(
     open_high: bool = False,
     **rest,
 ) -> Field:
-    """Return the field of a number from `low` to `high`; an open end is no value itself."""
+    """Return the field of a number from `low` to `high`; an open end is no value itself.
+
+    Below an open `high` means below it in float32, in which programs compute: AdamW's `b2` one
+    float64 step below 1 would be 1 there, and its bias correction 0 / 0.
+    """
     words = f"a number {'above' if open_low else 'from'} {low:g}"
     words += f" to {'below ' if open_high else ''}{high:g}" if high != math.inf else ""
 
     def rule(v):
         above = low < v if open_low else low <= v
-        return math.isfinite(v) and above and (v < high if open_high else v <= high)
+        below = v < high and np.float32(v) < high if open_high else v <= high
+        return math.isfinite(v) and above and bool(below)
 
     return Field(float, rule, words, says, **rest)
 

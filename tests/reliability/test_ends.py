@@ -11,8 +11,9 @@ from driftar_jax.sampling import load
 from driftar_jax.training import optim, step, tasks
 
 pytestmark = pytest.mark.timeout(300)
-# Ends that rules have; those without an upper end stay at ordinary numbers there.
-ENDS = (0.0, 5e-324, 1e-30, 1.0 - 2.0**-53, 1.0)
+# Ends that rules have, below 1 in float64 and in float32; those without an upper end stay at
+# ordinary numbers there.
+ENDS = (0.0, 5e-324, 1e-30, 1.0 - 2.0**-24, 1.0 - 2.0**-53, 1.0)
 
 
 def _ends(task):
@@ -57,3 +58,9 @@ def test_a_number_at_its_end(task, name, end):
         state, metrics = advance(state, tiny.batch(4, number))
         assert all(np.isfinite(value) for value in metrics.values()), metrics
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((state.params, state.ema)))
+
+
+def test_below_one_is_below_it_in_float32_too():
+    config.check(tiny.config("host", optim__b2=1 - 2.0**-24))
+    with pytest.raises(ValueError, match="optim.b2: got 0.999.*, allowed .* below 1"):
+        config.check(tiny.config("host", optim__b2=1 - 2.0**-53))
