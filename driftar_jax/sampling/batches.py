@@ -153,9 +153,8 @@ def sample_images(
     Raises:
       ValueError: as `stream`.
     """
-    parts = list(stream(model, settings, params, condition, seed, **rest))
-    images = np.concatenate([part.images for part in parts])
-    return images, counts_of([part.found for part in parts], len(images))
+    images, found = _all(stream(model, settings, params, condition, seed, **rest))
+    return images, counts_of(found, len(images))
 
 
 def sample_drafted(
@@ -175,9 +174,14 @@ def sample_drafted(
     Raises:
       ValueError: as `stream`.
     """
-    parts = list(stream(model, settings, params, condition, seed, **rest))
-    images = np.concatenate([part.images for part in parts])
-    return images, joined([part.found for part in parts], len(images))
+    images, found = _all(stream(model, settings, params, condition, seed, **rest))
+    return images, joined(found, len(images))
+
+
+def _all(parts: Iterator[Part]) -> tuple[np.ndarray, list[Any]]:
+    """Return the images of a request, and what its calls found."""
+    parts = list(parts)
+    return np.concatenate([part.images for part in parts]), [part.found for part in parts]
 
 
 def counts_of(found: Sequence[Counts] | Sequence[Speculation], num: int) -> Counts:

@@ -67,8 +67,8 @@ def choose(
     # The batch is filled with the conditions in turn: time depends on its size, not on what is in
     # it.
     condition = jax.tree.map(lambda a: np.asarray(a)[index % len(a)], condition)
-    # As `batches.sample_drafted` asks: one compilation serves both.
-    plainly = settings.changed(gamma=0)
+    # As `batches.stream` asks: one compilation serves both.
+    plainly = settings.plainly
 
     def without_drafts(seed):
         return plain.generate(model, plainly, params, condition, index, seeds.argument(seed))
