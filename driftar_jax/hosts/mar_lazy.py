@@ -99,7 +99,8 @@ def plan(host: MAR, name: str, now: np.ndarray, after: np.ndarray, guided: bool)
         # proportion.
         place = steps * _RETAINED_STEPS // len(now)
         # `select` takes the first condition that holds, so the latest entry stands first.
-        share = np.select([place >= first for first, _ in _RETAINED[::-1]], _shares()[::-1])
+        since, shares = zip(*reversed(_RETAINED), strict=True)
+        share = np.select([place >= first for first in since], shares)
         # New and last rows stay whatever their share is: the new ones are what the step is for, and
         # the context of the last ones has changed from unknown to known.
         kept = np.minimum(np.maximum(new + last + _SPARE, (rows * share).astype(int)), rows)
@@ -112,10 +113,6 @@ def rows(model: Model, settings: Any) -> int:
     unknown = np.asarray(unknown_counts(model.images.num_tokens, settings.ar_steps))
     steps = plan(model.host, settings.accelerator, *unknown.T, settings.guided)
     return int(steps.branches.sum())
-
-
-def _shares() -> list[float]:
-    return [share for _, share in _RETAINED]
 
 
 def pruned_at(host: MAR) -> int:

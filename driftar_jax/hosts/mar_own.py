@@ -1,5 +1,6 @@
 """MAR's own diffusion head, as its loop asks it."""
 
+import functools
 from typing import Any
 
 import jax
@@ -41,33 +42,23 @@ def tokens(model, settings, steps, params, encoding, token_keys, step) -> jax.Ar
     # the conditional rows come first, as the guidance below cuts them.
     z = encoding.z.reshape(-1, encoding.z.shape[-1])
     rows = batch * count
+    schedules = [schedule_of(settings, length) for length in steps.lengths]
+    schedule, sample = schedules[0], diffusion.head_sample
     if settings.accelerator == "lazymar":
         from driftar_jax.heads import lazy  # of a rival alone
 
-        new = lazy.sample(
-            model.head,
-            params["head"],
-            z[:rows],
-            lambda draw: randomness.normal(token_keys.reshape(-1), draw, channels),
-            schedule=schedule_of(settings, settings.nfe),
-            guidance=step["scale"] if settings.guided else None,
-            z_uncond=z[rows:] if settings.guided else None,
-            temperature=settings.temperature,
-        )
-        return new.reshape(batch, count, channels)
-    schedules = [schedule_of(settings, length) for length in steps.lengths]
-    schedule, num_steps = schedules[0], None
-    if len(schedules) > 1:
+        sample = lazy.sample  # one length alone, as `Family.check_settings` sees to
+    elif len(schedules) > 1:
         # Several lengths in one plan (step annealing) share one loop with a traced end over padded
         # tables: a branch for each length would compile the head as often.
         schedule, num_steps = diffusion.chosen(schedules, step["length"])
-    new = diffusion.head_sample(
+        sample = functools.partial(sample, num_steps=num_steps)
+    new = sample(
         model.head,
         params["head"],
         z[:rows],
         lambda draw: randomness.normal(token_keys.reshape(-1), draw, channels),
         schedule=schedule,
-        num_steps=num_steps,
         guidance=step["scale"] if settings.guided else None,
         z_uncond=z[rows:] if settings.guided else None,
         temperature=settings.temperature,
