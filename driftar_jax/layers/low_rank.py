@@ -52,9 +52,9 @@ def init(host: Mapping[str, Any], rank: int, key: jax.Array) -> dict[str, dict[s
     """Return adapters that change nothing yet: `b` is zero, `a` normal with variance `1 / in`."""
     wanted = shapes(host, rank)
     made = {}
-    for name, each in zip(jax.random.split(key, len(wanted)), wanted.items(), strict=True):
-        layer, pair = each
-        draw = jax.random.normal(name, pair["a"].shape, jnp.float32)
+    keys = jax.random.split(key, len(wanted))
+    for own_key, (layer, pair) in zip(keys, wanted.items(), strict=True):
+        draw = jax.random.normal(own_key, pair["a"].shape, jnp.float32)
         scaled = draw / math.sqrt(pair["a"].shape[-2])
         made[layer] = {"a": scaled, "b": jnp.zeros(pair["b"].shape, jnp.float32)}
     return made
