@@ -23,8 +23,17 @@ GENERATIVE = ("host", "drift", "draft")
 # Tasks of workdirs that `convert` writes and nobody trains: Drift-AR as published, NextStep-1.
 PUBLISHED, CONVERTED = "published", "nextstep"
 # The order of sections in messages and pages; a host may have others, which come last.
-SECTIONS = ("task", "seed", "init_from", "data", "host", "head", "text", "mask", "prior", "drift")
-SECTIONS += (
+SECTIONS = (
+    "task",
+    "seed",
+    "init_from",
+    "data",
+    "host",
+    "head",
+    "text",
+    "mask",
+    "prior",
+    "drift",
     "bank",
     "draft",
     "adapter",
@@ -36,8 +45,8 @@ SECTIONS += (
     "train",
     "sample",
     "teacher",
+    "mesh",
 )
-SECTIONS += ("mesh",)
 
 _REQUIRED = object()
 # What a run may change once it has a checkpoint: where that lies from which it was begun.

@@ -274,10 +274,11 @@ class Settings:
         return (1 if self.method == "drift" else 0,) * self.ar_steps
 
 
-# What every model reads, by method, and by the order of its host; `drafts` with a draft head.
-# Of `gamma`, `check` says more: whether there is a draft head.
+# What every model reads; more with an own head, by the order of its host; more by that order
+# alone; more with a draft head. `check` refuses `gamma` and `lookahead` with reasons of their own.
 _ALWAYS = {
     "gamma",
+    "lookahead",
     "method",
     "ar_steps",
     "guidance",
@@ -285,19 +286,18 @@ _ALWAYS = {
     "guidance_schedule",
     "temperature",
 }
-_ALWAYS |= {"lookahead"}  # refused with a reason of its own
 _OWN = {
     "any": {"nfe", "nfe_schedule", "nfe_last", "spacing"},
     "grid": {"nfe", "nfe_schedule", "nfe_last", "drift_scale"},
     "raster": {"nfe", "shift", "corrected", "normalise", "guidance_image"},
 }
-_DRAFTS = {"gamma", "rule", "delta", "stop"}
-_AHEAD = {"raster": {"delta", "bound"}, "any": {"accelerator", "order"}}
+_BY_ORDER = {"raster": {"delta", "bound"}, "any": {"accelerator", "order"}}
+_DRAFTS = {"rule", "delta", "stop"}
 
 
 def read_by(model: Model) -> set[str]:
     """Return the names of the settings that a model reads."""
-    read = _ALWAYS | _AHEAD.get(model.family.order, set())
+    read = _ALWAYS | _BY_ORDER.get(model.family.order, set())
     if model.head is not None:
         read = read | _OWN[model.family.order]
     return read | (_DRAFTS if model.draft is not None else set())
