@@ -14,7 +14,7 @@ import threading
 from absl import flags
 
 from driftar_jax.cli import program as cli
-from driftar_jax.config import wrong
+from driftar_jax.config import GENERATIVE, wrong
 from driftar_jax.demo import server, studio
 from driftar_jax.storage import checkpoints
 
@@ -73,10 +73,12 @@ def _shipped() -> list[tuple[str, str | None]]:
     folders = sorted(path.parent for path in pathlib.Path(SHIPPED).glob("*/config.json"))
     configs = {str(folder): checkpoints.read_config(folder) for folder in folders}
     kind = {
-        name: (c["host"]["name"], c["data"]["name"]) for name, c in configs.items() if "host" in c
+        name: (c["host"]["name"], c["data"]["name"])
+        for name, c in configs.items()
+        if c["task"] in GENERATIVE
     }
     owns = {kind[name]: name for name in kind if configs[name]["task"] == "host"}
-    drifts = [name for name in kind if configs[name]["task"] in ("drift", "draft")]
+    drifts = [name for name in kind if configs[name]["task"] != "host"]
     if not drifts:
         raise wrong("workdir", None, f"--workdir=FOLDER, or a folder {SHIPPED}/ with checkpoints")
     return [(name, owns.get(kind[name])) for name in drifts]

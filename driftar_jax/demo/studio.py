@@ -51,7 +51,7 @@ class Pair:
     def head(self, name: str) -> Head:
         """Return the head `drift` or `own`; ValueError where there is none of that name."""
         heads = {"drift": self.drift} | ({"own": self.own} if self.own else {})
-        if name not in heads:
+        if not isinstance(name, str) or name not in heads:
             raise wrong("head", name, " | ".join(heads))
         return heads[name]
 
@@ -310,8 +310,9 @@ def _picture(asked, name: str, mode: str, size: tuple[int, int]) -> np.ndarray:
                 raise wrong(name, f"{picture.height}x{picture.width}", allowed)
             # By way of RGB, so that palettes and transparency end alike in grey and in colour.
             return np.asarray(picture.convert("RGB").convert(mode))
-    # The library says of some damaged PNG files that their syntax is wrong.
-    except (OSError, SyntaxError) as error:
+    # The library says of some damaged PNG files that their syntax is wrong, and refuses by itself
+    # those that declare more pixels than any memory holds.
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise wrong(name, type(error).__name__, allowed) from None
     except ValueError as error:
         # The complaint about the size, raised above, comes by here too and is passed on as it is.

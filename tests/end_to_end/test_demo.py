@@ -10,6 +10,7 @@ import pathlib
 import shlex
 import threading
 import time
+import zlib
 
 import browser
 import numpy as np
@@ -142,6 +143,7 @@ BAD = {
     "num: got 5, allowed 1 to 4": {"num": 5},
     "seed: got -1": {"seed": -1},
     "head: got 'both', allowed drift | own": {"head": "both"},
+    "head: got ['own'], allowed drift | own": {"head": ["own"]},
     "model: got 2, allowed 0 to 1": {"model": 2},
     "label: got '300 letters', allowed at most 200": {"label": "x" * 300},
 }
@@ -154,12 +156,21 @@ def test_a_wrong_request_gets_one_line(served, said):
     assert "\n" not in reply["error"]
 
 
+def _huge():
+    """A few bytes that say of themselves to be a PNG of 10^10 pixels."""
+    bytes_of = bytearray(base64.b64decode(_png(np.zeros((8, 8), np.uint8))))
+    bytes_of[16:24] = (10**5).to_bytes(4, "big") * 2
+    bytes_of[29:33] = zlib.crc32(bytes_of[12:29]).to_bytes(4, "big")
+    return base64.b64encode(bytes_of).decode()
+
+
 def test_pictures_of_a_request_are_looked_at_before_they_are_unpacked(served):
     good = _png(np.full((8, 8), 255, np.uint8))
     for change, said in (
         ({"image": "!"}, "image: got 'no base64', allowed a PNG of 8x8 in base64"),
         ({"image": base64.b64encode(b"GIF89a").decode()}, "image: got 'UnidentifiedImageError'"),
         ({"image": _png(np.zeros((4000, 4000), np.uint8))}, "image: got '4000x4000'"),
+        ({"image": _huge()}, "image: got 'DecompressionBombError', allowed a PNG of 8x8"),
         ({"mask": _png(np.zeros((8, 8), np.uint8))}, "mask: got 'no pixel'"),
         ({"mask": 3}, "mask: got 'int'"),
     ):
@@ -184,9 +195,13 @@ def test_only_its_own_page_is_answered(served):
     assert status == 415
     status, reply = _ask(served, "POST", "/draw", "{", Content_Type="application/json")
     assert (status, reply["error"]) == (400, "request: got '1 bytes', allowed JSON")
+    assert _ask(served, "POST", "/draw", "[" * 99_999)[1]["error"].endswith("allowed JSON")
     assert _ask(served, "POST", "/draw", [1])[1]["error"].startswith("request: got 'list'")
     status, reply = _ask(served, "POST", "/draw", b"x" * (server.MOST_BYTES + 1))
     assert status == 413
+    for length in ("\xb2", "1" * 5000, "-1", ""):
+        status, reply = _ask(served, "POST", "/draw", "{}", Content_Length=length)
+        assert status == 413 and reply["error"].startswith(f"Content-Length: got '{length[:99]}")
     assert _ask(served, "GET", "/../models/README.md")[0] == 404
     assert _ask(served, "POST", "/models", {})[0] == 404
     assert _ask(served, "GET", "/", Host=f"localhost:{port}")[0] == 200
