@@ -75,7 +75,7 @@ def _shipped() -> list[tuple[str, str | None]]:
     kind = {
         name: (c["host"]["name"], c["data"]["name"])
         for name, c in configs.items()
-        if c["task"] in GENERATIVE
+        if c.get("task") in GENERATIVE
     }
     owns = {kind[name]: name for name in kind if configs[name]["task"] == "host"}
     drifts = [name for name in kind if configs[name]["task"] != "host"]

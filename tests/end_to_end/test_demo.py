@@ -252,6 +252,20 @@ def test_what_cannot_be_shown_is_said_at_once(call, workdirs, python):
         assert done.status == 2 and said in done.stderr, done.stderr
 
 
+def test_of_models_beside_it_those_of_other_tasks_are_left_out(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name, config in (
+        ("converted", {"task": "nextstep", "host": {"width": 8}}),
+        ("other", {"host": {"name": "mar"}}),
+    ):
+        folder = tmp_path / "models" / name
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(config))
+    done = call("demo")
+    assert (done.status, done.stderr.count("\n")) == (2, 1), done.stderr
+    assert "workdir: got None, allowed --workdir=FOLDER" in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(browser.installed() is None, reason="no Chromium is installed here")
 def test_a_browser_draws_plays_and_fills_in(served, desk, tmp_path):
