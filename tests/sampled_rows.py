@@ -22,7 +22,7 @@ BATCH = 16
 
 
 def parts():
-    """Modules and parameters of a small MAR with its own head."""
+    """Modules and parameters of a small MAR with Drift-AR."""
     config = tiny.config("drift")
     made = model.build(config, tiny.IMAGES)
     shapes = model.shapes(config, tiny.IMAGES)

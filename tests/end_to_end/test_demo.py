@@ -99,7 +99,9 @@ def test_the_page_and_what_it_has_to_know(served):
 def test_a_drawing_is_that_of_its_command_and_of_its_python(served, call, tmp_path, head):
     status, reply = _ask(served, "POST", "/draw", {**FOUR, "head": head})
     assert status == 200, reply
-    assert reply["seconds"] > 0 and reply["compiling"] >= 0
+    assert reply["seconds"] > 0 and reply["compiling"] > 0
+    _, again = _ask(served, "POST", "/draw", {**FOUR, "head": head})
+    assert again["compiling"] == 0 and again["sheet"] == reply["sheet"]
     sheet = _sheet(reply)
     assert sheet.shape == (3, 4, 8, 8) and (sheet[0] == sheet[0, 0, 0, 0]).all()
     codes = np.frombuffer(base64.b64decode(reply["entropy"][-1][0]), np.uint8)

@@ -47,6 +47,8 @@ def test_a_number_at_its_end(task, name, end):
         made = load.random(settings, tiny.IMAGES)
         grids = made.sample([0, 1, -1], 3, nfe=3) if task == "host" else made.sample([0, 1, -1], 3)
         assert grids.images.shape == (3, 4, 6, 1)
+        # Of numbers that are not finite a picture would be of one grey.
+        assert (grids.images.std(axis=(1, 2, 3)) > 0).all()
         return
     learner = tasks.build(settings, tiny.IMAGES)
     optimizer = optim.make_optimizer(settings.optim, settings.train.steps)

@@ -1,5 +1,7 @@
 """Growth: what is traced is what was sampled, step by step."""
 
+import functools
+
 import numpy as np
 import pytest
 from recorded import cases
@@ -107,8 +109,11 @@ def test_the_program_without_a_trace_is_as_small_as_before():
     loaded = cases.loaded("mar_own")
     settings = loaded.checked(nfe=3)
     args = (loaded.model, settings, loaded.params, cases.LABELS, np.arange(5), seeds.argument(3))
-    without = jax.make_jaxpr(plain.generate, static_argnums=(0, 1))(*args)
+    without, traced = (
+        jax.make_jaxpr(functools.partial(plain.generate, trace=trace), static_argnums=(0, 1))(*args)
+        for trace in (False, True)
+    )
     assert len(without.out_avals) == 1 + 4  # the grid, and four counts
-    assert f"{len(cases.LABELS)},{loaded.model.images.num_tokens}]" in str(without)
+    assert len(traced.out_avals) == 1 + 4 + 3
     stacked = f"f32[{settings.ar_steps},5,{loaded.model.images.num_tokens}]"
-    assert stacked not in str(without)
+    assert stacked in str(traced) and stacked not in str(without)
