@@ -9,6 +9,7 @@ import numpy as np
 from scipy import stats
 
 from driftar_jax.drift.spread import BANDS
+from driftar_jax.reports import tables
 from driftar_jax.storage.jsons import write_json
 
 # Figures that are lower where an arm is better, in the order of the columns.
@@ -160,7 +161,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
         if any(column[0] in row["figures"] for row in rows)
     ]
     head = ["arm", *(heading for _, heading, _ in columns), "seeds", "seconds"]
-    text = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    found = []
     for row in rows:
         cells = [row["arm"]]
         for key, _, digits in columns:
@@ -168,8 +169,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
             cells.append("" if figure is None else _spread(figure, digits))
         failed = f" ({len(row['failed'])} failed)" if row["failed"] else ""
         cells += [f"{len(row['seeds'])}{failed}", f"{row['seconds']:.0f}"]
-        text.append("| " + " | ".join(cells) + " |")
-    return text
+        found.append(cells)
+    return tables.lines(head, found)
 
 
 def _spread(figure: dict[str, Any], digits: int) -> str:

@@ -4,6 +4,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 
 from driftar_jax.evaluation import windows
+from driftar_jax.reports import tables
 from driftar_jax.storage.jsons import write_json
 
 LIMITS = (
@@ -56,8 +57,7 @@ def lines(record: dict, others: Sequence[dict] = ()) -> list[str]:
 
 
 def _table(head: str, rows: Sequence[Sequence[str]]) -> list[str]:
-    table = [f"| {head} |", "|" + "---|" * (head.count("|") + 1)]
-    return table + ["| " + " | ".join(row) + " |" for row in rows]
+    return tables.lines(head.split(" | "), rows)
 
 
 def _calls(rows: Sequence[dict]) -> list[str]:

@@ -1,6 +1,7 @@
 """The table of what an image costs with each accelerator, counted and not run."""
 
 from driftar_jax.hosts.base import Model
+from driftar_jax.reports import tables
 from driftar_jax.sampling.settings import Settings
 
 _HEAD = (
@@ -19,9 +20,8 @@ _HEAD = (
 def lines(model: Model, settings: Settings) -> list[str]:
     """Return the table for an image, as lines of Markdown."""
     rows = model.family.work(model, settings)
-    text = ["| " + " | ".join(_HEAD) + " |", "|" + "---|" * len(_HEAD)]
-    for row in rows:
-        cells = (
+    cells = [
+        (
             row.method,
             row.full_calls,
             row.cheap_calls,
@@ -32,5 +32,6 @@ def lines(model: Model, settings: Settings) -> list[str]:
             f"{row.head_flops / 1e9:.2f}",
             f"{rows[0].flops / row.flops:.2f} times",
         )
-        text.append("| " + " | ".join(map(str, cells)) + " |")
-    return text
+        for row in rows
+    ]
+    return tables.lines(_HEAD, cells)

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from driftar_jax.reports import tables
 from driftar_jax.reports.ablation_table import interval
 
 _FIELDS = (
@@ -19,26 +20,24 @@ def lines(record: dict[str, Any]) -> list[str]:
     pairs = record["pairs"]
     names = sorted(pairs[0]["ways"], key=_place)
     head = ["draws", *(heading for _, heading, _ in _FIELDS)]
-    text = [_row(head), "|" + "---|" * len(head)]
+    ways = []
     for name in names:
         label = f"own head, {pairs[0]['own_steps']} steps, two halves" if name == "floor" else name
         cells = [_spread([p["ways"][name][key] for p in pairs], n) for key, _, n in _FIELDS]
-        text.append(_row([label, *cells]))
-    head = ["quarter of the entropy", "energy distance", "floor", "spread / own spread"]
-    text += ["", _row(head), "|" + "---|" * len(head)]
+        ways.append([label, *cells])
+    parts = ["quarter of the entropy", "energy distance", "floor", "spread / own spread"]
+    quarters = []
     for number, first in enumerate(pairs[0]["by_entropy"]):
         rows = [p["by_entropy"][number] for p in pairs]
-        text.append(
-            _row(
-                [
-                    f"{first['from']:.2f} to {first['to']:.2f}",
-                    _spread([r["drift"]["energy"] for r in rows], 4),
-                    _spread([r["floor"]["energy"] for r in rows], 4),
-                    _spread([r["drift"]["spread"] for r in rows], 3),
-                ]
-            )
+        quarters.append(
+            [
+                f"{first['from']:.2f} to {first['to']:.2f}",
+                _spread([r["drift"]["energy"] for r in rows], 4),
+                _spread([r["floor"]["energy"] for r in rows], 4),
+                _spread([r["drift"]["spread"] for r in rows], 3),
+            ]
         )
-    return [*text, "", sentence(pairs)]
+    return [*tables.lines(head, ways), "", *tables.lines(parts, quarters), "", sentence(pairs)]
 
 
 def _place(name: str) -> tuple[int, int]:
@@ -75,10 +74,6 @@ def sentence(pairs: list[dict[str, Any]]) -> str:
         f"{scores['drift']:.4f}, the own head's {scores['floor']:.4f}: {gap['mean']:+.4f}{sure}, "
         "lower is better."
     )
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
 
 
 def _spread(values: list[float], digits: int) -> str:

@@ -14,6 +14,7 @@ from driftar_jax.config import wrong
 from driftar_jax.data import given as pictures
 from driftar_jax.evaluation import frechet, inception_score, judges, manifold, networks, quality
 from driftar_jax.evaluation.kid import kid
+from driftar_jax.reports import tables
 
 METRICS = ("frechet", "kid", "precision_recall", "inception_score")
 _FEWEST = 4  # of the kernel distance
@@ -190,19 +191,20 @@ def _markdown(record: dict[str, Any]) -> str:
     for name in ("images", "count", "size", "reference", "network", "command"):
         lines.append(f"- {name}: {record[name]}")
     lines += [f"- {reason}" for reason in record.get("left_out", ())]
-    lines += ["", "| metric | these pictures | two halves of the reference |", "|---|---|---|"]
-    rows = (
+    metrics = (
         (f"fd_{record['network']}", "frechet", ""),
         (f"kid_{record['network']}", "kid", "kid_spread"),
         ("precision", "precision", ""),
         ("recall", "recall", ""),
         ("inception score", "inception_score", "inception_score_spread"),
     )
-    for heading, key, spread in rows:
+    rows = []
+    for heading, key, spread in metrics:
         if key in record:
             halves = f"{key}_real_halves"
             cells = [_cell(record, key, spread), _cell(record, halves, f"{halves}_spread")]
-            lines.append(f"| {heading} | {' | '.join(cells)} |")
+            rows.append([heading, *cells])
+    lines += ["", *tables.lines(["metric", "these pictures", "two halves of the reference"], rows)]
     note = "± is the spread over subsets (kid) or splits (inception score), not over runs."
     return "\n".join([*lines, "", note, ""])
 

@@ -34,6 +34,7 @@ from driftar_jax.reports import (
     ahead_table,
     deviation_table,
     speculation_report,
+    tables,
     verdict,
 )
 from driftar_jax.reports.ablation_table import CONFIDENCE
@@ -170,14 +171,12 @@ def _evaluate(record: dict[str, Any]) -> list[str]:
     rows = record["rows"]
     columns = [c for c in _COLUMNS if any(c[0] in row for row in rows)]
     head = ["method", *(heading for _, heading, _ in columns)]
-    text = [*_facts(record), "", _row(head), "|" + "---|" * len(head)]
-    for row in rows:
-        cells = [_cell(row, key, digits) for key, _, digits in columns]
-        text.append(_row([row["method"], *cells]))
+    shown = [(row["method"], row) for row in rows]
     if "real" in record:
         real = {k: v for k, v in record["real"].items() if not k.startswith("nearest")}
-        cells = [_cell(real, key, digits) for key, _, digits in columns]
-        text.append(_row(["real images", *cells]))
+        shown.append(("real images", real))
+    cells = [[name, *(_cell(row, key, n) for key, _, n in columns)] for name, row in shown]
+    text = [*_facts(record), "", *tables.lines(head, cells)]
     text += ["", *(f"- {words}" for words in conclusions(record))]
     text += _premise(record.get("premise", {}))
     return [*text, *_held_out(record.get("held_out", {}))]
@@ -256,10 +255,10 @@ def _premise(correlations: dict[str, list[dict]]) -> list[str]:
     counts = [p["num_unknown"] for p in min(correlations.values(), key=len)]
     head = ["entropy against residual (Spearman)", *(f"{n} unknown" for n in counts)]
     rows = [
-        _row([name, *(f"{p['spearman']:+.2f}" for p in of[: len(counts)])])
+        [name, *(f"{p['spearman']:+.2f}" for p in of[: len(counts)])]
         for name, of in correlations.items()
     ]
-    return ["", _row(head), "|" + "---|" * len(head), *rows]
+    return ["", *tables.lines(head, rows)]
 
 
 def _held_out(found: dict[str, dict]) -> list[str]:
@@ -269,10 +268,10 @@ def _held_out(found: dict[str, dict]) -> list[str]:
     names = (f"spread over error, band {n + 1}" for n in range(bands))
     head = ["held-out contexts", "energy score", *names]
     rows = [
-        _row([name, f"{of['energy_score']:.4f}", *(f"{r:.2f}" for r in of["spread_to_error"])])
+        [name, f"{of['energy_score']:.4f}", *(f"{r:.2f}" for r in of["spread_to_error"])]
         for name, of in found.items()
     ]
-    return ["", _row(head), "|" + "---|" * len(head), *rows]
+    return ["", *tables.lines(head, rows)]
 
 
 def _placed(record: dict[str, Any]) -> list[dict]:
@@ -339,7 +338,3 @@ def _sweep(records: Sequence[dict], rows: Sequence[dict]) -> list[str]:
         "interval of Student's t. Each result holds the `train` command of its arm."
     )
     return [f"    {first['sweep']}", "", "; ".join(parts) + ". " + words]
-
-
-def _row(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"

@@ -10,7 +10,7 @@ import numpy as np
 from driftar_jax.data import pictures
 from driftar_jax.evaluation.compare import Row
 from driftar_jax.evaluation.premise import Premise
-from driftar_jax.reports import in_words
+from driftar_jax.reports import in_words, tables
 from driftar_jax.sampling.contexts import Score
 from driftar_jax.storage.jsons import write_json
 
@@ -177,7 +177,7 @@ def _table(records: Sequence[dict], floor: float) -> list[str]:
         "method | AR steps | NFE per step | backbone rows | images/s (median, low to high) | "
         "compile s | speed ratio | Frechet distance | class accuracy | real-vs-real floor"
     )
-    lines = [f"| {head} |", "|" + "---|" * (head.count("|") + 1)]
+    rows = []
     for r in records:
         cells = [
             r["method"],
@@ -192,32 +192,26 @@ def _table(records: Sequence[dict], floor: float) -> list[str]:
             f"{r['accuracy']:.3f} ± {r['accuracy_std']:.3f}",
             digits(floor, 2),
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        rows.append(cells)
+    return tables.lines(head.split(" | "), rows)
 
 
 def _quality(records: Sequence[dict], real: RealRow) -> list[str]:
     # Metrics that were not asked for have no column, rather than one of gaps.
     columns = [column for column in QUALITY if column[0] in records[0]]
     heads = [heading.format(network=real.network) for _, heading, _ in columns]
-    lines = [
-        "| method | NFE per step | " + " | ".join(heads) + " |",
-        "|" + "---|" * (len(columns) + 2),
-    ]
+    rows = []
     reached = {"method": "real images", "nfe_per_step": "", **real.quality}
     for r in (*records, reached):
         cells = [f"{digits(r[key], n)} ± {r[f'{key}_std']:.{n}f}" for key, _, n in columns]
-        lines.append(f"| {r['method']} | {r['nfe_per_step']} | " + " | ".join(cells) + " |")
-    return lines
+        rows.append([r["method"], r["nfe_per_step"], *cells])
+    return tables.lines(["method", "NFE per step", *heads], rows)
 
 
 def _batches(records: Sequence[dict]) -> list[str]:
     sizes = list(records[0]["by_batch_size"])
     columns = [f"{what} at batch {size}" for size in sizes for what in ("images/s", "ratio")]
-    lines = [
-        "| method | NFE per step | " + " | ".join(columns) + " |",
-        "|" + "---|" * (len(columns) + 2),
-    ]
+    rows = []
     for r in records:
         cells = []
         for size in sizes:
@@ -225,41 +219,39 @@ def _batches(records: Sequence[dict]) -> list[str]:
             low, high = at["speed_ratio_low"], at["speed_ratio_high"]
             spread = f"{at['speed_ratio']:.2f} ({low:.2f} to {high:.2f})"
             cells += [digits(at["images_per_s"], 1), spread]
-        lines.append(f"| {r['method']} | {r['nfe_per_step']} | " + " | ".join(cells) + " |")
-    return lines
+        rows.append([r["method"], r["nfe_per_step"], *cells])
+    return tables.lines(["method", "NFE per step", *columns], rows)
 
 
 def _premise(correlations: dict[str, list[dict]]) -> list[str]:
     # Hosts differ in how many masks they were measured at: the table holds what all of them have.
     counts = [p["num_unknown"] for p in min(correlations.values(), key=len, default=[])]
-    lines = [
-        "| backbone | " + " | ".join(f"{n} unknown" for n in counts) + " |",
-        "|" + "---|" * (len(counts) + 1),
+    rows = [
+        [name, *(f"{p['spearman']:+.2f}" for p in rates[: len(counts)])]
+        for name, rates in correlations.items()
     ]
-    for name, rates in correlations.items():
-        cells = [f"{p['spearman']:+.2f}" for p in rates[: len(counts)]]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return lines
+    return tables.lines(["backbone", *(f"{n} unknown" for n in counts)], rows)
 
 
 def _held_out(held_out: dict[str, Score]) -> list[str]:
     if not held_out:
         return []
     bands = len(next(iter(held_out.values())).spread_to_error)
-    lines = [
+    head = ["head", "energy score", *(f"band {n + 1}" for n in range(bands))]
+    rows = [
+        [name, f"{found.energy_score:.4f}", *(f"{r:.2f}" for r in found.spread_to_error)]
+        for name, found in held_out.items()
+    ]
+    return [
         "## Do draws spread as far as they err?",
         "",
         "Draws of the same unknown tokens in contexts of images that nothing was trained on:",
         "energy score, and variance over squared error of the mean in bands of directions of the",
         "tokens, from the coarse to the fine ones. 1 is right, below 1 draws are too alike.",
         "",
-        "| head | energy score | " + " | ".join(f"band {n + 1}" for n in range(bands)) + " |",
-        "|" + "---|" * (bands + 2),
+        *tables.lines(head, rows),
+        "",
     ]
-    for name, found in held_out.items():
-        cells = [f"{found.energy_score:.4f}", *(f"{r:.2f}" for r in found.spread_to_error)]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
-    return [*lines, ""]
 
 
 def entropy_map(

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from driftar_jax.config import wrong
+from driftar_jax.reports import tables
 from driftar_jax.storage.jsons import write_json
 
 LIMITS = (
@@ -99,7 +100,7 @@ def join(out: pathlib.Path, reports: Sequence[str]) -> str:
     facts = [f"- {report}: {f['checkpoints']}; {f['images']}" for report, (_, f) in read.items()]
     title = "# Acceptance of drafts, report by report"
     spread = "Means and standard deviations over checkpoints and sampling seeds."
-    text = "\n".join([title, "", *facts, "", spread, "", *_table(head, lines), ""])
+    text = "\n".join([title, "", *facts, "", spread, "", *tables.lines(head, lines), ""])
     (out / "joined.md").write_text(text)
     return text
 
@@ -113,11 +114,6 @@ def _joined_cells(row: dict) -> list[str]:
         "energy_distance": 4,
     }
     return [_spread(row, name, n) for name, n in digits.items()]
-
-
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return lines + ["| " + " | ".join(row) + " |" for row in rows]
 
 
 def _name(row: dict) -> str:
@@ -158,7 +154,7 @@ def main_table(record: dict) -> list[str]:
                 _spread(control, "energy_distance", 4),
             ]
         )
-    return _table(head, rows)
+    return tables.lines(head, rows)
 
 
 def _speed(record: dict) -> list[str]:
@@ -170,7 +166,7 @@ def _speed(record: dict) -> list[str]:
         name = _name(row) if row["gamma"] else f"plain, {row['ar_steps']} AR steps"
         speeds = [row["speed"][size] for size in sizes]
         rows.append([name, *(f"{s['images_per_s']:.1f} ({s['ratio']:.2f})" for s in speeds)])
-    return _table(head, rows)
+    return tables.lines(head, rows)
 
 
 def _auto(chosen: Sequence[dict]) -> list[str]:
@@ -190,7 +186,7 @@ def _auto(chosen: Sequence[dict]) -> list[str]:
         ]
         for c in chosen
     ]
-    return _table(head, rows)
+    return tables.lines(head, rows)
 
 
 def _drafted(rows: Sequence[dict]) -> list[dict]:
@@ -210,7 +206,7 @@ def _lengths(rows: Sequence[dict]) -> list[str]:
         shares += [""] * (most - len(shares))
         mean, share = speculation["accepted_per_call"], speculation["accepted_groups"]
         lines.append([_name(row), *shares, f"{mean:.2f}", f"{share:.0%}"])
-    return _table(head, lines)
+    return tables.lines(head, lines)
 
 
 def _by_entropy(rows: Sequence[dict]) -> list[str]:
@@ -226,4 +222,4 @@ def _by_entropy(rows: Sequence[dict]) -> list[str]:
             for b in bins
         ]
         lines.append([_name(row), *cells])
-    return _table(head, lines)
+    return tables.lines(head, lines)

@@ -10,6 +10,7 @@ import jax
 
 from driftar_jax import config
 from driftar_jax.evaluation import benchmark, windows
+from driftar_jax.reports import tables
 from driftar_jax.sampling import generator, load
 from driftar_jax.storage.jsons import write_json
 from driftar_jax.targets import precision
@@ -71,13 +72,14 @@ def write_windows(
     """Do as `write` with the records of `windows.costs`."""
     facts = _facts(weights, averages) | {"host": windows.size_in_words(subject)}
     head = "batch | tokens made | contexts | ms of a call | beside a plain one (low to high)"
-    lines = [f"| {head} |", "|" + "---|" * 5]
+    rows = []
     for r in found:
         cells = [f"{r[name]}" for name in ("batch_size", "window", "contexts")]
         cells += [f"{1000 * r['seconds']:.2f}"]
         cells += [f"{r['ratio']:.2f} ({r['ratio_low']:.2f} to {r['ratio_high']:.2f})"]
-        lines.append("| " + " | ".join(cells) + " |")
-    _write(out, "What a call costs by its window", facts, {"windows": list(found)}, lines)
+        rows.append(cells)
+    table = tables.lines(head.split(" | "), rows)
+    _write(out, "What a call costs by its window", facts, {"windows": list(found)}, table)
 
 
 def _facts(weights: str, averages: tuple) -> dict[str, str]:
@@ -106,7 +108,7 @@ def _table(records: Sequence[dict]) -> list[str]:
         "s per image (median, low to high) | "
         "backbone | head | rest | compile s | peak GiB | temporary GiB"
     )
-    lines = [f"| {head} |", "|" + "---|" * (head.count("|") + 1)]
+    rows = []
     for r in records:
         low, high = r["seconds_per_image_low"], r["seconds_per_image_high"]
         cells = [
@@ -121,5 +123,5 @@ def _table(records: Sequence[dict]) -> list[str]:
             f"{r['peak_bytes'] / 2**30:.2f}",
             f"{r['temporary_bytes'] / 2**30:.2f}",
         ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        rows.append(cells)
+    return tables.lines(head.split(" | "), rows)

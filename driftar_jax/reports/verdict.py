@@ -3,6 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from driftar_jax.reports import tables
+
 _HEAD = (
     "set and row",
     "distance",
@@ -18,7 +20,7 @@ _HEAD = (
 
 def lines(reports: Mapping[str, dict[str, Any]]) -> list[str]:
     """Return the table of some reports of `evaluate` by name, as lines of Markdown."""
-    text = ["| " + " | ".join(_HEAD) + " |", "|" + "---|" * len(_HEAD)]
+    found = []
     for of, record in reports.items():
         seeds = _seeds(record)
         best = min(row["frechet"] for row in record["rows"] if _own(row))
@@ -36,8 +38,8 @@ def lines(reports: Mapping[str, dict[str, Any]]) -> list[str]:
                 _seconds(row),
                 seeds,
             ]
-            text.append("| " + " | ".join(cells) + " |")
-    return text
+            found.append(cells)
+    return tables.lines(_HEAD, found)
 
 
 def chosen(rows: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
