@@ -160,9 +160,7 @@ class Run:
         folder = self.workdir / "samples"
         folder.mkdir(exist_ok=True)
         pictures.save_grid(folder / f"step_{step:08d}.png", made, columns=8)
-        records = journal.read_metrics(self.workdir / "metrics.jsonl")
-        names = [n for n in ("loss", "drift", "energy_score", "mu") if n in records[-1]]
-        pictures.save_curves(self.workdir / "curves.png", {"train": records}, names)
+        _draw_curves(self.workdir)
 
     def _held_out_draws(self, step: int, loaded: generator.Generator) -> None:
         """Draws in contexts of held-out images: a line, and one in `held_out_draws.jsonl`.
@@ -246,6 +244,14 @@ def open_run(settings: Any, workdir: str) -> Run:
         if lock is not None and fitted and not (folder / prompts.FILE).exists():
             _write_text(folder, settings, source, fitted)
     return Run(settings, folder, images, batches, training, weights, lock, before, score)
+
+
+def _draw_curves(workdir: pathlib.Path) -> None:
+    """Draw `curves.png` of the log, which is empty where pictures are due before its first line."""
+    records = journal.read_metrics(workdir / "metrics.jsonl")
+    logged = {name for record in records for name in record}
+    if names := [n for n in ("loss", "drift", "energy_score", "mu") if n in logged]:
+        pictures.save_curves(workdir / "curves.png", {"train": records}, names)
 
 
 def _write_text(folder: pathlib.Path, settings: Any, source, fitted: captions.Fitted) -> None:

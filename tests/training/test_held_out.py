@@ -72,7 +72,8 @@ def test_a_run_scores_itself_and_goes_on_where_it_was(tmp_path):
         run.go_on(run.start(), say=lambda line: None)
 
     settings = mar_small.get_config("tiny")
-    settings.train.update(held_out_every=2, judge=str(tmp_path / "judge"))
+    # Pictures of the first step come before the first line of the log.
+    settings.train.update(held_out_every=2, judge=str(tmp_path / "judge"), sample_every=1)
     for steps in (2, 3):  # the second goes on from the first
         settings.train.steps = steps
         with runs.open_run(settings, str(tmp_path / "run")) as run:
@@ -81,6 +82,8 @@ def test_a_run_scores_itself_and_goes_on_where_it_was(tmp_path):
     lines = (tmp_path / "run" / "held_out.jsonl").read_text().splitlines()
     records = [json.loads(line) for line in lines]
     assert [record["step"] for record in records] == [2, 3]
+    shown = sorted(path.name for path in (tmp_path / "run" / "samples").iterdir())
+    assert shown == [f"step_{step:08d}.png" for step in (1, 2, 3)]
     for record in records:
         assert record["split"] == "test" and record["pictures"] == held_out.PICTURES
         assert 0 < record["energy_score"] < 2 and 0 <= record["accuracy"] <= 1

@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from driftar_jax.training import journal
+from driftar_jax.training import journal, runs
 
 
 @pytest.fixture
@@ -196,3 +196,12 @@ def test_what_was_logged_survives_a_full_disk(tmp_path, monkeypatch, kind):
     with pytest.raises(OSError, match="No space"):
         kind(path, 2)
     assert path.read_text() == text and list(tmp_path.iterdir()) == [path]
+
+
+def test_curves_are_of_what_was_logged_so_far(tmp_path):
+    log = journal.MetricsLog(tmp_path / "metrics.jsonl", start=0)
+    runs._draw_curves(tmp_path)  # pictures may be due before the first line
+    assert not (tmp_path / "curves.png").exists()
+    log.write({"step": 2, "loss": 1.0})
+    runs._draw_curves(tmp_path)
+    assert (tmp_path / "curves.png").stat().st_size
