@@ -47,7 +47,8 @@ KEPT_APART = {
     "evaluation": {"training"},
 }
 # Modules of single hosts: others ask `hosts.family` and `hosts.base`.
-HOSTS = {"mar", "mar_host", "mar_plain", "mar_contexts", "transdiff", "transdiff_host"}
+HOSTS = {"mar", "mar_host", "mar_plain", "mar_plan", "mar_lazy", "mar_own", "mar_work"}
+HOSTS |= {"mar_contexts", "transdiff", "transdiff_host"}
 HOSTS |= {"transdiff_walk", "nextstep", "nextstep_host", "nextstep_contexts", "causal_walk"}
 NOWHERE = {"tensorflow", "torch", "torchvision", "timm"}
 FILES = sorted(PACKAGE.rglob("*.py"))
