@@ -316,7 +316,6 @@ def _check(flat: dict[str, Any], tokens: int) -> None:
     """Raise ValueError where values do not fit together."""
     fields.check_sizes(flat)
     heads, groups = flat["host.num_heads"], flat["host.num_kv_heads"]
-    fields.check_tokens(flat, tokens)
     if heads % groups:
         raise wrong("host.num_kv_heads", groups, f"a divisor of host.num_heads {heads}")
     if flat["host.width"] // heads % 2:

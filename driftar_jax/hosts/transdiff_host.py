@@ -259,7 +259,7 @@ class TransDiffFamily:
         return {**params, "table": _table(model.host, params["host"])}, classes
 
     def plain(self, model, settings, params, condition, keys, head, given=None, trace=False):
-        """See `Family.plain`; nothing is traced, as `sampling.trace.check` says."""
+        """See `Family.plain`; nothing is traced, as `sampling.traces.check` says."""
         if head is None:
             return by_own_head(model, settings, params, condition, keys)
         return by_one_step_head(model, settings, params, condition, keys, head)
