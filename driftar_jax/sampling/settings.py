@@ -312,9 +312,10 @@ def refuse_unread(model: Model, base: Settings, changes: dict) -> None:
       changes: fields; None leaves a field as it is.
     """
     # Refused and not ignored: a flag without effect would pass for a result.
-    for name in changes.keys() - read_by(model):
+    read = read_by(model)
+    for name in (name for name in changes if name not in read):
         if name not in {field.name for field in dataclasses.fields(Settings)}:
-            raise wrong("setting", name, " | ".join(sorted(read_by(model))))
+            raise wrong("setting", name, " | ".join(sorted(read)))
         if changes[name] is not None and changes[name] != getattr(base, name):
             raise wrong(name, changes[name], f"{getattr(base, name)} (this model does not read it)")
 

@@ -37,3 +37,11 @@ def test_every_field_takes_its_kind_alone(made, field):
             assert type(found) is field.type and found == found
     with pytest.raises(ValueError, match="^setting: got 'guidanse', allowed "):
         made.checked(guidanse=2.0)
+
+
+def test_of_several_that_are_not_read_the_first_is_named(made):
+    wrong = {"shift": 2.0, "drift_scale": 2.0, "guidance_image": 2.0, "bound": "constant"}
+    for first in wrong:
+        changes = {first: wrong[first], **wrong}
+        with pytest.raises(ValueError, match=f"^{first}: got .* does not read it"):
+            made.settings(**changes)
