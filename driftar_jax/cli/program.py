@@ -15,6 +15,7 @@ from absl import app, flags, logging
 from driftar_jax import config, seeds
 from driftar_jax.cli import environment, files, help, streams
 from driftar_jax.storage import compiled, paths
+from driftar_jax.storage.reasons import reason
 from driftar_jax.targets import precision
 
 USER_ERROR = environment.USER_ERROR
@@ -142,7 +143,7 @@ def _check_platform() -> None:
             try:
                 jax.devices()
             except Exception as error:  # each platform fails in its own way
-                why = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+                why = reason(error)
                 allowed = f"platforms that this machine has, such as cpu, or nothing ({why})"
                 fail(f"{name}: got {wanted!r}, allowed {allowed}")
 

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from driftar_jax.config import wrong
 from driftar_jax.data import listing
 from driftar_jax.storage import jsons
+from driftar_jax.storage.reasons import reason
 
 _TEXTS = ("text", "caption")
 _LARGEST = 2**16
@@ -86,8 +87,8 @@ def _read_table(name: str, path: str, texts: dict[str, str]) -> None:
                     raise ValueError(f"line {number} names {file_name}, which is not there")
                 texts[picture] = text.strip()
     except (OSError, ValueError, csv.Error) as error:
-        reason = " ".join(str(error).split())[:200]
-        allowed = f"lines with file_name and text (or caption) in {path} ({reason})"
+        why = reason(error)
+        allowed = f"lines with file_name and text (or caption) in {path} ({why})"
         raise wrong("data.name", name, allowed) from None
 
 
@@ -116,5 +117,5 @@ def _text_of(name: str, path: str) -> str:
             raise ValueError(f"more than {_LARGEST} bytes")
         return " ".join(data.decode("utf-8-sig").split())
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise wrong("data.name", name, f"texts in UTF-8 ({path}: {reason})") from None
+        why = reason(error)
+        raise wrong("data.name", name, f"texts in UTF-8 ({path}: {why})") from None

@@ -18,6 +18,7 @@ from driftar_jax.config import wrong
 from driftar_jax.data import prompts, subwords
 from driftar_jax.data.sets import OWN
 from driftar_jax.storage import jsons
+from driftar_jax.storage.reasons import reason
 from driftar_jax.types import TextSpec
 
 UNKNOWN = "[UNK]"
@@ -123,8 +124,8 @@ def read_tokenizer(folder: str | pathlib.Path, spec: TextSpec) -> Vocabulary:
     try:
         tokenizer = tokenizer_of(jsons.parse(path.read_bytes()))
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise wrong(prompts.FILE, str(path), f"the file that the run wrote ({reason})") from None
+        why = reason(error)
+        raise wrong(prompts.FILE, str(path), f"the file that the run wrote ({why})") from None
     words = len(tokenizer.vocabulary)
     # The table of a converted checkpoint has more rows than its tokenizer has pieces.
     if words > spec.vocab_size or (
@@ -274,8 +275,8 @@ def read_book(folder: str | pathlib.Path, spec: TextSpec, grid: tuple[int, int])
             raise ValueError("no list of captions for each class")
         return Book(tokenizer, spec, grid, tuple(map(tuple, texts)))
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise wrong(FILE, str(path), f"the file that the run wrote ({reason})") from None
+        why = reason(error)
+        raise wrong(FILE, str(path), f"the file that the run wrote ({why})") from None
 
 
 def _captions(group) -> bool:

@@ -10,6 +10,7 @@ import numpy as np
 from driftar_jax.config import wrong
 from driftar_jax.data import images, listing, npz
 from driftar_jax.storage import paths, stand_ins
+from driftar_jax.storage.reasons import reason
 
 ARRAY = "arr_0"  # what ADM's evaluator reads
 ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".pgm")
@@ -76,7 +77,7 @@ def _array(field: str, given: str, path: pathlib.Path) -> Given:
     try:
         (array,) = npz.read(path, [ARRAY])
     except Exception as error:  # a damaged zip can raise nearly anything
-        line = " ".join(str(error).split())[:200] or type(error).__name__
+        line = reason(error)
         line = stand_ins.of_file(path) or line
         raise wrong(field, given, f"a .npz with {ARRAY} ({line})") from None
     if (

@@ -20,6 +20,7 @@ from driftar_jax.data.sets import CONVERTED, LATENTS
 from driftar_jax.data.source import MEMORY_LIMIT
 from driftar_jax.storage import paths, stand_ins
 from driftar_jax.storage.jsons import read_json, write_json
+from driftar_jax.storage.reasons import reason
 
 FACTS = "latents.json"
 CAPTIONS = "captions.json"
@@ -120,7 +121,8 @@ def _shards(name: str, folder: pathlib.Path, split: str) -> LatentSource:
     if not (folder / "dataset_info.json").is_file():
         raise wrong("data.name", name, "a set that encode finished; run it again to go on")
     if split not in facts["splits"]:
-        raise wrong("data.split", split, " | ".join(facts["splits"]))
+        allowed = f"a set with the split {split!r}; it has {' | '.join(facts['splits']) or 'none'}"
+        raise wrong("data.name", name, allowed)
     import tensorflow_datasets as tfds
 
     try:
@@ -131,7 +133,7 @@ def _shards(name: str, folder: pathlib.Path, split: str) -> LatentSource:
         read_here = ("moments", "mirrored", "label")
         left_out = tfds_files.left_out(folder, builder.info, read_here, (FACTS, CAPTIONS))
     except Exception as error:  # whatever TFDS says of damaged files
-        line = " ".join(str(error).split())[:200] or type(error).__name__
+        line = reason(error)
         raise wrong("data.name", name, f"a set whose files are whole ({line})") from error
     if count != facts["splits"][split]:
         allowed = f"{facts['splits'][split]} images of {split} as its {FACTS} says, not {count}"
@@ -149,7 +151,7 @@ def _shards(name: str, folder: pathlib.Path, split: str) -> LatentSource:
             # TFDS does not say which file it read; the number of the image does.
             size = facts["per_shard"]
             shard = folder / shard_name(split, i // size, -(-count // size))
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            line = reason(error)
             raise wrong("data.name", str(shard), f"a shard as it was written ({line})") from error
 
     height, width, channels = facts["shape"]
@@ -191,7 +193,7 @@ def _npz(name: str, folder: pathlib.Path) -> LatentSource:
                 raise ValueError(f"moments are {pair.dtype} {pair.shape[1:]}")
         # A damaged zip can raise nearly anything, and each means the same to a user.
         except Exception as error:
-            line = " ".join(str(error).split())[:200] or type(error).__name__
+            line = reason(error)
             line = stand_ins.of_file(path) or line
             allowed = f"files with moments and moments_flip ({line})"
             raise wrong("data.name", str(path), allowed) from error

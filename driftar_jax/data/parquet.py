@@ -16,6 +16,7 @@ from driftar_jax.data import listing, own
 from driftar_jax.data.sets import PARQUET
 from driftar_jax.data.source import ImageSource
 from driftar_jax.storage import stand_ins
+from driftar_jax.storage.reasons import reason
 
 _KINDS = ("image", "label", "text")
 _NAMES = {
@@ -206,6 +207,6 @@ class _whole:
         if isinstance(error, Exception) and (
             type(error).__module__.startswith("pyarrow") or isinstance(error, OSError)
         ):
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            line = reason(error)
             line = stand_ins.of_file(self._file) or line
             raise wrong("data.name", self._name, f"whole tables ({self._file}: {line})") from None

@@ -16,6 +16,7 @@ import tempfile
 from driftar_jax.data import embedded, images, listing, tfds_files, tfrecords
 from driftar_jax.data.source import ImageSource
 from driftar_jax.storage import paths
+from driftar_jax.storage.reasons import reason
 
 _NAME = re.compile(r"(?P<set>\w+)(/(?P<config>[\w.-]+))?(:(?P<version>\d+\.\d+\.\d+))?")
 _VERSION = re.compile(r"\d+\.\d+\.\d+")
@@ -165,7 +166,7 @@ def _format(name: str, summary: dict, folder: str) -> str:
     got = summary.get("fileFormat", tfrecords.FORMAT)
     if got not in ("array_record", tfrecords.FORMAT):
         raise ValueError(
-            f"data.name: got {name!r} in file format {got!r}, allowed 'array_record' or "
+            f"data.name: got {name!r} in file format {str(got)[:40]!r}, allowed 'array_record' or "
             f"'{tfrecords.FORMAT}'; prepare it with (needs tensorflow): {_build(name, folder)}"
         )
     return got
@@ -250,7 +251,7 @@ def _missing(name: str, set_name: str, folder: str) -> ValueError:
 
 
 def _damaged(name: str, folder: str, error: Exception) -> ValueError:
-    line = " ".join(str(error).split())[:200] or type(error).__name__
+    line = reason(error)
     return ValueError(
         f"data.name: got {name!r} whose files under {folder} are damaged or missing, allowed a "
         f"complete set: {line}"

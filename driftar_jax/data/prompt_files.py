@@ -8,6 +8,7 @@ from typing import Any
 
 from driftar_jax.config import wrong
 from driftar_jax.storage import jsons, paths
+from driftar_jax.storage.reasons import reason
 
 _LARGEST = 2**26  # bytes of a file, or of all files of a folder
 _TABLES = (".csv", ".tsv", ".parquet", ".xlsx", ".yaml", ".yml", ".xml", ".html")
@@ -75,8 +76,8 @@ def read(field: str, source: str) -> Prompts:
     except OSError as error:
         raise wrong(field, source, f"a file or folder of prompts ({error.strerror})") from None
     except ValueError as error:
-        reason = " ".join(str(error).split())[:200]
-        raise wrong(field, source, f"prompts in UTF-8 ({reason})") from None
+        why = reason(error)
+        raise wrong(field, source, f"prompts in UTF-8 ({why})") from None
     return Prompts(kind, tuple(items))
 
 

@@ -13,6 +13,7 @@ from typing import Protocol
 import numpy as np
 
 from driftar_jax.config import wrong
+from driftar_jax.storage.reasons import reason
 
 FILE = "tokenizer.json"
 AREA = "<|image_area|>"
@@ -49,17 +50,25 @@ class _FromFile:
         try:
             self._made = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare exceptions of its own
-            reason = " ".join(str(error).split())[:200]
-            raise wrong(FILE, str(path), f"a tokenizer file of the checkpoint ({reason})") from None
+            raise _unfit(path, error) from None
+        self._path = path
         # A file may hold the last user's truncation and padding; the length is checked here, aloud.
         self._made.no_truncation()
         self._made.no_padding()
 
     def encode(self, text: str) -> list[int]:
-        return list(self._made.encode(text, add_special_tokens=False).ids)
+        try:
+            return list(self._made.encode(text, add_special_tokens=False).ids)
+        except Exception as error:  # as above: a vocabulary may lack what its model asks for
+            raise _unfit(self._path, error) from None
 
     def id_of(self, token: str) -> int | None:
         return self._made.token_to_id(token)
+
+
+def _unfit(path: pathlib.Path, error: Exception) -> ValueError:
+    why = reason(error)
+    return wrong(FILE, str(path), f"a tokenizer file of the checkpoint ({why})")
 
 
 def load_tokenizer(folder: str | pathlib.Path, marks: Mapping[str, int]) -> Tokenizer:

@@ -3,6 +3,8 @@
 import json
 from collections.abc import Mapping, Sequence
 
+from driftar_jax.storage.reasons import reason
+
 SIZE = 2048  # of the vocabulary at most; 256 of them are single bytes
 
 
@@ -47,7 +49,7 @@ class SubwordTokenizer:
         try:
             self._made = tokenizers.Tokenizer.from_str(json.dumps(file))
         except Exception as error:  # the library raises bare exceptions of its own
-            raise ValueError(" ".join(str(error).split())[:200]) from None
+            raise ValueError(reason(error)) from None
         self.vocabulary: dict[str, int] = self._made.get_vocab(with_added_tokens=True)
         if sorted(self.vocabulary.values()) != list(range(len(self.vocabulary))):
             raise ValueError("the pieces are not numbered from 0 on")

@@ -23,6 +23,7 @@ import numpy as np
 
 from driftar_jax.storage import paths
 from driftar_jax.storage.jsons import read_json, write_json
+from driftar_jax.storage.reasons import reason
 
 WEIGHTS, MANIFEST, CARD = *paths.RELEASED, "README.md"
 FILES = (WEIGHTS, MANIFEST, CARD, "config.json", "tokenizer.json", "captions.json")
@@ -60,8 +61,8 @@ def local(workdir: str | os.PathLike) -> str:
             match["repo"], revision=match["revision"], allow_patterns=list(FILES)
         )
     except Exception as error:  # the library and its transport have dozens of their own
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
-        allowed = f"a repository that can be had ({type(error).__name__}: {reason})"
+        why = reason(error)
+        allowed = f"a repository that can be had ({type(error).__name__}: {why})"
         raise _wrong("workdir", text, allowed) from None
 
 
@@ -124,7 +125,7 @@ class Released:
         except ValueError:
             raise
         except Exception as error:  # the library raises bare exceptions of its own
-            line = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            line = reason(error)
             raise _wrong("checkpoint", str(path), f"the file that export wrote ({line})") from None
         return jax.tree_util.tree_unflatten(tree, arrays)
 

@@ -6,6 +6,7 @@ import pathlib
 from typing import Any
 
 from driftar_jax.storage import stand_ins
+from driftar_jax.storage.reasons import reason
 
 # Python's objects take up to thirty times the room of their text.
 _LARGEST = 2**24
@@ -57,12 +58,12 @@ def read_json(field: str, path: str | os.PathLike, allowed: str, most: int = _LA
         if not isinstance(value, dict):
             raise ValueError("no JSON object")
     except OSError as error:
-        reason = error.strerror
+        why = error.strerror
     except ValueError as error:
-        reason = stand_ins.of_file(path) or " ".join(str(error).split())[:200]
+        why = stand_ins.of_file(path) or reason(error)
     else:
         return value
-    raise ValueError(f"{field}: got {str(path)!r}, allowed {allowed} ({reason})")
+    raise ValueError(f"{field}: got {str(path)!r}, allowed {allowed} ({why})")
 
 
 def write_json(path: str | os.PathLike, value) -> None:
