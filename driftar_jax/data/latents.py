@@ -193,8 +193,7 @@ def _npz(name: str, folder: pathlib.Path) -> LatentSource:
                 raise ValueError(f"moments are {pair.dtype} {pair.shape[1:]}")
         # A damaged zip can raise nearly anything, and each means the same to a user.
         except Exception as error:
-            line = reason(error)
-            line = stand_ins.of_file(path) or line
+            line = stand_ins.of_file(path) or reason(error)
             allowed = f"files with moments and moments_flip ({line})"
             raise wrong("data.name", str(path), allowed) from error
         # PyTorch's channels first to ours last.
@@ -225,9 +224,9 @@ def read_facts(folder: pathlib.Path) -> dict:
     """
     path = folder / FACTS
     facts = read_json("data.name", path, "the facts that encode wrote")
+    shape = facts.get("shape")
     for field, fits in (
-        ("shape", _numbers(facts.get("shape")) and len(facts["shape"]) == 3),
-        ("shape", _numbers(facts.get("shape")) and facts["shape"][-1] % 2 == 0),
+        ("shape", _numbers(shape) and len(shape) == 3 and shape[-1] % 2 == 0),
         ("class_names", _texts(facts.get("class_names"))),
         ("splits", isinstance(facts.get("splits"), dict) and _numbers([*facts["splits"].values()])),
         ("per_shard", _numbers([facts.get("per_shard")])),

@@ -272,6 +272,18 @@ def latent_set(tmp_path_factory):
     return folder, arrays
 
 
+@pytest.mark.parametrize("shape", [[], [4], [2, 3, 5], [2, 3, "4"], None, 4])
+def test_latents_of_no_possible_shape_are_one_line(latent_set, shape):
+    facts = latent_set[0] / latents.FACTS
+    was = facts.read_text()
+    try:
+        facts.write_text(json.dumps({**json.loads(was), "shape": shape}))
+        with pytest.raises(ValueError, match=r"^data\.name: got [^\n]*$"):
+            latents.open_latents(f"latents:{latent_set[0]}", "train", image_size=None)
+    finally:
+        facts.write_text(was)
+
+
 @pytest.mark.parametrize("kind", ["flip", "cut", "zero", "gone"])
 def test_a_damaged_latent_shard_is_named_and_never_read_as_something_else(latent_set, kind):
     folder, arrays = latent_set
