@@ -1,5 +1,6 @@
 """Pictures on disk: image grids and curves as PNG."""
 
+import importlib.util
 import math
 import pathlib
 import textwrap
@@ -8,7 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-_LETTERS = 13  # height of the names beside a grid
+_LETTERS = 13  # height of the names beside a grid, in pixels
+_PICTURE, _CAPTION = 160, 11  # side of a picture and height of the letters under it, in pixels
 
 
 def to_pil(image: np.ndarray, scale: int = 1) -> Image.Image:
@@ -55,7 +57,7 @@ def save_by_class(
     if most == 1 and len(rows) > 1:
         save_captioned(path, images, [title(label) for label in labels.tolist()])
         return
-    font = ImageFont.load_default(_LETTERS)
+    font = letters(_LETTERS)
     before = 2 * _LETTERS + max(int(font.getlength(title(label))) for label, _ in rows)
     scale = max(1, 64 // images.shape[1])
     strips = [to_pil(grid(row, most), scale).convert("RGB") for _, row in rows]
@@ -72,22 +74,42 @@ def save_by_class(
 def save_captioned(
     path: str | pathlib.Path, images: np.ndarray, texts: list[str], columns: int = 6
 ) -> None:
-    """Write images with a text under each as PNG; the first 60 of them."""
-    plt = pyplot()
+    """Write images with a text under each as PNG; the first 60 of them.
+
+    Args:
+      path: of the file.
+      images: uint8 `[n, H, W, C]`, enlarged by whole pixels or made smaller, to at most 160 pixels.
+      texts: n of them; three lines of each are shown.
+      columns: images in a row, if there are as many.
+    """
     images, texts = images[:60], texts[:60]
-    columns = min(columns, len(images))
-    rows = math.ceil(len(images) / columns)
-    size = (1.7 * columns, 2.0 * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False)
-    for axis in axes.ravel():
-        axis.set_axis_off()
-    for axis, image, text in zip(axes.ravel(), images, texts, strict=False):
-        # Grey is shown as equal red, green and blue: one channel would be coloured by its values.
-        axis.imshow(np.repeat(image, 3 // image.shape[-1], axis=-1))
-        axis.set_title("\n".join(textwrap.wrap(text, 24)[:3]), fontsize=6, y=-0.02, va="top")
-    figure.tight_layout()
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    scale = max(1, _PICTURE // max(images.shape[1:3]))
+    tiles = [to_pil(image, scale).convert("RGB") for image in images]
+    captions = ["\n".join(textwrap.wrap(text, 24)[:3]) for text in texts]
+    for tile in tiles:
+        tile.thumbnail((_PICTURE, _PICTURE))  # those alone that are larger
+    columns, font = min(columns, len(tiles)), letters(_CAPTION)
+    lines = max((caption.count("\n") for caption in captions), default=0) + 1
+    width = _PICTURE + 2 * _CAPTION
+    height = tiles[0].height + _CAPTION + lines * (_CAPTION + 4)
+    sheet = Image.new("RGB", (columns * width, math.ceil(len(tiles) / columns) * height), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, (tile, caption) in enumerate(zip(tiles, captions, strict=True)):
+        left, top = number % columns * width, number // columns * height
+        sheet.paste(tile, (left + (width - tile.width) // 2, top + _CAPTION // 2))
+        under = left + width // 2, top + _CAPTION // 2 + tile.height + 2
+        draw.multiline_text(under, caption, "black", font, anchor="ma", align="center")
+    sheet.save(path)
+
+
+def letters(size: int) -> ImageFont.FreeTypeFont:
+    """Return a font of `size` pixels, with the letters of matplotlib: Pillow's own has no accents.
+
+    Found as a file, for matplotlib itself takes a second to import.
+    """
+    library = importlib.util.find_spec("matplotlib").origin
+    font = pathlib.Path(library).parent / "mpl-data" / "fonts" / "ttf" / "DejaVuSans.ttf"
+    return ImageFont.truetype(font, size)
 
 
 def save_curves(path: str | pathlib.Path, curves: dict[str, list[dict]], names: list[str]) -> None:

@@ -196,6 +196,7 @@ def _panel(side: Side, names, clock: float, pace: float, span) -> Image.Image:
     maps = [_map(side.entropy[moment, i], shown[0].size, span) for i in range(number)]
     width, height = shown[0].size
     label, large, small = (ImageFont.load_default(size) for size in (15, 30, 11))
+    of_names = pictures.letters(10)
     lines = [textwrap.wrap(name, max(8, width // 6))[:2] for name in names[:number]]
     below = 14 * max((len(line) for line in lines), default=0)
     # Title and counts want some room above a single small picture, too.
@@ -215,7 +216,7 @@ def _panel(side: Side, names, clock: float, pace: float, span) -> Image.Image:
         left = i * (width + _GAP)
         panel.paste(picture, (left, top))
         for row, line in enumerate(lines[i] if i < len(lines) else ()):
-            draw.text((left, top + height + 3 + 14 * row), line, _INK, small)
+            draw.text((left, top + height + 3 + 14 * row), line, _INK, of_names)
         panel.paste(entropies, (left, top + height + _GAP + below))
     said = f"below: entropy of the backbone, {span[0]:.2f} (dark, sure) to {span[1]:.2f}"
     if not 0.95 < pace < 1.05:

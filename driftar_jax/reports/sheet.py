@@ -96,7 +96,7 @@ def write(
     """
     scale = max(1, round(_SIDE / originals.shape[1]))
     width, height = originals.shape[2] * scale, originals.shape[1] * scale
-    font, small = ImageFont.load_default(12), ImageFont.load_default(11)
+    font, small = pictures.letters(11), ImageFont.load_default(11)
     lines = [textwrap.wrap(name, max(10, 2 * width // 6))[:2] for name in names]
     cell = 2 * width + 4 + _GAP, height + 36 + _GAP
     columns = min(_COLUMNS, len(names))

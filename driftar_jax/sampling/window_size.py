@@ -6,6 +6,7 @@ batches are what is timed: plain, then with one window after another as long as 
 
 import dataclasses
 import time
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -43,7 +44,8 @@ class Choice:
 # Seeds that no window was chosen with.
 _UNSEEN = 1000
 
-_FOUND: dict[tuple, Choice] = {}
+# By what a window depends on: model, settings, batch size and the arrays of the parameters.
+_choices: dict[tuple, Choice] = {}
 
 
 def choose(
@@ -55,7 +57,9 @@ def choose(
     *,
     clock: Callable[[], float] = time.perf_counter,
 ) -> Choice:
-    """Find the fastest window for these settings, once in a process; 0 where none pays.
+    """Find the fastest window for a checkpoint and its settings; 0 where none pays.
+
+    The same parameters are measured once in a process, as long as they live.
 
     Args:
       model, params: of a host that makes one token after another.
@@ -64,10 +68,15 @@ def choose(
       condition: of some images, leaves `[n, ...]`; what it is tried with, in turn.
       clock: seconds; another one for tests.
     """
-    asked = model, settings, batch_size
-    if asked not in _FOUND:
-        _FOUND[asked] = _measured(*asked, params, condition, clock)
-    return _FOUND[asked]
+    # Two checkpoints of one config have one model, but a window settles more with one of them.
+    arrays = [leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array | np.ndarray)]
+    key = model, settings, batch_size, *map(id, arrays)
+    if key not in _choices:
+        _choices[key] = _measured(model, settings, batch_size, params, condition, clock)
+        # The identity of an array that is gone may be given to another one.
+        for array in arrays:
+            weakref.finalize(array, _choices.pop, key, None).atexit = False
+    return _choices[key]
 
 
 def _measured(model, settings, batch_size, params, condition, clock) -> Choice:
@@ -80,8 +89,8 @@ def _measured(model, settings, batch_size, params, condition, clock) -> Choice:
         ahead = dataclasses.replace(settings, lookahead=size)
         if not size:
             return lambda seed: plain.generate(model, ahead, *args, seeds.argument(seed))
-        given = model, ahead.speculation, ahead.plainly
-        return lambda seed: drafted.generate(*given, *args, seeds.argument(seed))
+        rule, plainly = ahead.speculation, ahead.plainly
+        return lambda seed: drafted.generate(model, rule, plainly, *args, seeds.argument(seed))
 
     seconds, best = {}, 0
     for size in (0, *(w for w in CANDIDATES if w <= settings.ar_steps)):

@@ -38,3 +38,26 @@ def test_one_picture_of_each_class_stands_over_its_name(tmp_path, monkeypatch):
     images = np.zeros((3, 8, 8, 1), np.uint8)
     pictures.save_by_class(tmp_path / "x.png", images, [2, 0, -1], ["a", "b", "c"])
     assert told["texts"] == ["c", "a", "no class"]
+
+
+def test_a_text_stands_under_each_picture_without_matplotlib(tmp_path, monkeypatch):
+    monkeypatch.setattr(pictures, "pyplot", None)  # a second to import, at every first start
+    images = np.zeros((7, 28, 56, 3), np.uint8)
+    images[:, ..., 0] = 255
+    path = tmp_path / "x.png"
+    pictures.save_captioned(path, images, ["a"] * 6 + ["a name of three lines " * 9])
+    sheet = _read(path)
+    red = (sheet == [255, 0, 0]).all(axis=-1)
+    assert red.sum() == 7 * (2 * 28) * (2 * 56)  # enlarged by whole pixels
+    upper, lower = np.split(sheet, 2)
+    dark = [(part.max(axis=-1) < 150).sum() for part in (upper, lower)]
+    assert 6 * 5 < dark[0] < dark[1]
+    # Of a picture larger than its place nothing is lost but detail.
+    pictures.save_captioned(path, np.zeros((1, 400, 800, 3), np.uint8), [""])
+    assert (_read(path) == 0).all(axis=-1).sum() == 80 * 160
+
+
+def test_names_have_accents_and_other_alphabets():
+    font = pictures.letters(11)
+    missing = bytes(font.getmask("\uffff"))
+    assert all(bytes(font.getmask(letter)) != missing for letter in "aéßñżλЖ")

@@ -6,6 +6,7 @@ import tiny
 
 from driftar_jax.cli import sampling_flags
 from driftar_jax.sampling import window_size
+from driftar_jax.sampling.draft_count import ROUNDS
 from driftar_jax.sampling.settings import Settings
 
 SETTINGS = Settings(method="drift", ar_steps=20)
@@ -19,7 +20,7 @@ class Machine:
 
     def __init__(self, monkeypatch, seconds, later=0.0):
         self.now, self.asked, self.seconds, self.later = 0.0, [], seconds, later
-        monkeypatch.setattr(window_size, "_FOUND", {})
+        monkeypatch.setattr(window_size, "_choices", {})
 
         def made(size, seed):
             self.now += seconds[size] * (1 + self.later if seed >= 1000 and size else 1)
@@ -36,8 +37,8 @@ class Machine:
         monkeypatch.setattr(window_size.plain, "generate", plain)
         monkeypatch.setattr(window_size.drafted, "generate", drafted)
 
-    def choose(self, batch_size=2):
-        args = tiny.parts("drift"), SETTINGS, {}, batch_size, np.arange(3, dtype=np.int32)
+    def choose(self, batch_size=2, params=()):
+        args = tiny.parts("drift"), SETTINGS, params, batch_size, np.arange(3, dtype=np.int32)
         return window_size.choose(*args, clock=lambda: self.now)
 
 
@@ -49,6 +50,20 @@ def test_the_fastest_is_chosen_once(monkeypatch):
     before = list(machine.asked)
     assert machine.choose() == found and machine.asked == before
     assert machine.choose(batch_size=1).settings.lookahead == 8 and machine.asked != before
+
+
+def test_other_parameters_of_one_config_are_measured_apart(monkeypatch):
+    machine = Machine(monkeypatch, {0: 8.0, 4: 6.0, 8: 5.0, 16: 5.5})
+    first, second = {"host": np.ones(3)}, {"host": np.ones(3)}
+    machine.choose(params=first)
+    measured = len(machine.asked)
+    machine.seconds.update({4: 9.0, 8: 9.5})
+    assert machine.choose(params=second).settings.lookahead == 0
+    assert machine.choose(params=dict(first)).settings.lookahead == 8
+    assert len(machine.asked) == measured + 3 * (1 + ROUNDS)
+    # Nothing is kept of parameters that are gone: a later array may take their place in memory.
+    del first
+    assert len(window_size._choices) == 1
 
 
 @pytest.mark.parametrize("seconds", [{0: 8.0, 4: 9.0, 8: 9.5}, {0: 8.0, 4: 7.9, 8: 8.0}])
