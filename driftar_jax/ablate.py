@@ -43,7 +43,7 @@ def main(_) -> None:
 
 
 def _seed(word: str, allowed: tuple[int, ...]) -> int:
-    if not word.isdigit() or int(word) not in allowed:
+    if not word.isdecimal() or int(word) not in allowed:
         raise config.wrong("seeds", word, " | ".join(map(str, allowed)))
     return int(word)
 

@@ -43,7 +43,7 @@ def main(_) -> None:
 
     with cli.user_errors():
         target = target_flags.described()
-        if not all(b.isdigit() and int(b) > 0 for b in _BATCHES.value) or not _BATCHES.value:
+        if not all(b.isdecimal() and int(b) > 0 for b in _BATCHES.value) or not _BATCHES.value:
             raise config.wrong("batch_sizes", ",".join(_BATCHES.value), "numbers of at least 1")
         if _ROUNDS.value < 1:
             raise config.wrong("rounds", _ROUNDS.value, "a whole number of at least 1")

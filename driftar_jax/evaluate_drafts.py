@@ -68,7 +68,7 @@ def main(_) -> None:
             if value < 1:
                 raise config.wrong(name, value, "a whole number of at least 1")
         sizes = _BATCHES.value
-        if not sizes or not all(b.isdigit() and int(b) > 0 for b in sizes):
+        if not sizes or not all(b.isdecimal() and int(b) > 0 for b in sizes):
             raise config.wrong("batch_sizes", ",".join(sizes), "whole numbers of at least 1")
         sizes = [int(b) for b in sizes]
         looking = _open_ahead(out, sizes) if _AHEAD.value else None
@@ -120,7 +120,7 @@ def _look_ahead(out: pathlib.Path, bench: ahead.Bench, asked: tuple) -> None:
 
 
 def _counts(name: str, words: list[str]) -> tuple[int, ...]:
-    if not all(word.isdigit() and int(word) > 0 for word in words):
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
         raise config.wrong(name, ",".join(words), "whole numbers of at least 1")
     return tuple(map(int, words))
 

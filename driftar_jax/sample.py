@@ -103,6 +103,7 @@ def main(_) -> None:
         made = target is None and not _WARM.value
         # Before the checkpoint is read, which takes longer than to see that a folder is taken.
         out = _out_folder(_OUT.value, leads=share[0] == 0) if made else None
+        _check_texts()
         prompts = _prompts()
         for flag in (_NUM, _BATCH, _FSDP, _TENSOR):
             if flag.value is not None and flag.value < 1:
@@ -276,7 +277,10 @@ def _prompts() -> prompt_files.Prompts | None:
     for name in ("prompt", "num", "image", "labels"):
         if flags.FLAGS[name].present:
             raise wrong(name, flags.FLAGS[name].value, "none beside --prompts")
-    return prompt_files.read("prompts", _PROMPTS.value)
+    found = prompt_files.read("prompts", _PROMPTS.value)
+    if found.left_out:
+        print(f"{_PROMPTS.value}: left out of prompts: {found.left_out}", file=sys.stderr)
+    return found
 
 
 def _layout(classes, texts, prompts, names) -> layouts.Layout:
@@ -348,9 +352,17 @@ def _asked(generator, prompts) -> tuple[np.ndarray | None, list[str] | None]:
     for text in texts:
         if not text.strip():
             raise wrong("prompt", text, "text")
-        if text.startswith("@") and len(text.split()) == 1:
-            raise wrong("prompt", text, f"text; the prompts of a file by --prompts={text[1:]}")
     return None, [texts[i % len(texts)] for i in range(_count(texts))]
+
+
+def _check_texts() -> None:
+    """Refuse names of files in the place of texts."""
+    texts = [("prompt", text) for text in _PROMPT.value]
+    texts += [("positive", _POSITIVE.value), ("negative", _NEGATIVE.value)]
+    for name, text in texts:
+        if text.startswith("@") and len(text.split()) == 1:
+            more = f"; the prompts of a file by --prompts={text[1:]}" if name == "prompt" else ""
+            raise wrong(name, text, f"text{more}")
 
 
 def _count(texts: list[str]) -> int:

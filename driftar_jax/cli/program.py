@@ -24,7 +24,7 @@ _STARTED = time.perf_counter()
 # Flags that read a checkpoint, which may lie on the hub; `train`, which writes there, refuses it.
 _CHECKPOINTS = ("workdir", "baseline", "judge")
 # Flags whose text is no path.
-_TEXTS = ("prompt", "prompts", "positive", "negative", "labels")
+_TEXTS = ("prompt", "positive", "negative", "labels", "only")
 
 _MATMUL = flags.DEFINE_enum(
     "matmul",
@@ -185,14 +185,21 @@ def _to_paths(argv: list[str]) -> None:
         if module != argv[0] and not module.startswith("driftar_jax"):
             continue
         for flag in ours:
-            if flag.name in _TEXTS or flag.name.startswith("config") or not flag.present:
+            if flag.name.startswith("config") or not flag.present:
                 continue
+            change = _to_text if flag.name in _TEXTS else _to_path
             if isinstance(flag.value, str):
-                flag.value = _to_path(flag.name, flag.value)
+                flag.value = change(flag.name, flag.value)
             elif isinstance(flag.value, list):
-                flag.value = [
-                    _to_path(flag.name, v) if isinstance(v, str) else v for v in flag.value
-                ]
+                flag.value = [change(flag.name, v) if isinstance(v, str) else v for v in flag.value]
+
+
+def _to_text(name: str, value: str) -> str:
+    """A text as its bytes say it in UTF-8, whatever letters the terminal knows."""
+    try:
+        return value if value.isprintable() else os.fsencode(value).decode()
+    except UnicodeDecodeError:
+        raise config.wrong(name, value, "text in UTF-8") from None
 
 
 def _to_path(name: str, value: str) -> str:

@@ -85,7 +85,7 @@ def parse_count(name: str, text: str | None) -> int | str | None:
     """
     if text is None or text == "auto":
         return text
-    if not text.isdigit():
+    if not text.isdecimal():
         raise wrong(name, text, "auto or a whole number from 0")
     return int(text)
 

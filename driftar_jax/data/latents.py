@@ -109,7 +109,9 @@ def open_latents(name: str, split: str, *, image_size: int | None) -> LatentSour
     folder = pathlib.Path(paths.local("data.name", name.removeprefix(LATENTS)))
     if not folder.is_dir():
         raise wrong("data.name", name, f"{LATENTS}PATH with PATH a folder written by encode")
-    source = _shards(name, folder, split) if (folder / FACTS).is_file() else _npz(name, folder)
+    source = (
+        _shards(name, folder, split) if (folder / FACTS).is_file() else _npz(name, folder, split)
+    )
     side = source.image_shape[0]
     if image_size is not None and (side, side) != (image_size, source.image_shape[1]):
         raise wrong("data.image_size", image_size, f"{side}, the grid of {name}")
@@ -180,8 +182,10 @@ def _captions(name: str, folder: pathlib.Path, split: str, count: int) -> list[s
     return texts
 
 
-def _npz(name: str, folder: pathlib.Path) -> LatentSource:
+def _npz(name: str, folder: pathlib.Path, split: str) -> LatentSource:
     """MAR's cache: `moments` and `moments_flip`, channels first, unscaled and unclamped."""
+    if split != "train":
+        raise wrong("data.split", split, f"'train', which is all that {name} holds")
     listed = listing.of("data.name", name, str(folder), (".npz",))
     files = listed.files
 
@@ -189,8 +193,12 @@ def _npz(name: str, folder: pathlib.Path) -> LatentSource:
         path, label = files[i]
         try:
             pair = np.stack(npz.read(path, ("moments", "moments_flip")))
-            if pair.ndim != 4 or pair.dtype.kind != "f":
+            whole = pair.ndim == 4 and pair.size and pair.shape[1] % 2 == 0  # means and spreads
+            if not whole or pair.dtype.kind != "f":
                 raise ValueError(f"moments are {pair.dtype} {pair.shape[1:]}")
+            # Beyond float32 as well: it would become infinite on the way.
+            if not (np.abs(pair) <= np.finfo(np.float32).max).all():
+                raise ValueError("moments that are not finite in float32")
         # A damaged zip can raise nearly anything, and each means the same to a user.
         except Exception as error:
             line = stand_ins.of_file(path) or reason(error)

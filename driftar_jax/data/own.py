@@ -78,8 +78,14 @@ def files(name: str, given: str, ending: str, counts: collections.Counter) -> li
             elif os.path.basename(file) not in _BESIDE:
                 listing.count_ending(file, counts)
         found.sort()
+        _count_lacking(found, counts)
     else:
-        found = sorted({p for one in _braces(path) for p in glob.glob(one) if os.path.isfile(p)})
+        named = {one: [p for p in glob.glob(one) if os.path.isfile(p)] for one in _braces(path)}
+        found = sorted({p for paths_ in named.values() for p in paths_})
+        if gaps := [one for one, paths_ in named.items() if found and not paths_]:
+            shown = listing.shown([os.path.basename(one) for one in gaps])
+            allowed = f"names of files that are there ({len(gaps)} are not: {shown})"
+            raise wrong("data.name", name, allowed)
         # `commonprefix` goes letter by letter; the folder of what it finds is the one that all
         # share.
         root = os.path.dirname(os.path.commonprefix(found))
@@ -93,6 +99,40 @@ def files(name: str, given: str, ending: str, counts: collections.Counter) -> li
         odd = next(p for p, part in made if not part)
         raise wrong("data.name", name, f"files of train and test alone (which is {odd}?)")
     return made
+
+
+def _count_lacking(found: Sequence[str], counts: collections.Counter) -> None:
+    """Count the files that others say there are, as `a-00001-of-00005` does."""
+    numbers = collections.defaultdict(set)
+    for path in found:
+        folder, base = os.path.split(path)
+        # What follows may be a hash of each file's own.
+        if counted := re.match(r"(.*?)(\d+)-of-(\d{1,6})(?!\d)", base):
+            numbers[folder, counted[1], counted[3]].add(int(counted[2]))
+    for (_, before, count), held in numbers.items():
+        if (lacking := int(count) - len(held)) > 0:
+            counts[f"files of {listing.text_of(before)}*-of-{count} that are not there"] += lacking
+
+
+def names_beside(name: str, first: str) -> list[str] | None:
+    """Read the names of classes beside the files of a set, or one folder above; None: not there.
+
+    Raises:
+      ValueError: a line without a name, or no text; one line.
+    """
+    for folder in (os.path.dirname(first), os.path.dirname(os.path.dirname(first))):
+        path = os.path.join(folder, CLASS_NAMES)
+        if os.path.isfile(path):
+            try:
+                with open(path, encoding="utf-8-sig") as file:
+                    names = [word.strip() for word in file.read().rstrip("\n").split("\n")]
+            except (OSError, ValueError) as error:
+                allowed = f"a {CLASS_NAMES} in UTF-8 ({path}: {error})"
+                raise wrong("data.name", name, allowed) from None
+            if not all(names):
+                raise wrong("data.name", name, f"a name in every line of {path}")
+            return names
+    return None
 
 
 def _braces(pattern: str) -> list[str]:
@@ -175,7 +215,10 @@ def _classes(name: str, pictures: Pictures) -> tuple[list[int], tuple[str, ...]]
     given = pictures.labels
     if given is None:
         return [0] * len(pictures.keys), (listing.ONE_CLASS,)
-    if all(isinstance(label, str) for label in given):
+    kinds = {isinstance(label, str) for label in given}
+    if len(kinds) > 1:
+        raise wrong("data.name", name, "class numbers or class names, not both")
+    if True in kinds:
         names = tuple(sorted(set(given)))
         _check_parts(name, names)
         numbers = {label: i for i, label in enumerate(names)}

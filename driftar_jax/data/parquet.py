@@ -36,7 +36,10 @@ def open_parquet(
       ValueError: no tables, damaged ones, no column of encoded pictures, or pyarrow is missing.
         One line each.
     """
-    path, _, chosen = name.removeprefix(PARQUET).partition("@")
+    path, chosen = name.removeprefix(PARQUET), ""
+    # Folders may hold the mark in their names.
+    if "=" in path.rpartition("@")[2]:
+        path, _, chosen = path.rpartition("@")
     counts: collections.Counter[str] = collections.Counter()
     tables = own.files(name, path, ".parquet", counts)
     set_ = _Tables(name, [file for file, _ in tables], _chosen(name, chosen))
@@ -47,7 +50,7 @@ def open_parquet(
         keys=set_.keys,
         parts=parts,
         labels=set_.column("label"),
-        class_names=set_.class_names,
+        class_names=set_.class_names or own.names_beside(name, tables[0][0]),
         captions=set_.column("text"),
         encoded=set_.encoded,
         left_out=listing.line(counts),
@@ -90,9 +93,11 @@ class _Tables:
                 if column not in schema.names:
                     raise wrong("data.name", name, f"tables of one form ({file}: no {column})")
         self.others = [c for c in schemas[0].names if c not in self._columns.values()]
-        features = _features(schemas[0])
-        label = features.get(self._columns.get("label"), {})
-        self.class_names: list[str] | None = label.get("names") or None
+        classes = [_features(s).get(self._columns.get("label"), {}).get("names") for s in schemas]
+        for file, names in zip(files, classes, strict=True):
+            if names != classes[0]:
+                raise wrong("data.name", name, f"tables of the same classes ({file} has others)")
+        self.class_names: list[str] | None = classes[0] or None
         # A group is read as a whole: pictures that follow each other are read once and not once
         # each.
         self._group = functools.lru_cache(maxsize=_GROUPS_KEPT)(self._read_group)
@@ -205,7 +210,8 @@ class _whole:
 
     def __exit__(self, kind, error, _):
         if isinstance(error, Exception) and (
-            type(error).__module__.startswith("pyarrow") or isinstance(error, OSError)
+            type(error).__module__.startswith("pyarrow")
+            or isinstance(error, OSError | UnicodeDecodeError)
         ):
             line = reason(error)
             line = stand_ins.of_file(self._file) or line

@@ -88,9 +88,12 @@ def open_prepared(
         return [(decode(i, item), int(item["label"])) for i, item in items]
 
     def read_captions() -> list[str]:
-        return [
-            item["caption"].decode("utf-8", "replace") for item in fetch(list(range(len(records))))
-        ]
+        try:
+            return [item["caption"].decode() for item in fetch(list(range(len(records))))]
+        except UnicodeDecodeError as error:
+            raise ValueError(
+                f"data.name: got {name!r}, allowed captions in UTF-8 ({reason(error)})"
+            ) from None
 
     def decode(i: int, item: dict):
         encoded = bytes(item["image"])

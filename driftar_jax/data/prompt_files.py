@@ -1,5 +1,6 @@
 """Prompts from files: a line each, and the files of GenEval, DPG-Bench and MJHQ-30K."""
 
+import collections
 import dataclasses
 import hashlib
 import pathlib
@@ -7,11 +8,15 @@ import re
 from typing import Any
 
 from driftar_jax.config import wrong
-from driftar_jax.storage import jsons, paths
+from driftar_jax.data import listing
+from driftar_jax.storage import jsons, paths, stand_ins
 from driftar_jax.storage.reasons import reason
 
 _LARGEST = 2**26  # bytes of a file, or of all files of a folder
 _TABLES = (".csv", ".tsv", ".parquet", ".xlsx", ".yaml", ".yml", ".xml", ".html")
+# A prompt may begin with `<image>`: of pages only what nobody would draw.
+_PAGES = tuple((word, stand_ins.PAGE) for word in (b"<!doctype", b"<html", b"<?xml"))
+_STAND_INS = (*(b for b in stand_ins.BEGINNINGS if b[0] != b"<"), *_PAGES)
 _NAME = re.compile(r"[\w.-]+")
 
 
@@ -37,11 +42,13 @@ class Prompts:
     Attributes:
       kind: lines | jsonl | folder | table; of a layout's demands.
       items: at least one.
+      left_out: one line that counts what lies in their folder and is no prompt, or "".
       digest: SHA-256 of the text and keys of all of them.
     """
 
     kind: str
     items: tuple[Prompt, ...]
+    left_out: str = ""
 
     @property
     def digest(self) -> str:
@@ -61,24 +68,29 @@ def read(field: str, source: str) -> Prompts:
       ValueError: nothing there, an empty prompt, or a name that no file can have; one line.
     """
     path = pathlib.Path(paths.local(field, source))
+    counts: collections.Counter[str] = collections.Counter()
     try:
         if path.is_dir():
-            kind, items = "folder", _folder(path)
+            kind, items = "folder", _folder(field, source, path, counts)
         else:
             if path.stat().st_size > _LARGEST:
                 raise ValueError(f"more than {_LARGEST} bytes")
             if path.suffix.lower() in _TABLES:
                 raise ValueError("a table: write a prompt a line, or objects with prompt in .jsonl")
             readers = {".jsonl": ("jsonl", _json_lines), ".json": ("table", _table)}
-            kind, reader = readers.get(path.suffix, ("lines", _lines))
-            items = reader(path.read_bytes())
+            readers[".ndjson"] = readers[".jsonl"]
+            kind, reader = readers.get(path.suffix.lower(), ("lines", _lines))
+            data = path.read_bytes()
+            if what := stand_ins.of_head(data[:64], _STAND_INS):
+                raise ValueError(what)
+            items = reader(data)
         _check(items)
     except OSError as error:
         raise wrong(field, source, f"a file or folder of prompts ({error.strerror})") from None
     except ValueError as error:
         why = reason(error)
         raise wrong(field, source, f"prompts in UTF-8 ({why})") from None
-    return Prompts(kind, tuple(items))
+    return Prompts(kind, tuple(items), listing.line(counts))
 
 
 def _check(items: list[Prompt]) -> None:
@@ -90,6 +102,8 @@ def _check(items: list[Prompt]) -> None:
             raise ValueError(f"prompt {number} is empty")
         if "\0" in item.text:
             raise ValueError(f"prompt {number} holds zero bytes")
+        if any("\ud800" <= letter <= "\udfff" for letter in item.text):
+            raise ValueError(f"prompt {number} holds half of a letter")
         # Keys become names of picture files: no separators in them, and none that is hidden.
         if not _NAME.fullmatch(item.key) or item.key.startswith("."):
             raise ValueError(f"prompt {number} is called {item.key[:40]!r}")
@@ -109,6 +123,9 @@ def _split(data: bytes) -> list[str]:
 
 def _lines(data: bytes) -> list[Prompt]:
     lines = _split(data)
+    # Else its braces and quotes would be drawn.
+    if lines[0].lstrip().startswith('{"'):
+        raise ValueError("lines of JSON: call the file .jsonl")
     return _numbered([(line.strip(), None) for line in lines if line.strip()])
 
 
@@ -138,11 +155,21 @@ def _table(data: bytes) -> list[Prompt]:
     return items
 
 
-def _folder(path: pathlib.Path) -> list[Prompt]:
-    files = sorted(path.glob("*.txt"))
+def _folder(
+    field: str, source: str, path: pathlib.Path, counts: collections.Counter
+) -> list[Prompt]:
+    files = []
+    for file in map(pathlib.Path, listing.walk(field, source, str(path), counts)):
+        if file.parent != path:
+            counts["files in folders below"] += 1
+        elif file.suffix.lower() == ".txt":
+            files.append(file)
+        else:
+            listing.count_ending(file.name, counts)
+    files.sort()
     if sum(file.stat().st_size for file in files) > _LARGEST:
         raise ValueError(f"more than {_LARGEST} bytes")
     return [
-        Prompt(" ".join(f.read_bytes().decode("utf-8-sig").split()), f.name.removesuffix(".txt"))
+        Prompt(" ".join(f.read_bytes().decode("utf-8-sig").split()), f.name[: -len(".txt")])
         for f in files
     ]

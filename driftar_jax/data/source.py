@@ -66,7 +66,14 @@ class ImageSource:
     @functools.cached_property
     def captions(self) -> list[str] | None:
         # Read when they are asked for: training on classes has no use for them.
-        return None if self._captions is None else self._captions()
+        texts = None if self._captions is None else self._captions()
+        # Tokenizers, fonts and files end a text there, each in its own way.
+        if bad := [i for i, text in enumerate(texts or ()) if not _is_text(text)]:
+            raise ValueError(
+                f"data.name: got {self.name!r} with zero bytes or half letters in {len(bad)} "
+                f"captions (first image {bad[0]}), allowed text"
+            )
+        return texts
 
     @property
     def in_memory(self) -> bool:
@@ -157,3 +164,10 @@ class ImageSource:
                 pool.shutdown(cancel_futures=True)
                 raise
         return images, labels
+
+
+def _is_text(text: str) -> bool:
+    try:
+        return b"\0" not in text.encode()
+    except UnicodeEncodeError:
+        return False

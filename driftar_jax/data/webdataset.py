@@ -74,7 +74,7 @@ def open_webdataset(
         keys=[sample.key for sample in samples],
         parts=parts,
         labels=labels,
-        class_names=None if labels is None else _class_names(name, archives[0][0]),
+        class_names=None if labels is None else own.names_beside(name, archives[0][0]),
         captions=_all_or_none(name, samples, "caption", "a caption (.txt, or caption in .json)"),
         encoded=encoded,
         left_out=listing.line(counts),
@@ -107,8 +107,10 @@ def _index(name: str, path: str) -> tuple[list[_Sample], collections.Counter]:
                     raise tarfile.ReadError(f"{member.name} is cut off")
                 if member.isdir():
                     continue
-                if not member.isfile():
-                    counts["links and devices"] += 1
+                if not member.isfile() or member.issparse():
+                    # The holes of a sparse file do not lie in the archive, so nor do its bytes.
+                    kind = "sparse files" if member.issparse() else "links and devices"
+                    counts[kind] += 1
                     continue
                 folder, base = os.path.split(member.name)
                 words = [w for w in member.name.split("/") if w not in ("", ".", "..")]
@@ -199,22 +201,6 @@ def _all_or_none(name: str, samples: list[_Sample], field: str, what: str) -> li
     if field == "label" and len({type(value) for value in found}) > 1:
         raise wrong("data.name", name, "class numbers or class names, not both")
     return found
-
-
-def _class_names(name: str, first: str) -> list[str] | None:
-    for folder in (os.path.dirname(first), os.path.dirname(os.path.dirname(first))):
-        path = os.path.join(folder, own.CLASS_NAMES)
-        if os.path.isfile(path):
-            try:
-                with open(path, encoding="utf-8-sig") as file:
-                    names = [word.strip() for word in file.read().rstrip("\n").split("\n")]
-            except (OSError, ValueError) as error:
-                allowed = f"a {own.CLASS_NAMES} in UTF-8 ({path}: {error})"
-                raise wrong("data.name", name, allowed) from None
-            if not all(names):
-                raise wrong("data.name", name, f"a name in every line of {path}")
-            return names
-    return None
 
 
 def _bytes(name: str, sample: _Sample) -> bytes:

@@ -16,6 +16,7 @@ from PIL import Image
 
 from driftar_jax import seeds
 from driftar_jax.config import wrong
+from driftar_jax.data import images
 from driftar_jax.reports import growth
 from driftar_jax.sampling import drafted, inpaint, load, plain, traces
 from driftar_jax.sampling.generator import Generator
@@ -156,9 +157,8 @@ class Studio:
         generator, changes = head.generator, _changes(head, asked)
         inpaint.check(generator)
         height, width, channels = inpaint.pixel_shape(generator)
-        mode = "L" if channels == 1 else "RGB"
-        image = _picture(asked, "image", mode, (width, height)).reshape(height, width, channels)
-        mask = _picture(asked, "mask", "L", (width, height)) >= 128
+        image = _picture(asked, "image", channels, (width, height))
+        mask = _picture(asked, "mask", 1, (width, height))[..., 0] >= 128
         num = _number(asked, "num", int, 1, MOST_PICTURES, MOST_PICTURES)
         seed = seeds.check_seed(_number(asked, "seed", int, 0, 2**31 - 1, 0))
         wanted = [_wanted(generator, asked)] * num
@@ -296,7 +296,7 @@ def _wanted(generator: Generator, asked: Mapping[str, Any]) -> str:
     return text
 
 
-def _picture(asked, name: str, mode: str, size: tuple[int, int]) -> np.ndarray:
+def _picture(asked, name: str, channels: int, size: tuple[int, int]) -> np.ndarray:
     """Return a picture of a request, uint8; ValueError where it is none, or of another size."""
     text = asked.get(name)
     allowed = f"a PNG of {size[1]}x{size[0]} in base64"
@@ -308,11 +308,12 @@ def _picture(asked, name: str, mode: str, size: tuple[int, int]) -> np.ndarray:
         with Image.open(file, formats=["PNG"]) as picture:
             if picture.size != size:  # before it is unpacked
                 raise wrong(name, f"{picture.height}x{picture.width}", allowed)
-            # By way of RGB, so that palettes and transparency end alike in grey and in colour.
-            return np.asarray(picture.convert("RGB").convert(mode))
+        # As `sample` reads them: what is transparent in a mask is not drawn on.
+        kept = dict(size=None, center_crop=False, background=0 if name == "mask" else 255)
+        return images.decode(file, channels=channels, **kept)
     # The library says of some damaged PNG files that their syntax is wrong, and refuses by itself
     # those that declare more pixels than any memory holds.
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError, images.BadImage) as error:
         raise wrong(name, type(error).__name__, allowed) from None
     except ValueError as error:
         # The complaint about the size, raised above, comes by here too and is passed on as it is.

@@ -21,7 +21,7 @@ from driftar_jax.sampling.settings import LOOKAHEAD_DELTA, Settings
 
 def check(subject: Generator, settings: Settings, words: Sequence[str]) -> tuple[int, ...]:
     """Return windows in digits as numbers; ValueError where the subject cannot do so."""
-    if not all(word.isdigit() and int(word) > 1 for word in words):
+    if not all(word.isdecimal() and int(word) > 1 for word in words):
         raise wrong("windows", ",".join(words), "whole numbers of at least 2")
     found = tuple(int(word) for word in words)
     for window in found:

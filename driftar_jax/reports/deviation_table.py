@@ -45,7 +45,7 @@ def _place(name: str) -> tuple[int, int]:
     first = ("floor", "own, trained again", "drift")
     if name in first:
         return first.index(name), 0
-    steps = [int(word) for word in name.split() if word.isdigit()]
+    steps = [int(word) for word in name.split() if word.isdecimal()]
     return (3, -steps[0]) if steps else (4, 0)
 
 

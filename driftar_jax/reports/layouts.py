@@ -45,6 +45,7 @@ _CALLED = {
 }
 _AS_THEY_ARE = ("flat", "folder")  # grey stays grey, and names may hold the class
 _SHUFFLE = 2020
+_PNG_END = b"IEND\xaeB`\x82"  # the last bytes of every whole PNG
 _TILES = 2  # of a side of a picture of DPG-Bench
 MANIFEST = "manifest.json"
 # What commands that were killed leave.
@@ -142,7 +143,7 @@ class Layout:
         Of several processes each is given the files whose number it is, so that all write at once.
         """
         units = range(process_index, self.count // self._unit, process_count)
-        lacking = [u for u in units if not self._file(u * self._unit).exists()]
+        lacking = [u for u in units if not _is_whole(self._file(u * self._unit))]
         return [u * self._unit + k for u in lacking for k in range(self._unit)]
 
     def write(self, number: int, image: np.ndarray) -> None:
@@ -178,7 +179,7 @@ class Layout:
         while lacking:
             time.sleep(0.5)
             if (
-                now := [number for number in lacking if not self._file(number).exists()]
+                now := [number for number in lacking if not _is_whole(self._file(number))]
             ) != lacking:
                 lacking, since = now, time.monotonic()
             if time.monotonic() > since + PATIENCE:
@@ -279,3 +280,15 @@ class Layout:
                     with Image.open(self._file(number)) as picture:
                         member.write(np.asarray(picture.convert("RGB"), np.uint8).tobytes())
         os.replace(unfinished, self._out / "samples.npz")
+
+
+def _is_whole(path: pathlib.Path) -> bool:
+    """Whether a picture is there to its end: a copy of a folder, or a full disk, may cut it off."""
+    try:
+        with open(path, "rb") as file:
+            if file.seek(0, os.SEEK_END) <= len(_PNG_END):
+                return False
+            file.seek(-len(_PNG_END), os.SEEK_END)
+            return file.read() == _PNG_END
+    except OSError:
+        return False

@@ -246,10 +246,10 @@ class Request:
         if self.seeds < 1:
             raise config.wrong("seeds", self.seeds, "a whole number of at least 1")
         sizes = self.batch_sizes
-        if not sizes or not all(b.isdigit() and int(b) > 0 for b in sizes):
+        if not sizes or not all(b.isdecimal() and int(b) > 0 for b in sizes):
             raise config.wrong("batch_sizes", ",".join(sizes), "whole numbers of at least 1")
         for word in self.ar_steps:
-            if not word.isdigit() or not int(word):
+            if not word.isdecimal() or not int(word):
                 raise config.wrong("ar_steps", word, "whole numbers of at least 1")
         for metric in self.metrics:
             if metric not in quality.OPTIONAL:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import jax
 from jax.experimental.compilation_cache import compilation_cache
 
+from driftar_jax.storage import paths
+
 VARIABLE = "DRIFTAR_COMPILE_CACHE"
 OFF = "off"
 _SHORTEST = 0.3  # seconds of compilation; what is faster is not worth a file
@@ -39,16 +41,18 @@ def keep(folder: str = "") -> str | None:
     if folder == OFF:
         _use(None)
         return None
-    # Absolute: the folder is used as long as the process runs, and its working folder may change.
-    path = pathlib.Path(os.path.abspath(os.path.expanduser(folder)))
     try:
-        # Without a home folder `~` stays as it is, and one of that very name would be made here.
-        if folder.startswith("~") and os.path.expanduser(folder) == folder:
-            raise OSError("the home folder is not known here")
+        # An address, or `~` where no home is known, would be made here as a folder of that name.
+        # Absolute: the folder is used as long as the process runs, and its working folder may
+        # change.
+        path = pathlib.Path(os.path.abspath(paths.local("compile_cache", folder)))
         path.mkdir(parents=True, exist_ok=True)
         # Asked once, here: else each program that cannot be kept would bring a warning of its own.
         if not os.access(path, os.W_OK):
             raise OSError("it cannot be written")
+    except ValueError as error:
+        _use(None)
+        return f"{error}; compiled programs are not kept"
     except OSError as error:
         _use(None)
         allowed = f"a folder that can be written, or {OFF} ({error.strerror or error})"

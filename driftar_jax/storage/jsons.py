@@ -17,15 +17,22 @@ def parse(text: bytes):
     """Read what JSON text holds.
 
     Raises:
-      ValueError: it is no JSON, nested without end, names a key twice, or would become out of
-        proportion to its length.
+      ValueError: it is no JSON, nested without end, names a key twice, holds half of a letter, or
+        would become out of proportion to its length.
     """
     if text.count(b"[") + text.count(b"{") > _CONTAINERS or text.count(b",") > _ITEMS:
         raise ValueError("more parts than such a file can have")
     try:
-        return json.loads(text, object_pairs_hook=_once)
+        value = json.loads(text, object_pairs_hook=_once)
+        # A text that was cut inside of an escaped letter: no file and no hash would take it later.
+        # Names of files that are not UTF-8 look alike, and stay.
+        if b"\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8", "surrogateescape")
     except RecursionError:
         raise ValueError("nested without end") from None
+    except UnicodeEncodeError:
+        raise ValueError("half of a letter, such as \\ud83d alone") from None
+    return value
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -99,7 +99,7 @@ def _tpus(name: str, kind: str, size: str) -> Target:
 
 
 def _gpus(name: str, kind: str, size: str) -> Target:
-    count = int(size) if size.isdigit() else 0
+    count = int(size) if size.isdecimal() else 0
     if not 1 <= count <= 4096 or (count > _OF_A_HOST and count % _OF_A_HOST):
         allowed = f"gpu:{kind}:8, 1 to {_OF_A_HOST} of one host or a multiple of {_OF_A_HOST}"
         raise wrong("target", name, allowed)

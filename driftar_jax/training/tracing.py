@@ -21,7 +21,7 @@ class Trace:
           ValueError: `steps` has another form.
         """
         start, colon, stop = steps.partition(":")
-        whole = colon and start.isdigit() and stop.isdigit()
+        whole = colon and start.isdecimal() and stop.isdecimal()
         if not whole or int(start) >= int(stop):
             raise wrong("profile", steps, "START:STOP, two step numbers that rise")
         self.start, self.stop = int(start), int(stop)

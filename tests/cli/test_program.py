@@ -1,7 +1,10 @@
 """How every program ends where the disk or the machine ends it."""
 
+import os
 import subprocess
 import sys
+
+from driftar_jax.cli import program
 
 PROGRAM = """
 import sys
@@ -52,3 +55,10 @@ def test_disks_end_programs_in_one_line_and_mistakes_of_ours_do_not():
         "a traceback",
         "",
     ]
+
+
+def test_texts_are_what_their_bytes_say_on_any_terminal(monkeypatch):
+    # As an argument arrives where the locale is C.
+    monkeypatch.setattr(os, "fsencode", lambda text: text.encode("ascii", "surrogateescape"))
+    arrived = "röt".encode().decode("ascii", "surrogateescape")
+    assert program._to_text("prompt", arrived) == "röt" and program._to_text("prompt", "a") == "a"

@@ -387,6 +387,69 @@ def test_without_pyarrow_one_line_says_so(tmp_path, monkeypatch):
         parquet.open_parquet(f"parquet:{tmp_path}", "train", image_size=None, center_crop=True)
 
 
+def test_files_that_others_count_and_that_are_not_there_are_said(tmp_path):
+    for i in (0, 2):
+        table(tmp_path / "t" / f"train-{i:05d}-of-00005-{i}a.parquet", range(4 * i, 4 * i + 4))
+        archive(tmp_path / "a" / f"b-{i:03d}.tar", numbered(4 * i, 4))
+    part = pipeline.load_source(f"parquet:{tmp_path}/t", "train")
+    assert part.left_out == "3 files of train-*-of-00005 that are not there"
+    table(tmp_path / "t1" / "a-00001-of-00001.parquet", range(4))
+    assert pipeline.load_source(f"parquet:{tmp_path}/t1", "train").left_out == ""
+    with pytest.raises(ValueError, match=r"files that are there \(1 are not: .*b-001.tar"):
+        pipeline.load_source(f"webdataset:{tmp_path}/a/b-{{000..002}}.tar", "train")
+
+
+def test_tables_that_number_their_classes_in_other_ways_are_refused(tmp_path):
+    table(tmp_path / "a.parquet", range(4))
+    path = table(tmp_path / "b.parquet", range(4), names=("odd", "even"))
+    with pytest.raises(ValueError, match=r"tables of the same classes \(.*b.parquet has others"):
+        pipeline.load_source(f"parquet:{tmp_path}", "train")
+    made = pyarrow.parquet.read_table(table(path, range(4), told=False))
+    made = made.set_column(1, "label", pyarrow.array(["even", "odd"] * 2))
+    pyarrow.parquet.write_table(made, path)
+    table(tmp_path / "a.parquet", range(4), told=False)
+    with pytest.raises(ValueError, match="class numbers or class names, not both"):
+        pipeline.load_source(f"parquet:{tmp_path}", "train")
+
+
+def test_names_of_classes_beside_tables_and_folders_with_an_at(tmp_path):
+    table(tmp_path / "u@h" / "a.parquet", range(4), told=False)
+    (tmp_path / "u@h" / "classnames.txt").write_text("even\nodd\n")
+    for chosen in ("", "@label=label"):
+        part = pipeline.load_source(f"parquet:{tmp_path}/u@h{chosen}", "train")
+        assert part.class_names == ("even", "odd")
+
+
+def test_a_sparse_member_is_counted_not_read_at_a_wrong_place(tmp_path):
+    place = tmp_path / "a.tar"
+    with tarfile.open(place, "w") as out:
+        for i in range(2):
+            data = picture((i, 0, 0))
+            facts = tarfile.TarInfo(f"{i}.png")
+            facts.size = len(data)
+            if i:  # the map of an old GNU header: one piece, and how long the file is
+                facts.type = tarfile.GNUTYPE_SPARSE
+                header = bytearray(facts.tobuf(tarfile.GNU_FORMAT))
+                header[386:410] = b"%011o\0%011o\0" % (0, len(data))
+                header[483:495] = b"%011o\0" % len(data)
+                header[148:156] = b" " * 8
+                header[148:155] = b"%06o\0" % sum(header)
+                out.fileobj.write(header + data.ljust(-(-len(data) // 512) * 512, b"\0"))
+                out.offset += len(header) + -(-len(data) // 512) * 512
+            else:
+                out.addfile(facts, io.BytesIO(data))
+    part = pipeline.load_source(f"webdataset:{place}", "train")
+    assert len(part) == 1 and part.left_out == "1 sparse files"
+
+
+@pytest.mark.parametrize("text", [b"a\0b", b'{"caption": "a\\ud83d"}'])
+def test_captions_that_no_file_can_hold_are_one_line(tmp_path, text):
+    ending = "json" if text.startswith(b"{") else "txt"
+    archive(tmp_path / "a.tar", numbered(0, 4, **{ending: lambda i: text}))
+    with pytest.raises(ValueError, match="zero bytes or half letters in 2|half of a letter"):
+        _ = pipeline.load_source(f"webdataset:{tmp_path}", "train").captions
+
+
 def test_a_random_picture_costs_one_group(tmp_path):
     table(tmp_path / "a.parquet", range(40), group=4)
     made = parquet._Tables("parquet:x", [str(tmp_path / "a.parquet")], {})

@@ -104,6 +104,14 @@ PROMPTS = {
     "e.csv": (b"prompt\nred\n", "a table: write a prompt a line"),
     "f.TSV": (b"prompt\tx\n", "a table: write a prompt a line"),
     "g.txt": ("red".encode("utf-16"), "prompts in UTF-8"),
+    "h.JSONL": (b'{"prompt": "red"}', ["red"]),
+    "i.ndjson": (b'{"prompt": "red"}', ["red"]),
+    "j.txt": (b'{"prompt": "red"}', "lines of JSON: call the file .jsonl"),
+    "k.txt": (b"<!DOCTYPE html>", "a web page"),
+    "l.txt": (b"version https://git-lfs.github.com/spec/v1", "a Git LFS pointer"),
+    "m.txt": (b"<image> in the snow", ["<image> in the snow"]),
+    "n.jsonl": (b'{"prompt": "red \\ud83d"}', "half of a letter"),
+    "o.jsonl": (b'{"prompt": "red \\udc8d"}', "prompt 1 holds half of a letter"),
 }
 
 
@@ -117,3 +125,14 @@ def test_files_of_prompts(tmp_path, name):
         return
     found = prompt_files.read("prompts", str(tmp_path / name))
     assert [item.text for item in found.items] == want
+
+
+def test_a_folder_of_prompts_counts_what_is_none(tmp_path):
+    for name in ("1.txt", "2.TXT", ".3.txt", "._1.txt", "x.png", "sub/4.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(name)
+    found = prompt_files.read("prompts", str(tmp_path))
+    assert [item.key for item in found.items] == ["1", "2"]
+    assert found.left_out == (
+        "1 files in folders below, 1 files with .png, 2 hidden or of the system"
+    )

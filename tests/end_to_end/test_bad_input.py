@@ -162,6 +162,8 @@ def sample(call, tmp_path):
         (["--guidance=nan"], "guidance", "a number from 0"),
         (["--temperature=0"], "temperature", "above 0"),
         (["--temperature=inf"], "temperature", "above 0"),
+        (["--negative=@words.txt"], "negative", "allowed text"),
+        (["--labels=\udcff"], "labels", "text in UTF-8"),
     ],
 )
 def test_a_bad_sampling_setting_is_named(sample, workdirs, words, field, allowed):

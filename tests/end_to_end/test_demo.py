@@ -126,7 +126,9 @@ def test_a_part_is_filled_in_and_the_rest_stands(served):
     image = np.full((8, 8), 77, np.uint8)
     mask = np.zeros((8, 8), np.uint8)
     mask[1:4, 2:4] = 255
-    asked = {**FOUR, "image": _png(image), "mask": f"data:image/png;base64,{_png(mask)}"}
+    # Strokes that are white on transparent white, as programs for drawing leave them.
+    strokes = np.dstack([np.full_like(mask, 255), mask])
+    asked = {**FOUR, "image": _png(image), "mask": f"data:image/png;base64,{_png(strokes)}"}
     status, reply = _ask(served, "POST", "/fill", asked)
     assert status == 200, reply
     (fillings,) = _sheet(reply)

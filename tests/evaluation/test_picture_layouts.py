@@ -270,3 +270,11 @@ def test_the_first_of_several_waits_for_the_others(tmp_path, monkeypatch):
     made[0].wait()
     made[0].finish()
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["images", "manifest.json"]
+
+
+def test_pictures_that_were_cut_off_are_made_again(tmp_path):
+    layout = layouts.Layout("flat", tmp_path, count=3)
+    _fill(layout, 1)
+    (tmp_path / "00000.png").write_bytes(b"")
+    (tmp_path / "00002.png").write_bytes((tmp_path / "00002.png").read_bytes()[:-4])
+    assert layout.missing() == [0, 2]

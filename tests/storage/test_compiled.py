@@ -93,3 +93,11 @@ def test_programs_are_kept_found_and_left_aside(tmp_path, monkeypatch):
         assert double() > first
     finally:
         jax.monitoring.unregister_event_listener(listener)
+
+
+def test_an_address_makes_no_folder_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(compiled.VARIABLE, "gs://bucket/cache")
+    line = compiled.keep()
+    assert line.startswith("compile_cache: got 'gs://bucket/cache', allowed a folder of this")
+    assert "\n" not in line and compiled.place() is None and not list(tmp_path.iterdir())

@@ -161,6 +161,16 @@ def test_the_official_cache_is_read(tmp_path):
         latents.open_latents(f"latents:{tmp_path}", "train", image_size=None)[1]
 
 
+@pytest.mark.parametrize("moments", [np.zeros((7, 4, 4)), np.full((8, 4, 4), np.nan), [[[1e300]]]])
+def test_a_cache_of_no_latents_is_one_line(tmp_path, moments):
+    (tmp_path / "n01").mkdir()
+    np.savez(tmp_path / "n01" / "a.npz", moments=moments, moments_flip=moments)
+    with pytest.raises(ValueError, match="a.npz', allowed files with moments and moments_flip"):
+        latents.open_latents(f"latents:{tmp_path}", "train", image_size=None)
+    with pytest.raises(ValueError, match="^data.split: got 'test', allowed 'train'"):
+        latents.open_latents(f"latents:{tmp_path}", "test", image_size=None)
+
+
 def test_every_visit_draws_anew():
     moments = jnp.stack([jnp.zeros((400, 2, 2, 4)), jnp.full((400, 2, 2, 4), 9.0)], axis=1)
     moments = tiny.changed(moments, np.s_[..., 2:], to=-60.0)  # clamped to -30
