@@ -248,7 +248,7 @@ def _stream(sized, settings, condition, layout, wanted) -> dict:
         for part in sized.stream(settings, condition, _SEED.value, _BATCH.value, wanted):
             for number, image in zip(part.numbers.tolist(), part.images, strict=True):
                 layout.write(number, image)
-            found.append(part.found)
+            found.append(part.counts)
             bar.update(len(part.numbers))
             # The first call compiles: its seconds stand apart, or the rest would look slower than
             # it is.

@@ -65,8 +65,8 @@ class Encoding:
 
 
 @flax.struct.dataclass
-class Given:
-    """Tokens of one image that stand before generation starts, the same for a whole batch.
+class Hole:
+    """What stands around a hole of one image: tokens known from the start, of a whole batch.
 
     Attributes:
       tokens: `[N, C]` float32; unknown ones hold anything.

@@ -256,7 +256,7 @@ class SphereFamily:
             make=self._own(model, settings, params),
         )
 
-    def plain(self, model, settings, params, condition, keys, head, given=None, trace=False):
+    def plain(self, model, settings, params, condition, keys, head, hole=None, trace=False):
         walk = self.walk(model, settings, params, condition, keys, 1)
         token_keys = randomness.token_keys(keys, walk.num_tokens)
 

@@ -41,7 +41,7 @@ class Made:
 
     tokens: np.ndarray
     images: np.ndarray
-    found: Counts | Speculation
+    counts: Counts | Speculation
 
 
 def ways(
@@ -79,7 +79,7 @@ def make(run: Generator, settings: Settings, condition, seed: int, batch_size: i
     # What comes as pixels elsewhere stays a grid here.
     parts = list(batches.stream(*given, batch_size=batch_size, to_pixels=lambda grids: grids))
     grids = np.concatenate([part.images for part in parts])
-    found = [part.found for part in parts]
+    found = [part.counts for part in parts]
     found = batches.joined(found, len(grids)) if settings.speculates else found[0]
     tokens = np.asarray(patchify(grids, run.model.images.patch_size))
     return Made(tokens, np.asarray(run.to_pixels(grids)), found)
@@ -200,7 +200,7 @@ def _costs(settings: Settings, made: Sequence[Made]) -> dict:
         calls, evaluations = np.array([settings.ar_steps]), sum(settings.head_steps)
         rows, drafts = settings.ar_steps * settings.branches, 0
     else:
-        found = [one.found for one in made]
+        found = [one.counts for one in made]
         calls = np.concatenate([f.backbone_calls for f in found])
         evaluations = float(np.mean([f.head_evaluations.mean() for f in found]))
         rows = float(np.mean([f.batch_rows.mean() for f in found]))

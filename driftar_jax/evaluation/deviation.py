@@ -129,7 +129,7 @@ def measure(
         name: contexts.draw(by, asked, number, _OTHER, **changes)
         for name, (by, number, changes) in shown
     }
-    real = asked.asked
+    real = asked.targets
     # Two halves of the same draws: what is left of a distance where nothing differs.
     deviations = {"floor": compare(reference[:, :, :half], reference[:, :, half:], real)}
     deviations |= {name: compare(reference, draws.x, real) for name, draws in drawn.items()}

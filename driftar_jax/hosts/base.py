@@ -13,7 +13,7 @@ import numpy as np
 from flax import linen as nn
 
 from driftar_jax.config import Field, wrong
-from driftar_jax.types import Encoding, Given, TextSpec, Trace
+from driftar_jax.types import Encoding, Hole, TextSpec, Trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,7 +231,7 @@ class Family(Protocol):
         condition: Any,
         keys: jax.Array,
         head: Head | None,
-        given: Given | None,
+        hole: Hole | None,
         trace: bool = False,
     ) -> jax.Array | Trace:
         """Generate all tokens `[B, N, C]`, all images in step; traced inside one jitted function.
@@ -243,7 +243,7 @@ class Family(Protocol):
           condition: of the batch, leaves `[B, ...]`.
           keys: `[B]`, of `randomness.image_keys`.
           head: the one-step head; None: the host's own.
-          given: tokens that stand, for hosts of any order.
+          hole: tokens that stand, for hosts of any order.
           trace: return a `Trace` of them instead; not of hosts that make whole grids.
         """
 

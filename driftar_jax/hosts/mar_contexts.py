@@ -139,8 +139,8 @@ class MaskedContexts:
             jnp.concatenate([rows["label"]] * times),
         )
         stacked = jax.tree.map(lambda a: a.reshape(times, -1, *a.shape[1:]), encoding)
-        found = [jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(times)]
-        return jax.lax.stop_gradient(found if first is None else [first, *found])
+        encodings = [jax.tree.map(lambda a, i=i: a[i], stacked) for i in range(times)]
+        return jax.lax.stop_gradient(encodings if first is None else [first, *encodings])
 
     def predict(self, params, last, rows, ahead) -> Encoding:
         """See `Contexts.predict`: the head sees all tokens of the context it guesses."""

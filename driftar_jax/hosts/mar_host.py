@@ -275,11 +275,11 @@ class MARFamily:
         """See `Family.prepare`."""
         return params, None
 
-    def plain(self, model, settings, params, condition, keys, head, given=None, trace=False):
+    def plain(self, model, settings, params, condition, keys, head, hole=None, trace=False):
         """See `Family.plain`."""
         from driftar_jax.hosts import mar_plain  # of the lock-step road alone
 
-        return mar_plain.tokens_of(model, settings, params, condition, keys, head, given, trace)
+        return mar_plain.tokens_of(model, settings, params, condition, keys, head, hole, trace)
 
     def walk(self, model, settings, params, condition, keys, contexts: int) -> MARWalk:
         """See `Family.walk`."""

@@ -152,8 +152,8 @@ def tokens_of(
         def at(first, count):
             """Positions `[B, most]` of a group, N where there is none."""
             slots = first + jnp.arange(most)
-            found = jnp.take(order, jnp.minimum(slots, images.num_tokens - 1), axis=1)
-            return jnp.where(slots[None] < first + count, found, images.num_tokens)
+            positions = jnp.take(order, jnp.minimum(slots, images.num_tokens - 1), axis=1)
+            return jnp.where(slots[None] < first + count, positions, images.num_tokens)
 
         last, new = at(step["now"], step["last"]), at(step["next"], step["new"])
 
@@ -319,11 +319,13 @@ def _new_rows(mar: MAR, memory, tokens, known, label, last, new, kept):
             x, q = _at(x, rows), _at(q, rows)
         decoder.append((k, v))
         start = count if number == of_entropy else None
-        x, found = block.attend(x, q, k, v, content_start=start)
+        x, row_entropy = block.attend(x, q, k, v, content_start=start)
         if number == of_entropy:
             # Rows left out become 0, here and in the output below. The tokens that this step
             # reveals are never among them.
-            entropy = found if rows is None else _put(jnp.zeros((len(x), num)), rows, found)
+            entropy = (
+                row_entropy if rows is None else _put(jnp.zeros((len(x), num)), rows, row_entropy)
+            )
             entropy = entropy[:, count:]
     if rows is not None:
         x = _put(jnp.zeros_like(canvas), rows, x)

@@ -18,7 +18,7 @@ from driftar_jax.hosts import mar_plan, orders
 from driftar_jax.hosts.base import Head, Model
 from driftar_jax.hosts.mar import take
 from driftar_jax.layers import stacked
-from driftar_jax.types import Encoding, Given, Trace
+from driftar_jax.types import Encoding, Hole, Trace
 
 
 def tokens_of(
@@ -28,12 +28,12 @@ def tokens_of(
     label: jax.Array,
     keys: jax.Array,
     head: Head | None,
-    given: Given | None = None,
+    hole: Hole | None = None,
     trace: bool = False,
 ) -> jax.Array | Trace:
     """Generate all tokens `[B, N, C]`; arguments as for `Family.plain`."""
     if settings.accelerator != "none":
-        if given is not None or trace:
+        if hole is not None or trace:
             allowed = "none where tokens are given, or a trace is asked for"
             raise wrong("accelerator", settings.accelerator, allowed)
         from driftar_jax.hosts import mar_lazy  # of rivals alone
@@ -42,11 +42,11 @@ def tokens_of(
     images = model.images
     shape = (label.shape[0], images.num_tokens, images.token_dim)
     order, tokens = orders.draw(keys, images.grid, settings.order), jnp.zeros(shape, jnp.float32)
-    if given is not None:
+    if hole is not None:
         # The order is revealed from its end, so tokens that are there already stand last: they
         # count as revealed before the first step.
-        order = randomness.unknown_first(order, given.known)
-        tokens = jnp.where(given.known[None, :, None], given.tokens[None], tokens)
+        order = randomness.unknown_first(order, hole.known)
+        tokens = jnp.where(hole.known[None, :, None], hole.tokens[None], tokens)
     # The inverse permutation: at which turn each position is revealed. With it "known before the
     # step" is one comparison per position instead of a scatter.
     rank = jnp.argsort(order, axis=-1)
@@ -56,22 +56,22 @@ def tokens_of(
         known = rank >= step["now"]
         encoding = backbone(model, settings, steps, params, tokens, known, label, step["keep"])
         tokens = reveal(model, settings, steps, params, tokens, encoding, order, keys, step, head)
-        seen = (encoding.entropy[: len(tokens)], rank < step["next"]) if trace else None
-        return tokens, seen
+        record = (encoding.entropy[: len(tokens)], rank < step["next"]) if trace else None
+        return tokens, record
 
-    seen = []
-    for steps in plans_of(model, settings, params, given and given.unknown):
+    records = []
+    for steps in plans_of(model, settings, params, hole and hole.unknown):
         # A scan, not a Python loop: 64 or 256 copies of the backbone would take minutes to compile.
         # What differs between steps is either a traced column or a branch of a `switch`.
         tokens, some = jax.lax.scan(functools.partial(ar_step, steps), tokens, steps.columns())
-        seen.append(some)
+        records.append(some)
     if not trace:
         return tokens
     # A token that is unknown after k steps was made by step k; what was given, before all.
-    entropy, unknown = (jnp.concatenate(parts) for parts in zip(*seen, strict=True))
+    entropy, unknown = (jnp.concatenate(parts) for parts in zip(*records, strict=True))
     turn = unknown.sum(axis=0, dtype=jnp.int32)
-    if given is not None:
-        turn = jnp.where(given.known[None], -1, turn)
+    if hole is not None:
+        turn = jnp.where(hole.known[None], -1, turn)
     return Trace(tokens, turn, jnp.moveaxis(entropy, 0, 1))
 
 

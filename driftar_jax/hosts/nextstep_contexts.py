@@ -121,7 +121,7 @@ class CaptionContexts(CausalContexts):
         # the last token.
         end = jnp.full((len(ids), 1), self.text.end_image, ids.dtype)
         noise, u = by_image(rows["noise"]), by_image(rows["u"])
-        found = nextstep.training_losses(
+        losses = nextstep.training_losses(
             self.model.host,
             self.model.head,
             params,
@@ -135,9 +135,9 @@ class CaptionContexts(CausalContexts):
             weights=LOSS_WEIGHTS,
         )
         # A mean over words of the whole batch, also where these rows are a part of it.
-        text = found.text * (self._words(rows) / totals["words"])
-        loss = LOSS_WEIGHTS[0] * text + LOSS_WEIGHTS[1] * found.image
-        return loss, {"text": text, "image": found.image}
+        text = losses.text * (self._words(rows) / totals["words"])
+        loss = LOSS_WEIGHTS[0] * text + LOSS_WEIGHTS[1] * losses.image
+        return loss, {"text": text, "image": losses.image}
 
 
 def contexts(config: Any, model: Any) -> CaptionContexts:

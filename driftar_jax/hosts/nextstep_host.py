@@ -412,7 +412,7 @@ class NextStepFamily:
         """See `Family.prepare`."""
         return params, None
 
-    def plain(self, model, settings, params, condition, keys, head, given=None, trace=False):
+    def plain(self, model, settings, params, condition, keys, head, hole=None, trace=False):
         """See `Family.plain`."""
         tokens, entropy = tokens_of(model, settings, params, condition, keys, head)
         return causal_walk.traced(tokens, entropy) if trace else tokens

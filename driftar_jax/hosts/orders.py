@@ -42,13 +42,13 @@ def draw(keys: jax.Array, grid: tuple[int, int], kind: str = "random") -> jax.Ar
 def halton(grid: tuple[int, int]) -> np.ndarray:
     """List the cells of a grid, `[N]`, as the Halton sequence of bases 2 and 3 meets them first."""
     rows, columns = grid
-    seen: dict[int, None] = {}
+    cells: dict[int, None] = {}
     number = 0
-    while len(seen) < rows * columns:
+    while len(cells) < rows * columns:
         number += 1
         cell = int(_inverse(number, 2) * rows) * columns + int(_inverse(number, 3) * columns)
-        seen.setdefault(cell)
-    return np.array(list(seen), np.int64)
+        cells.setdefault(cell)
+    return np.array(list(cells), np.int64)
 
 
 def _inverse(number: int, base: int) -> float:
@@ -69,14 +69,14 @@ def far(grid: tuple[int, int]) -> np.ndarray:
     gap = np.abs(cells[:, None] - cells[None])
     gap = np.minimum(gap, np.array(grid) - gap)
     distance = np.sqrt((gap**2).sum(axis=-1))
-    found = [0]
+    order = [0]
     nearest, crowd = distance[0].copy(), 1 / (1 + distance[0])
-    while len(found) < len(cells):
-        nearest[found] = -1.0
+    while len(order) < len(cells):
+        nearest[order] = -1.0
         # Among the cells that are as far, the one with most room around it.
         best = np.flatnonzero(nearest >= nearest.max() - 1e-9)
         cell = int(best[np.argmin(crowd[best])])
-        found.append(cell)
+        order.append(cell)
         nearest = np.minimum(nearest, distance[cell])
         crowd += 1 / (1 + distance[cell])
-    return np.array(found, np.int64)
+    return np.array(order, np.int64)

@@ -258,7 +258,7 @@ class TransDiffFamily:
             return params, None
         return {**params, "table": _table(model.host, params["host"])}, classes
 
-    def plain(self, model, settings, params, condition, keys, head, given=None, trace=False):
+    def plain(self, model, settings, params, condition, keys, head, hole=None, trace=False):
         """See `Family.plain`; nothing is traced, as `sampling.traces.check` says."""
         if head is None:
             return by_own_head(model, settings, params, condition, keys)

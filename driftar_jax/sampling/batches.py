@@ -14,7 +14,7 @@ from driftar_jax.data.pixels import to_uint8
 from driftar_jax.hosts.base import Model
 from driftar_jax.sampling.settings import Settings
 from driftar_jax.sharding import over_rows, parts_of, rows_over
-from driftar_jax.types import Counts, Given, Speculation, Trace
+from driftar_jax.types import Counts, Hole, Speculation, Trace
 
 as_pixels = jax.jit(to_uint8)
 
@@ -26,13 +26,13 @@ class Part:
     Attributes:
       numbers: `[k]` of the images in the whole request.
       images: uint8 `[k, H, W, C]`.
-      found: `Counts` of an image, or with drafts the `Speculation` of the whole padded call.
+      counts: `Counts` of an image, or with drafts the `Speculation` of the whole padded call.
       trace: of the images, if it was asked for.
     """
 
     numbers: np.ndarray
     images: np.ndarray
-    found: Counts | Speculation
+    counts: Counts | Speculation
     trace: Trace | None = None
 
 
@@ -45,7 +45,7 @@ def stream(
     *,
     batch_size: int = 256,
     to_pixels: Callable[[jax.Array], jax.Array] = as_pixels,
-    given: Given | None = None,
+    hole: Hole | None = None,
     numbers: Sequence[int] | None = None,
     trace: bool = False,
 ) -> Iterator[Part]:
@@ -59,7 +59,7 @@ def stream(
       seed: root of the randomness, 0 to 2**63 - 1.
       batch_size: images per call; the last call is padded.
       to_pixels: a batch of grids to uint8 images; by default the grid is the image, in [-1, 1].
-      given: as for `plain.generate`; not with drafts.
+      hole: as for `plain.generate`; not with drafts.
       numbers: of the images that are wanted, in order; None: all n. An image follows from its
         number, whatever else is made.
       trace: also how their tokens came to be; checked by `traces.check`.
@@ -81,7 +81,7 @@ def stream(
     def make(rows, index):
         if settings.speculates:
             return function(*first, rows, index, seed, **traced)
-        grids, counts, *rest = function(*first, rows, index, seed, given, **traced)
+        grids, counts, *rest = function(*first, rows, index, seed, hole, **traced)
         counts = jax.tree.map(int, counts)
         if shared is not None:
             # Calls that the request shares count for each image by its part.
@@ -112,9 +112,9 @@ def compile_ahead(
     """
     function, first, _ = _program(model, settings, params, condition)
     rows = rows_over(params)
-    asked = next(_batches(condition, np.arange(size(condition)), batch_size, rows))[1]
+    batch = next(_batches(condition, np.arange(size(condition)), batch_size, rows))[1]
     with seeds.fixed():
-        program = function.lower(*first, *asked, seeds.argument(seed)).compile()
+        program = function.lower(*first, *batch, seeds.argument(seed)).compile()
         grid, place = program.out_info[0], program.output_shardings[0]
         grid = jax.ShapeDtypeStruct(grid.shape, grid.dtype, sharding=place)
         to_pixels.lower(grid).compile()
@@ -153,8 +153,8 @@ def sample_images(
     Raises:
       ValueError: as `stream`.
     """
-    images, found = _all(stream(model, settings, params, condition, seed, **rest))
-    return images, counts_of(found, len(images))
+    images, counts = _all(stream(model, settings, params, condition, seed, **rest))
+    return images, counts_of(counts, len(images))
 
 
 def sample_drafted(
@@ -174,19 +174,19 @@ def sample_drafted(
     Raises:
       ValueError: as `stream`.
     """
-    images, found = _all(stream(model, settings, params, condition, seed, **rest))
-    return images, joined(found, len(images))
+    images, parts = _all(stream(model, settings, params, condition, seed, **rest))
+    return images, joined(parts, len(images))
 
 
 def _all(parts: Iterator[Part]) -> tuple[np.ndarray, list[Any]]:
     """Return the images of a request, and what its calls found."""
     parts = list(parts)
-    return np.concatenate([part.images for part in parts]), [part.found for part in parts]
+    return np.concatenate([part.images for part in parts]), [part.counts for part in parts]
 
 
-def counts_of(found: Sequence[Counts] | Sequence[Speculation], num: int) -> Counts:
+def counts_of(counts: Sequence[Counts] | Sequence[Speculation], num: int) -> Counts:
     """Return the counts per image of the parts of a request of `num` images."""
-    return found[0] if isinstance(found[0], Counts) else drafted_counts(joined(found, num))
+    return counts[0] if isinstance(counts[0], Counts) else drafted_counts(joined(counts, num))
 
 
 def check(model: Model, settings: Settings, condition: Any) -> None:
@@ -204,10 +204,10 @@ def _in_batches(
     make, condition, wanted: np.ndarray, batch_size: int, to_pixels, rows: NamedSharding | None
 ) -> Iterator[Part]:
     """Yield the images `wanted` of `make(condition [B], index [B])`, B at a time."""
-    for numbers, asked in _batches(condition, wanted, batch_size, rows):
-        grids, found, *trace = make(*asked)
+    for numbers, batch in _batches(condition, wanted, batch_size, rows):
+        grids, counts, *trace = make(*batch)
         images = np.asarray(to_pixels(grids))[: len(numbers)]
-        yield Part(numbers, images, found, *_cut(trace, len(numbers)))
+        yield Part(numbers, images, counts, *_cut(trace, len(numbers)))
 
 
 def _batches(
@@ -223,9 +223,9 @@ def _batches(
         numbers = wanted[first : first + batch_size]
         # The last batch is filled up with the last image, so that one compilation serves all.
         index = np.pad(numbers, (0, batch_size - len(numbers)), mode="edge").astype(np.int32)
-        asked = jax.tree.map(lambda a, at=index: a[at], condition), index
-        asked = over_rows(asked, rows)
-        yield numbers, asked
+        batch = jax.tree.map(lambda a, at=index: a[at], condition), index
+        batch = over_rows(batch, rows)
+        yield numbers, batch
 
 
 def _cut(tree: Any, number: int) -> Any:

@@ -59,11 +59,11 @@ class Reader(Protocol):
     def sized(self, model: Model, request: Request) -> Model:
         """Return the model for images of the request's size, refusing what is not read."""
 
-    def texts(self, asked: Sequence, seed: int) -> list[str] | None:
+    def texts(self, subjects: Sequence, seed: int) -> list[str] | None:
         """Return the texts that are asked for, drawn for classes; None where none are read."""
 
     def conditions(
-        self, model: Model, settings: Settings, asked: Any, seed: int, request: Request
+        self, model: Model, settings: Settings, subjects: Any, seed: int, request: Request
     ) -> Any:
         """Return conditions, leaves `[n, ...]`; ValueError (field, value, allowed) if none fit."""
 
@@ -85,12 +85,12 @@ class Classes:
         request.refuse("this checkpoint makes images of classes, of one size")
         return model
 
-    def texts(self, asked: Sequence, seed: int) -> None:
+    def texts(self, subjects: Sequence, seed: int) -> None:
         """Return None: no text is read."""
 
-    def conditions(self, model, settings, asked, seed, request=NOTHING_MORE) -> np.ndarray:
+    def conditions(self, model, settings, subjects, seed, request=NOTHING_MORE) -> np.ndarray:
         """Return `[n]` int32 of class numbers, -1 for none, or names of classes."""
-        return class_numbers(asked, model.images)
+        return class_numbers(subjects, model.images)
 
     def of_real(self, model, labels: np.ndarray, captions: Sequence[str] | None) -> np.ndarray:
         """Return the classes."""
@@ -101,7 +101,7 @@ class Classes:
         return np.arange(number, dtype=np.int32) % model.images.num_classes
 
 
-def class_numbers(asked: Sequence, images: ImageSpec) -> np.ndarray:
+def class_numbers(subjects: Sequence, images: ImageSpec) -> np.ndarray:
     """Return `[n]` int32 of numbers and names.
 
     Raises:
@@ -109,16 +109,16 @@ def class_numbers(asked: Sequence, images: ImageSpec) -> np.ndarray:
         list of them.
     """
     # One name is no list of letters.
-    asked = [asked] if isinstance(asked, str) else asked
+    subjects = [subjects] if isinstance(subjects, str) else subjects
     try:
-        given = np.asarray(asked)
+        array = np.asarray(subjects)
     except ValueError:  # lists of several lengths
-        raise wrong("labels", asked, "a list of classes") from None
-    if given.ndim != 1:
-        raise wrong("labels", asked, "a list of classes")
+        raise wrong("labels", subjects, "a list of classes") from None
+    if array.ndim != 1:
+        raise wrong("labels", subjects, "a list of classes")
     # What lies beyond 32 bits would come out as another class.
-    if given.dtype.kind in "iu" and np.array_equal(given, given.astype(np.int32)):
-        return given.astype(np.int32)  # their range is the family's business
+    if array.dtype.kind in "iu" and np.array_equal(array, array.astype(np.int32)):
+        return array.astype(np.int32)  # their range is the family's business
     from driftar_jax.data import labels  # of names alone
 
-    return np.asarray(labels.numbers(list(asked), images.class_names), np.int32)
+    return np.asarray(labels.numbers(list(subjects), images.class_names), np.int32)

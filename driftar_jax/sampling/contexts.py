@@ -42,7 +42,7 @@ class Contexts:
     positions: np.ndarray
 
     @property
-    def asked(self) -> np.ndarray:
+    def targets(self) -> np.ndarray:
         """Return the real tokens `[n, M, C]` at `positions`."""
         return np.take_along_axis(self.tokens, self.positions[..., None], axis=1)
 
@@ -141,7 +141,7 @@ def _draw(model, settings, count, params, tokens, known, label, positions, index
 
 def energy_score(drawn: Drawn, contexts: Contexts) -> float:
     """Return the mean energy score of the draws against what really was there; lower is better."""
-    score = fields.energy_score(jnp.asarray(drawn.x), jnp.asarray(contexts.asked))
+    score = fields.energy_score(jnp.asarray(drawn.x), jnp.asarray(contexts.targets))
     return float(score.mean())
 
 
@@ -175,7 +175,7 @@ def score(loaded: Generator, contexts: Contexts, draws: int) -> Score:
     basis = spread.directions(contexts.tokens)
     return Score(
         energy_score(drawn, contexts),
-        spread.to_error(drawn.x, contexts.asked, basis),
+        spread.to_error(drawn.x, contexts.targets, basis),
         contexts.positions.size,
         draws,
     )

@@ -37,12 +37,12 @@ def generate(
     Returns:
       float32 grid `[B, H, W, C]`, `Speculation`, and the `Trace` where it is asked for.
     """
-    asked = model, rule, settings, params, condition, index, seed
+    args = model, rule, settings, params, condition, index, seed
     if trace:
-        found, speculation = ahead(*asked).traced()
-        return plain.grid_of(model, found.tokens), speculation, found
+        record, speculation = ahead(*args).traced()
+        return plain.grid_of(model, record.tokens), speculation, record
     road = ahead if isinstance(rule, Window) else engine
-    tokens, speculation = road(*asked).run()
+    tokens, speculation = road(*args).run()
     return plain.grid_of(model, tokens), speculation
 
 

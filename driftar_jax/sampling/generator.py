@@ -75,11 +75,11 @@ class Samples:
         for number, image in enumerate(self.images):
             pictures.to_pil(image).save(out / f"{number:05d}.png")
         self.grid().save(out / "grid.png")
-        found = {"per_image": dataclasses.asdict(self.counts), "images": len(self.images)}
+        facts = {"per_image": dataclasses.asdict(self.counts), "images": len(self.images)}
         if self.speculation:
-            found |= {"gamma": self.gamma, "lookahead": self.lookahead}
-            found |= {"speculation": self.speculation}
-        write_json(out / "counts.json", found | {"seconds": round(self.seconds, 3)})
+            facts |= {"gamma": self.gamma, "lookahead": self.lookahead}
+            facts |= {"speculation": self.speculation}
+        write_json(out / "counts.json", facts | {"seconds": round(self.seconds, 3)})
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
@@ -182,8 +182,8 @@ class Generator:
         condition = sized.conditions(labels, seed, settings, request)
         settings = sized.with_draft_count(settings, condition, batch_size)
         started = time.perf_counter()
-        made = sized.collect(settings, condition, seed, batch_size, trace=trace)
-        return dataclasses.replace(made, seconds=time.perf_counter() - started)
+        samples = sized.collect(settings, condition, seed, batch_size, trace=trace)
+        return dataclasses.replace(samples, seconds=time.perf_counter() - started)
 
     def sized(self, request: Request) -> "Generator":
         """Return this generator for images of the request's size."""
@@ -259,7 +259,7 @@ class Generator:
 
     def conditions(
         self,
-        asked: Sequence,
+        subjects: Sequence,
         seed: int,
         settings: Settings | None = None,
         request: Request | None = None,
@@ -267,7 +267,7 @@ class Generator:
         """Return what the model is given for a request, leaves `[n, ...]`.
 
         Args:
-          asked: as for `sample`; or rows of this method, where the host reads captions.
+          subjects: as for `sample`; or rows of this method, where the host reads captions.
           seed: chooses among the captions of a class, of images that no model was trained on.
           settings: of the request; None: those of the config. Prompts have a row for each branch.
           request: what is asked for beside; None: nothing.
@@ -277,7 +277,7 @@ class Generator:
         """
         settings = self.settings() if settings is None else settings
         request = Request() if request is None else request
-        return self.reader.conditions(self.model, settings, asked, seed, request)
+        return self.reader.conditions(self.model, settings, subjects, seed, request)
 
     def with_draft_count(
         self, settings: Settings, condition: Any, batch_size: int | None
@@ -306,15 +306,15 @@ class Generator:
         """Generate the images of checked settings and conditions, batch by batch."""
         parts = list(self.stream(settings, condition, seed, batch_size, trace=trace))
         images = np.concatenate([part.images for part in parts])
-        counts, speculation = self.summary([part.found for part in parts], len(images), settings)
-        found = None
+        counts, speculation = self.summary([part.counts for part in parts], len(images), settings)
+        record = None
         if trace:
             from driftar_jax.sampling import traces
 
-            found = traces.joined([part.trace for part in parts])
+            record = traces.joined([part.trace for part in parts])
         if speculation is None:
-            return Samples(images, counts, trace=found)
-        return Samples(images, counts, settings.gamma, speculation, settings.lookahead, found)
+            return Samples(images, counts, trace=record)
+        return Samples(images, counts, settings.gamma, speculation, settings.lookahead, record)
 
     def stream(
         self,
@@ -351,12 +351,12 @@ class Generator:
         batches.compile_ahead(self.model, settings, self.params, condition, seed, **rest)
 
     def summary(
-        self, found: Sequence, number: int, settings: Settings
+        self, counts: Sequence, number: int, settings: Settings
     ) -> tuple[Counts, dict | None]:
         """Return counts and speculation of `Samples`, from the parts of `number` images."""
         if not settings.speculates:
-            return found[0], None
-        speculation = batches.joined(found, number)
+            return counts[0], None
+        speculation = batches.joined(counts, number)
         return batches.drafted_counts(speculation), batches.summary(speculation)
 
     def batch(self, batch_size: int | None) -> int:

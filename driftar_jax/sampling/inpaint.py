@@ -14,7 +14,7 @@ from driftar_jax.data.pixels import to_unit_range
 from driftar_jax.sampling import batches
 from driftar_jax.sampling.generator import Generator, Samples
 from driftar_jax.sampling.settings import Settings
-from driftar_jax.types import Given
+from driftar_jax.types import Hole
 from driftar_jax.vae import pixels
 
 _GREY = 128
@@ -60,9 +60,9 @@ def fill(
     condition = loaded.conditions(labels, seed, settings)
     if settings.gamma:
         raise wrong("gamma", settings.gamma, "0 together with a mask")
-    given = _given(loaded, image, mask)
+    hole = _hole(loaded, image, mask)
     # Each step reveals a token at least; with a small hole there are not enough for all steps.
-    settings = settings.changed(ar_steps=min(settings.ar_steps, given.unknown))
+    settings = settings.changed(ar_steps=min(settings.ar_steps, hole.unknown))
     new_images, counts = batches.sample_images(
         loaded.model,
         settings,
@@ -71,7 +71,7 @@ def fill(
         seed,
         batch_size=256 if batch_size is None else batch_size,
         to_pixels=loaded.to_pixels,
-        given=given,
+        hole=hole,
     )
     # Tokens that the mask touches were made whole; outside of it the pixels are the image's own.
     return Samples(np.where(mask[None, :, :, None], new_images, image[None]), counts)
@@ -85,7 +85,7 @@ def check(generator: Generator) -> None:
         raise wrong("mask", "a mask", allowed)
 
 
-def _given(loaded: Generator, image: np.ndarray, mask: np.ndarray) -> Given:
+def _hole(loaded: Generator, image: np.ndarray, mask: np.ndarray) -> Hole:
     """What is known of the tokens of `image`."""
     wanted = pixel_shape(loaded)
     height, width, _ = wanted
@@ -102,7 +102,7 @@ def _given(loaded: Generator, image: np.ndarray, mask: np.ndarray) -> Given:
     grid = grids(loaded, np.where(mask[:, :, None], _GREY, image).astype(np.uint8)[None])
     known = known_tokens(loaded, mask)
     tokens = patchify(grid, loaded.model.images.patch_size)[0]
-    return Given(tokens, jnp.asarray(known), int((~known).sum()))
+    return Hole(tokens, jnp.asarray(known), int((~known).sum()))
 
 
 def known_tokens(loaded: Generator, mask: np.ndarray) -> np.ndarray:

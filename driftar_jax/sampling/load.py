@@ -308,14 +308,14 @@ def read_weights(
     return _merged(params) if merged else params, manifest, step
 
 
-def _host_of(workdir: str | pathlib.Path, seen: list[float], shapes: dict[str, Any]) -> Any:
+def _host_of(workdir: str | pathlib.Path, sums: list[float], shapes: dict[str, Any]) -> Any:
     """Read the host that adapters were trained on; ValueError where it is another."""
-    found = read_weights(workdir)[0].get(_HOST)
-    have, want = (jax.tree.map(np.shape, t) for t in (found, shapes[_HOST]))
+    host = read_weights(workdir)[0].get(_HOST)
+    have, want = (jax.tree.map(np.shape, t) for t in (host, shapes[_HOST]))
     # bfloat16, to which an export may have rounded it, moves these by some thousandths.
-    if have != want or np.abs(np.subtract(projections(found), seen)).max() > 1e-2:
+    if have != want or np.abs(np.subtract(projections(host), sums)).max() > 1e-2:
         raise wrong("host", str(workdir), "the host that the adapters were trained on")
-    return found
+    return host
 
 
 def projections(tree: Any) -> list[float]:

@@ -36,23 +36,23 @@ class State:
     Attributes:
       step: `[B]` int32, groups that are settled.
       base: `[B]` int32, at most `step`: the first context of the next call.
-      made: `[B]` int32, groups that were made at least once.
+      frontier: `[B]` int32, groups that were made at least once.
       tokens: `[B, N, C]` float32; behind the settled ones, guesses.
       weight: `[B, N]` float32, what the bound of a token is proportional to; -1 where none was
         made yet.
       entropy: `[B, N]` float32 of the encodings that the tokens were made from.
       memory: the walk's.
-      found: what is reported.
+      speculation: what is reported.
     """
 
     step: jax.Array
     base: jax.Array
-    made: jax.Array
+    frontier: jax.Array
     tokens: jax.Array
     weight: jax.Array
     entropy: jax.Array
     memory: Any
-    found: Speculation
+    speculation: Speculation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +89,7 @@ class Lookahead:
           the number of guesses that stood; there are no drafts.
         """
         state = jax.lax.while_loop(self.goes_on, self.round, self.start())
-        return state.tokens, state.found
+        return state.tokens, state.speculation
 
     def traced(self) -> tuple[Trace, Speculation]:
         """Do as `run`, and remember in which call each token was settled."""
@@ -100,12 +100,12 @@ class Lookahead:
             # `known` is of a context, and the last group is in none.
             ended = (after.step >= self.walk.num_steps)[:, None]
             settled = (self.walk.known(after.step) | ended) & (turn < 0)
-            return after, jnp.where(settled, state.found.batch_calls, turn)
+            return after, jnp.where(settled, state.speculation.batch_calls, turn)
 
         start = self.start()
         carry = start, jnp.full(start.entropy.shape, -1, jnp.int32)
         state, turn = jax.lax.while_loop(lambda carry: self.goes_on(carry[0]), round, carry)
-        return Trace(state.tokens, turn, state.entropy[:, None]), state.found
+        return Trace(state.tokens, turn, state.entropy[:, None]), state.speculation
 
     @property
     def size(self) -> int:
@@ -127,12 +127,12 @@ class Lookahead:
         return State(
             step=zero,
             base=zero,
-            made=zero,
+            frontier=zero,
             tokens=jnp.zeros((*shape, self.walk.token_dim), jnp.float32),
             weight=jnp.full(shape, -1.0, jnp.float32),
             entropy=jnp.zeros(shape, jnp.float32),
             memory=self.walk.memory(),
-            found=speculative.nothing(self.batch, self.size - 1),
+            speculation=speculative.nothing(self.batch, self.size - 1),
         )
 
     def round(self, state: State) -> State:
@@ -185,9 +185,11 @@ class Lookahead:
         return state.replace(
             step=step,
             base=base,
-            made=jnp.maximum(state.made, steps[-1] + 1),
+            frontier=jnp.maximum(state.frontier, steps[-1] + 1),
             memory=walk.roll_back(memory, base),
-            found=self._counted(state.found, live, accepted, heard, near[:-1], entropy[:-1]),
+            speculation=self._counted(
+                state.speculation, live, accepted, heard, near[:-1], entropy[:-1]
+            ),
         )
 
     def _guessed(self, state: State, steps: jax.Array) -> jax.Array:
@@ -195,10 +197,10 @@ class Lookahead:
         # A first guess is the group above, in the first row the one before: neighbours are alike.
         # Only what was made already can be copied.
         source = jnp.where(steps < self.above, steps - 1, steps - self.above)
-        source = jnp.clip(source, 0, jnp.maximum(state.made - 1, 0)[None])
+        source = jnp.clip(source, 0, jnp.maximum(state.frontier - 1, 0)[None])
         guess = _read(state.tokens, jax.vmap(self.walk.group)(source)[0])
         positions, real = jax.vmap(self.walk.group)(steps)
-        real &= ((steps >= state.made[None]) & (steps < self.walk.num_steps))[..., None]
+        real &= ((steps >= state.frontier[None]) & (steps < self.walk.num_steps))[..., None]
         return _write(state.tokens, guess, positions, real)
 
     def _window(self, encodings: Any, first: jax.Array) -> Any:

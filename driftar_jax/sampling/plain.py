@@ -12,7 +12,7 @@ from driftar_jax.drift.head import DriftHead
 from driftar_jax.heads import randomness
 from driftar_jax.hosts.base import Model
 from driftar_jax.sampling.settings import Settings
-from driftar_jax.types import Counts, Given, Trace
+from driftar_jax.types import Counts, Hole, Trace
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), static_argnames="trace")
@@ -23,7 +23,7 @@ def generate(
     condition: Any,
     index: jax.Array,
     seed: jax.Array,
-    given: Given | None = None,
+    hole: Hole | None = None,
     trace: bool = False,
 ) -> tuple[jax.Array, Counts] | tuple[jax.Array, Counts, Trace]:
     """Generate a batch of images; the tokens are put back in their places.
@@ -37,7 +37,7 @@ def generate(
       index: `[B]` int32 number of each image in the whole request; with `seed` it decides all of
         an image's randomness, so an image does not depend on its batch.
       seed: uint32 scalar.
-      given: tokens that stand; a host of any order fills in the others.
+      hole: tokens that stand; a host of any order fills in the others.
       trace: also return how the tokens came to be; it is a program of its own, and images are
         the same up to its rounding.
 
@@ -47,10 +47,10 @@ def generate(
     """
     keys = randomness.image_keys(seed, index)
     head = one_step_head(model, settings, params)
-    made = model.family.plain(model, settings, params, condition, keys, head, given, trace)
+    result = model.family.plain(model, settings, params, condition, keys, head, hole, trace)
     if trace:
-        return grid_of(model, made.tokens), counts(model, settings), made
-    return grid_of(model, made), counts(model, settings)
+        return grid_of(model, result.tokens), counts(model, settings), result
+    return grid_of(model, result), counts(model, settings)
 
 
 def grid_of(model: Model, tokens: jax.Array) -> jax.Array:

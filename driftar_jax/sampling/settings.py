@@ -328,7 +328,7 @@ def _of_kind(name: str, value):
     kinds = {field.name: field.type for field in dataclasses.fields(Settings)}
     if name not in kinds:
         raise wrong("setting", name, f"{', '.join(kinds)}{nearest(name, kinds)}")
-    kind, given = kinds[name], value
+    kind, original = kinds[name], value
     if isinstance(value, np.generic):
         value = value.item()
     fits = (int, float) if kind is float else kind
@@ -336,4 +336,4 @@ def _of_kind(name: str, value):
     if isinstance(value, fits) and isinstance(value, bool) == (kind is bool):
         with contextlib.suppress(OverflowError):
             return kind(value)
-    raise wrong(name, given, _WORDS[kind])
+    raise wrong(name, original, _WORDS[kind])

@@ -45,7 +45,7 @@ class _Drafts:
 
 @flax.struct.dataclass
 class Drafted:
-    """First piece of a round: `tokens` with the drafts in them, `found` with what they cost.
+    """First piece of a round: `tokens` with the drafts in them, `speculation` with what they cost.
 
     `count [B]` is the number of drafts; without any, `drafts` is None.
     """
@@ -53,7 +53,7 @@ class Drafted:
     tokens: jax.Array
     drafts: _Drafts | None
     count: jax.Array
-    found: Speculation
+    speculation: Speculation
 
 
 @flax.struct.dataclass
@@ -85,7 +85,7 @@ class State:
       last: encoding of the last context that the backbone saw and that stands.
       memory: the host's.
       tracker: of the target's entropy, with an average `[B]` over each image's backbone calls.
-      found: what is reported.
+      speculation: what is reported.
     """
 
     step: jax.Array
@@ -93,7 +93,7 @@ class State:
     last: Encoding
     memory: Any
     tracker: early_stop.EntropyTracker
-    found: Speculation
+    speculation: Speculation
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +126,7 @@ class Engine:
           ValueError: the rule asks for statistics that are not there.
         """
         state = jax.lax.while_loop(self.goes_on, self._round, self.start())
-        return state.tokens, state.found
+        return state.tokens, state.speculation
 
     def goes_on(self, state: State) -> jax.Array:
         """Say whether an image of the batch is not finished; bool scalar."""
@@ -147,7 +147,7 @@ class Engine:
             last=jax.tree.map(lambda s: jnp.zeros(s.shape[1:], s.dtype), shapes),
             memory=memory,
             tracker=self._tracker(),
-            found=nothing(batch, self.rule.gamma),
+            speculation=nothing(batch, self.rule.gamma),
         )
 
     def _tracker(self) -> early_stop.EntropyTracker:
@@ -255,7 +255,7 @@ class Engine:
             # Followed for finished images as well, where the value is never read: a mask would only
             # cost.
             tracker=state.tracker.replace(ema=early_stop.follow(state.tracker.ema, mean_entropy)),
-            found=self._counted(drafted, live, accepted, called.contexts, judged),
+            speculation=self._counted(drafted, live, accepted, called.contexts, judged),
         )
 
     def drafted(self, state: State) -> Drafted:
@@ -264,7 +264,7 @@ class Engine:
         """
         walk, gamma = self.walk, self.rule.gamma
         if not gamma:
-            return Drafted(state.tokens, None, jnp.zeros_like(state.step), state.found)
+            return Drafted(state.tokens, None, jnp.zeros_like(state.step), state.speculation)
         # All drafts are kept for the verdict in buffers of static length gamma, whatever number a
         # round makes; the shape of one draft tells their sizes.
         rows, x = jax.eval_shape(lambda: self._draft(state.last, state.tokens, state.step)[1:])
@@ -309,7 +309,7 @@ class Engine:
                 total,
             )
 
-        start = jnp.int32(0), may, state.last, state.tokens, drafts, state.found
+        start = jnp.int32(0), may, state.last, state.tokens, drafts, state.speculation
         _, _, _, tokens, drafts, total = jax.lax.while_loop(going, body, start)
         return Drafted(tokens, drafts, drafts.count, total)
 
@@ -403,7 +403,7 @@ class Engine:
     def _counted(self, drafted: Drafted, live, accepted, contexts, judged: _Judged):
         """What was found, with this round's numbers added for the images still `live`."""
         gamma, one = self.rule.gamma, live.astype(jnp.int32)
-        total, count = drafted.found, drafted.count
+        total, count = drafted.speculation, drafted.count
         # A histogram per image: the mean alone would hide that rounds are often all or nothing.
         lengths = jax.nn.one_hot(accepted, gamma + 1, dtype=jnp.int32) * one[:, None]
         # Every draft's, the own group's, and what `coupled` makes to compare.

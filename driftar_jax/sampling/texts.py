@@ -40,23 +40,23 @@ class Captions:
         request.refuse("this checkpoint was trained without it")
         return model
 
-    def texts(self, asked: Sequence, seed: int) -> list[str] | None:
+    def texts(self, subjects: Sequence, seed: int) -> list[str] | None:
         """Return the captions that are asked for, drawn for classes."""
-        if any(isinstance(a, str) for a in asked):
-            return list(asked)
-        return None if self.book is None else self.book.drawn(np.asarray(asked, np.int32), seed)
+        if any(isinstance(a, str) for a in subjects):
+            return list(subjects)
+        return None if self.book is None else self.book.drawn(np.asarray(subjects, np.int32), seed)
 
-    def conditions(self, model, settings, asked, seed, request=NOTHING_MORE) -> np.ndarray:
+    def conditions(self, model, settings, subjects, seed, request=NOTHING_MORE) -> np.ndarray:
         """Return rows `[n, 1 + P]` int32 of texts, of classes, or of such rows."""
-        if isinstance(asked, str):
-            asked = [asked]
-        if np.iterable(asked) and any(isinstance(a, str) for a in asked):
-            for other in (a for a in asked if not isinstance(a, str)):
+        if isinstance(subjects, str):
+            subjects = [subjects]
+        if np.iterable(subjects) and any(isinstance(a, str) for a in subjects):
+            for other in (a for a in subjects if not isinstance(a, str)):
                 raise wrong("labels", other, "texts alone or classes alone")
-            return self.book.rows(list(asked))
-        if getattr(asked, "ndim", 1) == 2:
-            return np.asarray(asked, np.int32)
-        labels = class_numbers(asked, model.images)
+            return self.book.rows(list(subjects))
+        if getattr(subjects, "ndim", 1) == 2:
+            return np.asarray(subjects, np.int32)
+        labels = class_numbers(subjects, model.images)
         most = model.images.num_classes - 1
         for label in labels[(labels < -1) | (labels > most)]:
             raise wrong("labels", int(label), f"0 to {most}, or -1 for none")
@@ -119,17 +119,17 @@ class Prompts:
         """Pixels that a token stands for, per side: sides of images are multiples of it."""
         return self.vae.factor * model.images.patch_size
 
-    def texts(self, asked: Sequence, seed: int) -> list[str]:
+    def texts(self, subjects: Sequence, seed: int) -> list[str]:
         """Return the prompts, drawn from the book for classes."""
-        if self.book is None or any(isinstance(a, str) for a in asked):
-            return list(asked)
-        return self.book.drawn(np.asarray(asked, np.int32), seed)
+        if self.book is None or any(isinstance(a, str) for a in subjects):
+            return list(subjects)
+        return self.book.drawn(np.asarray(subjects, np.int32), seed)
 
-    def conditions(self, model, settings, asked, seed, request=NOTHING_MORE) -> Prompt:
+    def conditions(self, model, settings, subjects, seed, request=NOTHING_MORE) -> Prompt:
         """Return a `Prompt` whose rows hold every branch of guidance."""
-        if isinstance(asked, str) or not np.iterable(asked):
-            asked = [asked]
-        if not (texts := self.texts(asked, seed)):
+        if isinstance(subjects, str) or not np.iterable(subjects):
+            subjects = [subjects]
+        if not (texts := self.texts(subjects, seed)):
             raise wrong("prompt", None, "at least one text")
         for text in texts:
             if not isinstance(text, str):

@@ -84,7 +84,7 @@ def pictures(generator: Any, trace: Trace, steps: Sequence[int]) -> np.ndarray:
     Returns:
       uint8 `[S, n, H, W, C]`, grey where no token is made yet; the last step is the picture itself.
     """
-    images, made = generator.model.images, []
+    images, frames = generator.model.images, []
     for step in steps:
         grid = unpatchify(tokens(trace, step), *images.image_shape[:2], images.patch_size)
         # Decoded anew at each step and not cut out of the last picture: an autoencoder mixes
@@ -93,8 +93,8 @@ def pictures(generator: Any, trace: Trace, steps: Sequence[int]) -> np.ndarray:
         stands = known(trace, step).reshape(-1, *images.grid)
         for axis in (1, 2):
             stands = np.repeat(stands, picture.shape[axis] // images.grid[axis - 1], axis=axis)
-        made.append(np.where(stands[..., None], picture, np.uint8(BLANK)))
-    return np.stack(made)
+        frames.append(np.where(stands[..., None], picture, np.uint8(BLANK)))
+    return np.stack(frames)
 
 
 @dataclasses.dataclass(frozen=True)

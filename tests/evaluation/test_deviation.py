@@ -40,4 +40,4 @@ def test_contexts_ask_for_unknown_tokens():
     unknown = (~made.known).sum(axis=1)
     assert unknown.min() == 2 and unknown.max() == 6 and made.tokens.shape == (40, 6, 4)
     assert not np.take_along_axis(made.known, made.positions, axis=1).any()
-    np.testing.assert_array_equal(made.asked[5, 1], made.tokens[5, made.positions[5, 1]])
+    np.testing.assert_array_equal(made.targets[5, 1], made.tokens[5, made.positions[5, 1]])

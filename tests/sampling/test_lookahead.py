@@ -349,7 +349,7 @@ def test_after_every_round_the_cache_is_that_of_the_settled_tokens():
     ahead, want = case.ahead(lookahead.Window(4)), case.plain()
     state, again = ahead.start(), jax.jit(ahead.round)
     state = state.replace(
-        tokens=state.tokens.at[fast].set(want[fast]), made=state.made.at[fast].set(TOKENS)
+        tokens=state.tokens.at[fast].set(want[fast]), frontier=state.frontier.at[fast].set(TOKENS)
     )
 
     @jax.jit
@@ -367,7 +367,7 @@ def test_after_every_round_the_cache_is_that_of_the_settled_tokens():
                 found, read = (getattr(c, name)[:, row, :length] for c in (cache, whole))
                 np.testing.assert_allclose(found, read, atol=2e-5)
     np.testing.assert_allclose(state.tokens, want, atol=2e-5)
-    calls = state.found.backbone_calls
+    calls = state.speculation.backbone_calls
     assert calls[fast] == 2 and min(calls[0], calls[2]) > 2
 
 

@@ -77,14 +77,14 @@ def test_a_hole_grows_and_the_rest_was_there():
     import jax.numpy as jnp
 
     from driftar_jax.sampling import batches
-    from driftar_jax.types import Given
+    from driftar_jax.types import Hole
 
     known = np.array([True, False, True, False, False, True])
     tokens = jnp.asarray(np.random.default_rng(0).normal(size=(6, 4)), jnp.float32)
     settings = loaded.checked(ar_steps=2)
-    given = Given(tokens, jnp.asarray(known), 3)
+    hole = Hole(tokens, jnp.asarray(known), 3)
     (part,) = batches.stream(
-        loaded.model, settings, loaded.params, np.array([0, 1]), 3, given=given, trace=True
+        loaded.model, settings, loaded.params, np.array([0, 1]), 3, hole=hole, trace=True
     )
     assert (part.trace.turn[:, known] == -1).all()
     assert (part.trace.turn[:, ~known] >= 0).all() and part.trace.turn.max() == 1
