@@ -27,14 +27,14 @@ def main(_) -> None:
     )
 
     with cli.user_errors():
-        asked = arms.read(_SWEEP.value)
-        seeds = [_seed(word, asked.seeds) for word in _SEEDS.value] or list(asked.seeds)
+        sweep = arms.read(_SWEEP.value)
+        seeds = [_seed(word, sweep.seeds) for word in _SEEDS.value] or list(sweep.seeds)
         for name in _ONLY.value:
-            if name not in asked.arms:
-                near = config.nearest(name, asked.arms)
-                raise config.wrong("only", name, f"{' | '.join(asked.arms)}{near}")
+            if name not in sweep.arms:
+                near = config.nearest(name, sweep.arms)
+                raise config.wrong("only", name, f"{' | '.join(sweep.arms)}{near}")
     with stopping.on_signals() as wish, cli.stops(), cli.user_errors():
-        with ablation.Ablation(asked, _OUT.value, say=_say, stop=wish) as sweeping:
+        with ablation.Ablation(sweep, _OUT.value, say=_say, stop=wish) as sweeping:
             done = sweeping.run(seeds, _ONLY.value)
         table = ablation_table.write(_OUT.value)
     _say(table)

@@ -62,7 +62,7 @@ def main(_) -> None:
         if _COUNT.value and subject.model.family.order != "any":
             raise config.wrong("count", True, "false for this host: its rows are its calls")
         settings, sizes = subject.checked(**changes), [int(b) for b in _BATCHES.value]
-        asked = windows.check(subject, settings, _WINDOWS.value)
+        window_sizes = windows.check(subject, settings, _WINDOWS.value)
         table = benchmark.methods(subject, settings, _CONTROLS.value)
     if _COUNT.value:
         for line in counting.lines(subject.model, settings):
@@ -79,11 +79,11 @@ def main(_) -> None:
                     print("\n".join([f"method             {name}", *lines]), flush=True)
         return
     cli.loaded(f"{len(table)} methods, {len(sizes)} batch sizes")
-    if asked:
+    if window_sizes:
         rest = {"batch_sizes": sizes, "rounds": _ROUNDS.value}
-        found = windows.costs(subject, settings.plainly, asked, **rest)
+        costs = windows.costs(subject, settings.plainly, window_sizes, **rest)
         if _OUT.value:
-            timing.write_windows(_OUT.value, found, subject, weights, (before, os.getloadavg()[0]))
+            timing.write_windows(_OUT.value, costs, subject, weights, (before, os.getloadavg()[0]))
         return
     rows = benchmark.measure(subject, table, batch_sizes=sizes, rounds=_ROUNDS.value)
     draft_timing.tell(subject, rows, repetitions=_ROUNDS.value)

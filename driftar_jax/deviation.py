@@ -56,13 +56,13 @@ def main(_) -> None:
             raise config.wrong("contexts", _CONTEXTS.value, f"1 to {len(held)} (the test split)")
         chosen = np.random.default_rng(0).permutation(len(held))[: _CONTEXTS.value]
         out.mkdir(parents=True, exist_ok=True)
-    asked = contexts.of_generation(
+    cases = contexts.of_generation(
         held[chosen], labels[chosen], images.patch_size, per_image=_TOKENS.value
     )
     cli.loaded(f"{len(drifts)} pairs of runs, {_CONTEXTS.value} contexts")
     others = [*owns[1:], owns[0]] if len(owns) > 1 else [None]
     pairs = [
-        deviation.measure(own, drift, asked, _DRAWS.value, again)
+        deviation.measure(own, drift, cases, _DRAWS.value, again)
         for own, drift, again in zip(owns, drifts, others, strict=True)
     ]
     facts = {

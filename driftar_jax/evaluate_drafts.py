@@ -99,22 +99,24 @@ def _open_ahead(out: pathlib.Path, sizes: list[int]) -> tuple[ahead.Bench, tuple
     if len(runs) < len(_WORKDIR.value):
         raise config.wrong("workdir", ",".join(_WORKDIR.value), "folders of different names")
     size, gammas = _counts("lookahead", _AHEAD.value), _counts("gammas", _GAMMAS.value)
-    asked = size, _bounds("deltas", _DELTAS), _BOUNDS.value, gammas
+    ranges = size, _bounds("deltas", _DELTAS), _BOUNDS.value, gammas
     rounds = _counts("rounds", [_ROUNDS.value])[0]
     for run in runs.values():
-        for settings in ahead.ways(run, *asked).values():
+        for settings in ahead.ways(run, *ranges).values():
             run.check(settings)
     real = judges.open_real(_JUDGE.value, _NUM.value, measured=runs.values())
-    return ahead.Bench(runs, real, _NUM.value, _SEEDS.value, sizes, rounds), asked
+    return ahead.Bench(runs, real, _NUM.value, _SEEDS.value, sizes, rounds), ranges
 
 
-def _look_ahead(out: pathlib.Path, bench: ahead.Bench, asked: tuple) -> None:
+def _look_ahead(out: pathlib.Path, bench: ahead.Bench, ranges: tuple) -> None:
     out.mkdir(parents=True, exist_ok=True)
     loaded = list(bench.runs.values())
     cli.loaded(f"{len(loaded)} runs, {len(bench.real.images)} real images")
     first, rest = loaded[0], {"batch_sizes": bench.batch_sizes, "rounds": bench.rounds}
-    record = {"ahead": bench.measure(asked), "contraction": bench.contraction()}
-    record["calls"] = windows.costs(first, first.settings(), [w for w in asked[0] if w > 1], **rest)
+    record = {"ahead": bench.measure(ranges), "contraction": bench.contraction()}
+    record["calls"] = windows.costs(
+        first, first.settings(), [w for w in ranges[0] if w > 1], **rest
+    )
     facts = _facts(loaded, bench.real) | {"host": windows.size_in_words(first)}
     print(ahead_table.write(out, {"facts": facts, **record}))
 

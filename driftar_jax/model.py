@@ -170,12 +170,12 @@ def shapes(config: Any, images: ImageSpec) -> dict[str, Any]:
         def make(key):
             return init(modules, key)
 
-    made = nn.meta.unbox(jax.eval_shape(make, seeds.key(0)))
+    tree = nn.meta.unbox(jax.eval_shape(make, seeds.key(0)))
     if rank := config.get("adapter", {}).get("rank", 0):
         from driftar_jax.layers import low_rank
 
-        made = made | {low_rank.GROUP: low_rank.shapes(made[low_rank.OF], rank)}
-    return made
+        tree = tree | {low_rank.GROUP: low_rank.shapes(tree[low_rank.OF], rank)}
+    return tree
 
 
 def _feature_network(config: Any, images: ImageSpec) -> nn.Module:

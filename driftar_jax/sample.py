@@ -100,9 +100,9 @@ def main(_) -> None:
         share = processes.share(os.environ, _COUNT.value, _INDEX.value)
         if share[1] > 1 and _MASK.present:
             raise wrong("num_processes", share[1], "1 with --mask")
-        made = target is None and not _WARM.value
+        draws = target is None and not _WARM.value
         # Before the checkpoint is read, which takes longer than to see that a folder is taken.
-        out = _out_folder(_OUT.value, leads=share[0] == 0) if made else None
+        out = _out_folder(_OUT.value, leads=share[0] == 0) if draws else None
         _check_texts()
         prompts = _prompts()
         for flag in (_NUM, _BATCH, _FSDP, _TENSOR):
@@ -113,19 +113,19 @@ def main(_) -> None:
         # With `--sheet` the held-out pictures say what is asked for, in place of labels and
         # prompts.
         originals = _originals(generator)
-        classes, texts = _asked(generator, prompts) if originals is None else originals.asked
-        asked = classes if texts is None else texts
+        classes, texts = _subjects(generator, prompts) if originals is None else originals.request
+        subjects = classes if texts is None else texts
         hole = _hole(generator)
-        request = _request(len(asked))
+        request = _request(len(subjects))
         sized = generator.sized(request)
         baseline, changes = _baseline(), sampling_flags.changes()
         settings = sized.checked(**growth.own_changes(baseline, generator.model, changes))
-        condition = sized.conditions(asked, _SEED.value, settings, request)
+        condition = sized.conditions(subjects, _SEED.value, settings, request)
         if texts is not None and generator.reader.takes == "captions":
             _tell_unknown(generator.reader.unknown(texts))
         heads = [growth.Head(sized, settings, condition)]
         if baseline is not None:
-            heads.insert(0, growth.beside(baseline, changes, asked, _SEED.value))
+            heads.insert(0, growth.beside(baseline, changes, subjects, _SEED.value))
         if _TRACE.value:
             if hole is not None:
                 raise wrong("trace", True, "false with a mask")
@@ -160,12 +160,12 @@ def main(_) -> None:
     if hole is not None:
         with cli.user_errors():
             samples = inpaint.fill(
-                sized, *hole, asked, _SEED.value, batch_size=_BATCH.value, settings=settings
+                sized, *hole, subjects, _SEED.value, batch_size=_BATCH.value, settings=settings
             )
             layout.begin(facts)
         for number in wanted:
             layout.write(number, samples.images[number])
-        counts = {"per_image": dataclasses.asdict(samples.counts), "images": len(asked)}
+        counts = {"per_image": dataclasses.asdict(samples.counts), "images": len(subjects)}
     elif wanted:
         settings = sized.with_draft_count(settings, condition, _BATCH.value)
         counts = _stream(sized, settings, condition, layout, wanted)
@@ -183,8 +183,8 @@ def main(_) -> None:
         pictures.save_grid(out / "grid.png", shown)
         pictures.save_captioned(out / "prompts.png", shown, texts)
     if originals is not None:
-        made = layout.first(len(originals.names))
-        sheet.write(out / "sheet.png", originals.images, made, originals.names)
+        firsts = layout.first(len(originals.names))
+        sheet.write(out / "sheet.png", originals.images, firsts, originals.names)
     if _TRACE.value:
         names = generator.model.images.class_names
         names = texts or [names[n] if n >= 0 else "no class" for n in classes]
@@ -241,14 +241,14 @@ def _settled(settings, step: int) -> dict:
 
 def _stream(sized, settings, condition, layout, wanted) -> dict:
     """Write the images as they are made; return what they cost."""
-    found, started, first = [], time.perf_counter(), None
+    parts, started, first = [], time.perf_counter(), None
     size = min(sized.batch(_BATCH.value), len(wanted))
     print(f"compiling, or finding what was kept, for {size} images a call", flush=True)
     with tqdm(total=len(wanted), unit="image", disable=None, leave=False) as bar:
         for part in sized.stream(settings, condition, _SEED.value, _BATCH.value, wanted):
             for number, image in zip(part.numbers.tolist(), part.images, strict=True):
                 layout.write(number, image)
-            found.append(part.counts)
+            parts.append(part.counts)
             bar.update(len(part.numbers))
             # The first call compiles: its seconds stand apart, or the rest would look slower than
             # it is.
@@ -256,7 +256,7 @@ def _stream(sized, settings, condition, layout, wanted) -> dict:
                 first = time.perf_counter() - started
                 number = len(part.numbers)
                 print(f"{number} images after {first:.1f} s, compilation included")
-    counts, speculation = sized.summary(found, len(wanted), settings)
+    counts, speculation = sized.summary(parts, len(wanted), settings)
     rest = time.perf_counter() - started - first
     return {
         "per_image": dataclasses.asdict(counts),
@@ -324,7 +324,7 @@ def _load():
     return generator
 
 
-def _asked(generator, prompts) -> tuple[np.ndarray | None, list[str] | None]:
+def _subjects(generator, prompts) -> tuple[np.ndarray | None, list[str] | None]:
     """Return the classes that are asked for, or the texts; the other is None.
 
     Raises:

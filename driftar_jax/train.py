@@ -63,10 +63,10 @@ def main(_) -> None:
         trace = None
         if _PROFILE.value:
             trace = tracing.Trace(_PROFILE.value, os.path.join(_WORKDIR.value, "profile"))
-        found = processes.cluster(os.environ, _COORDINATOR.value, _COUNT.value, _INDEX.value)
-        if found is None and (line := processes.alone(os.environ)):
+        cluster = processes.cluster(os.environ, _COORDINATOR.value, _COUNT.value, _INDEX.value)
+        if cluster is None and (line := processes.alone(os.environ)):
             print(line)
-        processes.join(found)
+        processes.join(cluster)
     with stopping.on_signals() as wish, cli.stops():
         with cli.user_errors():
             run = runs.open_run(settings, _WORKDIR.value)

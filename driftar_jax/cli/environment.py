@@ -31,13 +31,13 @@ def refused(error: BaseException) -> str:
         trace = trace.tb_next
     if trace is None or trace.tb_frame.f_globals.get("__name__") != _CONFIG:
         return ""
-    found = re.fullmatch(r"invalid truth value '(.*)' for environment '(JAX_\w+)'", str(error))
-    if found:
-        return f"{found[2]}: got {found[1]!r}, allowed true | false"
-    found = re.fullmatch(r'Invalid value "(.*)" for JAX flag (jax_\w+)', str(error))
-    if not found:
+    match = re.fullmatch(r"invalid truth value '(.*)' for environment '(JAX_\w+)'", str(error))
+    if match:
+        return f"{match[2]}: got {match[1]!r}, allowed true | false"
+    match = re.fullmatch(r'Invalid value "(.*)" for JAX flag (jax_\w+)', str(error))
+    if not match:
         return ""
     # The list stands in the function that refused, and is that of the JAX that is installed.
     values = trace.tb_frame.f_locals.get("enum_values")
     allowed = " | ".join(values) if values else "a value that JAX knows"
-    return f"{found[2].upper()}: got {found[1]!r}, allowed {allowed}"
+    return f"{match[2].upper()}: got {match[1]!r}, allowed {allowed}"

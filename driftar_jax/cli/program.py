@@ -244,15 +244,15 @@ def _explain(error: Exception, argv: list[str]) -> str:
     last = text.splitlines()[-1]
     if missing := re.fullmatch(r"Missing value for flag --(\S+)", text):
         return f"{missing[1]}: got nothing, allowed --{missing[1]}=VALUE"
-    found = re.match(r"flag --(?P<name>[^=]+)=(?P<value>[^\n]*?): ", text)
-    if found is None and isinstance(error, (AttributeError, KeyError)):
+    match = re.match(r"flag --(?P<name>[^=]+)=(?P<value>[^\n]*?): ", text)
+    if match is None and isinstance(error, (AttributeError, KeyError)):
         return f"config field: got {last}, allowed the fields of the file that --config names"
-    if found is None and not isinstance(error, flags.Error):
+    if match is None and not isinstance(error, flags.Error):
         files = ", ".join(_values("config", argv))
         return f"config: got {files!r}, allowed a file that loads ({type(error).__name__}: {last})"
-    if found is None:
+    if match is None:
         return f"flags: got {' '.join(argv[1:])!r}, allowed --NAME=VALUE ({last})"
-    name, value = found["name"], found["value"]
+    name, value = match["name"], match["value"]
     if name == "config" and "\n" in text:
         kind, _, message = last.partition(": ")
         known = kind == "ValueError" and ", allowed " in message

@@ -30,23 +30,23 @@ def read(name: str, root: str, pictures: Sequence[str]) -> list[str] | None:
       ValueError: a table that cannot be read, names what is not there or names it twice, or
         pictures without a text beside others with one. One line each.
     """
-    found: dict[str, str] = {}
+    texts_by_path: dict[str, str] = {}
     tables = _tables(root, pictures)
     for table in tables:
-        _read_table(name, table, found)
+        _read_table(name, table, texts_by_path)
     if not tables:
         for picture in pictures:
             stem = os.path.splitext(picture)[0]
             beside = next((stem + e for e in (".txt", ".TXT") if os.path.isfile(stem + e)), None)
             if beside is not None:
-                found[os.path.normpath(picture)] = _text_of(name, beside)
-    if not found and tables:
+                texts_by_path[os.path.normpath(picture)] = _text_of(name, beside)
+    if not texts_by_path and tables:
         raise wrong(
             "data.name", name, f"lines with file_name and text in {tables[0]} (it has none)"
         )
-    if not found:
+    if not texts_by_path:
         return None
-    texts = [found.get(os.path.normpath(picture)) for picture in pictures]
+    texts = [texts_by_path.get(os.path.normpath(picture)) for picture in pictures]
     lacking = [p for p, text in zip(pictures, texts, strict=True) if not text]
     if lacking:
         shown = f"{len(lacking)} of {len(pictures)} have none: {lacking[0]}"

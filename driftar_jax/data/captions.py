@@ -175,16 +175,16 @@ def rows(
       ValueError: a caption is empty, has more than `spec.length` words or none that is known.
     """
     longest = spec.prompt + grid[0] * grid[1]
-    made = prompts.rows(tokenizer, spec.marks, captions, grid, branches=1, longest=longest)
-    more = spec.prompt - made.ids.shape[1]
+    prompt = prompts.rows(tokenizer, spec.marks, captions, grid, branches=1, longest=longest)
+    more = spec.prompt - prompt.ids.shape[1]
     # Padded on the left to the run's own length: all prompts have one shape, and images begin at
     # one slot.
-    ids = np.pad(made.ids, ((0, 0), (more, 0)), constant_values=spec.pad)
+    ids = np.pad(prompt.ids, ((0, 0), (more, 0)), constant_values=spec.pad)
     said = (ids[:, : spec.length] != spec.unknown) & (ids[:, : spec.length] != spec.pad)
     for caption, known in zip(captions, said.any(axis=1), strict=True):
         if not known:
             raise wrong("prompt", caption, "at least one word of the training captions")
-    return np.concatenate([made.padding[:, None] + more, ids], axis=1, dtype=np.int32)
+    return np.concatenate([prompt.padding[:, None] + more, ids], axis=1, dtype=np.int32)
 
 
 def nothing(spec: TextSpec) -> np.ndarray:
@@ -241,11 +241,11 @@ class Book:
         Raises:
           ValueError: as `rows`.
         """
-        made = np.tile(nothing(self.spec), (len(captions), 1))
+        table = np.tile(nothing(self.spec), (len(captions), 1))
         said = [i for i, caption in enumerate(captions) if caption]
         if said:
-            made[said] = rows(self.tokenizer, self.spec, [captions[i] for i in said], self.grid)
-        return made
+            table[said] = rows(self.tokenizer, self.spec, [captions[i] for i in said], self.grid)
+        return table
 
 
 # Captions by class, beside `tokenizer.json`.
@@ -256,10 +256,10 @@ def by_class(
     captions: Sequence[str], labels: np.ndarray, num_classes: int
 ) -> tuple[tuple[str, ...], ...]:
     """Return each class's different captions in the order of the alphabet."""
-    found: list[set[str]] = [set() for _ in range(num_classes)]
+    of_class: list[set[str]] = [set() for _ in range(num_classes)]
     for caption, label in zip(captions, np.asarray(labels).tolist(), strict=True):
-        found[label].add(caption)
-    return tuple(tuple(sorted(texts)) for texts in found)
+        of_class[label].add(caption)
+    return tuple(tuple(sorted(texts)) for texts in of_class)
 
 
 def read_book(folder: str | pathlib.Path, spec: TextSpec, grid: tuple[int, int]) -> Book:

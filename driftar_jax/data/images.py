@@ -70,8 +70,8 @@ def decode(
     def make(picture: Image.Image) -> Image.Image:
         turn = _UPRIGHT.get(_orientation(picture))
         picture.load()
-        made = _to_channels(picture, channels, background)
-        return made if turn is None else made.transpose(turn)
+        array = _to_channels(picture, channels, background)
+        return array if turn is None else array.transpose(turn)
 
     picture = _read(io.BytesIO(file) if isinstance(file, bytes) else file, make)
     if size is not None and picture.size != (size, size):

@@ -12,11 +12,11 @@ _LONGEST = 40
 _SHOWN = 20  # classes that a message names
 
 
-def numbers(asked: Sequence, names: Sequence[str]) -> list[int]:
+def numbers(labels: Sequence, names: Sequence[str]) -> list[int]:
     """Return the class numbers of what is asked for.
 
     Args:
-      asked: numbers, -1 for none; or names. A text is a name where a class has it, else a number:
+      labels: numbers, -1 for none; or names. A text is a name where a class has it, else a number:
         classes called 2, 10 and 1 are asked for by these names.
       names: of all classes.
 
@@ -25,7 +25,7 @@ def numbers(asked: Sequence, names: Sequence[str]) -> list[int]:
     """
     known = {_plain(name): number for number, name in reversed(list(enumerate(names)))}
     known |= {name: number for number, name in reversed(list(enumerate(names)))}
-    return [_number(a, known, names) for a in asked]
+    return [_number(a, known, names) for a in labels]
 
 
 def words(text: str, names: Sequence[str]) -> list[str]:
@@ -37,7 +37,7 @@ def words(text: str, names: Sequence[str]) -> list[str]:
     if _plain(text) in map(_plain, names):
         return [text]
     known = {_plain(name) for name in names}
-    parts, found, at = [part.strip() for part in text.split(",")], [], 0
+    parts, entries, at = [part.strip() for part in text.split(",")], [], 0
     while at < len(parts):
         end = at + 1
         if _plain(parts[at]) not in known:
@@ -45,9 +45,9 @@ def words(text: str, names: Sequence[str]) -> list[str]:
                 if _plain(",".join(parts[at:last])) in known:
                     end = last
                     break
-        found.append(",".join(parts[at:end]))
+        entries.append(",".join(parts[at:end]))
         at = end
-    return [word for word in found if word]
+    return [word for word in entries if word]
 
 
 def for_file(number: int, name: str) -> str:
@@ -61,24 +61,24 @@ def _plain(name: str) -> str:
     return re.sub(r"\s*,\s*", ",", unicodedata.normalize("NFC", name)).strip()
 
 
-def _number(asked, known: dict[str, int], names: Sequence[str]) -> int:
+def _number(label, known: dict[str, int], names: Sequence[str]) -> int:
     count = len(names)
-    if isinstance(asked, str):
-        found = known.get(asked, known.get(_plain(asked)))
-        if found is not None:
-            return found
-        digits = re.fullmatch(r"-?[0-9]{1,9}", asked.strip())
-        if not digits or not -1 <= int(asked) < count:
+    if isinstance(label, str):
+        number = known.get(label, known.get(_plain(label)))
+        if number is not None:
+            return number
+        digits = re.fullmatch(r"-?[0-9]{1,9}", label.strip())
+        if not digits or not -1 <= int(label) < count:
             # A name may hold what ends a line.
             shown = [" ".join(name.split()) for name in names[:_SHOWN]]
             words = ", ".join(shown) + (", ..." if count > _SHOWN else "")
-            allowed = f"-1 to {count - 1} or a class name: {words}{nearest(asked, known)}"
-            raise wrong("labels", asked, allowed)
-        return int(asked)
+            allowed = f"-1 to {count - 1} or a class name: {words}{nearest(label, known)}"
+            raise wrong("labels", label, allowed)
+        return int(label)
     try:
-        whole = int(asked)
-        if whole == asked and -1 <= whole < count and not isinstance(asked, bool | np.bool_):
+        whole = int(label)
+        if whole == label and -1 <= whole < count and not isinstance(label, bool | np.bool_):
             return whole
     except (TypeError, ValueError, OverflowError):
         pass
-    raise wrong("labels", asked, f"-1 to {count - 1} or a class name")
+    raise wrong("labels", label, f"-1 to {count - 1} or a class name")

@@ -89,7 +89,7 @@ def is_system(name: str) -> bool:
 
 def of(
     field: str,
-    given: str,
+    source: str,
     root: str,
     endings: Sequence[str],
     *,
@@ -102,7 +102,7 @@ def of(
 
     Args:
       field: for the message.
-      given: what the user named, for the message.
+      source: what the user named, for the message.
       root: an existing folder.
       endings: of the files, lower case, such as `.png`.
       known: names that labels follow, where they are another folder's; others are refused.
@@ -112,57 +112,57 @@ def of(
         line.
     """
     counts: collections.Counter[str] = collections.Counter()
-    found: dict[str, list[str]] = {}
+    by_class: dict[str, list[str]] = {}
     empty: list[str] = []
     loose: list[str] = []
-    for entry in _entries(field, given, root):
+    for entry in _entries(field, source, root):
         if is_system(entry.name):
             counts[SYSTEM] += 1
         elif not entry.is_dir():
             loose.append(entry.path)
-        elif files := _files(field, given, entry.path, endings, counts):
-            found[entry.name] = files
+        elif files := _files(field, source, entry.path, endings, counts):
+            by_class[entry.name] = files
         else:
             empty.append(entry.name)
-    _check_parts(field, given, root, found)
+    _check_parts(field, source, root, by_class)
     pictures = [path for path in loose if path.lower().endswith(tuple(endings))]
-    if not found and pictures:
-        found[ONE_CLASS] = pictures
+    if not by_class and pictures:
+        by_class[ONE_CLASS] = pictures
         loose = [path for path in loose if path not in set(pictures)]
     loose = [path for path in loose if os.path.basename(path) not in TABLES]
-    if others := _without_captions(loose, found.get(ONE_CLASS, [])):
+    if others := _without_captions(loose, by_class.get(ONE_CLASS, [])):
         counts["files outside of class folders"] = len(others)
-    if not found:
+    if not by_class:
         here = line(counts, empty) or "nothing"
         raise ValueError(
-            f"{field}: got {given!r} with {here} and no class folders in {text_of(root)}, allowed "
+            f"{field}: got {source!r} with {here} and no class folders in {text_of(root)}, allowed "
             f"class/picture{endings[0]}"
         )
     # Entries were sorted by name, so that labels do not depend on the file system's order.
-    names = [text_of(entry) for entry in found]
+    names = [text_of(entry) for entry in by_class]
     if known is not None and (extra := sorted(set(names) - set(known))):
         raise ValueError(
-            f"{field}: got {given!r} with classes {extra} in {os.path.basename(root)} alone, "
+            f"{field}: got {source!r} with classes {extra} in {os.path.basename(root)} alone, "
             "allowed those of train"
         )
     # The labels of a test part follow the training part's classes, whichever of them it holds.
-    labels = {name: i for i, name in enumerate(names if known is None else known)}
-    rows = [(p, labels[text_of(entry)]) for entry, files in found.items() for p in files]
+    labels = {source: i for i, source in enumerate(names if known is None else known)}
+    rows = [(p, labels[text_of(entry)]) for entry, files in by_class.items() for p in files]
     return Listing(tuple(labels), tuple(rows), line(counts, empty))
 
 
-def _entries(field: str, given: str, folder: str) -> list[os.DirEntry]:
+def _entries(field: str, source: str, folder: str) -> list[os.DirEntry]:
     try:
         with os.scandir(folder) as entries:
             return sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
         raise ValueError(
-            f"{field}: got {given!r}, allowed folders that can be read "
+            f"{field}: got {source!r}, allowed folders that can be read "
             f"({text_of(folder)}: {error.strerror})"
         ) from None
 
 
-def walk(field: str, given: str, top: str, counts: collections.Counter) -> list[str]:
+def walk(field: str, source: str, top: str, counts: collections.Counter) -> list[str]:
     """Return files below a folder, those of a folder before its folders', each in the order of
     names.
 
@@ -171,23 +171,23 @@ def walk(field: str, given: str, top: str, counts: collections.Counter) -> list[
     Raises:
       ValueError: a folder that cannot be read; one line.
     """
-    found, seen, waiting = [], {os.path.realpath(top)}, [top]
+    files, walked, waiting = [], {os.path.realpath(top)}, [top]
     while waiting:
         place = waiting.pop(0)
         folders = []
-        for entry in _entries(field, given, place):
+        for entry in _entries(field, source, place):
             if is_system(entry.name):
                 counts[SYSTEM] += 1
             elif entry.is_dir():
                 folders.append(entry.path)
             else:
-                found.append(entry.path)
+                files.append(entry.path)
         # A link to a folder above would be walked without end.
-        new = [path for path in folders if os.path.realpath(path) not in seen]
-        seen.update(map(os.path.realpath, new))
+        new = [path for path in folders if os.path.realpath(path) not in walked]
+        walked.update(map(os.path.realpath, new))
         # In front: the folders of a folder come right after it.
         waiting[:0] = new
-    return found
+    return files
 
 
 def count_ending(name: str, counts: collections.Counter, what: str = "files") -> None:
@@ -197,21 +197,21 @@ def count_ending(name: str, counts: collections.Counter, what: str = "files") ->
 
 
 def _files(
-    field: str, given: str, top: str, endings: Sequence[str], counts: collections.Counter
+    field: str, source: str, top: str, endings: Sequence[str], counts: collections.Counter
 ) -> list[str]:
     """Sorted files of a class folder; what else lies there is counted."""
-    found, texts = [], []
-    for path in walk(field, given, top, counts):
+    files, texts = [], []
+    for path in walk(field, source, top, counts):
         name = os.path.basename(path)
         if name.lower().endswith(tuple(endings)):
-            found.append(path)
+            files.append(path)
         elif name.lower().endswith(".txt"):
             texts.append(path)
         elif name not in TABLES:
             count_ending(name, counts)
-    if bare := len(_without_captions(texts, found)):
+    if bare := len(_without_captions(texts, files)):
         counts["files with .txt"] += bare
-    return found
+    return files
 
 
 def _without_captions(files: Sequence[str], pictures: Sequence[str]) -> list[str]:
@@ -220,24 +220,24 @@ def _without_captions(files: Sequence[str], pictures: Sequence[str]) -> list[str
     return [p for p in files if not (p.lower().endswith(".txt") and p[:-4] in stems)]
 
 
-def _check_parts(field: str, given: str, root: str, found: dict[str, list[str]]) -> None:
+def _check_parts(field: str, source: str, root: str, by_class: dict[str, list[str]]) -> None:
     """Refuse parts of a set where classes belong: they would be trained as classes."""
-    texts = {text_of(name): name for name in found}
+    texts = {text_of(name): name for name in by_class}
     wrong = [texts[text] for text in parts_among(list(texts))]
     if wrong:
         named = ", ".join(f"{text_of(name)}/" for name in wrong[:4])
         raise ValueError(
-            f"{field}: got {given!r} whose folders {named} are parts of a set, not classes, "
+            f"{field}: got {source!r} whose folders {named} are parts of a set, not classes, "
             "allowed train/ and test/ with class folders in each, or class folders alone (rename "
             "the held-out part to test)"
         )
-    for name, files in found.items():
+    for name, files in by_class.items():
         place = os.path.join(root, name)
         below = {os.path.relpath(path, place).split(os.sep)[0] for path in files}
         inside = [part for part in sorted(below) if is_part(text_of(part))]
         if inside and len(inside) == len(below) and os.path.isdir(os.path.join(place, inside[0])):
             raise ValueError(
-                f"{field}: got {given!r} with {text_of(inside[0])}/ inside of its folder "
+                f"{field}: got {source!r} with {text_of(inside[0])}/ inside of its folder "
                 f"{text_of(name)}/, allowed a folder of classes, or one with train/ and test/ in it"
             )
 

@@ -53,12 +53,12 @@ class Pictures:
     left_out: str = ""
 
 
-def files(name: str, given: str, ending: str, counts: collections.Counter) -> list[tuple[str, str]]:
-    """Find the files of `given` with the part that each belongs to, sorted by path.
+def files(name: str, place: str, ending: str, counts: collections.Counter) -> list[tuple[str, str]]:
+    """Find the files of `place` with the part that each belongs to, sorted by path.
 
     Args:
       name: of the set, for messages.
-      given: a folder, a file, or a pattern with `*` and `{000..012}`.
+      place: a folder, a file, or a pattern with `*` and `{000..012}`.
       ending: of the files, such as `.tar`.
       counts: gets what else a folder holds.
 
@@ -69,14 +69,15 @@ def files(name: str, given: str, ending: str, counts: collections.Counter) -> li
     Raises:
       ValueError: there is no such file, or some have a part and others none.
     """
-    path = paths.local("data.name", given)
+    path = paths.local("data.name", place)
     if os.path.isdir(path):
-        found, root = [], path
+        members, root = [], path
         for file in listing.walk("data.name", name, path, counts):
             if file.lower().endswith(ending):
-                found.append(file)
+                members.append(file)
             elif os.path.basename(file) not in _BESIDE:
                 listing.count_ending(file, counts)
+<<<<<<< HEAD
         found.sort()
         _count_lacking(found, counts)
     else:
@@ -86,19 +87,24 @@ def files(name: str, given: str, ending: str, counts: collections.Counter) -> li
             shown = listing.shown([os.path.basename(one) for one in gaps])
             allowed = f"names of files that are there ({len(gaps)} are not: {shown})"
             raise wrong("data.name", name, allowed)
+=======
+        members.sort()
+    else:
+        members = sorted({p for one in _braces(path) for p in glob.glob(one) if os.path.isfile(p)})
+>>>>>>> 6ef468d (Names in data, layers, reports, evaluation and training say what they hold)
         # `commonprefix` goes letter by letter; the folder of what it finds is the one that all
         # share.
-        root = os.path.dirname(os.path.commonprefix(found))
-    if not found:
+        root = os.path.dirname(os.path.commonprefix(members))
+    if not members:
         held = listing.line(counts)
         allowed = f"a folder, file or pattern with files *{ending}"
         raise wrong("data.name", name, f"{allowed} (it holds {held})" if held else allowed)
-    made = [(p, _part(os.path.relpath(p, root or "."))) for p in found]
-    named = {part for _, part in made}
+    with_parts = [(p, _part(os.path.relpath(p, root or "."))) for p in members]
+    named = {part for _, part in with_parts}
     if "" in named and len(named) > 1:
-        odd = next(p for p, part in made if not part)
+        odd = next(p for p, part in with_parts if not part)
         raise wrong("data.name", name, f"files of train and test alone (which is {odd}?)")
-    return made
+    return with_parts
 
 
 def _count_lacking(found: Sequence[str], counts: collections.Counter) -> None:
@@ -212,17 +218,22 @@ def source_of(
 
 def _classes(name: str, pictures: Pictures) -> tuple[list[int], tuple[str, ...]]:
     """A number for each picture, and what the numbers are called."""
-    given = pictures.labels
-    if given is None:
+    labels = pictures.labels
+    if labels is None:
         return [0] * len(pictures.keys), (listing.ONE_CLASS,)
+<<<<<<< HEAD
     kinds = {isinstance(label, str) for label in given}
     if len(kinds) > 1:
         raise wrong("data.name", name, "class numbers or class names, not both")
     if True in kinds:
         names = tuple(sorted(set(given)))
+=======
+    if all(isinstance(label, str) for label in labels):
+        names = tuple(sorted(set(labels)))
+>>>>>>> 6ef468d (Names in data, layers, reports, evaluation and training say what they hold)
         _check_parts(name, names)
         numbers = {label: i for i, label in enumerate(names)}
-        return [numbers[label] for label in given], names
+        return [numbers[label] for label in labels], names
     known = pictures.class_names
     if known is not None and not (
         isinstance(known, list) and known and all(isinstance(n, str) and n.strip() for n in known)
@@ -230,13 +241,13 @@ def _classes(name: str, pictures: Pictures) -> tuple[list[int], tuple[str, ...]]
         raise wrong("data.name", name, f"names of classes, not {str(known)[:60]!r}")
     count = _MOST_CLASSES if known is None else len(known)
     if (
-        odd := next((i for i, label in enumerate(given) if not 0 <= label < count), None)
+        odd := next((i for i, label in enumerate(labels) if not 0 <= label < count), None)
     ) is not None:
-        got = str(given[odd])[:20]
+        got = str(labels[odd])[:20]
         raise wrong("data.name", name, f"labels 0..{count - 1} ({pictures.keys[odd]} has {got})")
-    names = known or [str(i) for i in range(max(given, default=0) + 1)]
+    names = known or [str(i) for i in range(max(labels, default=0) + 1)]
     _check_parts(name, names)
-    return list(given), tuple(names)
+    return list(labels), tuple(names)
 
 
 def _check_parts(name: str, names: Sequence[str]) -> None:
@@ -284,11 +295,11 @@ def _shape(
 ) -> tuple[tuple[int, int, int], list[tuple[int, int]]]:
     """Shape of every image, and the different sizes of the pictures that were looked at."""
     # Of a large set pictures from all of it, and few enough to look at.
-    seen = _headers(name, pictures, rows[:: -(-len(rows) // LOOKED_AT)] if rows else [])
+    headers = _headers(name, pictures, rows[:: -(-len(rows) // LOOKED_AT)] if rows else [])
     # Of a large set most pictures are unseen, and one in colour among them would lose it.
     few = len(rows) <= LOOKED_AT
-    channels = 1 if few and seen and all(grey for _, _, grey in seen) else 3
-    sizes = sorted({(height, width) for height, width, _ in seen}) or [(1, 1)]
+    channels = 1 if few and headers and all(grey for _, _, grey in headers) else 3
+    sizes = sorted({(height, width) for height, width, _ in headers}) or [(1, 1)]
     if image_size is not None:
         return (image_size, image_size, channels), sizes
     if len(sizes) > 1:
@@ -304,18 +315,18 @@ def _headers(name: str, pictures: Pictures, rows: Sequence[int]) -> list[tuple[i
     """`(height, width, is grey)` of these pictures; raises ValueError, which names a bad one."""
 
     def look(part: list[int]):
-        found = []
+        headers = []
         for i, data in zip(part, pictures.encoded(part), strict=True):
             try:
-                found.append(images.header(io.BytesIO(data)))
+                headers.append(images.header(io.BytesIO(data)))
             except images.BadImage as error:
                 raise _bad(name, pictures.keys[i], error) from None
-        return found
+        return headers
 
     # Some at a time: a reader can open a file once for several pictures.
     parts = [list(rows[k : k + 64]) for k in range(0, len(rows), 64)]
     with concurrent.futures.ThreadPoolExecutor(READ_THREADS) as pool:
-        return [item for found in pool.map(look, parts) for item in found]
+        return [item for headers in pool.map(look, parts) for item in headers]
 
 
 def _bad(name: str, key: str, error: Exception) -> ValueError:

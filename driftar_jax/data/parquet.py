@@ -159,10 +159,10 @@ def _columns(name: str, schema, chosen: dict[str, str]) -> dict[str, str]:
     for column in chosen.values():
         if column not in schema.names:
             raise wrong("data.name", name, f"columns {' | '.join(schema.names)}, not {column}")
-    found = dict(chosen)
+    columns = dict(chosen)
     said = {"image": "Image", "label": "ClassLabel"}
     for kind in _KINDS:
-        if kind in found:
+        if kind in columns:
             continue
         of_kind = [c for c in schema.names if features.get(c, {}).get("_type") == said.get(kind, 0)]
         by_name = [c for c in _NAMES[kind] if c in schema.names]
@@ -172,11 +172,11 @@ def _columns(name: str, schema, chosen: dict[str, str]) -> dict[str, str]:
             allowed = f"{name}@{kind}=COLUMN with COLUMN one of {' | '.join(options)}"
             raise wrong("data.name", name, allowed)
         if options:
-            found[kind] = options[0]
-    if "image" not in found:
+            columns[kind] = options[0]
+    if "image" not in columns:
         allowed = f"tables with a column of pictures, or {name}@image=COLUMN ({schema.names})"
         raise wrong("data.name", name, allowed)
-    return found
+    return columns
 
 
 def _features(schema) -> dict[str, Any]:

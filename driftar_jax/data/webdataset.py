@@ -44,15 +44,15 @@ def open_webdataset(
       ValueError: no archives, a compressed or damaged one, a sample that lacks what others have.
         One line each.
     """
-    given = name.removeprefix(WEBDATASET)
+    place = name.removeprefix(WEBDATASET)
     counts: collections.Counter[str] = collections.Counter()
-    archives = own.files(name, given, ".tar", counts)
+    archives = own.files(name, place, ".tar", counts)
     with concurrent.futures.ThreadPoolExecutor(READ_THREADS) as pool:
         indexed = list(pool.map(lambda item: _index(name, item[0]), archives))
     samples, parts = [], []
-    for (_, part), (found, others) in zip(archives, indexed, strict=True):
-        with_picture = [sample for sample in found if sample.place]
-        others["samples without a picture"] += len(found) - len(with_picture)
+    for (_, part), (of_archive, others) in zip(archives, indexed, strict=True):
+        with_picture = [sample for sample in of_archive if sample.place]
+        others["samples without a picture"] += len(of_archive) - len(with_picture)
         counts.update({what: count for what, count in others.items() if count})
         samples += with_picture
         parts += [part] * len(with_picture)
@@ -96,7 +96,7 @@ def _folders(name: str, samples: list[_Sample]) -> list[str]:
 def _index(name: str, path: str) -> tuple[list[_Sample], collections.Counter]:
     """The samples of an archive, in its order, and what else it holds."""
     stem = os.path.splitext(os.path.basename(path))[0]
-    found: dict[str, _Sample] = {}
+    by_key: dict[str, _Sample] = {}
     counts: collections.Counter[str] = collections.Counter()
     try:
         with tarfile.open(path, "r:") as archive:
@@ -127,7 +127,7 @@ def _index(name: str, path: str) -> tuple[list[_Sample], collections.Counter]:
                     ] += 1
                     continue
                 key = os.path.join(folder, key)
-                sample = found.setdefault(key, _Sample(f"{stem}/{key}"))
+                sample = by_key.setdefault(key, _Sample(f"{stem}/{key}"))
                 _take(sample, ending, path, member, archive)
             # A file that was cut between two members has no other mark.
             # Members are padded to whole blocks of 512 bytes, and a whole archive ends in blocks of
@@ -137,7 +137,7 @@ def _index(name: str, path: str) -> tuple[list[_Sample], collections.Counter]:
     except (tarfile.TarError, OSError, ValueError) as error:
         line = stand_ins.of_file(path) or reason(error)
         raise wrong("data.name", name, f"whole uncompressed archives ({path}: {line})") from None
-    return list(found.values()), counts
+    return list(by_key.values()), counts
 
 
 def _block(path: str, start: int) -> bytes:
@@ -173,8 +173,8 @@ def _first(facts: dict[str, Any], *names: str) -> Any:
     return next((facts[name] for name in names if facts.get(name) is not None), None)
 
 
-def _set(sample: _Sample, member, **found) -> None:
-    ((field, value),) = found.items()
+def _set(sample: _Sample, member, **facts) -> None:
+    ((field, value),) = facts.items()
     if value is None:
         return
     kinds = (int, str) if field == "label" else str
@@ -191,16 +191,16 @@ def _label(text: str) -> int | str:
 
 
 def _all_or_none(name: str, samples: list[_Sample], field: str, what: str) -> list | None:
-    found = [getattr(sample, field) for sample in samples]
-    lacking = [s.key for s, value in zip(samples, found, strict=True) if value is None]
-    if len(lacking) == len(found):
+    values = [getattr(sample, field) for sample in samples]
+    lacking = [s.key for s, value in zip(samples, values, strict=True) if value is None]
+    if len(lacking) == len(values):
         return None
     if lacking:
         allowed = f"{what} for every picture or for none ({len(lacking)} lack it: {lacking[0]})"
         raise wrong("data.name", name, allowed)
-    if field == "label" and len({type(value) for value in found}) > 1:
+    if field == "label" and len({type(value) for value in values}) > 1:
         raise wrong("data.name", name, "class numbers or class names, not both")
-    return found
+    return values
 
 
 def _bytes(name: str, sample: _Sample) -> bytes:

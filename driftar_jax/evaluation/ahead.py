@@ -36,7 +36,7 @@ _MOVED = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class Made:
+class Outputs:
     """Images of one way and seed: `tokens [n, N, C]`, uint8 `images`, and what they cost."""
 
     tokens: np.ndarray
@@ -68,24 +68,24 @@ def ways(
         for delta in deltas:
             for bound in bounds if delta else bounds[:1]:
                 name = f"{delta:g}, {bound}" if delta else "0"
-                asked = base.changed(lookahead=window, delta=float(delta), bound=bound)
-                rows[f"lookahead {window}, {name}"] = asked
+                settings = base.changed(lookahead=window, delta=float(delta), bound=bound)
+                rows[f"lookahead {window}, {name}"] = settings
     return rows
 
 
-def make(run: Generator, settings: Settings, condition, seed: int, batch_size: int) -> Made:
+def make(run: Generator, settings: Settings, condition, seed: int, batch_size: int) -> Outputs:
     """Generate the images of checked settings, with their tokens."""
-    given = run.model, settings, run.params, condition, seed
+    args = run.model, settings, run.params, condition, seed
     # What comes as pixels elsewhere stays a grid here.
-    parts = list(batches.stream(*given, batch_size=batch_size, to_pixels=lambda grids: grids))
+    parts = list(batches.stream(*args, batch_size=batch_size, to_pixels=lambda grids: grids))
     grids = np.concatenate([part.images for part in parts])
-    found = [part.counts for part in parts]
-    found = batches.joined(found, len(grids)) if settings.speculates else found[0]
+    counts = [part.counts for part in parts]
+    counts = batches.joined(counts, len(grids)) if settings.speculates else counts[0]
     tokens = np.asarray(patchify(grids, run.model.images.patch_size))
-    return Made(tokens, np.asarray(run.to_pixels(grids)), found)
+    return Outputs(tokens, np.asarray(run.to_pixels(grids)), counts)
 
 
-def deviation(first: Made, other: Made) -> dict[str, np.ndarray]:
+def deviation(first: Outputs, other: Outputs) -> dict[str, np.ndarray]:
     """Measure how far tokens and pixels are from plain decoding of the same noise.
 
     Returns:
@@ -119,58 +119,58 @@ class Bench:
     rounds: int = speed.ROUNDS
     tell: Callable[[str], None] = print
 
-    def measure(self, asked: tuple) -> list[dict]:
-        """Return records of all checkpoints; `asked` is what `ways` takes beside one."""
+    def measure(self, ranges: tuple) -> list[dict]:
+        """Return records of all checkpoints; `ranges` is what `ways` takes beside one."""
         rows = []
         for name, run in self.runs.items():
-            rows += self._of_run(name, run, ways(run, *asked))
+            rows += self._of_run(name, run, ways(run, *ranges))
         return rows
 
     def contraction(self) -> dict[str, list[dict]]:
         """Return `contraction` of every checkpoint that has a one-step head."""
-        found = {}
+        records = {}
         for name, run in self.runs.items():
             settings = run.settings(gamma=0)
             if settings.method != "own":
                 condition = run.conditions(self._labels(0)[:_MOVED], 0)
-                found[name] = contraction(run, settings, condition, 0)
-        return found
+                records[name] = contraction(run, settings, condition, 0)
+        return records
 
     def _of_run(self, name: str, run: Generator, table: Mapping[str, Settings]) -> list[dict]:
         size = max(self.batch_sizes)
         labels = [self._labels(seed) for seed in range(self.seeds)]
-        asked = [run.conditions(labels[seed], seed) for seed in range(self.seeds)]
+        conditions = [run.conditions(labels[seed], seed) for seed in range(self.seeds)]
         first_way = next(iter(table.values()))
         apart = [
-            self.real.network.read(make(run, first_way, asked[s], _APART + s, size).images)[0]
+            self.real.network.read(make(run, first_way, conditions[s], _APART + s, size).images)[0]
             for s in range(self.seeds)
         ]
         rows, first = [], []
         for way, settings in table.items():
-            made = [make(run, settings, asked[s], s, size) for s in range(self.seeds)]
-            first = first or made
+            outputs = [make(run, settings, conditions[s], s, size) for s in range(self.seeds)]
+            first = first or outputs
             row = {"run": name, "method": way, "lookahead": settings.lookahead}
-            row |= {"gamma": settings.gamma, **_costs(settings, made)}
+            row |= {"gamma": settings.gamma, **_costs(settings, outputs)}
             if settings.lookahead:
-                row |= {"delta": settings.delta, "bound": settings.bound} | _far(first, made)
-            rows.append(row | self._quality(made, labels, apart))
+                row |= {"delta": settings.delta, "bound": settings.bound} | _far(first, outputs)
+            rows.append(row | self._quality(outputs, labels, apart))
             self.tell(line(rows[-1]))
-        self._time(run, table, asked[0], rows)
+        self._time(run, table, conditions[0], rows)
         return rows
 
     def _labels(self, seed: int) -> np.ndarray:
         return np.random.default_rng(seed).choice(self.real.labels, self.num)
 
-    def _quality(self, made: Sequence[Made], labels, apart) -> dict:
-        found, distances = [], []
-        for one, asked, other in zip(made, labels, apart, strict=True):
+    def _quality(self, outputs: Sequence[Outputs], labels, apart) -> dict:
+        scores, distances = [], []
+        for one, seed_labels, other in zip(outputs, labels, apart, strict=True):
             tally = self.real.tally(self.num)
-            tally.add(one.images, asked)
-            found.append(tally.quality())
+            tally.add(one.images, seed_labels)
+            scores.append(tally.quality())
             distances.append(energy_distance(self.real.network.read(one.images)[0], other))
         std = float(np.std(distances, ddof=1)) if len(distances) > 1 else 0.0
         energy = {"energy_distance": float(np.mean(distances)), "energy_distance_std": std}
-        return quality.summary(found) | energy
+        return quality.summary(scores) | energy
 
     def _time(self, run: Generator, table, condition, rows: Sequence[dict]) -> None:
         """Seconds per image, all ways by turns, added to their records."""
@@ -178,9 +178,9 @@ class Bench:
             some = jax.tree.map(lambda a, n=size: np.asarray(a)[np.arange(n) % len(a)], condition)
 
             def call(settings, some=some, size=size):
-                given = run.model, settings, run.params, some, 0
+                args = run.model, settings, run.params, some, 0
                 rest = {"batch_size": size, "to_pixels": run.to_pixels}
-                return list(batches.stream(*given, **rest))
+                return list(batches.stream(*args, **rest))
 
             calls = [functools.partial(call, settings) for settings in table.values()]
             timed = speed.alternate(calls, size, rounds=self.rounds)
@@ -193,18 +193,18 @@ class Bench:
                 }
 
 
-def _costs(settings: Settings, made: Sequence[Made]) -> dict:
+def _costs(settings: Settings, outputs: Sequence[Outputs]) -> dict:
     """What an image costs: calls and tokens per call with their ends, rows, head evaluations."""
     tokens = settings.ar_steps
     if not settings.speculates:
         calls, evaluations = np.array([settings.ar_steps]), sum(settings.head_steps)
         rows, drafts = settings.ar_steps * settings.branches, 0
     else:
-        found = [one.counts for one in made]
-        calls = np.concatenate([f.backbone_calls for f in found])
-        evaluations = float(np.mean([f.head_evaluations.mean() for f in found]))
-        rows = float(np.mean([f.batch_rows.mean() for f in found]))
-        drafts = float(np.mean([f.draft_calls.mean() for f in found]))
+        counts = [one.counts for one in outputs]
+        calls = np.concatenate([f.backbone_calls for f in counts])
+        evaluations = float(np.mean([f.head_evaluations.mean() for f in counts]))
+        rows = float(np.mean([f.batch_rows.mean() for f in counts]))
+        drafts = float(np.mean([f.draft_calls.mean() for f in counts]))
     return {
         "backbone_calls": float(calls.mean()),
         "backbone_calls_low": int(calls.min()),
@@ -218,9 +218,9 @@ def _costs(settings: Settings, made: Sequence[Made]) -> dict:
     }
 
 
-def _far(first: Sequence[Made], made: Sequence[Made]) -> dict:
+def _far(first: Sequence[Outputs], outputs: Sequence[Outputs]) -> dict:
     """Deviation from plain decoding, over all seeds together."""
-    far = [deviation(one, other) for one, other in zip(first, made, strict=True)]
+    far = [deviation(one, other) for one, other in zip(first, outputs, strict=True)]
     tokens = np.concatenate([f["tokens"].ravel() for f in far])
     levels = np.concatenate([f["levels"].ravel() for f in far])
     return {
@@ -284,8 +284,8 @@ def contraction(
             direction /= np.sqrt(np.square(direction).mean(axis=-1, keepdims=True))
             moved = tokens.copy()
             moved[:, j] += move * spread * direction
-            made = np.asarray(again(run.params, condition, moved)[0])
-            far = np.sqrt(np.square(made - base).mean(axis=-1)) / (move * spread)
+            tokens = np.asarray(again(run.params, condition, moved)[0])
+            far = np.sqrt(np.square(tokens - base).mean(axis=-1)) / (move * spread)
             factors.append(far[:, j + 1])
             later.append(far[:, j + 1 :].max(axis=1))
             certain.append(entropy[:, j + 1])

@@ -135,8 +135,8 @@ def measure(
       rounds: timed calls, at least 1, after one that is not timed.
     """
     rows = []
-    asked = [(size, *method) for size in batch_sizes for method in table]
-    for batch_size, name, settings in tqdm(asked, unit="method", disable=None, leave=False):
+    cases = [(size, *method) for size in batch_sizes for method in table]
+    for batch_size, name, settings in tqdm(cases, unit="method", disable=None, leave=False):
         rows.append(_row(subject, name, settings, batch_size, rounds))
         tell(line(rows[-1].as_json()))
     return rows

@@ -76,7 +76,7 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class Extras:
     """Which rows a table has beside the own head with its and with fewer steps, and Drift-AR.
 
     Attributes:
@@ -98,7 +98,7 @@ class Asked:
     rivals: bool = False
 
 
-def methods(own: Generator, drift: Generator, asked: Asked = Asked()) -> list[Method]:
+def methods(own: Generator, drift: Generator, extras: Extras = Extras()) -> list[Method]:
     """List the reference (own head, default steps) first, then its fewer steps, then Drift-AR's
     rows.
     """
@@ -107,7 +107,7 @@ def methods(own: Generator, drift: Generator, asked: Asked = Asked()) -> list[Me
     few = [n for n in FEW_STEPS if 2 * n <= base.nfe and _possible(own, nfe=n)]
     rows = [Method("own", True, base)]
     rows += [Method("own", True, own.settings(nfe=n)) for n in reversed(few)]
-    if asked.controls:
+    if extras.controls:
         last = max(1, base.nfe // 10)
         rows += [
             Method(f"own, {name} to {last}", True, own.settings(nfe_schedule=name, nfe_last=last))
@@ -123,28 +123,28 @@ def methods(own: Generator, drift: Generator, asked: Asked = Asked()) -> list[Me
         Method("prior mean", False, drift.settings(method="mean")),
         Method("drift", False, drift.settings()),
     ]
-    if asked.controls:
+    if extras.controls:
         steps = [n for n in _fewer(drift.settings().ar_steps) if _possible(drift, ar_steps=n)]
         rows += [Method(f"drift, {n} AR steps", False, drift.settings(ar_steps=n)) for n in steps]
     for name, generator in (("own", own), ("drift", drift)):
         base_steps = generator.settings().ar_steps
         rows += [
             Method(f"{name}, {n} AR steps", generator is own, generator.settings(ar_steps=n))
-            for n in asked.ar_steps
-            if n != base_steps and not (asked.controls and n in _fewer(base_steps))
+            for n in extras.ar_steps
+            if n != base_steps and not (extras.controls and n in _fewer(base_steps))
         ]
     learned = drift.settings().guidance_form == "trained"
-    for scale in asked.guidance:
+    for scale in extras.guidance:
         rows.append(Method(f"own, guidance {scale:g}", True, own.settings(guidance=scale)))
         for form in ("extrapolate", "trained") if learned else ("extrapolate",):
             settings = drift.settings(guidance=scale, guidance_form=form)
             rows.append(Method(f"drift, guidance {scale:g} {form}", False, settings))
-    if asked.lookahead:
+    if extras.lookahead:
         for name, generator in (("own", own), ("drift", drift)):
-            settings = generator.settings(lookahead=asked.lookahead, delta=asked.delta)
+            settings = generator.settings(lookahead=extras.lookahead, delta=extras.delta)
             ahead = f"{name}, lookahead {settings.lookahead} ({settings.delta:g})"
             rows.append(Method(ahead, generator is own, settings))
-    return rows + (_rivals(own, drift, max((1.0, *asked.guidance))) if asked.rivals else [])
+    return rows + (_rivals(own, drift, max((1.0, *extras.guidance))) if extras.rivals else [])
 
 
 def _rivals(own: Generator, drift: Generator, scale: float) -> list[Method]:
@@ -181,7 +181,7 @@ def measure(
     num: int,
     sampling_seeds: int,
     batch_sizes: Sequence[int],
-    asked: Asked = Asked(),
+    extras: Extras = Extras(),
     say: Callable[[str], None] = print,
 ) -> list[Row]:
     """Measure quality over all checkpoint pairs and sampling seeds, and the speed of the first
@@ -194,13 +194,13 @@ def measure(
       num: images per seed.
       sampling_seeds: seeds per pair.
       batch_sizes: for the speed.
-      asked: further rows.
+      extras: further rows.
       say: takes a line for every method and seed, when it is measured.
 
     Returns:
       One row per method of `methods`.
     """
-    table = methods(baselines[0], drifts[0], asked)
+    table = methods(baselines[0], drifts[0], extras)
     # Before the quality: afterwards everything is compiled, and its cost could not be told.
     first = baselines[0], drifts[0]
     say(f"compiling and timing {len(table)} methods, {batch_sizes} images a call")

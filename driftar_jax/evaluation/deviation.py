@@ -93,7 +93,7 @@ def _spread(draws: np.ndarray) -> float:
 def measure(
     own: Generator,
     drift: Generator,
-    asked: contexts.Contexts,
+    cases: contexts.Contexts,
     count: int,
     again: Generator | None = None,
     say: Callable[[str], None] = print,
@@ -102,7 +102,7 @@ def measure(
 
     Args:
       own: a run of task `host`; `drift`: one of task `drift`, of the same images.
-      asked: contexts.
+      cases: contexts.
       count: draws per token and way, an even number of at least 4.
       again: the own head of another training seed.
       say: takes a line per way.
@@ -114,7 +114,7 @@ def measure(
       `tokens` by grid position, None where no token was asked for.
     """
     nfe = own.settings().nfe
-    reference = contexts.draw(own, asked, count, _OWN).x
+    reference = contexts.draw(own, cases, count, _OWN).x
     half = count // 2
     ways = {"drift": (drift, count, {}), "prior mean": (drift, 2, {"method": "mean"})}
     if again is not None:
@@ -126,10 +126,10 @@ def measure(
             ways[f"own, {steps} steps"] = (own, count, few)
     shown = tqdm(ways.items(), unit="way", disable=None, leave=False)
     drawn = {
-        name: contexts.draw(by, asked, number, _OTHER, **changes)
+        name: contexts.draw(by, cases, number, _OTHER, **changes)
         for name, (by, number, changes) in shown
     }
-    real = asked.targets
+    real = cases.targets
     # Two halves of the same draws: what is left of a distance where nothing differs.
     deviations = {"floor": compare(reference[:, :, :half], reference[:, :, half:], real)}
     deviations |= {name: compare(reference, draws.x, real) for name, draws in drawn.items()}
@@ -140,7 +140,7 @@ def measure(
         "own_steps": nfe,
         "ways": {name: of.means() for name, of in deviations.items()},
         "by_entropy": _by_entropy(deviations, drawn["drift"].entropy),
-        "map": _map(deviations, asked.positions, own.model.images.grid),
+        "map": _map(deviations, cases.positions, own.model.images.grid),
     }
 
 

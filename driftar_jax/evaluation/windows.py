@@ -23,10 +23,10 @@ def check(subject: Generator, settings: Settings, words: Sequence[str]) -> tuple
     """Return windows in digits as numbers; ValueError where the subject cannot do so."""
     if not all(word.isdecimal() and int(word) > 1 for word in words):
         raise wrong("windows", ",".join(words), "whole numbers of at least 2")
-    found = tuple(int(word) for word in words)
-    for window in found:
+    windows = tuple(int(word) for word in words)
+    for window in windows:
         subject.check(settings.plainly.changed(lookahead=window))
-    return found
+    return windows
 
 
 def costs(
@@ -53,23 +53,23 @@ def costs(
       beside a call of plain decoding in the same round: `ratio` (median), `ratio_low`,
       `ratio_high`.
     """
-    found = []
+    records = []
     for size in batch_sizes:
         for record in _of_batch(subject, settings.plainly, windows, size, rounds):
-            found.append(record)
+            records.append(record)
             tell(line(record))
-    return found
+    return records
 
 
 def _of_batch(subject, settings, windows, size: int, rounds: int) -> list[dict]:
     condition = subject.reader.trial(subject.model, settings, size)
-    given = subject.params, condition, np.arange(size, dtype=np.int32), seeds.argument(0)
+    args = subject.params, condition, np.arange(size, dtype=np.int32), seeds.argument(0)
 
     def road(window):
         if window == 1:
-            return plain.generate(subject.model, settings, *given)
-        asked = dataclasses.replace(settings, lookahead=window, delta=LOOKAHEAD_DELTA)
-        return drafted.generate(subject.model, asked.speculation, settings, *given)
+            return plain.generate(subject.model, settings, *args)
+        ahead = dataclasses.replace(settings, lookahead=window, delta=LOOKAHEAD_DELTA)
+        return drafted.generate(subject.model, ahead.speculation, settings, *args)
 
     # The first call compiles; its counts say how many calls the seconds are for.
     calls = [settings.ar_steps] + [int(road(window)[1].batch_calls) for window in windows]
@@ -153,8 +153,8 @@ SIZES = (
 )
 
 
-def seconds(size: Size, chip: Chip, *, contexts: int, made: int, batch: int) -> float:
-    """Estimate the least seconds of a call that reads `contexts` of each image and makes `made`
+def seconds(size: Size, chip: Chip, *, contexts: int, tokens: int, batch: int) -> float:
+    """Estimate the least seconds of a call that reads `contexts` of each image and makes `tokens`
     tokens.
 
     The larger of reading all weights once and of the products, for the backbone and for each
@@ -165,10 +165,10 @@ def seconds(size: Size, chip: Chip, *, contexts: int, made: int, batch: int) -> 
         return max(2 * weights / chip.bandwidth, 2 * weights * rows / chip.operations)
 
     backbone = least(size.backbone, contexts * batch)
-    return backbone + size.evaluations * least(size.head, made * batch)
+    return backbone + size.evaluations * least(size.head, tokens * batch)
 
 
 def ratio(size: Size, chip: Chip, window: int, batch: int) -> float:
     """Return the cost of a call of a window beside a plain one, by arithmetic."""
-    ahead = seconds(size, chip, contexts=Window(window).contexts, made=window, batch=batch)
-    return ahead / seconds(size, chip, contexts=1, made=1, batch=batch)
+    ahead = seconds(size, chip, contexts=Window(window).contexts, tokens=window, batch=batch)
+    return ahead / seconds(size, chip, contexts=1, tokens=1, batch=batch)

@@ -107,16 +107,16 @@ def _predict(
     """
     time = head.time_embed_2(nn.silu(head.time_embed_0(sinusoid_features(t))))
     y = nn.silu(time[None] + c)
-    h, added, made = head.input_proj(x), {}, {}
+    h, added, outputs = head.input_proj(x), {}, {}
     for number, block in enumerate(head.res_blocks):
         name, before = str(number), h
         if memory is not None and number in LEFT_OUT:
             h = h + memory["added"][name]
-            added[name], made[name] = memory["added"][name], memory["made"][name]
+            added[name], outputs[name] = memory["added"][name], memory["made"][name]
             continue
         kept = None if memory is None or hot else memory["made"][name]
-        h, made[name] = block(h, y, kept, returned=True)
+        h, outputs[name] = block(h, y, kept, returned=True)
         added[name] = h - before
     shift, scale = jnp.split(head.final_modulation(y), 2, axis=-1)
     out = head.final_linear(head.final_norm(h) * (1 + scale) + shift).astype(jnp.float32)
-    return out, {"added": added, "made": made}
+    return out, {"added": added, "made": outputs}

@@ -93,10 +93,10 @@ def attention_with_entropy(
         some = functools.partial(plain, chunk=q.shape[1]) if fits else plain
         chosen["cuda"] = functools.partial(_few_images, some)
     if entropy_kernel.block_rows(q, k):
-        given = dict(content_start=content_start, floor=floor, chunk=chunk)
-        chosen["tpu"] = functools.partial(_kernel, **given)
+        options = dict(content_start=content_start, floor=floor, chunk=chunk)
+        chosen["tpu"] = functools.partial(_kernel, **options)
         if kind == "pallas":
-            chosen["cpu"] = functools.partial(_kernel, **given, interpret=True)
+            chosen["cpu"] = functools.partial(_kernel, **options, interpret=True)
     return jax.lax.platform_dependent(*operands, default=plain, **chosen)
 
 
@@ -155,8 +155,8 @@ def _few_images(plain, q, k, v, mask, content, _):
         masks = [a if b is None else b for a, b in zip(shared, masks, strict=True)]
         return plain(q, k, v, *masks, None)
 
-    made = jax.lax.map(some, (split(q), split(k), split(v), *own))
-    return jax.tree.map(lambda a: a.reshape(batch, *a.shape[2:]), made)
+    outputs = jax.lax.map(some, (split(q), split(k), split(v), *own))
+    return jax.tree.map(lambda a: a.reshape(batch, *a.shape[2:]), outputs)
 
 
 def _with_entropy(q, k, v, mask, content, dropout_key, *, content_start, floor, chunk, dropout=0.0):
@@ -178,10 +178,10 @@ def _with_entropy(q, k, v, mask, content, dropout_key, *, content_start, floor, 
         # A finite floor: -inf throughout a row that sees nothing would make it NaN.
         logits = jnp.where(mask_rows[:, None], logits, jnp.finfo(jnp.float32).min)
         weights = jax.nn.softmax(logits, axis=-1)
-        seen = mask_rows if content is None else mask_rows & content[:, None]
-        share = jnp.where(seen[:, None], weights, 0.0)[..., content_start:]
+        counted = mask_rows if content is None else mask_rows & content[:, None]
+        share = jnp.where(counted[:, None], weights, 0.0)[..., content_start:]
         share = share / jnp.maximum(jnp.sum(share, axis=-1, keepdims=True), max(floor, _TINY))
-        visible = jnp.sum(seen[..., content_start:], axis=-1)
+        visible = jnp.sum(counted[..., content_start:], axis=-1)
         visible = jnp.broadcast_to(visible, (batch, q_rows.shape[1]))
         row_entropy = entropy.row_entropy(jnp.mean(share, axis=1), visible, floor=floor)
         if dropout > 0.0:

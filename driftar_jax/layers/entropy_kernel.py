@@ -93,7 +93,7 @@ def attention_with_entropy(
             (1, size, array.shape[2]), lambda i, r: (i if array.shape[0] > 1 else 0, r, 0)
         )
 
-    seen, counts = mask.astype(jnp.float32), content[:, None].astype(jnp.float32)
+    allowed, counts = mask.astype(jnp.float32), content[:, None].astype(jnp.float32)
     entropy = jax.ShapeDtypeStruct((batch, rows, 1), jnp.float32)
     kernel = functools.partial(
         _kernel, heads=heads, shared=shared, dim=dim, content_start=content_start, floor=floor
@@ -101,26 +101,26 @@ def attention_with_entropy(
     out, entropy = pl.pallas_call(
         kernel,
         grid=(batch, -(-rows // size)),
-        in_specs=[cut(q), whole(k), whole(v), cut(seen), whole(counts)],
+        in_specs=[cut(q), whole(k), whole(v), cut(allowed), whole(counts)],
         out_specs=[cut(q), pl.BlockSpec((1, size, 1), lambda i, r: (i, r, 0))],
         out_shape=[jax.ShapeDtypeStruct(q.shape, q.dtype), entropy],
         # No block reads what another wrote, so both axes may be shared out among cores.
         compiler_params=pltpu.CompilerParams(dimension_semantics=("parallel", "parallel")),
         interpret=interpret,
         name="attention_with_entropy",
-    )(q, k, v, seen, counts)
+    )(q, k, v, allowed, counts)
     return out.reshape(batch, rows, heads, dim), entropy[..., 0]
 
 
-def _kernel(q, k, v, seen, counts, out, entropy, *, heads, shared, dim, content_start, floor):
+def _kernel(q, k, v, allowed, counts, out, entropy, *, heads, shared, dim, content_start, floor):
     """All heads of a block: q, out `[1, rows, H K]`; k, v `[1, N, h K]`; entropy `[1, rows, 1]`."""
     # Two-byte numbers are multiplied exactly as they are; float32 is not cut to them.
     precision = jax.lax.Precision.HIGHEST if q.dtype == jnp.float32 else None
     product = functools.partial(
         jax.lax.dot_general, precision=precision, preferred_element_type=jnp.float32
     )
-    may_look = seen[0] > 0
-    content = seen[0] * counts[0]
+    may_look = allowed[0] > 0
+    content = allowed[0] * counts[0]
     total = None
     for h in range(heads):
         at, of = slice(h * dim, (h + 1) * dim), slice(h // shared * dim, (h // shared + 1) * dim)

@@ -33,14 +33,14 @@ def shapes(host: Mapping[str, Any], rank: int) -> dict[str, dict[str, jax.ShapeD
       host: its parameters, arrays or shapes; a kernel is `[in, ...]`, or `[blocks, in, ...]`.
       rank: r of `a [in, r]` and `b [r, ...]`.
     """
-    made = {}
+    pairs = {}
     for names, kernel in _kernels(host):
         blocks, rest = _split(names, kernel.shape)
-        made[".".join(names[:-1])] = {
+        pairs[".".join(names[:-1])] = {
             "a": jax.ShapeDtypeStruct((*blocks, rest[0], rank), jnp.float32),
             "b": jax.ShapeDtypeStruct((*blocks, rank, *rest[1:]), jnp.float32),
         }
-    return made
+    return pairs
 
 
 def _split(names: tuple[str, ...], shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple]:
@@ -51,13 +51,13 @@ def _split(names: tuple[str, ...], shape: tuple[int, ...]) -> tuple[tuple[int, .
 def init(host: Mapping[str, Any], rank: int, key: jax.Array) -> dict[str, dict[str, jax.Array]]:
     """Return adapters that change nothing yet: `b` is zero, `a` normal with variance `1 / in`."""
     wanted = shapes(host, rank)
-    made = {}
+    pairs = {}
     keys = jax.random.split(key, len(wanted))
     for own_key, (layer, pair) in zip(keys, wanted.items(), strict=True):
         draw = jax.random.normal(own_key, pair["a"].shape, jnp.float32)
         scaled = draw / math.sqrt(pair["a"].shape[-2])
-        made[layer] = {"a": scaled, "b": jnp.zeros(pair["b"].shape, jnp.float32)}
-    return made
+        pairs[layer] = {"a": scaled, "b": jnp.zeros(pair["b"].shape, jnp.float32)}
+    return pairs
 
 
 def merged(params: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,24 +27,24 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, y: jax.Array, made: jax.Array | None = None, *, returned: bool = False
+        self, x: jax.Array, y: jax.Array, output: jax.Array | None = None, *, returned: bool = False
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
         """`x [..., width]`, SiLU of the condition `y [..., width]` (may broadcast) -> like `x`.
 
         Args:
           x, y: as above.
-          made: what the MLP gave before, which then does not run.
+          output: what the MLP gave before, which then does not run.
           returned: whether what the MLP gave is returned as well.
         """
         zeros = nn.initializers.zeros_init()
         ada = dense(3 * self.width, ("embed", "mlp"), self.dtype, zeros, "adaLN_modulation")
         shift, scale, gate = jnp.split(ada(y), 3, axis=-1)
-        if made is None:
+        if output is None:
             h = layer_norm(name="in_ln")(x) * (1 + scale) + shift
             h = dense(self.width, ("embed", "mlp"), self.dtype, name="mlp_0")(h)
-            made = dense(self.width, ("mlp", "embed"), self.dtype, name="mlp_2")(nn.silu(h))
-        out = x + gate * made
-        return (out, made) if returned else out
+            output = dense(self.width, ("mlp", "embed"), self.dtype, name="mlp_2")(nn.silu(h))
+        out = x + gate * output
+        return (out, output) if returned else out
 
 
 class TokenMLP(nn.Module):

@@ -161,7 +161,7 @@ def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
         if any(column[0] in row["figures"] for row in rows)
     ]
     head = ["arm", *(heading for _, heading, _ in columns), "seeds", "seconds"]
-    found = []
+    table = []
     for row in rows:
         cells = [row["arm"]]
         for key, _, digits in columns:
@@ -169,8 +169,8 @@ def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
             cells.append("" if figure is None else _spread(figure, digits))
         failed = f" ({len(row['failed'])} failed)" if row["failed"] else ""
         cells += [f"{len(row['seeds'])}{failed}", f"{row['seconds']:.0f}"]
-        found.append(cells)
-    return tables.lines(head, found)
+        table.append(cells)
+    return tables.lines(head, table)
 
 
 def _spread(figure: dict[str, Any], digits: int) -> str:

@@ -108,8 +108,8 @@ def _time(rows: Sequence[dict]) -> list[str]:
     return _table(head, cells)
 
 
-def _contraction(found: Mapping[str, Sequence[dict]]) -> list[str]:
-    quarters = max((len(r["by_entropy"]) for rs in found.values() for r in rs), default=0)
+def _contraction(by_run: Mapping[str, Sequence[dict]]) -> list[str]:
+    quarters = max((len(r["by_entropy"]) for rs in by_run.values() for r in rs), default=0)
     head = " | ".join(
         ["checkpoint | moved by | next token | farther than it was moved | farthest later token"]
         + [f"quarter {i + 1} of E" for i in range(quarters)]
@@ -118,7 +118,7 @@ def _contraction(found: Mapping[str, Sequence[dict]]) -> list[str]:
         [name, f"{r['move']:g} of the spread", f"{r['factor']:.2f}", f"{r['expanding']:.0%}"]
         + [f"{r['later']:.2f}"]
         + [f"{b['factor']:.2f} (E {b['from']:.2f} to {b['to']:.2f})" for b in r["by_entropy"]]
-        for name, records in found.items()
+        for name, records in by_run.items()
         for r in records
     ]
     return _table(head, cells)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from driftar_jax.config import wrong
-from driftar_jax.data import given as pictures
+from driftar_jax.data import picture_sets
 from driftar_jax.evaluation import frechet, inception_score, judges, manifold, networks, quality
 from driftar_jax.evaluation.kid import kid
 from driftar_jax.reports import tables
@@ -107,22 +107,22 @@ def _real(
         images, _ = judges.all_images(opened.open_sources())
         name = f"{opened.settings.data.name}, {len(images)} images"
         return Seen(network.read(images)[0]), None, name
-    if not (os.path.isdir(reference) or pictures.holds(reference, "arr_0.npy")):
+    if not (os.path.isdir(reference) or picture_sets.holds(reference, "arr_0.npy")):
         return None, frechet.read(reference, network.name, network.width), "the moments given"
     real = _opened("reference", reference)
     moments, name = None, f"{reference}, {len(real)} pictures"
     # Moments beside pictures are of InceptionV3, as ADM publishes them; others cannot use them.
-    if network.name == "inception" and pictures.holds(reference, "mu.npy", "sigma.npy"):
+    if network.name == "inception" and picture_sets.holds(reference, "mu.npy", "sigma.npy"):
         moments = frechet.read(reference, network.name, network.width)
         name += ", distance to its mu and sigma"
     return _see(network, real.parts(), len(real), False), moments, name
 
 
-def _opened(field: str, given: str) -> pictures.Given:
+def _opened(field: str, name: str) -> picture_sets.PictureSet:
     """The pictures of a flag; what else lies in their folder is said in one line."""
-    opened = pictures.open_given(field, given)
+    opened = picture_sets.open_pictures(field, name)
     if opened.left_out:
-        print(f"{given}: left out of {field}: {opened.left_out}", file=sys.stderr)
+        print(f"{name}: left out of {field}: {opened.left_out}", file=sys.stderr)
     return opened
 
 

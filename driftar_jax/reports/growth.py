@@ -60,19 +60,19 @@ class Head:
     condition: Any
 
 
-def beside(baseline, changes: dict, asked: Sequence, seed: int) -> Head:
+def beside(baseline, changes: dict, subjects: Sequence, seed: int) -> Head:
     """Return the own head that is shown beside another one, as its checkpoint samples.
 
     Args:
       baseline: its `Generator`.
       changes: of the settings; what it does not read is for the other head.
-      asked, seed: as of `Generator.sample`.
+      subjects, seed: as of `Generator.sample`.
 
     Raises:
       ValueError: it does not take what is asked, or a change does not fit.
     """
     settings = baseline.checked(**baseline_changes(baseline.model, changes))
-    return Head(baseline, settings, baseline.conditions(asked, seed, settings))
+    return Head(baseline, settings, baseline.conditions(subjects, seed, settings))
 
 
 def own_changes(baseline, model, changes: dict) -> dict:
@@ -144,8 +144,8 @@ def write(path: str | pathlib.Path, sides: Sequence[Side], names: Sequence[str])
     slowest = max(side.seconds for side in sides)
     playing = min(max(slowest, _PLAYS[0]), _PLAYS[1])
     # One scale of colours for all sides: they are compared with each other.
-    seen = np.concatenate([side.entropy.ravel() for side in sides])
-    span = float(np.nanmin(seen)), float(np.nanmax(seen))
+    entropies = np.concatenate([side.entropy.ravel() for side in sides])
+    span = float(np.nanmin(entropies)), float(np.nanmax(entropies))
     number = max(2, math.ceil(playing * _FRAMES) + 1)
     clocks = np.linspace(0.0, slowest, number).tolist()
     frames = [_frame(sides, names, clock, slowest / playing, span) for clock in clocks]

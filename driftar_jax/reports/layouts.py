@@ -212,7 +212,7 @@ class Layout:
 
     def first(self, most: int) -> np.ndarray:
         """Read the first pictures back: uint8 `[k, H, W, C]`."""
-        found = []
+        images = []
         for number in range(min(most, self.count)):
             with Image.open(self._file(number)) as picture:
                 image = np.asarray(picture)
@@ -220,8 +220,8 @@ class Layout:
                 row, column = divmod(number % self._unit, _TILES)
                 height, width = (side // _TILES for side in image.shape[:2])
                 image = image[row * height :, column * width :][:height, :width]
-            found.append(image if image.ndim == 3 else image[..., None])
-        return np.stack(found)
+            images.append(image if image.ndim == 3 else image[..., None])
+        return np.stack(images)
 
     def _facts(self) -> dict[str, Any]:
         facts: dict[str, Any] = {

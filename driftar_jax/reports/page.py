@@ -261,15 +261,15 @@ def _premise(correlations: dict[str, list[dict]]) -> list[str]:
     return ["", *tables.lines(head, rows)]
 
 
-def _held_out(found: dict[str, dict]) -> list[str]:
-    if not found:
+def _held_out(scores: dict[str, dict]) -> list[str]:
+    if not scores:
         return []
-    bands = len(next(iter(found.values()))["spread_to_error"])
+    bands = len(next(iter(scores.values()))["spread_to_error"])
     names = (f"spread over error, band {n + 1}" for n in range(bands))
     head = ["held-out contexts", "energy score", *names]
     rows = [
         [name, f"{of['energy_score']:.4f}", *(f"{r:.2f}" for r in of["spread_to_error"])]
-        for name, of in found.items()
+        for name, of in scores.items()
     ]
     return ["", *tables.lines(head, rows)]
 

@@ -98,7 +98,7 @@ def write(
                 "accuracy_needed": real.accuracy_needed,
             },
             "premise": correlations,
-            "held_out": {name: dataclasses.asdict(found) for name, found in held_out.items()},
+            "held_out": {name: dataclasses.asdict(score) for name, score in held_out.items()},
             "facts": facts,
         },
     )
@@ -239,8 +239,8 @@ def _held_out(held_out: dict[str, Score]) -> list[str]:
     bands = len(next(iter(held_out.values())).spread_to_error)
     head = ["head", "energy score", *(f"band {n + 1}" for n in range(bands))]
     rows = [
-        [name, f"{found.energy_score:.4f}", *(f"{r:.2f}" for r in found.spread_to_error)]
-        for name, found in held_out.items()
+        [name, f"{score.energy_score:.4f}", *(f"{r:.2f}" for r in score.spread_to_error)]
+        for name, score in held_out.items()
     ]
     return [
         "## Do draws spread as far as they err?",

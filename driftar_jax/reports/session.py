@@ -45,7 +45,7 @@ class Session:
     num: int
     seeds: int
     batch_sizes: tuple[int, ...]
-    asked: compare.Asked
+    extras: compare.Extras
 
     def run(self) -> str:
         """Measure and write everything; returns the verdict, the tables and the times."""
@@ -69,7 +69,7 @@ class Session:
             num=self.num,
             sampling_seeds=self.seeds,
             batch_sizes=self.batch_sizes,
-            asked=self.asked,
+            extras=self.extras,
         )
         reached = report.RealRow(
             network=self.network.name,
@@ -114,15 +114,15 @@ class Session:
         if not len(images) or not all(contexts.possible(loaded) for loaded in pair.values()):
             return {}
         chosen = np.random.default_rng(0).permutation(len(images))[:HELD_OUT]
-        found = {}
+        scores = {}
         for name, loaded in pair.items():
             spec = loaded.model.images
             grids = inpaint.grids(loaded, images[chosen])
-            asked = contexts.of_generation(
+            cases = contexts.of_generation(
                 grids, labels[chosen], spec.patch_size, per_image=min(2, spec.num_tokens)
             )
-            found[name] = contexts.score(loaded, asked, DRAWS)
-        return found
+            scores[name] = contexts.score(loaded, cases, DRAWS)
+        return scores
 
     def _judged(self, most: int, loaded: generator.Generator) -> tuple[np.ndarray, Any]:
         """Return real images, and what a checkpoint is told of them."""
@@ -263,7 +263,7 @@ def open_session(request: Request) -> Session:
     request.check()
     folder, inception_dir = pathlib.Path(request.out), request.inception_dir
     scales = tuple(_scale(word) for word in request.guidance)
-    asked = compare.Asked(
+    extras = compare.Extras(
         request.controls,
         scales,
         request.lookahead,
@@ -282,7 +282,7 @@ def open_session(request: Request) -> Session:
         for path, drift in zip(request.baselines, drifts, strict=True)
     ]
     opened.check((*drifts, *baselines))
-    for method in compare.methods(baselines[0], drifts[0], asked):
+    for method in compare.methods(baselines[0], drifts[0], extras):
         (baselines[0] if method.baseline else drifts[0]).check(method.settings)
     sources = opened.open_sources()
     # The floor is a distance of two halves, and each must give a covariance of full rank.
@@ -313,7 +313,7 @@ def open_session(request: Request) -> Session:
         num=request.num,
         seeds=request.seeds,
         batch_sizes=tuple(int(b) for b in request.batch_sizes),
-        asked=asked,
+        extras=extras,
     )
 
 

@@ -27,12 +27,12 @@ class Originals:
 
     Attributes:
       images: uint8 `[n, H, W, C]`.
-      asked: what shall be drawn: classes `[n]` int32 and None, or None and captions.
+      request: what shall be drawn: classes `[n]` int32 and None, or None and captions.
       names: what stands under each.
     """
 
     images: np.ndarray
-    asked: tuple[np.ndarray | None, list[str] | None]
+    request: tuple[np.ndarray | None, list[str] | None]
     names: list[str]
 
 
@@ -73,11 +73,11 @@ def real(generator: Any, name: str | None, number: int) -> Originals:
 def _spread(labels: np.ndarray, number: int) -> np.ndarray:
     """Indices of `number` pictures, from all classes in turn, in an order that never changes."""
     order = np.random.default_rng(0).permutation(len(labels))
-    seen: dict[int, int] = {}
+    of_class: dict[int, int] = {}
     turns = []
     for i in order.tolist():
-        turns.append(seen.setdefault(int(labels[i]), 0))
-        seen[int(labels[i])] += 1
+        turns.append(of_class.setdefault(int(labels[i]), 0))
+        of_class[int(labels[i])] += 1
     first = order[np.argsort(turns, kind="stable")][:number]
     if len(first) < number:
         raise wrong("num", number, f"1 to {len(first)} held-out pictures")
@@ -85,13 +85,13 @@ def _spread(labels: np.ndarray, number: int) -> np.ndarray:
 
 
 def write(
-    path: str | pathlib.Path, originals: np.ndarray, made: np.ndarray, names: Sequence[str]
+    path: str | pathlib.Path, originals: np.ndarray, samples: np.ndarray, names: Sequence[str]
 ) -> None:
     """Write pairs as PNG: the real picture at the left, the sample at the right, the name below.
 
     Args:
       path: of the file.
-      originals, made: uint8 `[n, H, W, C]`.
+      originals, samples: uint8 `[n, H, W, C]`.
       names: n of them.
     """
     scale = max(1, round(_SIDE / originals.shape[1]))
@@ -107,7 +107,7 @@ def write(
         left = _GAP + column * cell[0]
         draw.text((left + width // 2, 8), "real, held out", (90, 98, 108), small, anchor="mt")
         draw.text((left + 4 + 3 * width // 2, 8), "made", (31, 122, 90), small, anchor="mt")
-    for i, pair in enumerate(zip(originals, made, strict=True)):
+    for i, pair in enumerate(zip(originals, samples, strict=True)):
         left, top = _GAP + i % columns * cell[0], 2 * _GAP + i // columns * cell[1]
         for side, image in enumerate(pair):
             picture = pictures.to_pil(image, scale).convert("RGB")

@@ -64,7 +64,7 @@ def write(out: str, rows: Sequence[benchmark.Row], weights: str, averages: tuple
 
 def write_windows(
     out: str,
-    found: Sequence[dict],
+    records: Sequence[dict],
     subject: generator.Generator,
     weights: str,
     averages: tuple,
@@ -73,13 +73,13 @@ def write_windows(
     facts = _facts(weights, averages) | {"host": windows.size_in_words(subject)}
     head = "batch | tokens made | contexts | ms of a call | beside a plain one (low to high)"
     rows = []
-    for r in found:
+    for r in records:
         cells = [f"{r[name]}" for name in ("batch_size", "window", "contexts")]
         cells += [f"{1000 * r['seconds']:.2f}"]
         cells += [f"{r['ratio']:.2f} ({r['ratio_low']:.2f} to {r['ratio_high']:.2f})"]
         rows.append(cells)
     table = tables.lines(head.split(" | "), rows)
-    _write(out, "What a call costs by its window", facts, {"windows": list(found)}, table)
+    _write(out, "What a call costs by its window", facts, {"windows": list(records)}, table)
 
 
 def _facts(weights: str, averages: tuple) -> dict[str, str]:

@@ -20,7 +20,7 @@ _HEAD = (
 
 def lines(reports: Mapping[str, dict[str, Any]]) -> list[str]:
     """Return the table of some reports of `evaluate` by name, as lines of Markdown."""
-    found = []
+    rows = []
     for of, record in reports.items():
         seeds = _seeds(record)
         best = min(row["frechet"] for row in record["rows"] if _own(row))
@@ -38,8 +38,8 @@ def lines(reports: Mapping[str, dict[str, Any]]) -> list[str]:
                 _seconds(row),
                 seeds,
             ]
-            found.append(cells)
-    return tables.lines(_HEAD, found)
+            rows.append(cells)
+    return tables.lines(_HEAD, rows)
 
 
 def chosen(rows: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
@@ -48,17 +48,17 @@ def chosen(rows: Sequence[dict[str, Any]]) -> list[tuple[str, dict[str, Any]]]:
     drifts = [row for row in rows if row["method"].startswith("drift")]
     one = next(row for row in drifts if row["method"] == "drift")
     as_near = [row for row in owns if row["frechet"] <= one["frechet"]]
-    found = [("own head at its best", min(owns, key=lambda r: r["frechet"]))]
+    candidates = [("own head at its best", min(owns, key=lambda r: r["frechet"]))]
     if as_near:
         cheapest = max(as_near, key=lambda r: r["images_per_s"])
-        found.append(("its fastest row as near as one evaluation", cheapest))
-    found += [("one evaluation", one)]
-    found += [("one evaluation at its best", min(drifts, key=lambda r: r["frechet"]))]
+        candidates.append(("its fastest row as near as one evaluation", cheapest))
+    candidates += [("one evaluation", one)]
+    candidates += [("one evaluation at its best", min(drifts, key=lambda r: r["frechet"]))]
     fewest = min(drifts, key=lambda r: (r["backbone_calls"], r["frechet"]))
     if fewest["backbone_calls"] < one["backbone_calls"]:
-        found.append(("one evaluation, fewest calls", fewest))
+        candidates.append(("one evaluation, fewest calls", fewest))
     once: dict[int, tuple[str, dict]] = {}
-    for words, row in found:
+    for words, row in candidates:
         before = once.get(id(row))
         once[id(row)] = (f"{before[0]}; {words}" if before else words, row)
     return list(once.values())

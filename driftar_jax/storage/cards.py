@@ -90,7 +90,7 @@ def _what(config, manifest, host: str, task: str, size: int) -> list[str]:
 
 def _use(name: str, config, manifest, host: str, text: bool, hub: bool) -> list[str]:
     folder = "hf://OWNER/NAME" if hub else f"models/{name}"
-    asked = '["a red apple"]' if text else "[0, 1, 2, 3]"
+    labels = '["a red apple"]' if text else "[0, 1, 2, 3]"
     words = '--prompt="a red apple" --num=4' if text else "--num=16"
     lines = [
         f"    python -m driftar_jax.sample --workdir={folder} {words} --out=pictures",
@@ -105,7 +105,7 @@ def _use(name: str, config, manifest, host: str, text: bool, hub: bool) -> list[
         "import driftar_jax",
         "",
         f'model = driftar_jax.load("{folder}")',
-        f"images = model.sample({asked}, seed=0).images  # uint8",
+        f"images = model.sample({labels}, seed=0).images  # uint8",
         "```",
         "",
         "Sampling settings, unless others are asked for: "
@@ -119,7 +119,7 @@ def _made(config, manifest, step: int, seconds: float | None, begun: str) -> lis
     names = list(manifest.get("class_names", ()))
     shown = ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "")
     batch = train.get("batch_size")
-    seen = f" of {batch} images, {step * batch / 1e3:.0f} thousand in all" if batch else ""
+    amount = f" of {batch} images, {step * batch / 1e3:.0f} thousand in all" if batch else ""
     took = "its time was not kept" if seconds is None else f"{seconds / 3600:.1f} hours in all"
     versions = manifest.get("versions", {})
     machine = f"{manifest.get('device_count', 1)} x {manifest.get('device', 'unknown device')}"
@@ -133,7 +133,7 @@ def _made(config, manifest, step: int, seconds: float | None, begun: str) -> lis
     if pictures in _EMBEDDED:
         licence = "; licences and attribution: `driftar_jax/data/embedded/LICENSES.md`"
     rows = [
-        f"- task `{config.get('task')}`, {step:,} steps{seen}; {took}",
+        f"- task `{config.get('task')}`, {step:,} steps{amount}; {took}",
         f"- machine: {machine}; "
         + ", ".join(f"{k} {v}" for k, v in versions.items() if k in ("jax", "flax")),
         f"- data: `{data}`, {len(names)} class(es): {shown}{licence}",
@@ -145,13 +145,13 @@ def _made(config, manifest, step: int, seconds: float | None, begun: str) -> lis
 
 
 def _measured(task: str, report: Mapping | None, held_out: Mapping | None) -> list[str]:
-    seen = []
+    first_lines = []
     if held_out is not None:
         numbers = {k: v for k, v in held_out.items() if k != "step" and isinstance(v, int | float)}
         figures = ", ".join(f"{name.replace('_', ' ')} {v:.4g}" for name, v in numbers.items())
-        seen = [f"On held-out pictures after {held_out['step']:,} steps: {figures}.", ""]
-    if report is None and seen:
-        return seen[:1]
+        first_lines = [f"On held-out pictures after {held_out['step']:,} steps: {figures}.", ""]
+    if report is None and first_lines:
+        return first_lines[:1]
     if report is None:
         return ["Nothing: `evaluate` measures it, `export --report=report.json` writes it here."]
     wanted = ("own",) if task == "host" else ("drift",)
@@ -169,7 +169,7 @@ def _measured(task: str, report: Mapping | None, held_out: Mapping | None) -> li
         said.append(f"two halves of the real images are {floor:.2f} apart")
     said.append(f"features: {report.get('network', 'classifier')}")
     return [
-        *seen,
+        *first_lines,
         *lines,
         "",
         "; ".join(said) + ". Distances compare rows here and nothing published.",

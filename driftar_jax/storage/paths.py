@@ -28,7 +28,7 @@ def is_released(folder: str | os.PathLike) -> bool:
     return all((pathlib.Path(folder) / name).is_file() for name in RELEASED)
 
 
-def local(field: str, given: str | os.PathLike) -> str:
+def local(field: str, path: str | os.PathLike) -> str:
     """Return the path on this machine: `~` and `$NAME` expanded where they are a whole part of it.
 
     Where no shell has read a path, such as in a config or behind `=`, both stand there as typed.
@@ -37,7 +37,7 @@ def local(field: str, given: str | os.PathLike) -> str:
       ValueError: an address, a home or variable that is not known, or what no path can hold; one
         line.
     """
-    text = os.fspath(given)
+    text = os.fspath(path)
     if is_address(text) or _OTHER_MACHINE.match(text):
         raise ValueError(
             f"{field}: got {text!r}, allowed a folder of this machine: mount the bucket (gcsfuse, "
@@ -54,15 +54,15 @@ def local(field: str, given: str | os.PathLike) -> str:
     return expanded
 
 
-def _filled(field: str, given: str, part: str) -> str:
+def _filled(field: str, path: str, part: str) -> str:
     """A part of a path; the value of the variable that it names."""
-    found = _VARIABLE.fullmatch(part)
-    if found is None:
+    variable = _VARIABLE.fullmatch(part)
+    if variable is None:
         return part
-    value = os.environ.get(found[1] or found[2])
+    value = os.environ.get(variable[1] or variable[2])
     if not value:
         raise ValueError(
-            f"{field}: got {given!r} whose variable {part} is not set, allowed one that is, or a "
+            f"{field}: got {path!r} whose variable {part} is not set, allowed one that is, or a "
             "path without it"
         )
     return value.rstrip("/") if len(value) > 1 else value

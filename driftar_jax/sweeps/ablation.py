@@ -219,9 +219,9 @@ class Ablation:
         figures |= {k: v for k, v in last(workdir).items() if k in LOGGED}
         figures["head_evaluations"] = sum(sampling.head_steps)
         if not arm.of and contexts.possible(loaded):
-            found = contexts.score(loaded, self._held_out(loaded), DRAWS)
-            figures["held_out_energy_score"] = found.energy_score
-            figures["spread_to_error"] = list(found.spread_to_error)
+            score = contexts.score(loaded, self._held_out(loaded), DRAWS)
+            figures["held_out_energy_score"] = score.energy_score
+            figures["spread_to_error"] = list(score.spread_to_error)
         if not arm.of and premise.measurable(loaded.model):
             premises = premise.measure(loaded.model, loaded.params, *self._told(loaded))
             figures["spearman"] = [
@@ -305,7 +305,7 @@ class Ablation:
         )
 
 
-def finished(workdir: pathlib.Path, made: Any) -> bool:
+def finished(workdir: pathlib.Path, resolved: Any) -> bool:
     """Say whether the run of a config is trained to its end.
 
     Raises:
@@ -313,8 +313,8 @@ def finished(workdir: pathlib.Path, made: Any) -> bool:
     """
     if not (workdir / "config.json").exists():
         return False
-    config.check_same_run(made, read_config(workdir))
-    return (workdir / "checkpoints" / str(made.train.steps)).is_dir()
+    config.check_same_run(resolved, read_config(workdir))
+    return (workdir / "checkpoints" / str(resolved.train.steps)).is_dir()
 
 
 def spent(workdir: pathlib.Path) -> float:

@@ -170,10 +170,10 @@ def settings(
     return run_config
 
 
-def command(arm: Arm, made: ml_collections.ConfigDict, workdir: str) -> str:
+def command(arm: Arm, resolved: ml_collections.ConfigDict, workdir: str) -> str:
     """Return the `train` command of an arm's run, to be typed as it stands."""
-    flat = config.flatten(made)
-    words = [f"--config={arm.config}", f"--config.seed={made.seed}"]
+    flat = config.flatten(resolved)
+    words = [f"--config={arm.config}", f"--config.seed={resolved.seed}"]
     words += [f"--config.{word}" for word in arm.set]
     words += [f"--config.{field}={flat[field]}" for field in (*arm.needs, *arm.measured)]
     return " ".join(["python -m driftar_jax.train", *words, f"--workdir={workdir}"])

@@ -70,11 +70,11 @@ def compile_for(target: Target, lower: Callable[[], Any]) -> Compiled:
     lowered = lower()
     middle, cpu_middle = time.monotonic(), time.process_time()
     text = lowered.as_text()
-    made = too_large = None
+    executable = too_large = None
     try:
         # A program that was kept would be read and not compiled, and its seconds would say nothing.
         with compiled.afresh():
-            made = lowered.compile(_OPTIONS.get(target.platform))
+            executable = lowered.compile(_OPTIONS.get(target.platform))
     except jax.errors.JaxRuntimeError as error:
         # A program that does not fit is an answer, not an error: how much it wanted stands in the
         # words.
@@ -85,9 +85,9 @@ def compile_for(target: Target, lower: Callable[[], Any]) -> Compiled:
     return Compiled(
         target=target.name,
         memory=target.memory,
-        peak=too_large if made is None else _peak(made),
-        code=None if made is None else _code(made),
-        collectives=None if made is None else count_collectives(made.as_text()),
+        peak=too_large if executable is None else _peak(executable),
+        code=None if executable is None else _code(executable),
+        collectives=None if executable is None else count_collectives(executable.as_text()),
         lower_seconds=middle - start,
         lower_cpu=cpu_middle - cpu,
         compile_seconds=end - middle,
@@ -102,12 +102,12 @@ def _asked_for(said: str) -> int | None:
     used = r"[Uu]sed ([\d.]+)([KMGT]?)i?B? of [\d.]+[KMGT]?i?B? hbm"
     # Temporaries alone, where these are too many already.
     temporaries = r"required for HLO temporaries \(([\d.]+)([KMGT]?)i?B?\) exceeds available HBM"
-    found = re.search(used, said) or re.search(temporaries, said)
-    return int(float(found[1]) * _UNITS[found[2]]) if found else None
+    match = re.search(used, said) or re.search(temporaries, said)
+    return int(float(match[1]) * _UNITS[match[2]]) if match else None
 
 
-def _peak(made: Any) -> int:
-    memory = made.memory_analysis()
+def _peak(executable: Any) -> int:
+    memory = executable.memory_analysis()
     if memory.peak_memory_in_bytes:
         return memory.peak_memory_in_bytes
     # Not every compiler states a peak. Then all there is at once, donated arrays counted once.
@@ -115,10 +115,10 @@ def _peak(made: Any) -> int:
     return held - memory.alias_size_in_bytes + memory.temp_size_in_bytes
 
 
-def _code(made: Any) -> int:
-    size = made.memory_analysis().generated_code_size_in_bytes
+def _code(executable: Any) -> int:
+    size = executable.memory_analysis().generated_code_size_in_bytes
     # NVIDIA's code stands outside that number; all of the executable is the next best.
-    return size or len(made.runtime_executable().serialize())
+    return size or len(executable.runtime_executable().serialize())
 
 
 def count_collectives(program: str) -> dict[str, tuple[int, int]]:
@@ -128,7 +128,7 @@ def count_collectives(program: str) -> dict[str, tuple[int, int]]:
     A collective inside a loop counts once, as everything of XLA's does; one that is written in
     every fusion that moves it along, as TPUs have them, counts once for its channel.
     """
-    found, channels = {}, set()
+    totals, channels = {}, set()
     for line in program.splitlines():
         match = re.search(r"= (.*?) (" + "|".join(_COLLECTIVES) + r")(-start)?\(", line)
         if match is None:
@@ -137,9 +137,9 @@ def count_collectives(program: str) -> dict[str, tuple[int, int]]:
             if (match[2], channel[1]) in channels:
                 continue
             channels.add((match[2], channel[1]))
-        number, size = found.get(match[2], (0, 0))
-        found[match[2]] = (number + 1, size + _result_bytes(match[1], bool(match[3])))
-    return dict(sorted(found.items()))
+        number, size = totals.get(match[2], (0, 0))
+        totals[match[2]] = (number + 1, size + _result_bytes(match[1], bool(match[3])))
+    return dict(sorted(totals.items()))
 
 
 def _result_bytes(types: str, started: bool) -> int:
@@ -159,17 +159,17 @@ def words(collectives: dict[str, tuple[int, int]] | None) -> str:
     )
 
 
-def report(found: Compiled) -> list[str]:
+def report(program: Compiled) -> list[str]:
     """Return lines for a reader."""
     size = lambda n: "not known" if n is None else f"{n / GIB:.3f} GiB"  # noqa: E731
-    verdict = "it fits" if found.fits else "it does NOT fit"
+    verdict = "it fits" if program.fits else "it does NOT fit"
     return [
-        f"compiled for       {found.target}, float32 products as {found.precision}",
-        f"peak               {size(found.peak)} of {size(found.memory)} a device: {verdict}",
-        f"code               {size(found.code)}",
-        f"collectives        {words(found.collectives) or 'none'} a device",
-        f"lowered in         {found.lower_seconds:.0f} s ({found.lower_cpu:.0f} of CPU), "
-        f"{found.products} matrix products",
-        f"compiled in        {found.compile_seconds:.0f} s ({found.compile_cpu:.0f} of CPU); "
+        f"compiled for       {program.target}, float32 products as {program.precision}",
+        f"peak               {size(program.peak)} of {size(program.memory)} a device: {verdict}",
+        f"code               {size(program.code)}",
+        f"collectives        {words(program.collectives) or 'none'} a device",
+        f"lowered in         {program.lower_seconds:.0f} s ({program.lower_cpu:.0f} of CPU), "
+        f"{program.products} matrix products",
+        f"compiled in        {program.compile_seconds:.0f} s ({program.compile_cpu:.0f} of CPU); "
         "nothing was run",
     ]

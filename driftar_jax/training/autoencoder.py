@@ -53,8 +53,8 @@ class AutoencoderTask:
         moments = self.vae.apply({"params": params}, image, method="encode")
         noise = jax.random.normal(key, kl.mode(moments).shape, jnp.float32)
         latent = kl.sample(moments, noise)
-        made = self.vae.apply({"params": params}, latent, method="decode")
-        absolute, square = jnp.abs(made - image).mean(), jnp.square(made - image).mean()
+        output = self.vae.apply({"params": params}, latent, method="decode")
+        absolute, square = jnp.abs(output - image).mean(), jnp.square(output - image).mean()
         nats = token_kl(moments)
         scale = scale_loss(latent * kl.SCALE)
         loss = absolute + square + self.kl_weight * nats + scale
@@ -68,8 +68,8 @@ class AutoencoderTask:
         }
         if self.maps is None:
             return loss, metrics
-        seen = self.maps(self.maps_params, made), self.maps(self.maps_params, image)
-        perceptual = perceptual_distance(*seen)
+        features = self.maps(self.maps_params, output), self.maps(self.maps_params, image)
+        perceptual = perceptual_distance(*features)
         return loss + self.perceptual_weight * perceptual, metrics | {"perceptual": perceptual}
 
 

@@ -106,14 +106,14 @@ def measure(
     space = None
     if settings.task == "drift" and "features" in settings.drift:
         space = _space(network, images)
-    made = _loop(settings, images, space, target and target.devices)
-    batch, step = _batch(settings, images), made.step_function(frozen)
-    lower = functools.partial(step.lower, made.abstract, batch)
+    trainer = _loop(settings, images, space, target and target.devices)
+    batch, step = _batch(settings, images), trainer.step_function(frozen)
+    lower = functools.partial(step.lower, trainer.abstract, batch)
     start = time.monotonic()
     temporary = moved = collectives = program = None
     if target is None:
         lowered = lower()
-        flops = _flops(lowered, made, settings, images, space, frozen)
+        flops = _flops(lowered, trainer, settings, images, space, frozen)
         if compiled:
             with afresh():
                 made_here = lowered.compile(_QUICK if jax.default_backend() == "cpu" else None)
@@ -121,19 +121,19 @@ def measure(
             moved = float(made_here.cost_analysis().get("bytes accessed", 0.0))
             collectives = count_collectives(made_here.as_text())
     else:
-        flops = _flops(None, made, settings, images, space, frozen)
+        flops = _flops(None, trainer, settings, images, space, frozen)
         if compiled:
             program = compile_for(target, lower)
             collectives = program.collectives
-    seconds, state = time.monotonic() - start, made.abstract
+    seconds, state = time.monotonic() - start, trainer.abstract
     return Needs(
-        mesh=tuple(made.mesh.shape.values()),
+        mesh=tuple(trainer.mesh.shape.values()),
         parameters=sum(math.prod(a.shape) for a in jax.tree.leaves(state.params)),
         params=_share(state.params),
         optimizer=_share(state.opt_state),
         average=_share(state.ema),
         own=_share(state.extra),
-        kept=_kept(made, batch, frozen),
+        kept=_kept(trainer, batch, frozen),
         temporary=temporary,
         flops=flops,
         moved=moved,
@@ -143,9 +143,9 @@ def measure(
     )
 
 
-def _flops(lowered, made, settings, images, space, frozen) -> float:
+def _flops(lowered, trainer, settings, images, space, frozen) -> float:
     """Operations of a step: of `lowered`, or of the same step in one piece on one CPU."""
-    if lowered is None or _has_loops(made, settings):
+    if lowered is None or _has_loops(trainer, settings):
         whole = _without_loops(settings)
         devices = None
         if lowered is None:
@@ -157,9 +157,9 @@ def _flops(lowered, made, settings, images, space, frozen) -> float:
     return float(lowered.cost_analysis()["flops"])
 
 
-def _kept(made: loop.Loop, batch: dict[str, jax.ShapeDtypeStruct], frozen: bool) -> int:
+def _kept(trainer: loop.Loop, batch: dict[str, jax.ShapeDtypeStruct], frozen: bool) -> int:
     """Bytes on one device of what `jax.vjp` of a micro-batch's loss holds, weights included."""
-    learns, parts = made.task.trainable(frozen), made.config.optim.accumulate
+    learns, parts = trainer.task.trainable(frozen), trainer.config.optim.accumulate
     few = {
         n: jax.ShapeDtypeStruct((a.shape[0] // parts, *a.shape[1:]), a.dtype)
         for n, a in batch.items()
@@ -172,14 +172,14 @@ def _kept(made: loop.Loop, batch: dict[str, jax.ShapeDtypeStruct], frozen: bool)
         key = jax.random.fold_in(seeds.key(0), step)
 
         def loss(moving):
-            return made.task.loss({**fixed, **moving}, batch, key, step, frozen, *own)[0]
+            return trainer.task.loss({**fixed, **moving}, batch, key, step, frozen, *own)[0]
 
         return jax.vjp(loss, {name: params[name] for name in learns})[1]
 
-    state = made.abstract
+    state = trainer.abstract
     held = jax.eval_shape(pulled_back, state.params, state.extra, few, state.step)
     size = sum(math.prod(a.shape) * a.dtype.itemsize for a in jax.tree.leaves(held))
-    return size // (made.mesh.shape["data"] * made.mesh.shape["fsdp"])
+    return size // (trainer.mesh.shape["data"] * trainer.mesh.shape["fsdp"])
 
 
 def _space(network: Any | None, images: model.ImageSpec):
@@ -220,9 +220,9 @@ def _has_layer_loop(task: Any) -> bool:
     return hasattr(getattr(getattr(task, "parts", None), "host", None), "unroll")
 
 
-def _has_loops(made: loop.Loop, settings: Any) -> bool:
+def _has_loops(trainer: loop.Loop, settings: Any) -> bool:
     chunked = bool(settings.get("drift", {}).get("chunk", 0))
-    return settings.optim.accumulate > 1 or chunked or _has_layer_loop(made.task)
+    return settings.optim.accumulate > 1 or chunked or _has_layer_loop(trainer.task)
 
 
 def _without_loops(settings: Any) -> Any:
@@ -332,19 +332,19 @@ TARGET_HEADER = (
 
 def target_row(name: str, settings: Any, needs: Needs) -> str:
     """Return one line of the table of chips of docs/scale.md."""
-    found = needs.program
-    fits = "" if found.fits else " **does not fit**"
+    program = needs.program
+    fits = "" if program.fits else " **does not fit**"
     cells = (
         name,
         str(settings.train.batch_size),
-        found.target,
+        program.target,
         "x".join(str(n) for n in needs.mesh),
-        f"{found.peak / GIB:.3g}{fits}",
-        f"{found.memory / GIB:.3g}",
-        "-" if found.code is None else f"{found.code / 2**20:.3g}",
-        words(found.collectives) or "-",
-        str(found.products),
-        f"{found.lower_cpu:.3g}",
-        f"{found.compile_cpu:.3g}",
+        f"{program.peak / GIB:.3g}{fits}",
+        f"{program.memory / GIB:.3g}",
+        "-" if program.code is None else f"{program.code / 2**20:.3g}",
+        words(program.collectives) or "-",
+        str(program.products),
+        f"{program.lower_cpu:.3g}",
+        f"{program.compile_cpu:.3g}",
     )
     return "| " + " | ".join(cells) + " |"

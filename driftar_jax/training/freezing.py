@@ -21,11 +21,11 @@ def globs(text: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in text.split(",") if word.strip())
 
 
-def mask(params: Any, asked: tuple[str, ...]) -> Any:
+def mask(params: Any, patterns: tuple[str, ...]) -> Any:
     """Return a tree of bool, True where a parameter is frozen; a box of one counts as a leaf."""
 
     def frozen(path, _):
-        return any(fnmatch.fnmatchcase(_name(path), glob) for glob in asked)
+        return any(fnmatch.fnmatchcase(_name(path), glob) for glob in patterns)
 
     return jax.tree_util.tree_map_with_path(frozen, params, is_leaf=_is_box)
 
@@ -38,11 +38,11 @@ def _name(path) -> str:
     return jax.tree_util.keystr(path, simple=True, separator=".")
 
 
-def check(asked: tuple[str, ...], params: Any, phases: tuple[tuple[str, ...], ...]) -> None:
+def check(patterns: tuple[str, ...], params: Any, phases: tuple[tuple[str, ...], ...]) -> None:
     """Refuse globs that nothing matches, and such as leave a phase nothing to learn.
 
     Args:
-      asked: globs.
+      patterns: globs.
       params: by group, arrays or shapes, boxed or not.
       phases: the groups that learn in each phase of the task.
 
@@ -51,16 +51,16 @@ def check(asked: tuple[str, ...], params: Any, phases: tuple[tuple[str, ...], ..
     """
     leaves, _ = jax.tree_util.tree_flatten_with_path(params, is_leaf=_is_box)
     names = [_name(path) for path, _ in leaves]
-    for glob in asked:
+    for glob in patterns:
         if not fnmatch.filter(names, glob):
             shown = ", ".join(names[:: max(1, len(names) // _SHOWN)])
             allowed = f"globs that name parameters, of {len(names)} such as {shown}"
             raise wrong(FIELD, glob, allowed + nearest(glob, names))
-    left = [name for name in names if not any(fnmatch.fnmatchcase(name, g) for g in asked)]
+    left = [name for name in names if not any(fnmatch.fnmatchcase(name, g) for g in patterns)]
     for groups in phases:
         if not any(name.split(".")[0] in groups for name in left):
             allowed = f"globs that leave something of {', '.join(groups)} to learn"
-            raise wrong(FIELD, ",".join(asked), allowed)
+            raise wrong(FIELD, ",".join(patterns), allowed)
 
 
 def moving(held: Any, params: Any) -> Any:

@@ -87,7 +87,7 @@ class GridHostTask(Drawn):
     def terms(self, params, rows, totals, key, step, frozen):
         grids, weight, count = rows["grids"], rows["weight"], totals["images"]
         key_dropout = jax.random.split(self.own_key(key), 4)[3]
-        found, encoding = flow_terms(
+        losses, encoding = flow_terms(
             self.parts.host,
             self.parts.head,
             params,
@@ -101,7 +101,7 @@ class GridHostTask(Drawn):
         # A weighted mean over images, copies and groups, with the denominator of the whole batch.
         share = jnp.tile(weight, self.copies)[None] / (count * self.copies * grids.shape[1])
         metrics = {"entropy_mean": jnp.sum(encoding.entropy.mean(axis=1) * weight) / count}
-        return jnp.sum(found * share), metrics
+        return jnp.sum(losses * share), metrics
 
 
 def _by_image(a: jax.Array, batch: int) -> jax.Array:

@@ -76,14 +76,14 @@ class HeldOut:
       split: of the set.
       images: uint8 `[n, H, W, C]`.
       labels: `[n]` classes.
-      asked: `[n]` of what `Generator.sample` takes: classes or captions.
+      subjects: `[n]` of what `Generator.sample` takes: classes or captions.
       judge: None where none is given.
     """
 
     split: str
     images: np.ndarray
     labels: np.ndarray
-    asked: list
+    subjects: list
     judge: Judge | None
 
     def measure(self, loaded: Generator) -> dict[str, Any]:
@@ -95,18 +95,18 @@ class HeldOut:
         """
         # An image's noise follows its place in the list, so the halves are two draws of the same
         # conditions. The seed never changes: what moves the curve is the model alone.
-        made = loaded.sample([*self.asked, *self.asked], seed=0).images
-        first, second = np.split(made, 2)
-        found = {
+        images = loaded.sample([*self.subjects, *self.subjects], seed=0).images
+        first, second = np.split(images, 2)
+        figures = {
             "split": self.split,
             "pictures": len(self.images),
             "energy_score": energy_score(first, second, self.images),
         }
         if self.judge is not None:
             labels = np.concatenate([self.labels, self.labels])
-            found["accuracy"] = self.judge.accuracy(made, labels)
-            found["accuracy_real"] = self.judge.accuracy(self.images, self.labels)
-        return found
+            figures["accuracy"] = self.judge.accuracy(images, labels)
+            figures["accuracy_real"] = self.judge.accuracy(self.images, self.labels)
+        return figures
 
 
 def open_held_out(settings: Any, images: ImageSpec) -> HeldOut | None:
@@ -131,10 +131,10 @@ def open_held_out(settings: Any, images: ImageSpec) -> HeldOut | None:
     chosen = np.random.default_rng(0).permutation(len(source))[:PICTURES]
     chosen = np.sort(chosen)
     real, labels = source.gather(chosen)
-    asked = labels.tolist()
+    subjects = labels.tolist()
     if images.text is not None:
-        asked = [source.captions[i] for i in chosen]
-    return HeldOut(source.split, real, labels, asked, _judge(judge, images) if judge else None)
+        subjects = [source.captions[i] for i in chosen]
+    return HeldOut(source.split, real, labels, subjects, _judge(judge, images) if judge else None)
 
 
 def _judge(workdir: str, images: ImageSpec) -> Judge:

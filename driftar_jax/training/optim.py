@@ -82,10 +82,10 @@ def make_optimizer(
             mask=decay_mask,
         ),
     )
-    asked = (*freezing.globs(optim.get("freeze", "")), *freeze)
-    if not asked:
+    patterns = (*freezing.globs(optim.get("freeze", "")), *freeze)
+    if not patterns:
         return whole
-    learns = lambda params: jax.tree.map(lambda f: not f, freezing.mask(params, asked))  # noqa: E731
+    learns = lambda params: jax.tree.map(lambda f: not f, freezing.mask(params, patterns))  # noqa: E731
     return optax.masked(whole, learns)
 
 

@@ -39,7 +39,7 @@ def load(settings: Any, manifest: dict) -> tuple[spaces.Features, Any]:
         return spaces.Identity(), None
     task = "mae" if kind == "mae" else "host or drift"
     try:
-        params, found, _ = loading.read_weights(source)
+        params, facts, _ = loading.read_weights(source)
         config = ml_collections.ConfigDict(read_config(source))
     except ValueError as error:
         allowed = f"a workdir of task {task} ({error})"
@@ -48,12 +48,12 @@ def load(settings: Any, manifest: dict) -> tuple[spaces.Features, Any]:
         allowed = f"a workdir of task {task} for features {kind}, not {config.task}"
         raise wrong("drift.features_from", source, allowed)
     for name in _SAME:
-        if found.get(name) != manifest.get(name):
-            allowed = f"a network for {name} {manifest.get(name)}, not {found.get(name)}"
+        if facts.get(name) != manifest.get(name):
+            allowed = f"a network for {name} {manifest.get(name)}, not {facts.get(name)}"
             raise wrong("drift.features_from", source, allowed)
     if kind == "mae":
         return maps(config, loading.image_spec(manifest), params["mae"])
-    return _penultimate(settings, config, source, found, manifest, params["host"])
+    return _penultimate(settings, config, source, facts, manifest, params["host"])
 
 
 def perceptual(source: str, manifest: dict):
@@ -72,16 +72,16 @@ def perceptual(source: str, manifest: dict):
     """
     field = "autoencoder.features_from"
     try:
-        params, found, _ = loading.read_weights(source)
+        params, facts, _ = loading.read_weights(source)
         config = ml_collections.ConfigDict(read_config(source))
     except ValueError as error:
         raise wrong(field, source, f"a workdir of task mae ({error})") from error
     if config.task != "mae":
         raise wrong(field, source, f"a workdir of task mae, not {config.task}")
-    if found["image_shape"] != manifest["image_shape"]:
-        allowed = f"a network for images {manifest['image_shape']}, not {found['image_shape']}"
+    if facts["image_shape"] != manifest["image_shape"]:
+        allowed = f"a network for images {manifest['image_shape']}, not {facts['image_shape']}"
         raise wrong(field, source, allowed)
-    module = masked.module(config, loading.image_spec(found))
+    module = masked.module(config, loading.image_spec(facts))
 
     def see(params, images):
         return module.apply({"params": params}, images, method="maps")
@@ -107,12 +107,12 @@ def maps(config, images, params):
     return spaces.Maps(module, to_grid), {"encoder": params["encoder"]}
 
 
-def _penultimate(settings, config, source, found, manifest, params):
+def _penultimate(settings, config, source, facts, manifest, params):
     if config.host.name != settings.host.name:
         allowed = f"a checkpoint of host {settings.host.name}, not {config.host.name}"
         raise wrong("drift.features_from", source, allowed)
-    if found["patch_size"] != manifest["patch_size"]:
-        allowed = f"one with patch_size {manifest['patch_size']}, not {found['patch_size']}"
+    if facts["patch_size"] != manifest["patch_size"]:
+        allowed = f"one with patch_size {manifest['patch_size']}, not {facts['patch_size']}"
         raise wrong("drift.features_from", source, allowed)
     width, images = config.host.width, loading.image_spec(manifest)
     module = TransformerBlock(width, config.host.num_heads)

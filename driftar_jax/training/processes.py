@@ -26,7 +26,7 @@ TIMEOUT_S = 300
 class Cluster:
     """Who leads and how many there are; all None where jax finds out by itself (TPU, SLURM)."""
 
-    found: str
+    source: str
     coordinator: str | None = None
     count: int | None = None
     index: int | None = None
@@ -133,7 +133,7 @@ def join(cluster: Cluster | None, timeout_s: int = TIMEOUT_S) -> None:
         line = (str(error).strip().splitlines() or ["no answer"])[0]
         raise wrong(
             "coordinator",
-            cluster.coordinator or cluster.found,
+            cluster.coordinator or cluster.source,
             f"an address that all {cluster.count or ''} processes reach within {timeout_s} s "
             f"(this is process {cluster.index}; {line})",
         ) from error

@@ -119,17 +119,17 @@ class Run:
         manifest = self.loop.manifest
         to_pixels = load.pixels_of(self.settings, manifest)
         loaded = load.of_run(self.workdir, self.settings, state.ema, manifest, step, to_pixels)
-        found = self.scoring.measure(loaded)
+        figures = self.scoring.measure(loaded)
         log = journal.MetricsLog(self.workdir / "held_out.jsonl", step - 1)
-        log.write({"step": step, **found})
+        log.write({"step": step, **figures})
         judged = ""
-        if "accuracy" in found:
+        if "accuracy" in figures:
             judged = (
-                f", the judge takes {found['accuracy']:.3f} for their class "
-                f"({found['accuracy_real']:.3f} of the real ones)"
+                f", the judge takes {figures['accuracy']:.3f} for their class "
+                f"({figures['accuracy_real']:.3f} of the real ones)"
             )
-        score = f"{found['split']} energy score {found['energy_score']:.4f}"
-        print(f"step {step}: {score} of {found['pictures']} pictures{judged}", flush=True)
+        score = f"{figures['split']} energy score {figures['energy_score']:.4f}"
+        print(f"step {step}: {score} of {figures['pictures']} pictures{judged}", flush=True)
 
     def _reconstructions(self, step: int, state) -> None:
         """Held-out pictures over what comes back of them, and a line in `held_out.jsonl`."""
@@ -138,12 +138,12 @@ class Run:
         except ValueError:  # the set has no other part
             source = self.batches.source
         vae = stored.trained(self.settings.autoencoder)
-        found = reconstruction.reconstruct(vae, state.ema, source, HELD_OUT_IMAGES)
+        decoded = reconstruction.reconstruct(vae, state.ema, source, HELD_OUT_IMAGES)
         folder = self.workdir / "samples"
         folder.mkdir(exist_ok=True)
-        pairs = found.pairs(GRID_IMAGES, columns=16)
+        pairs = decoded.pairs(GRID_IMAGES, columns=16)
         pictures.save_grid(folder / f"step_{step:08d}.png", pairs, columns=16)
-        figures = found.figures()
+        figures = decoded.figures()
         log = journal.MetricsLog(self.workdir / "held_out.jsonl", step - 1)
         log.write({"step": step, "split": source.split, **figures})
         print(f"step {step}: {source.split} PSNR {figures['psnr']:.2f} dB")
@@ -156,10 +156,10 @@ class Run:
             return
         loaded = load.of_run(self.workdir, self.settings, state.ema, manifest, step, to_pixels)
         self._held_out_draws(step, loaded)
-        made = loaded.sample(np.arange(GRID_IMAGES) % self.images.num_classes).images
+        images = loaded.sample(np.arange(GRID_IMAGES) % self.images.num_classes).images
         folder = self.workdir / "samples"
         folder.mkdir(exist_ok=True)
-        pictures.save_grid(folder / f"step_{step:08d}.png", made, columns=8)
+        pictures.save_grid(folder / f"step_{step:08d}.png", images, columns=8)
         _draw_curves(self.workdir)
 
     def _held_out_draws(self, step: int, loaded: generator.Generator) -> None:
@@ -169,10 +169,10 @@ class Run:
         """
         if loaded.model.decoder is None or not contexts.possible(loaded) or not self._contexts:
             return
-        found = contexts.score(loaded, self._contexts, HELD_OUT_DRAWS)
+        score = contexts.score(loaded, self._contexts, HELD_OUT_DRAWS)
         log = journal.MetricsLog(self.workdir / "held_out_draws.jsonl", step - 1)
-        log.write({"step": step, "split": "test", **dataclasses.asdict(found)})
-        print(f"step {step}: {found.line()}")
+        log.write({"step": step, "split": "test", **dataclasses.asdict(score)})
+        print(f"step {step}: {score.line()}")
 
     @functools.cached_property
     def _contexts(self) -> contexts.Contexts | None:
@@ -261,7 +261,8 @@ def _write_text(folder: pathlib.Path, settings: Any, source, fitted: captions.Fi
     except ValueError:  # the set has no other part
         held_out = [()] * source.num_classes
     if not all(held_out):
-        held_out = [own or seen for own, seen in zip(held_out, _by_class(source), strict=True)]
+        of_training = _by_class(source)
+        held_out = [own or texts for own, texts in zip(held_out, of_training, strict=True)]
     jsons.write_json(folder / captions.FILE, held_out)
     jsons.write_json(folder / prompts.FILE, fitted.tokenizer)
 

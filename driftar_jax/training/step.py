@@ -79,8 +79,8 @@ def make_step(
             # The task sees a host as any other.
             return loss(low_rank.merged({**fixed, **freezing.merged(held, learning, moving)}))
 
-        made = jax.value_and_grad(of_moving, has_aux=True)(freezing.moving(held, learning))
-        (value, metrics), grads = made
+        outcome = jax.value_and_grad(of_moving, has_aux=True)(freezing.moving(held, learning))
+        (value, metrics), grads = outcome
         return {"loss": value, **metrics}, grads
 
     def accumulated(params, batch, key, step, extra):

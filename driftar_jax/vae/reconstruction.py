@@ -20,13 +20,13 @@ class Reconstructed:
     """Pictures and what came back of them, uint8 `[n, H, W, C]`."""
 
     images: np.ndarray
-    made: np.ndarray
+    outputs: np.ndarray
 
     def figures(self) -> dict[str, float]:
         """Measure `psnr`: the mean over pictures, in dB; `psnr_of_mean`: of the mean squared error
         of all; `error`: mean absolute difference in grey levels of 255.
         """
-        difference = self.made.astype(np.float64) - self.images
+        difference = self.outputs.astype(np.float64) - self.images
         square = np.square(difference).mean(axis=(1, 2, 3))
         return {
             "psnr": float(_psnr(square).mean()),
@@ -38,7 +38,7 @@ class Reconstructed:
         """Return rows of the first `count` pictures, each over the row of what came back of it."""
         rows = []
         for first in range(0, min(count, len(self.images)), columns):
-            for these in (self.images, self.made):
+            for these in (self.images, self.outputs):
                 row = these[first : first + columns]
                 missing = [(0, columns - len(row))] + [(0, 0)] * 3
                 rows.append(np.pad(row, missing, constant_values=255))

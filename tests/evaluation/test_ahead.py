@@ -17,7 +17,9 @@ def _made(tokens, images, calls=()):
     found = found.replace(
         backbone_calls=np.array(calls, np.int32), head_evaluations=4 * np.array(calls, np.int32)
     )
-    return ahead.Made(tokens, images, batches.joined([found], len(calls)) if len(calls) else None)
+    return ahead.Outputs(
+        tokens, images, batches.joined([found], len(calls)) if len(calls) else None
+    )
 
 
 def test_deviation_is_over_the_spread_of_plain_tokens():
@@ -53,9 +55,9 @@ def test_the_arithmetic_of_a_call():
     """By hand: bound by reading at few rows, by products at many; heads count every evaluation."""
     chip = windows.Chip("a chip", 100.0, 1000.0)
     size = windows.Size("a host", backbone=50.0, head=10.0, evaluations=3)
-    few = windows.seconds(size, chip, contexts=5, made=4, batch=1)
+    few = windows.seconds(size, chip, contexts=5, tokens=4, batch=1)
     assert few == pytest.approx(2 * 50 / 100 + 3 * 2 * 10 / 100)
-    many = windows.seconds(size, chip, contexts=20, made=16, batch=8)
+    many = windows.seconds(size, chip, contexts=20, tokens=16, batch=8)
     assert many == pytest.approx(2 * 50 * 160 / 1000 + 3 * 2 * 10 * 128 / 1000)
     assert windows.ratio(size, chip, 4, 1) == pytest.approx(1)
     assert windows.ratio(size, chip, 16, 8) == pytest.approx(many / few)

@@ -66,7 +66,7 @@ def _loaded(task, **changes):
 def test_the_rows_that_were_asked_for():
     own, drift = _loaded("host"), _loaded("drift", drift__guidance_max=3.0)
     plain = compare.methods(own, drift)
-    asked = compare.Asked(controls=True, guidance=(2.0,))
+    asked = compare.Extras(controls=True, guidance=(2.0,))
     rows = {m.name: m for m in compare.methods(own, drift, asked)}
     assert rows.keys() - {m.name for m in plain} == {
         "own, two_stage to 1",
@@ -87,10 +87,10 @@ def test_the_rows_that_were_asked_for():
 def test_further_numbers_of_ar_steps_are_for_both_heads_and_come_once():
     own, drift = _loaded("host"), _loaded("drift")
     base, plain = own.settings().ar_steps, {m.name for m in compare.methods(own, drift)}
-    asked = compare.Asked(controls=True, ar_steps=(1, base, 5))
+    asked = compare.Extras(controls=True, ar_steps=(1, base, 5))
     names = [m.name for m in compare.methods(own, drift, asked)]
     assert len(names) == len(set(names)) + 2  # the own head with fewer evaluations
-    rows = {m.name: m for m in compare.methods(own, drift, compare.Asked(ar_steps=(1, base, 5)))}
+    rows = {m.name: m for m in compare.methods(own, drift, compare.Extras(ar_steps=(1, base, 5)))}
     assert rows.keys() - plain == {f"{h}, {n} AR steps" for h in ("own", "drift") for n in (1, 5)}
     assert rows["own, 5 AR steps"].baseline and not rows["drift, 5 AR steps"].baseline
     assert rows["drift, 5 AR steps"].settings.ar_steps == 5

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from driftar_jax.data import given
+from driftar_jax.data import picture_sets
 from driftar_jax.evaluation import frechet, judges, networks
 from driftar_jax.evaluation.kid import kid
 from driftar_jax.reports import given_images
@@ -112,7 +112,7 @@ def test_real_pictures_of_ones_own(judge, folder, tmp_path, kind):
 
 
 def _given(path):
-    return given.open_given("images", path).parts()
+    return picture_sets.open_pictures("images", path).parts()
 
 
 def test_moments_alone_give_the_distance_alone(judge, made, folder, tmp_path):

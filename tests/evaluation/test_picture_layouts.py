@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from driftar_jax.data import given, prompt_files
+from driftar_jax.data import picture_sets, prompt_files
 from driftar_jax.reports import layouts
 
 SIDE = 8
@@ -111,7 +111,7 @@ def test_adm_takes_the_file(tmp_path, channels):
         assert np.lib.format.read_magic(member) == (1, 0)
         shape, fortran, dtype = np.lib.format.read_array_header_1_0(member)
         assert (shape, fortran, dtype) == ((40, SIDE, SIDE, 3), False, np.dtype(np.uint8))
-    assert len(given.open_given("images", str(tmp_path / "samples.npz"))) == 40
+    assert len(picture_sets.open_pictures("images", str(tmp_path / "samples.npz"))) == 40
 
 
 def test_geneval_takes_the_folders(tmp_path, geneval_file):

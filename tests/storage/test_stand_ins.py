@@ -2,7 +2,7 @@
 
 import pytest
 
-from driftar_jax.data import given, images, pipeline
+from driftar_jax.data import images, picture_sets, pipeline
 from driftar_jax.storage import jsons, stand_ins
 
 TEXTS = {
@@ -32,7 +32,7 @@ def test_other_files_that_were_not_fetched(tmp_path, said):
     for name in ("a.npz", "a.json"):
         (tmp_path / name).write_bytes(TEXTS[said])
     with pytest.raises(ValueError, match=f"^images: got .*{said}"):
-        given.open_given("images", str(tmp_path / "a.npz"))
+        picture_sets.open_pictures("images", str(tmp_path / "a.npz"))
     with pytest.raises(ValueError, match=f"^x: got .*{said}"):
         jsons.read_json("x", tmp_path / "a.json", "facts")
     with pytest.raises(images.BadImage, match=said):

@@ -17,7 +17,7 @@ ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff", ".ppm", ".
 _PART = 256
 
 
-class Given:
+class PictureSet:
     """Pictures of one size, read part by part.
 
     Attributes:
@@ -46,7 +46,7 @@ class Given:
             yield self._read(slice(first, first + _PART))
 
 
-def open_given(field: str, given: str) -> Given:
+def open_pictures(field: str, name: str) -> PictureSet:
     """Open a folder of pictures of one size, or a `.npz` with `arr_0`, uint8 `[n, H, W, 1 or 3]`.
 
     Folders are read with all that is below them, in the order of their paths; grey if every picture
@@ -56,30 +56,30 @@ def open_given(field: str, given: str) -> Given:
       ValueError: nothing there, pictures of several sizes, damaged ones or another kind of array;
         one line that names `field`.
     """
-    path = pathlib.Path(paths.local(field, given))
+    path = pathlib.Path(paths.local(field, name))
     if path.is_dir():
-        return _folder(field, given, path)
+        return _folder(field, name, path)
     if path.is_file() and path.suffix == ".npz":
-        return _array(field, given, path)
-    raise wrong(field, given, "a folder of pictures, or a .npz with arr_0")
+        return _array(field, name, path)
+    raise wrong(field, name, "a folder of pictures, or a .npz with arr_0")
 
 
-def holds(given: str, *members: str) -> bool:
+def holds(path: str, *members: str) -> bool:
     """Say whether a path is a `.npz` with all these members."""
     try:
-        with zipfile.ZipFile(given) as archive:
+        with zipfile.ZipFile(path) as archive:
             return set(members) <= set(archive.namelist())
     except (OSError, zipfile.BadZipFile):
         return False
 
 
-def _array(field: str, given: str, path: pathlib.Path) -> Given:
+def _array(field: str, name: str, path: pathlib.Path) -> PictureSet:
     try:
         (array,) = npz.read(path, [ARRAY])
     except Exception as error:  # a damaged zip can raise nearly anything
         line = reason(error)
         line = stand_ins.of_file(path) or line
-        raise wrong(field, given, f"a .npz with {ARRAY} ({line})") from None
+        raise wrong(field, name, f"a .npz with {ARRAY} ({line})") from None
     if (
         array.dtype != np.uint8
         or array.ndim != 4
@@ -87,14 +87,14 @@ def _array(field: str, given: str, path: pathlib.Path) -> Given:
         or not array.size
     ):
         got = f"{array.dtype} {list(array.shape)}"
-        raise wrong(field, given, f"{ARRAY} of uint8 [n, H, W, 1 or 3], not {got}")
-    return Given(given, array.shape, lambda part: array[part])
+        raise wrong(field, name, f"{ARRAY} of uint8 [n, H, W, 1 or 3], not {got}")
+    return PictureSet(name, array.shape, lambda part: array[part])
 
 
-def _folder(field: str, given: str, folder: pathlib.Path) -> Given:
+def _folder(field: str, name: str, folder: pathlib.Path) -> PictureSet:
     counts: collections.Counter[str] = collections.Counter()
     files = []
-    for path in map(pathlib.Path, listing.walk(field, given, str(folder), counts)):
+    for path in map(pathlib.Path, listing.walk(field, name, str(folder), counts)):
         if path.suffix.lower() in ENDINGS:
             files.append(path)
         else:
@@ -103,18 +103,18 @@ def _folder(field: str, given: str, folder: pathlib.Path) -> Given:
     left_out = listing.line(counts)
     if not files:
         held = f"; it holds {left_out}" if left_out else ""
-        raise wrong(field, given, f"a folder with pictures ({' '.join(ENDINGS)}{held})")
+        raise wrong(field, name, f"a folder with pictures ({' '.join(ENDINGS)}{held})")
     # All headers before any picture: a long evaluation must not end at its last file.
     first, grey = None, True
     for file in files:
         try:
             height, width, is_grey = images.header(file)
         except images.BadImage as error:
-            raise wrong(field, given, f"pictures that can be read ({file.name}: {error})") from None
+            raise wrong(field, name, f"pictures that can be read ({file.name}: {error})") from None
         first, grey = first or (height, width), grey and is_grey
         if (height, width) != first:
             sizes = f"{files[0].name} is {first[0]}x{first[1]}, {file.name} {height}x{width}"
-            raise wrong(field, given, f"pictures of one size ({sizes})")
+            raise wrong(field, name, f"pictures of one size ({sizes})")
     channels = 1 if grey else 3
 
     def read(part: slice) -> np.ndarray:
@@ -126,6 +126,6 @@ def _folder(field: str, given: str, folder: pathlib.Path) -> Given:
                 ]
             )
         except images.BadImage as error:
-            raise wrong(field, given, f"pictures that can be read ({error})") from None
+            raise wrong(field, name, f"pictures that can be read ({error})") from None
 
-    return Given(given, (len(files), *first, channels), read, left_out)
+    return PictureSet(name, (len(files), *first, channels), read, left_out)
