@@ -277,10 +277,10 @@ def _prompts() -> prompt_files.Prompts | None:
     for name in ("prompt", "num", "image", "labels"):
         if flags.FLAGS[name].present:
             raise wrong(name, flags.FLAGS[name].value, "none beside --prompts")
-    found = prompt_files.read("prompts", _PROMPTS.value)
-    if found.left_out:
-        print(f"{_PROMPTS.value}: left out of prompts: {found.left_out}", file=sys.stderr)
-    return found
+    prompts = prompt_files.read("prompts", _PROMPTS.value)
+    if prompts.left_out:
+        print(f"{_PROMPTS.value}: left out of prompts: {prompts.left_out}", file=sys.stderr)
+    return prompts
 
 
 def _layout(classes, texts, prompts, names) -> layouts.Layout:

@@ -77,21 +77,15 @@ def files(name: str, place: str, ending: str, counts: collections.Counter) -> li
                 members.append(file)
             elif os.path.basename(file) not in _BESIDE:
                 listing.count_ending(file, counts)
-<<<<<<< HEAD
-        found.sort()
-        _count_lacking(found, counts)
+        members.sort()
+        _count_lacking(members, counts)
     else:
         named = {one: [p for p in glob.glob(one) if os.path.isfile(p)] for one in _braces(path)}
-        found = sorted({p for paths_ in named.values() for p in paths_})
-        if gaps := [one for one, paths_ in named.items() if found and not paths_]:
+        members = sorted({p for paths_ in named.values() for p in paths_})
+        if gaps := [one for one, paths_ in named.items() if members and not paths_]:
             shown = listing.shown([os.path.basename(one) for one in gaps])
             allowed = f"names of files that are there ({len(gaps)} are not: {shown})"
             raise wrong("data.name", name, allowed)
-=======
-        members.sort()
-    else:
-        members = sorted({p for one in _braces(path) for p in glob.glob(one) if os.path.isfile(p)})
->>>>>>> 6ef468d (Names in data, layers, reports, evaluation and training say what they hold)
         # `commonprefix` goes letter by letter; the folder of what it finds is the one that all
         # share.
         root = os.path.dirname(os.path.commonprefix(members))
@@ -107,10 +101,10 @@ def files(name: str, place: str, ending: str, counts: collections.Counter) -> li
     return with_parts
 
 
-def _count_lacking(found: Sequence[str], counts: collections.Counter) -> None:
+def _count_lacking(members: Sequence[str], counts: collections.Counter) -> None:
     """Count the files that others say there are, as `a-00001-of-00005` does."""
     numbers = collections.defaultdict(set)
-    for path in found:
+    for path in members:
         folder, base = os.path.split(path)
         # What follows may be a hash of each file's own.
         if counted := re.match(r"(.*?)(\d+)-of-(\d{1,6})(?!\d)", base):
@@ -221,16 +215,11 @@ def _classes(name: str, pictures: Pictures) -> tuple[list[int], tuple[str, ...]]
     labels = pictures.labels
     if labels is None:
         return [0] * len(pictures.keys), (listing.ONE_CLASS,)
-<<<<<<< HEAD
-    kinds = {isinstance(label, str) for label in given}
+    kinds = {isinstance(label, str) for label in labels}
     if len(kinds) > 1:
         raise wrong("data.name", name, "class numbers or class names, not both")
     if True in kinds:
-        names = tuple(sorted(set(given)))
-=======
-    if all(isinstance(label, str) for label in labels):
         names = tuple(sorted(set(labels)))
->>>>>>> 6ef468d (Names in data, layers, reports, evaluation and training say what they hold)
         _check_parts(name, names)
         numbers = {label: i for i, label in enumerate(names)}
         return [numbers[label] for label in labels], names

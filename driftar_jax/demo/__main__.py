@@ -38,21 +38,21 @@ def main(_) -> None:
         pairs = [studio.read(*pair, vae=_VAE.value) for pair in _pairs()]
         desk = server.Desk(studio.Studio(pairs))
         try:
-            made = server.Server(_PORT.value, desk)
+            page_server = server.Server(_PORT.value, desk)
         except OSError as error:
             raise wrong("port", _PORT.value, f"one that is free ({error.strerror})") from None
     for pair in pairs:
         beside = f", beside {pair.own.workdir}" if pair.own else ""
         print(f"{pair.drift.workdir}{beside}")
-    print(f"http://{server.ADDRESS}:{made.server_port}/  (Ctrl-C ends)", flush=True)
+    print(f"http://{server.ADDRESS}:{page_server.server_port}/  (Ctrl-C ends)", flush=True)
     if _WARM.value:
         threading.Thread(target=desk.warm, daemon=True).start()
     try:
-        made.serve_forever()
+        page_server.serve_forever()
     except KeyboardInterrupt:
         print()
     finally:
-        made.server_close()
+        page_server.server_close()
 
 
 def _pairs() -> list[tuple[str, str | None]]:

@@ -47,7 +47,7 @@ class Desk:
         """Do as `Studio.describe`; needs no device."""
         return self._studio.describe()
 
-    def ask(self, what: str, asked: Any) -> dict:
+    def ask(self, what: str, request: Any) -> dict:
         """Return what `draw` or `fill` replies, once the device is free.
 
         Raises:
@@ -61,7 +61,7 @@ class Desk:
             self._inside += 1
         try:
             with self._device:
-                return self._studio.fill(asked) if what == "fill" else self._studio.draw(asked)
+                return self._studio.fill(request) if what == "fill" else self._studio.draw(request)
         finally:
             with self._count:
                 self._inside -= 1
@@ -139,12 +139,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         body = self.rfile.read(int(length))
         try:
-            asked = jsons.parse(body)
+            request = jsons.parse(body)
         except ValueError:
             self._refuse(400, wrong("request", f"{len(body)} bytes", "JSON"))
             return
         try:
-            self._json(200, self.server.desk.ask(what, asked))
+            self._json(200, self.server.desk.ask(what, request))
         except Busy as busy:
             self._refuse(503, busy)
         except ValueError as error:

@@ -97,11 +97,11 @@ class Studio:
         """Return what a page has to know of every pair."""
         return [_described(pair) for pair in self.pairs]
 
-    def draw(self, asked: Mapping[str, Any]) -> dict:
+    def draw(self, request: Mapping[str, Any]) -> dict:
         """Draw with one head.
 
         Args:
-          asked: `model`, a number; `head`, `own` or `drift`; `prompt`, or `label` (a name); and
+          request: `model`, a number; `head`, `own` or `drift`; `prompt`, or `label` (a name); and
             what differs from the checkpoint's own: `seed`, `num`, `nfe`, `ar_steps`, `guidance`,
             `lookahead`.
 
@@ -114,13 +114,13 @@ class Studio:
         Raises:
           ValueError: a request that does not fit; nothing was compiled.
         """
-        pair = self._pair(asked)
-        head = pair.head(asked.get("head", "drift"))
-        generator, changes = head.generator, _changes(head, asked)
+        pair = self._pair(request)
+        head = pair.head(request.get("head", "drift"))
+        generator, changes = head.generator, _changes(head, request)
         settings = generator.checked(**changes)
-        num = _number(asked, "num", int, 1, MOST_PICTURES, 1)
-        seed = seeds.check_seed(_number(asked, "seed", int, 0, 2**31 - 1, 0))
-        wanted = [_wanted(generator, asked)] * num
+        num = _number(request, "num", int, 1, MOST_PICTURES, 1)
+        seed = seeds.check_seed(_number(request, "seed", int, 0, 2**31 - 1, 0))
+        wanted = [_wanted(generator, request)] * num
         condition = generator.conditions(wanted, seed, settings)
         # What decides a compiled program. Seed and condition do not: they are its arguments.
         program = id(generator), settings, num
@@ -140,11 +140,11 @@ class Studio:
             **_recipes(head, wanted, seed, changes, samples.images.shape),
         }
 
-    def fill(self, asked: Mapping[str, Any]) -> dict:
+    def fill(self, request: Mapping[str, Any]) -> dict:
         """Fill in a part of a picture several times, by Drift-AR.
 
         Args:
-          asked: as for `draw`, and `image` and `mask`, PNG in base64; the white part of the mask is
+          request: as for `draw`, and `image` and `mask`, PNG in base64; the white part of the mask is
             made anew.
 
         Returns:
@@ -153,15 +153,15 @@ class Studio:
         Raises:
           ValueError: a request that does not fit; nothing was compiled.
         """
-        head = self._pair(asked).drift
-        generator, changes = head.generator, _changes(head, asked)
+        head = self._pair(request).drift
+        generator, changes = head.generator, _changes(head, request)
         inpaint.check(generator)
         height, width, channels = inpaint.pixel_shape(generator)
-        image = _picture(asked, "image", channels, (width, height))
-        mask = _picture(asked, "mask", 1, (width, height))[..., 0] >= 128
-        num = _number(asked, "num", int, 1, MOST_PICTURES, MOST_PICTURES)
-        seed = seeds.check_seed(_number(asked, "seed", int, 0, 2**31 - 1, 0))
-        wanted = [_wanted(generator, asked)] * num
+        image = _picture(request, "image", channels, (width, height))
+        mask = _picture(request, "mask", 1, (width, height))[..., 0] >= 128
+        num = _number(request, "num", int, 1, MOST_PICTURES, MOST_PICTURES)
+        seed = seeds.check_seed(_number(request, "seed", int, 0, 2**31 - 1, 0))
+        wanted = [_wanted(generator, request)] * num
         settings = generator.checked(**changes)
         # How many tokens a hole has decides the program.
         unknown = int((~inpaint.known_tokens(generator, mask)).sum())
@@ -169,11 +169,11 @@ class Studio:
         def make():
             return inpaint.fill(generator, image, mask, wanted, seed, settings=settings)
 
-        made = traces.timed(make, self._fresh((id(generator), settings, num, unknown)))
-        samples = made.samples
+        timing = traces.timed(make, self._fresh((id(generator), settings, num, unknown)))
+        samples = timing.samples
         return {
-            "seconds": made.seconds,
-            "compiling": made.compiling,
+            "seconds": timing.seconds,
+            "compiling": timing.compiling,
             "counts": _counts(samples),
             "num": num,
             "moments": 1,
@@ -184,16 +184,16 @@ class Studio:
         """Compile what every pair draws with if nothing is changed."""
         for number, pair in enumerate(self.pairs):
             start = _described(pair)
-            asked = {"model": number, "label": start["classes"][0]}
+            request = {"model": number, "label": start["classes"][0]}
             if start["text"]:
-                asked["prompt"] = start["examples"][0]
+                request["prompt"] = start["examples"][0]
             for head in ("drift", "own") if pair.own else ("drift",):
-                self.draw({**asked, "head": head})
+                self.draw({**request, "head": head})
 
-    def _pair(self, asked: Mapping[str, Any]) -> Pair:
-        if not isinstance(asked, Mapping):
-            raise wrong("request", type(asked).__name__, "an object of fields")
-        return self.pairs[_number(asked, "model", int, 0, len(self.pairs) - 1, 0)]
+    def _pair(self, request: Mapping[str, Any]) -> Pair:
+        if not isinstance(request, Mapping):
+            raise wrong("request", type(request).__name__, "an object of fields")
+        return self.pairs[_number(request, "model", int, 0, len(self.pairs) - 1, 0)]
 
     def _fresh(self, program) -> bool:
         """Say whether a program may have to be compiled, and remember that it is there."""
@@ -255,25 +255,25 @@ def _words(generator: Generator) -> list[str] | None:
     return None if known is None else known[:_WORDS]
 
 
-def _changes(head: Head, asked: Mapping[str, Any]) -> dict[str, Any]:
+def _changes(head: Head, request: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that a request changes for a head, within the limits of the page."""
     model, base = head.generator.model, head.generator.settings()
     order = model.family.order
     changes: dict[str, Any] = {}
     if model.head is not None:
-        changes["nfe"] = _number(asked, "nfe", int, 1, MOST_EVALUATIONS, None)
+        changes["nfe"] = _number(request, "nfe", int, 1, MOST_EVALUATIONS, None)
     if order == "any":
-        changes["ar_steps"] = _number(asked, "ar_steps", int, 1, model.images.num_tokens, None)
+        changes["ar_steps"] = _number(request, "ar_steps", int, 1, model.images.num_tokens, None)
     if order == "raster" and model.head is None:
-        changes["lookahead"] = _number(asked, "lookahead", int, 0, model.images.num_tokens, None)
-    changes["guidance"] = _number(asked, "guidance", float, 1, MOST_GUIDANCE, None)
+        changes["lookahead"] = _number(request, "lookahead", int, 0, model.images.num_tokens, None)
+    changes["guidance"] = _number(request, "guidance", float, 1, MOST_GUIDANCE, None)
     # A value that is the checkpoint's own is no change, and would only lengthen the recipe.
     return {k: v for k, v in changes.items() if v is not None and v != getattr(base, k)}
 
 
-def _number(asked, name: str, kind: type, low, high, default):
+def _number(request, name: str, kind: type, low, high, default):
     """Return a number of a request; ValueError where it is none or out of range."""
-    value = asked.get(name)
+    value = request.get(name)
     if value is None:
         return default
     # Scripts write whole numbers as 1.0 as well. A bool is an int in Python, and is no number here.
@@ -285,10 +285,10 @@ def _number(asked, name: str, kind: type, low, high, default):
     return kind(value)
 
 
-def _wanted(generator: Generator, asked: Mapping[str, Any]) -> str:
+def _wanted(generator: Generator, request: Mapping[str, Any]) -> str:
     """Return the text or the name of the class that is asked for."""
     name = "prompt" if generator.reader.takes == "captions" else "label"
-    text = asked.get(name)
+    text = request.get(name)
     if not isinstance(text, str) or not text.strip():
         raise wrong(name, text, "text")
     if len(text) > MOST_LETTERS:
@@ -296,9 +296,9 @@ def _wanted(generator: Generator, asked: Mapping[str, Any]) -> str:
     return text
 
 
-def _picture(asked, name: str, channels: int, size: tuple[int, int]) -> np.ndarray:
+def _picture(request, name: str, channels: int, size: tuple[int, int]) -> np.ndarray:
     """Return a picture of a request, uint8; ValueError where it is none, or of another size."""
-    text = asked.get(name)
+    text = request.get(name)
     allowed = f"a PNG of {size[1]}x{size[0]} in base64"
     if not isinstance(text, str):
         raise wrong(name, type(text).__name__, allowed)
@@ -349,13 +349,13 @@ def _png(moments: np.ndarray) -> str:
 def _recipes(head: Head, wanted: list[str], seed: int, changes: dict, shape) -> dict[str, str]:
     """Return the Python and the command that make the same pictures."""
     folder = repr(head.workdir) + (f", vae={head.vae!r}" if head.vae else "")
-    given = "".join(f", {name}={value!r}" for name, value in changes.items())
-    asked = f"[{wanted[0]!r}]" + (f" * {len(wanted)}" if len(wanted) > 1 else "")
+    options = "".join(f", {name}={value!r}" for name, value in changes.items())
+    labels = f"[{wanted[0]!r}]" + (f" * {len(wanted)}" if len(wanted) > 1 else "")
     shown = "[" + ", ".join(map(str, shape)) + "]"
     python = (
         "import driftar_jax\n\n"
         f"model = driftar_jax.load({folder})\n"
-        f"samples = model.sample({asked}, seed={seed}{given})\n"
+        f"samples = model.sample({labels}, seed={seed}{options})\n"
         f"images = samples.images  # uint8 {shown}\n"
     )
     name = "prompt" if head.generator.reader.takes == "captions" else "labels"
