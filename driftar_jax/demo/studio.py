@@ -144,8 +144,8 @@ class Studio:
         """Fill in a part of a picture several times, by Drift-AR.
 
         Args:
-          request: as for `draw`, and `image` and `mask`, PNG in base64; the white part of the mask is
-            made anew.
+          request: as for `draw`, and `image` and `mask`, PNG in base64; the white part of the mask
+            is made anew.
 
         Returns:
           `seconds`, `compiling`, `counts`, `sheet` (one row of pictures) and `num`.

@@ -112,11 +112,11 @@ def _predict(
         name, before = str(number), h
         if memory is not None and number in LEFT_OUT:
             h = h + memory["added"][name]
-            added[name], outputs[name] = memory["added"][name], memory["made"][name]
+            added[name], outputs[name] = memory["added"][name], memory["outputs"][name]
             continue
-        kept = None if memory is None or hot else memory["made"][name]
+        kept = None if memory is None or hot else memory["outputs"][name]
         h, outputs[name] = block(h, y, kept, returned=True)
         added[name] = h - before
     shift, scale = jnp.split(head.final_modulation(y), 2, axis=-1)
     out = head.final_linear(head.final_norm(h) * (1 + scale) + shift).astype(jnp.float32)
-    return out, {"added": added, "made": outputs}
+    return out, {"added": added, "outputs": outputs}
