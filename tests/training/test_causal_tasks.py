@@ -258,7 +258,7 @@ def test_looking_ahead_without_a_bound_changes_nothing(name):
 
 def test_an_evaluation_looks_ahead():
     """A row for each head, with the calls that were counted; plain rows have theirs as before."""
-    asked = compare.Asked(lookahead=4, delta=1e6)
+    asked = compare.Extras(lookahead=4, delta=1e6)
     table = compare.methods(_loaded("host"), _loaded("drift"), asked)
     assert [m.name for m in table[-2:]] == [f"{n}, lookahead 4 (1e+06)" for n in ("own", "drift")]
     plain, ahead = table[-3].settings, table[-1].settings
