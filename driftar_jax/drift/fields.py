@@ -5,6 +5,7 @@ continuation, and this field is linear in the data distribution, so that one is 
 weights it serves whole grids too, beside `laplace`.
 """
 
+import chex
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -83,7 +84,9 @@ def energy(
 
     Raises:
       ValueError: fewer than two draws without explicit `negatives`.
+      AssertionError: samples of other contexts or of another width.
     """
+    _same_contexts(x, positives, *(() if negatives is None else (negatives,)))
     if weights is not None:
         return _weighted_energy(x, positives, negatives, weights)
     attraction = _mean_unit(x, positives, positives.shape[-2])
@@ -117,12 +120,22 @@ def guided_energy(
 
     Returns:
       `[..., G, C]` float32.
+
+    Raises:
+      AssertionError: as for `energy`; a scale that is not one per context.
     """
     # Positives pull in both terms and add up to s; the draws push with 1 and `u` with s - 1.
     # rho weighs the draws among themselves alone: the push away from `u` is guidance and stays
     # whole.
+    chex.assert_shape(scale, x.shape[:-2])
     more = (scale - 1.0)[..., None, None] * energy(x, positives, unconditional)
     return energy(x, positives, repulsion=repulsion) + more
+
+
+def _same_contexts(*samples: jax.Array) -> None:
+    """Samples of one context would broadcast to all the others, and teach them its token."""
+    chex.assert_equal_shape_prefix(samples, samples[0].ndim - 2)
+    chex.assert_equal_shape_suffix(samples, 1)
 
 
 def _mean_unit(x: jax.Array, points: jax.Array, count: int) -> jax.Array:

@@ -145,3 +145,15 @@ def test_one_draw_is_refused():
         fields.energy(jnp.ones((1, 3)), jnp.zeros((1, 3)))
     one = fields.energy(jnp.ones((1, 3)), jnp.zeros((1, 3)), jnp.zeros((2, 3)))
     np.testing.assert_array_equal(one, np.zeros((1, 3)))
+
+
+@pytest.mark.parametrize("other", [(1, 1, 3), (2, 1, 1), (1, 3)], ids=["context", "width", "rank"])
+def test_samples_that_would_broadcast_are_refused(other):
+    """One real token for all contexts, or one number for all of a token's, is a caller's slip."""
+    x = np.ones((2, 4, 3), np.float32)
+    with pytest.raises(AssertionError, match="shape"):
+        fields.energy(x, np.ones(other, np.float32))
+    with pytest.raises(AssertionError, match="shape"):
+        fields.energy(x, x[:, :1], np.ones(other, np.float32))
+    with pytest.raises(AssertionError, match="shape"):
+        fields.guided_energy(x, x[:, :1], x, np.ones(1, np.float32))

@@ -1,5 +1,6 @@
 """A run with adapters: the host stays bit for bit, and is merged wherever the run is read."""
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def trained(call, workdirs, tmp_path_factory):
 
 def test_the_host_stays_and_its_adapters_learn(trained, workdirs):
     _, ema, moments = trained
-    jax.tree.map(np.testing.assert_array_equal, ema["host"], _host(workdirs.own))
+    chex.assert_trees_all_equal(ema["host"], _host(workdirs.own))
     assert all(np.abs(pair["b"]).max() > 0 for pair in ema["adapter"].values())
     learns = {name: tree for name, tree in ema.items() if name != "host"}
     assert moments == 2 * sum(leaf.size for leaf in jax.tree.leaves(learns))

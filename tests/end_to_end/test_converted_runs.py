@@ -3,8 +3,8 @@
 import dataclasses
 import json
 
+import chex
 import converted
-import jax
 import numpy as np
 import pytest
 
@@ -112,7 +112,7 @@ def test_it_is_exported_with_the_same_arrays(call, folders, tmp_path):
     done = call("export", f"--workdir={source}", f"--out={tmp_path / 'small'}", "--dtype=float32")
     assert (done.status, done.stderr) == (0, "")
     before, after = (load.load(folder, vae=vae) for folder in (source, tmp_path / "small"))
-    jax.tree.map(np.testing.assert_array_equal, before.params, after.params)
+    chex.assert_trees_all_equal(before.params, after.params)
 
 
 def test_it_is_timed(call, folders):

@@ -4,6 +4,7 @@ import functools
 import json
 import pathlib
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -31,7 +32,7 @@ def test_a_frozen_backbone_with_positives_of_its_own_head(call, workdirs, tmp_pa
     done = call("train", OWN, *words, f"--workdir={tmp_path / 'run'}")
     assert done.status == 0, done.stderr
     before, after = (driftar_jax.load(w).params for w in (workdirs.own, tmp_path / "run"))
-    jax.tree.map(np.testing.assert_array_equal, before["host"], after["host"])
+    chex.assert_trees_all_equal(before["host"], after["host"])
     close = functools.partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-8)  # an average
     jax.tree.map(close, before["head"], after["head"])
     (line,) = (tmp_path / "run" / "held_out_draws.jsonl").read_text().splitlines()

@@ -5,6 +5,7 @@ import pathlib
 import re
 import shutil
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -111,7 +112,7 @@ def test_a_crashed_run_goes_on_bit_for_bit_and_compiles_each_phase_once(
     (straight,), (phase_one, resumed) = _trees(workdirs.drift, 6), _trees(workdir, 5, 6)
     assert straight["position"] == resumed["position"]
     for name in ("params", "ema", "train"):
-        jax.tree.map(np.testing.assert_array_equal, straight[name], resumed[name])
+        chex.assert_trees_all_equal(straight[name], resumed[name])
     assert [one.compilations for one in made] == [2]
     # Step 4 was the last of phase I; step 5, of phase II, moves the decoder alone.
     before, after = phase_one["params"], resumed["params"]

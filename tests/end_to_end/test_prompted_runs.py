@@ -4,7 +4,7 @@ import json
 import pathlib
 import shutil
 
-import jax
+import chex
 import numpy as np
 import pytest
 from PIL import Image
@@ -43,7 +43,7 @@ def test_a_run_that_lost_its_last_checkpoint_ends_in_the_same_bits(call, trained
     done = call("train", DRIFT, *SHORT, f"--workdir={again}")
     assert (done.status, done.stderr) == (0, "") and "from step 1 on" in done.stdout
     found, want = (driftar_jax.load(folder).params for folder in (again, trained))
-    jax.tree.map(np.testing.assert_array_equal, found, want)
+    chex.assert_trees_all_equal(found, want)
 
 
 def test_mistakes_are_one_line(call, trained, tmp_path):

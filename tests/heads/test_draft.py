@@ -1,5 +1,6 @@
 """The draft head: what it starts from, what it reads, whose entropy it returns."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -39,7 +40,7 @@ def test_unknown_tokens_are_never_read(inputs, apply):
     last, tokens, known = inputs
     before = apply(last, tokens, known)
     hidden = jnp.where(known[..., None], tokens, jnp.nan)
-    jax.tree.map(np.testing.assert_array_equal, apply(last, hidden, known), before)
+    chex.assert_trees_all_equal(apply(last, hidden, known), before)
     place = tuple(np.argwhere(np.asarray(known))[0])
     seen = apply(last, tiny.changed(tokens, place, by=1.0), known)
     assert np.abs(seen.z - before.z).max() > 1e-3
@@ -63,4 +64,4 @@ def test_every_position_sees_the_known_tokens_and_the_features(inputs, apply):
 def test_the_entropy_is_its_own_and_not_the_last_ones(inputs, apply):
     last, tokens, known = inputs
     other = apply(last.replace(entropy=1 - last.entropy), tokens, known)
-    jax.tree.map(np.testing.assert_array_equal, other, apply(last, tokens, known))
+    chex.assert_trees_all_equal(other, apply(last, tokens, known))

@@ -2,6 +2,7 @@
 
 import importlib
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -60,7 +61,7 @@ def test_fresh_adapters_change_no_bit_and_have_their_rank():
         lambda s: (s.shape, s.dtype), low_rank.shapes(host, RANK)
     )
     found = low_rank.merged({"host": host, "adapter": adapters})["host"]
-    jax.tree.map(np.testing.assert_array_equal, found, host)
+    chex.assert_trees_all_equal(found, host)
     qkv = adapters["encoder_blocks_0.qkv"]
     assert qkv["a"].shape == (16, RANK) and qkv["b"].shape == (RANK, 3, 2, 8)
     assert 0.5 < float(np.var(qkv["a"]) * 16) < 2

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -60,7 +61,7 @@ def test_names_stay_and_numbers_are_only_moved():
     assert {"encoder_blocks", "decoder_blocks", "decoder_blocks_2", "decoder_blocks_3"} < set(loop)
     assert "encoder_blocks_0" in params and "encoder_blocks_0" not in loop
     got = jax.tree.map(lambda a: a[1], loop["encoder_blocks"])
-    jax.tree.map(np.testing.assert_array_equal, got, params["encoder_blocks_1"])
+    chex.assert_trees_all_equal(got, params["encoder_blocks_1"])
     assert stacked.stack(params, {"encoder_blocks": 1}) == params
 
 

@@ -5,6 +5,7 @@ import pathlib
 import random
 import shutil
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -110,7 +111,7 @@ def test_files_beside_the_arrays_are_harmless_or_named(workdir, opened):
             undo = _spoil(path, kind, draw)
             again, batches = runs_to_kill.open_loop(workdir, 2)
             try:
-                jax.tree.map(np.testing.assert_array_equal, again.restore(batches), want)
+                chex.assert_trees_all_equal(again.restore(batches), want)
             except ValueError as error:
                 assert "\n" not in str(error) and ", allowed " in str(error)
             finally:
@@ -132,9 +133,7 @@ def test_falling_back_sets_the_damaged_one_aside(tmp_path):
     assert said == [
         f"step 2: a damaged position/metadata; moved to {folder / 'damaged' / '2'}",
     ]
-    jax.tree.map(
-        np.testing.assert_array_equal, made.run(state, batches, say=lambda line: None), want
-    )
+    chex.assert_trees_all_equal(made.run(state, batches, say=lambda line: None), want)
     for step in ("1", "2"):
         _spoil(folder / "checkpoints" / step / "manifest" / "metadata", "flip", random.Random(4))
     with pytest.raises(ValueError, match="allowed a workdir with at least one whole checkpoint"):

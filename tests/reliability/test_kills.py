@@ -7,8 +7,8 @@ import subprocess
 import sys
 import time
 
+import chex
 import jax
-import numpy as np
 import pytest
 import runs_to_kill
 
@@ -120,7 +120,7 @@ def _kill_and_finish(child, folder, kills, steps, seed):
     found = made.restore(batches)
     batches.close()
     made.close()
-    jax.tree.map(np.testing.assert_array_equal, found, want)
+    chex.assert_trees_all_equal(found, want)
     assert _records(folder) == want_records
 
 

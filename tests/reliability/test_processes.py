@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 
-import jax
+import chex
 import numpy as np
 import pytest
 
@@ -176,4 +176,4 @@ def test_two_processes_train_what_one_does(train, tmp_path):
         for name in ("loss", "grad_norm", "accuracy"):
             np.testing.assert_allclose(two[name], one[name], rtol=1e-5)
     weights = [load.read_weights(tmp_path / name)[0] for name in ("one", "two")]
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), *weights)
+    chex.assert_trees_all_close(*weights, rtol=1e-4, atol=1e-6)

@@ -8,6 +8,7 @@ import signal
 import time
 import types
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -53,7 +54,7 @@ def straight(tmp_path_factory):
 
 
 def _equal(a, b):
-    jax.tree.map(np.testing.assert_array_equal, a, b)
+    chex.assert_trees_all_equal(a, b)
 
 
 def _go_on(open_loop, name, at):

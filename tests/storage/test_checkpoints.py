@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,7 +91,7 @@ def test_what_export_made_narrow_is_read_wide_on_demand_alone(tmp_path):
     with pytest.raises(ValueError, match="of type bfloat16 .* allowed float32"):
         made.restore(3, ema=_abstract(TREE))
     read = made.restore(3, widen=True, ema=_abstract(TREE))["ema"]
-    jax.tree.map(np.testing.assert_array_equal, read, TREE)
+    chex.assert_trees_all_equal(read, TREE)
     made.close()
 
 

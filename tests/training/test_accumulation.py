@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -95,7 +96,7 @@ def _state_after(task, settings, parts, params):
 
 def _agree(found, want):
     """Gradients too: Adam's moments are theirs."""
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-5, atol=1e-6), found, want)
+    chex.assert_trees_all_close(found, want, rtol=2e-5, atol=1e-6)
 
 
 def test_a_step_in_parts_is_the_step_of_the_whole():

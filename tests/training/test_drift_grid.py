@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import pathlib
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -186,7 +187,7 @@ def test_a_resumed_run_is_the_straight_run_bank_and_all(tmp_path):
     )
     found = again.run(middle, batches, say=lambda line: None)
     again.checkpoints.close()
-    jax.tree.map(np.testing.assert_array_equal, found, want)
+    chex.assert_trees_all_equal(found, want)
     assert int(found.extra["bank"].seen.sum()) == 32 and found.extra["phi"]["scale"] == 2.0
     assert set(found.params) == set(found.ema) == {"host", "prior", "decoder"}
 

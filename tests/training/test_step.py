@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -80,7 +81,7 @@ def test_accumulation_averages_the_gradients_of_its_parts(state):
     np.testing.assert_allclose(metrics["grad_norm"], optax.global_norm(grads), rtol=1e-5)
     updates, _ = _updates(grads, state.opt_state, state.params)
     want = jax.tree.map(np.add, state.params, updates)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), found.params, want)
+    chex.assert_trees_all_close(found.params, want, atol=1e-6)
     whole = _step()(state, batch)[1]
     np.testing.assert_allclose(metrics["loss"], whole["loss"], rtol=0.2)
 
@@ -125,7 +126,7 @@ def test_the_average_and_the_running_means_follow(state):
         want = jax.tree.map(
             lambda e, p: EMA * np.asarray(e) + (1 - EMA) * np.asarray(p), before.ema, state.params
         )
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7), state.ema, want)
+        chex.assert_trees_all_close(state.ema, want, atol=1e-7)
         assert max(_moved(before.ema, state.ema).values()) > 1e-5
         sizes.append(float(metrics["size"]))
     np.testing.assert_allclose(state.tracked["size"], np.mean(sizes), rtol=1e-5)
@@ -233,7 +234,7 @@ def test_the_others_learn_as_if_the_frozen_were_numbers():
     updates, _ = plain.update(grads, plain.init(rest), rest)
     want = optax.apply_updates(rest, updates)
     moved = {name: found.params[name] for name in rest}
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), moved, want)
+    chex.assert_trees_all_close(moved, want, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -195,7 +196,7 @@ def test_a_run_begins_with_the_weights_of_another(trained, tmp_path):
     settings.init_from, settings.data.data_dir = str(root / "vae"), data_dir
     with runs.open_run(settings, str(tmp_path / "more")) as run:
         params = run.start().params
-    jax.tree.map(np.testing.assert_array_equal, params, stored.load(root / "vae")[1])
+    chex.assert_trees_all_equal(params, stored.load(root / "vae")[1])
 
 
 def test_features_of_another_kind_are_refused(trained):
@@ -253,7 +254,7 @@ def test_half_as_many_digits_are_read_as_float32(trained, tmp_path):
     jsons.write_json(tmp_path / "config.json", config_of_run)
     read = stored.load(tmp_path)[1]
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(read))
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0.01, atol=1e-6), read, params)
+    chex.assert_trees_all_close(read, params, rtol=0.01, atol=1e-6)
 
 
 def test_a_rounded_export_is_known_by_the_fingerprint_of_its_run(trained, tmp_path):
