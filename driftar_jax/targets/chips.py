@@ -15,6 +15,7 @@ from collections.abc import Sequence
 import jax
 
 from driftar_jax.config import nearest, wrong
+from driftar_jax.sharding import LOWERED_FOR
 from driftar_jax.targets import precision
 
 GIB = 2**30
@@ -62,7 +63,9 @@ def describe(name: str) -> Target:
         near = nearest(kind, known)
         raise wrong("target", name, f"{family}:KIND:SIZE, KIND of {' | '.join(known)}{near}")
     _on_cpus()
-    precision.again("tpu" if family == "tpu" else "cuda")
+    platform = "tpu" if family == "tpu" else "cuda"
+    precision.again(platform)
+    LOWERED_FOR.set_global(platform)
     return _tpus(name, kind, size) if family == "tpu" else _gpus(name, kind, size)
 
 
