@@ -25,17 +25,8 @@ RULES = (
     ("bank", ("data", "fsdp")),  # classes of the bank of real samples
 )
 
-# `cuda` or `tpu` where programs are lowered for chips that are not here (`targets`). A part of the
-# key under which jax keeps traces: none of another platform is taken.
-LOWERED_FOR = jax.make_user_context(None)
-
 # Logical axes that stay whole where they do not divide: ten classes of digits on eight devices.
 MAY_STAY_WHOLE = ("bank",)
-
-
-def platforms() -> set[str]:
-    """Return the platforms that programs may be lowered for: this machine's, and `LOWERED_FOR`."""
-    return {jax.default_backend().replace("gpu", "cuda"), LOWERED_FOR.value or "cpu"}
 
 
 def make_mesh(

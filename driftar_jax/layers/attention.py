@@ -15,7 +15,6 @@ from jax.experimental.layout import Layout, with_layout_constraint
 from driftar_jax import entropy
 from driftar_jax.config import wrong
 from driftar_jax.layers import entropy_kernel
-from driftar_jax.sharding import platforms
 
 # Who computes attention: the best of the platform that the program is lowered for, or one of them.
 KINDS = ("auto", "xla", "cudnn", "pallas")
@@ -87,22 +86,17 @@ def attention_with_entropy(
     operands = q, k, v, mask, content, dropout_key
     if dropout > 0.0 or not _alone() or kind in ("xla", "cudnn"):
         return plain(*operands)
-    # What no program of this process is lowered for is not traced: to import the language of the
-    # TPU's kernel would be a part of every first start.
-    chosen, here = {}, platforms()
-    if kind == "auto" and "cuda" in here:
+    chosen = {}
+    if kind == "auto":
         # A chunk is for what is too long to be held at once for even one image.
         fits = 4 * q.shape[1] * q.shape[2] * keys <= _AT_ONCE
         some = functools.partial(plain, chunk=q.shape[1]) if fits else plain
         chosen["cuda"] = functools.partial(_few_images, some)
     if entropy_kernel.block_rows(q, k):
         options = dict(content_start=content_start, floor=floor, chunk=chunk)
-        if "tpu" in here:
-            chosen["tpu"] = functools.partial(_kernel, **options)
+        chosen["tpu"] = functools.partial(_kernel, **options)
         if kind == "pallas":
             chosen["cpu"] = functools.partial(_kernel, **options, interpret=True)
-    if not chosen:
-        return plain(*operands)
     return jax.lax.platform_dependent(*operands, default=plain, **chosen)
 
 

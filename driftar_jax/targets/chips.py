@@ -15,7 +15,6 @@ from collections.abc import Sequence
 import jax
 
 from driftar_jax.config import nearest, wrong
-from driftar_jax.sharding import LOWERED_FOR
 from driftar_jax.targets import precision
 
 GIB = 2**30
@@ -63,9 +62,7 @@ def describe(name: str) -> Target:
         near = nearest(kind, known)
         raise wrong("target", name, f"{family}:KIND:SIZE, KIND of {' | '.join(known)}{near}")
     _on_cpus()
-    platform = "tpu" if family == "tpu" else "cuda"
-    precision.again(platform)
-    LOWERED_FOR.set_global(platform)
+    precision.again("tpu" if family == "tpu" else "cuda")
     return _tpus(name, kind, size) if family == "tpu" else _gpus(name, kind, size)
 
 

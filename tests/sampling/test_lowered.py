@@ -11,7 +11,6 @@ from jax import export
 from driftar_jax import model as models
 from driftar_jax.sampling import plain
 from driftar_jax.sampling.settings import Settings
-from driftar_jax.sharding import LOWERED_FOR
 
 # 16 x 16 tokens: from 128 on the steps have sizes of their own.
 IMAGES = models.ImageSpec((16, 16, 4), tuple("ab"), patch_size=1)
@@ -34,9 +33,7 @@ def test_chips_get_less_than_two_fifths_of_a_cpus_products():
         # Where arrays lie in a GPU's loop is no part of what jax promises to read later.
         checks = [export.DisabledSafetyCheck.custom_call("LayoutConstraint")]
         made = export.export(jax.jit(sampler), platforms=[platform], disabled_checks=checks)
-        with LOWERED_FOR(platform):
-            program = made(params, rows, rows, scalar)
-        return program.mlir_module().count("stablehlo.dot_general")
+        return made(params, rows, rows, scalar).mlir_module().count("stablehlo.dot_general")
 
     found = {platform: products(platform) for platform in ("cpu", "cuda", "tpu")}
     assert max(found["cuda"], found["tpu"]) < 0.4 * found["cpu"], found
