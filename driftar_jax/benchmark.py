@@ -5,6 +5,7 @@ r"""Time the sampler: seconds per image, where they go, and the memory it takes.
       --ar_steps=8 --nfe=25 --batch_sizes=1,4 --out=runs/speed
 
 With a config the weights are random: the times are those of any weights, the images mean nothing.
+With `--draft_workdir`, or a `--draft_config` beside `--config`, a second model drafts (CSpD).
 With `--windows=4,16` calls that make so many tokens (`--lookahead`) are timed beside plain ones.
 With `--dry_run --target=tpu:v5e:1x1` or `gpu:h100:1` nothing is timed: the compiler of that chip
 says what the sampler needs, and no such chip is needed.
@@ -16,10 +17,11 @@ from absl import flags
 from ml_collections import config_flags
 
 from driftar_jax import config
+from driftar_jax.cli import files, sampling_flags, target_flags
 from driftar_jax.cli import program as cli
-from driftar_jax.cli import sampling_flags, target_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Config file, FILE.py[:SIZE].")
+_DRAFT = flags.DEFINE_string("draft_config", None, "Of a draft model, beside --config.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Folder written by train or convert.")
 _RANDOM = flags.DEFINE_bool("random_weights", False, "Needs --config, which implies it.")
 _OUT = flags.DEFINE_string("out", None, "Folder for benchmark.json and benchmark.md; may be left.")
@@ -30,6 +32,7 @@ _COUNT = flags.DEFINE_bool("count", False, "Count rows and operations; nothing i
 _CONTROLS = flags.DEFINE_bool("controls", False, "Also fewer and falling head steps, AR steps.")
 _WINDOWS = flags.DEFINE_list("windows", [], "Time calls that make so many tokens, and only them.")
 sampling_flags.define()
+sampling_flags.define_drafter()
 sampling_flags.define_size()
 target_flags.define()
 
@@ -49,9 +52,14 @@ def main(_) -> None:
             raise config.wrong("rounds", _ROUNDS.value, "a whole number of at least 1")
         if _RANDOM.value and _WORKDIR.value:
             raise config.wrong("random_weights", True, "false for a --workdir")
+        drawn = target is None and not _COUNT.value
         subject, weights = timing.open_subject(
-            _CONFIG.value, _WORKDIR.value, _VAE.value, drawn=target is None and not _COUNT.value
+            _CONFIG.value, _WORKDIR.value, _VAE.value, drawn=drawn
         )
+        draft = files.load(_DRAFT.value, "draft_config") if _DRAFT.value else None
+        drafts = draft, flags.FLAGS.draft_workdir
+        if drafts != (None, None):
+            subject = subject.with_drafter(timing.open_subject(*drafts, drawn=drawn)[0])
         subject = subject.sized(Request(sampling_flags.size()))
         changes = sampling_flags.changes()
         for name in ("gamma", "lookahead"):

@@ -136,6 +136,8 @@ def looped(model: Model, params: Mapping[str, Any]) -> dict[str, Any]:
       model: modules of a run.
       params: its groups, arrays as they are stored.
     """
+    if model.drafter is not None:
+        params = {**params, "drafter": looped(model.drafter, params["drafter"])}
     loops, host = getattr(model.host, "loops", {}), params["host"]
     if not loops or not all(f"{name}_0" in host for name in loops):
         return dict(params)

@@ -10,6 +10,8 @@ python -m driftar_jax.sample --workdir=runs/drift --num=8 --dry_run --target=tpu
 python -m driftar_jax.sample --workdir=runs/drift --num=50000 --layout=adm --out=runs/adm
 python -m driftar_jax.sample --workdir=runs/drift --num=50000 --warm
 python -m driftar_jax.sample --workdir=runs/drift --baseline=runs/own --trace --out=runs/growth
+python -m driftar_jax.sample --workdir=runs/mar_huge --draft_workdir=runs/mar_base \
+    --vae=runs/kl16 --num=4 --out=runs/checked
 python -m driftar_jax.sample --workdir=runs/drift --num=50000 --out=/shared/adm --layout=adm \
     --num_processes=4 --process_id=0
 
@@ -82,6 +84,7 @@ _BASELINE = flags.DEFINE_string(
 _COUNT = flags.DEFINE_integer("num_processes", 0, "Processes that share the images of one OUT.")
 _INDEX = flags.DEFINE_integer("process_id", -1, "Number of this process, from 0.")
 sampling_flags.define()
+sampling_flags.define_drafter()
 sampling_flags.define_size()
 target_flags.define()
 flags.mark_flag_as_required("workdir")
@@ -126,6 +129,8 @@ def main(_) -> None:
         heads = [growth.Head(sized, settings, condition)]
         if baseline is not None:
             heads.insert(0, growth.beside(baseline, changes, subjects, _SEED.value))
+        if hole is not None and generator.model.drafter is not None:
+            raise wrong("draft_workdir", flags.FLAGS.draft_workdir, "none with --mask")
         if _TRACE.value:
             if hole is not None:
                 raise wrong("trace", True, "false with a mask")
@@ -308,6 +313,7 @@ def _facts(generator, settings, request: Request) -> dict:
         "negative": request.negative,
         "sources": sources,
         "files": [hashlib.sha256(pathlib.Path(f).read_bytes()).hexdigest() for f in files],
+        **({"draft": flags.FLAGS.draft_workdir} if settings.draft_steps else {}),
         **_settled(settings, generator.step),
     }
 
@@ -321,6 +327,8 @@ def _load():
         name = "mesh_fsdp" if flags.FLAGS["mesh_fsdp"].present else "mesh_tensor"
         allowed = "none: this checkpoint lies on every device as a whole"
         raise wrong(name, flags.FLAGS[name].value, allowed)
+    if flags.FLAGS.draft_workdir is not None:
+        generator = generator.with_drafter(load.load(flags.FLAGS.draft_workdir, dtype=_DTYPE.value))
     return generator
 
 

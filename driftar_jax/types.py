@@ -116,7 +116,7 @@ class Counts:
       backbone_calls: int32 scalar; forwards of the backbone (a guided one counts once). A float
         where images share them.
       head_evaluations: int32 scalar; sequential evaluations of the head or decoder.
-      draft_calls: int32 scalar; forwards of the draft head.
+      draft_calls: int32 scalar; forwards of the draft head, or of a draft model.
       backbone_rows: int32 scalar; rows per image summed over backbone calls (two when guided).
     """
 

@@ -48,6 +48,7 @@ KEPT_APART = {
 }
 # Modules of single hosts: others ask `hosts.family` and `hosts.base`.
 HOSTS = {"mar", "mar_host", "mar_plain", "mar_plan", "mar_lazy", "mar_own", "mar_work"}
+HOSTS |= {"mar_pair", "mar_recap"}
 HOSTS |= {"mar_contexts", "transdiff", "transdiff_host"}
 HOSTS |= {"transdiff_walk", "nextstep", "nextstep_host", "nextstep_contexts", "causal_walk"}
 NOWHERE = {"tensorflow", "torch", "torchvision", "timm"}

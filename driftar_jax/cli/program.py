@@ -22,7 +22,7 @@ USER_ERROR = environment.USER_ERROR
 _STARTED = time.perf_counter()
 
 # Flags that read a checkpoint, which may lie on the hub; `train`, which writes there, refuses it.
-_CHECKPOINTS = ("workdir", "baseline", "judge")
+_CHECKPOINTS = ("workdir", "baseline", "judge", "draft_workdir")
 # Flags whose text is no path.
 _TEXTS = ("prompt", "positive", "negative", "labels", "only")
 

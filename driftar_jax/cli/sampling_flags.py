@@ -9,6 +9,12 @@ from driftar_jax.config import wrong
 
 # Of an image whose other side alone is asked for.
 SIDE = 512
+# Settings of a draft model: CSpD's.
+_DRAFTER = (
+    ("draft_steps", "integer", "AR steps that the draft model makes before a check; 4."),
+    ("draft_prefill", "float", "Share of the AR steps that the target makes alone first; 0.05."),
+    ("draft_tau", "float", "Of the test of drafts: larger passes more; 42."),
+)
 # Settings that are plain values: flag, kind, help.
 _PLAIN = (
     ("method", "string", "own | drift | mean; what the checkpoint holds."),
@@ -20,6 +26,7 @@ _PLAIN = (
     ("guidance", "float", "Guidance scale; 1 is none."),
     ("guidance_form", "string", "extrapolate | trained."),
     ("guidance_schedule", "string", "constant | linear | rising, over the AR steps."),
+    ("guidance_interval", "string", "A,B: guidance in these AR steps alone, as shares; 0,1 (MAR)."),
     ("guidance_image", "float", "Guidance scale of a source image (prompts)."),
     ("temperature", "float", "Temperature of the head or start noise."),
     ("drift_scale", "float", "Factor of the drift of TransDiff's own sampler."),
@@ -28,25 +35,34 @@ _PLAIN = (
     ("rule", "string", "gaussian | coupled | feature; how drafts are accepted."),
     ("delta", "float", "Bound of the rules coupled and feature, or of --lookahead (0.02)."),
     ("order", "string", "random | halton | far | chessboard; how a grid is revealed (MAR)."),
-    ("accelerator", "string", "none | condition_cache | token_cache | lazymar; caches (MAR)."),
+    ("accelerator", "string", "none | condition_cache | token_cache | lazymar | recap (MAR)."),
     ("bound", "string", "entropy | constant | sigma; what --delta of --lookahead is a share of."),
 )
 
 
+_MAKERS = {
+    "string": flags.DEFINE_string,
+    "integer": flags.DEFINE_integer,
+    "float": flags.DEFINE_float,
+    "bool": flags.DEFINE_bool,
+}
+
+
 def define(*without: str) -> None:
     """Define a flag for every sampling setting but those named, None where it is not given."""
-    makers = {
-        "string": flags.DEFINE_string,
-        "integer": flags.DEFINE_integer,
-        "float": flags.DEFINE_float,
-        "bool": flags.DEFINE_bool,
-    }
     for name, kind, text in _PLAIN:
         if name not in without:
-            makers[kind](name, None, text)
+            _MAKERS[kind](name, None, text)
     flags.DEFINE_string("gamma", None, "AR steps drafted per round: a number, 0 none; or auto.")
     flags.DEFINE_string("lookahead", None, "Tokens guessed and made in a call: a number; or auto.")
     flags.DEFINE_string("stop", None, "Stop drafting below this mean entropy; 0 never, or auto.")
+
+
+def define_drafter() -> None:
+    """Define the flags of a second model that drafts for the first one (CSpD)."""
+    flags.DEFINE_string("draft_workdir", None, "A model that drafts for this one (CSpD, MAR).")
+    for name, kind, text in _DRAFTER:
+        _MAKERS[kind](name, None, text)
 
 
 def changes() -> dict[str, Any]:
@@ -55,7 +71,8 @@ def changes() -> dict[str, Any]:
     Raises:
       ValueError: `--gamma`, `--lookahead` or `--stop` is neither `auto` nor a number that fits.
     """
-    values = {name: flags.FLAGS[name].value for name, _, _ in _PLAIN if name in flags.FLAGS}
+    plain = [name for name, _, _ in (*_PLAIN, *_DRAFTER) if name in flags.FLAGS]
+    values = {name: flags.FLAGS[name].value for name in plain}
     return values | {
         "gamma": parse_count("gamma", flags.FLAGS.gamma),
         "lookahead": parse_count("lookahead", flags.FLAGS.lookahead),

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from driftar_jax.hosts.base import Model
-from driftar_jax.sampling import batches, drafted, plain
+from driftar_jax.sampling import batches, drafted, plain, two_models
 from driftar_jax.sampling.generator import Generator
 from driftar_jax.sampling.settings import Settings
 from driftar_jax.sharding import over_rows, rows_over
@@ -101,6 +101,9 @@ def methods(subject: Generator, settings: Settings, controls: bool) -> list[tupl
     elif settings.lookahead:
         auto = "auto" if settings.lookahead < 0 else settings.lookahead
         name = f"{settings.method}, lookahead {auto} ({settings.bound} {settings.delta:g})"
+        rows = [(settings.method, settings.plainly), (name, settings)]
+    elif settings.draft_steps:
+        name = f"{settings.method}, {settings.draft_steps} AR steps drafted by the other model"
         rows = [(settings.method, settings.plainly), (name, settings)]
     settings = settings.plainly
     if not controls:
@@ -186,7 +189,7 @@ def _row(subject: Generator, name: str, settings: Settings, batch_size: int, rou
             jax.block_until_ready(call())
             seconds[piece].append(time.perf_counter() - start)
     times = {p: Times(tuple(seconds[p]), compile_s[p]) if p in calls else None for p in PIECES}
-    cost = None
+    cost = two_models.counts(settings) if settings.draft_steps else None
     if settings.speculates:
         cost = batches.drafted_counts(batches.joined([results["whole"][1]], batch_size))
     memory = {"temporary_bytes": temporary, "peak_bytes": _peak()}
@@ -195,8 +198,10 @@ def _row(subject: Generator, name: str, settings: Settings, batch_size: int, rou
 
 def _pieces(model: Model, settings: Settings, params, condition, index) -> dict[str, tuple]:
     """Return what is timed, by name: a jitted function, its static and its other arguments."""
-    plainly = settings.plainly
     whole = params, condition, index, jnp.uint32(0)
+    if settings.draft_steps:
+        return {"whole": (two_models.generate, (model, settings), whole)}
+    plainly = settings.plainly
     if settings.speculates:
         static = model, settings.speculation, plainly
         return {"whole": (drafted.generate, static, whole)}

@@ -3,12 +3,13 @@
 import dataclasses
 from collections.abc import Callable, Sequence
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
 from driftar_jax.evaluation import quality, speed
 from driftar_jax.hosts.schedules import NFE_SCHEDULES
-from driftar_jax.sampling import batches
+from driftar_jax.sampling import batches, plain
 from driftar_jax.sampling.generator import Generator
 from driftar_jax.sampling.settings import Settings
 from driftar_jax.storage import compiled
@@ -19,7 +20,7 @@ PART_BYTES = 2**28
 MOST_IMAGES = 8192
 # What others speed the loop up by, as settings of the sampler (docs/rivals.md).
 RIVALS = {
-    "accelerator": ("condition_cache", "token_cache", "lazymar"),
+    "accelerator": ("condition_cache", "token_cache", "lazymar", "recap"),
     "order": ("halton", "far", "chessboard"),
 }
 
@@ -303,8 +304,7 @@ def sample(loaded: Generator, settings: Settings, labels, seed: int, batch_size:
 def costs(loaded: Generator, settings: Settings, labels: np.ndarray, size: int) -> Counts:
     """Say what an image costs: known beforehand, or the mean of a batch where images differ."""
     if not settings.speculates:
-        calls, steps = settings.ar_steps, sum(settings.head_steps)
-        return Counts(calls, steps, 0, calls * settings.branches)
+        return jax.tree.map(int, plain.counts(loaded.model, settings))
     condition = loaded.conditions(np.resize(labels, size), 0, settings)
     rest = {"batch_size": size, "to_pixels": loaded.to_pixels}
     return batches.sample_images(loaded.model, settings, loaded.params, condition, 0, **rest)[1]

@@ -237,6 +237,21 @@ def predict(
     return Prediction(clean, mean, log_variance)
 
 
+class LastStep(NamedTuple):
+    """What a reverse process leaves for CSpD's test, all `[..., C]` float32.
+
+    Attributes:
+      mean: of the last reverse step, which adds no noise: the token itself.
+      std: of the last reverse step, temperature included.
+      half_log_variance: sum over the earlier reverse steps of half the log variance, without
+        temperature.
+    """
+
+    mean: jax.Array
+    std: jax.Array
+    half_log_variance: jax.Array
+
+
 def add_noise(schedule: Schedule, x0: jax.Array, t: jax.Array, noise: jax.Array) -> jax.Array:
     """Return `x_t [..., C]` float32 of clean tokens `x0 [..., C]` at index `t [...]`."""
     signal = _at(np.sqrt(schedule.alphas_cumprod), t, x0.ndim)
@@ -377,6 +392,53 @@ def head_sample(
     Raises:
       ValueError: `guidance` without `z_uncond`.
     """
+    denoise = _denoiser(head, params, z, schedule, guidance, z_uncond)
+    steps = schedule.num_steps if num_steps is None else num_steps
+
+    def step(done, x):
+        index = jnp.int32(steps - 1 - done)
+        return reverse_step(schedule, index, x, *denoise(index, x), noise(index), temperature)
+
+    # Draw number S, which no step uses: steps ask for their own index, S - 1 down to 0.
+    start = noise(jnp.int32(steps)).astype(jnp.float32)
+    return jax.lax.fori_loop(0, steps, step, start)
+
+
+def head_last_step(
+    head: DiffusionHead,
+    params: dict,
+    z: jax.Array,
+    noise: Callable[[jax.Array], jax.Array],
+    *,
+    schedule: Schedule,
+    guidance: float | jax.Array | None = None,
+    z_uncond: jax.Array | None = None,
+    temperature: float | jax.Array = 1.0,
+) -> LastStep:
+    """Do as `head_sample`, and keep what CSpD's test reads; the token is the last step's mean.
+
+    Source: mar.md section 9.1 (CSpD, MarkXCloud/CSpD at d91f721).
+    """
+    denoise = _denoiser(head, params, z, schedule, guidance, z_uncond)
+    steps = schedule.num_steps
+
+    def step(done, kept):
+        index = jnp.int32(steps - 1 - done)
+        at = predict(schedule, index, kept.mean, *denoise(index, kept.mean))
+        half = 0.5 * at.log_variance
+        std = jnp.exp(half) * temperature
+        # The last step neither adds noise nor counts among the earlier ones.
+        earlier = index > 0
+        x = at.mean + jnp.where(earlier, std * noise(index), 0.0)
+        return LastStep(x, std, kept.half_log_variance + jnp.where(earlier, half, 0.0))
+
+    start = noise(jnp.int32(steps)).astype(jnp.float32)
+    nothing = jnp.zeros_like(start)
+    return jax.lax.fori_loop(0, steps, step, LastStep(start, nothing, nothing))
+
+
+def _denoiser(head, params, z, schedule, guidance, z_uncond):
+    """Return `(index, x [n, C]) -> (eps, v)` of the conditions, guided or not."""
     if guidance is not None and z_uncond is None:
         raise ValueError("z_uncond: got None, allowed [n, D] conditions when guidance is given")
     variables = {"params": params}
@@ -384,10 +446,8 @@ def head_sample(
     both = jnp.concatenate([z, z_uncond]) if guided else z
     condition = head.apply(variables, both, method="condition")
     timesteps = jnp.asarray(schedule.timestep_map, jnp.int32)
-    steps = schedule.num_steps if num_steps is None else num_steps
 
-    def step(done, x):
-        index = jnp.int32(steps - 1 - done)
+    def denoise(index, x):
         x_in = jnp.concatenate([x, x]) if guided else x
         eps, v = head.apply(variables, x_in, timesteps[index], condition, method="denoise")
         if guided:
@@ -395,8 +455,6 @@ def head_sample(
             eps = eps_uncond + guidance * (eps - eps_uncond)
             # The variance is the conditional branch's own.
             v = jnp.split(v, 2)[0]
-        return reverse_step(schedule, index, x, eps, v, noise(index), temperature)
+        return eps, v
 
-    # Draw number S, which no step uses: steps ask for their own index, S - 1 down to 0.
-    start = noise(jnp.int32(steps)).astype(jnp.float32)
-    return jax.lax.fori_loop(0, steps, step, start)
+    return denoise

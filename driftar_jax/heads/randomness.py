@@ -90,5 +90,11 @@ def verdict_keys(keys: jax.Array) -> jax.Array:
     return _fold(keys.reshape(-1), _VERDICT).reshape(keys.shape)
 
 
+def chances(keys: jax.Array, draw: jax.Array | int) -> jax.Array:
+    """Draw uniform numbers `[...]` in [0, 1) of the tokens `keys [...]`: their number `draw`."""
+    flat = _fold(keys.reshape(-1), draw)
+    return jax.vmap(lambda k: jax.random.uniform(k, dtype=jnp.float32))(flat).reshape(keys.shape)
+
+
 def _fold(keys: jax.Array, data: jax.Array | int) -> jax.Array:
     return jax.vmap(jax.random.fold_in, (0, None))(keys, data)

@@ -54,6 +54,8 @@ class Model:
       head: the host's own many-step head; of task `host`, and beside a one-step head on demand.
       prior, decoder: the one-step head of Drift-AR.
       draft: the draft head, where the host has one.
+      drafter: another model of the same tokens, which drafts for this one (CSpD); its parameters
+        are the group `drafter`.
     """
 
     images: ImageSpec
@@ -63,6 +65,7 @@ class Model:
     prior: nn.Module | None = None
     decoder: nn.Module | None = None
     draft: nn.Module | None = None
+    drafter: "Model | None" = None
 
 
 class Head(Protocol):
@@ -247,11 +250,36 @@ class Family(Protocol):
           trace: return a `Trace` of them instead; not of hosts that make whole grids.
         """
 
+    def paired(
+        self,
+        model: Model,
+        settings: Any,
+        params: Mapping[str, Any],
+        condition: Any,
+        keys: jax.Array,
+        judge: Callable[..., tuple[jax.Array, jax.Array]],
+    ) -> tuple[jax.Array, jax.Array]:
+        """Generate by two models: `model.drafter` drafts, the model checks; hosts of any order
+        alone.
+
+        Args:
+          model, settings, params, condition, keys: as for `plain`; params hold the group `drafter`.
+          judge: `(x, draft, target, keys [B, M], real [M]) -> (passed [B, M], tokens [B, M, C])`,
+            of drafts `x [B, M, C]` and what both models' reverse processes end in
+            (`diffusion.LastStep`); `keys` are the tokens', and of a token that is not `real` nobody
+            reads the verdict.
+
+        Returns:
+          Tokens `[B, N, C]`, and how many drafts of each AR step passed, `[B, T]` int32.
+        """
+
     def rows(self, model: Model, settings: Any) -> int:
         """Return the backbone rows of an image with an accelerator; hosts of any order alone."""
 
     def work(self, model: Model, settings: Any) -> list[Any]:
-        """Count what an image costs, with each accelerator; hosts of any order alone."""
+        """Count what an image costs, with each accelerator, or with a draft model; hosts of any
+        order alone.
+        """
 
     def walk(
         self,

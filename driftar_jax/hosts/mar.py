@@ -30,8 +30,8 @@ PRESETS = {
 
 # How the grid may be revealed (`orders.py`).
 ORDERS = ("random", "halton", "far", "chessboard")
-# What the sampling loop may lean on instead of full calls (`mar_lazy.py`).
-ACCELERATORS = ("none", "condition_cache", "token_cache", "lazymar")
+# What the sampling loop may lean on instead of full calls (`mar_lazy.py`, `mar_recap.py`).
+ACCELERATORS = ("none", "condition_cache", "token_cache", "lazymar", "recap")
 
 # Laws of the unknown share in training (`masks.py`), and its floor under MAR's own (mar.md section
 # 3), which bounds what the encoder holds.

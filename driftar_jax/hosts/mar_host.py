@@ -18,7 +18,13 @@ from driftar_jax.config import blocks, choice, flag, former, of_tasks, whole, wr
 from driftar_jax.hosts import fields, mar
 from driftar_jax.hosts.base import ImageSpec, Model, check_classes
 from driftar_jax.hosts.mar import MAR
-from driftar_jax.hosts.schedules import TRIMMED_LAST, cosine_counts, guidance_at
+from driftar_jax.hosts.schedules import (
+    EVERYWHERE,
+    TRIMMED_LAST,
+    cosine_counts,
+    guidance_at,
+    guided_steps,
+)
 from driftar_jax.types import Encoding
 
 
@@ -173,6 +179,13 @@ _FIELDS = {
 }
 
 
+# Why an accelerator wants one number of head evaluations.
+_CONSTANT = {
+    "lazymar": "whose head caches by the step's number",
+    "recap": "whose cheap steps have a number of their own",
+}
+
+
 def _check(flat: dict[str, Any], tokens: int) -> None:
     """Raise ValueError where values do not fit together."""
     fields.check_sizes(flat)
@@ -249,14 +262,21 @@ class MARFamily:
         if settings.accelerator != "none" and settings.gamma:
             allowed = f"none with gamma {settings.gamma}: one or the other"
             raise wrong("accelerator", settings.accelerator, allowed)
-        if settings.accelerator == "lazymar" and settings.nfe_schedule != "constant":
-            allowed = "constant with accelerator lazymar, whose head caches by the step's number"
+        guided_steps(settings.ar_steps, settings.guidance_interval)
+        if settings.guidance_interval != EVERYWHERE:
+            for name, none in (("gamma", 0), ("accelerator", "none"), ("draft_steps", 0)):
+                if getattr(settings, name) != none:
+                    allowed = f"{EVERYWHERE} with {name} {getattr(settings, name)}"
+                    raise wrong("guidance_interval", settings.guidance_interval, allowed)
+        why = _CONSTANT.get(settings.accelerator)
+        if why is not None and settings.nfe_schedule != "constant":
+            allowed = f"constant with accelerator {settings.accelerator}, {why}"
             raise wrong("nfe_schedule", settings.nfe_schedule, allowed)
 
     def rows(self, model: Model, settings: Any) -> int:
         """See `Family.rows`."""
         if settings.accelerator == "none":
-            return settings.ar_steps * settings.branches
+            return settings.rows
         from driftar_jax.hosts import mar_lazy  # of rivals alone
 
         return mar_lazy.rows(model, settings)
@@ -265,7 +285,8 @@ class MARFamily:
         """See `Family.work`."""
         from driftar_jax.hosts import mar_work
 
-        return mar_work.table(model, settings)
+        count = mar_work.pair if settings.draft_steps else mar_work.table
+        return count(model, settings)
 
     def check_conditions(self, model: Model, condition: Any) -> None:
         """See `Family.check_conditions`."""
@@ -280,6 +301,12 @@ class MARFamily:
         from driftar_jax.hosts import mar_plain  # of the lock-step road alone
 
         return mar_plain.tokens_of(model, settings, params, condition, keys, head, hole, trace)
+
+    def paired(self, model, settings, params, condition, keys, judge):
+        """See `Family.paired`."""
+        from driftar_jax.hosts import mar_pair  # of a rival alone
+
+        return mar_pair.tokens_of(model, settings, params, condition, keys, judge)
 
     def walk(self, model, settings, params, condition, keys, contexts: int) -> MARWalk:
         """See `Family.walk`."""

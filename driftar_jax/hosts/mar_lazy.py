@@ -7,7 +7,8 @@ behind; in between them
   difference that the last full step found, in what the last decoder block returns;
 - `token_cache` lets, besides, only new tokens through the encoder, on keys and values of the rest,
   and behind the decoder's fourth block only rows whose values changed most, the new ones always;
-- `lazymar` caches in the own head as well (`heads/lazy.py`).
+- `lazymar` caches in the own head as well (`heads/lazy.py`);
+- `recap`, of others, is planned here and runs in `mar_recap.py`.
 
 Read in `models/mar_cache.py` and `models/basic.py` of feihongyan1/LazyMAR at b5fac6a; what differs
 here stands in docs/rivals.md.
@@ -26,7 +27,7 @@ from driftar_jax.hosts import mar_plain, orders
 from driftar_jax.hosts.base import Head, Model
 from driftar_jax.hosts.mar import MAR, take
 from driftar_jax.hosts.mar_plan import padded
-from driftar_jax.hosts.schedules import unknown_counts
+from driftar_jax.hosts.schedules import full_steps, unknown_counts
 from driftar_jax.types import Encoding
 
 # As released: the first steps are full, then every ninth.
@@ -56,10 +57,11 @@ class Lazy:
       full: bool.
       new: tokens that the step reveals.
       last: tokens that the step before revealed.
-      kept: decoder rows behind the fourth block, of a step that is not full.
+      kept: decoder rows behind the fourth block, of a step that is not full; of `recap` in all.
       encoded: encoder rows of an image and branch.
       rows: all decoder rows, F + N.
-      guided: whether a full step runs the unconditional rows too.
+      guided: whether a full step runs the unconditional rows too, all or each of them.
+      both: whether every step does.
     """
 
     full: np.ndarray
@@ -68,27 +70,34 @@ class Lazy:
     kept: np.ndarray
     encoded: np.ndarray
     rows: int
-    guided: bool
+    guided: bool | np.ndarray
+    both: bool = False
 
     @property
     def branches(self) -> np.ndarray:
-        """Count the rows of an image in each step: an unconditional one in full steps alone."""
-        return np.where(self.full & self.guided, 2, 1)
+        """Count the rows of an image in each step: an unconditional one in full steps alone, or in
+        all.
+        """
+        return np.where((self.full | self.both) & self.guided, 2, 1)
 
 
-def plan(host: MAR, name: str, now: np.ndarray, after: np.ndarray, guided: bool) -> Lazy:
+def plan(
+    host: MAR, name: str, now: np.ndarray, after: np.ndarray, guided: bool | np.ndarray
+) -> Lazy:
     """Return what an accelerator computes in each step.
 
     Args:
       host: the backbone.
       name: of `mar.ACCELERATORS`; `none` has full steps alone.
       now, after: unknown tokens before and after each step, `[T]`.
-      guided: whether unconditional rows run.
+      guided: whether unconditional rows run; without caches also `[T]`.
     """
     steps = np.arange(len(now))
     # Counted from the first full steps on, so that no step leans on a memory that is more than
     # eight steps old.
     full = (steps < FULL_FIRST) | ((steps - FULL_FIRST) % FULL_EVERY == 0) | (name == "none")
+    if name == "recap":
+        full = np.array(full_steps(len(now)))
     new, rows = now - after, host.buffer_size + host.num_tokens
     last = np.concatenate([[0], new[:-1]])
     # The rows of the buffer count as known: they pass the encoder in every step.
@@ -105,7 +114,11 @@ def plan(host: MAR, name: str, now: np.ndarray, after: np.ndarray, guided: bool)
         # the context of the last ones has changed from unknown to known.
         kept = np.minimum(np.maximum(new + last + _SPARE, (rows * share).astype(int)), rows)
         encoded = np.where(full, known, host.buffer_size + last)
-    return Lazy(full, new, last, np.where(full, rows, kept), encoded, rows, guided)
+    if name == "recap":
+        encoded = np.where(full, known, host.buffer_size + last)
+        kept = host.buffer_size + last + new
+    kept = np.where(full, rows, kept)
+    return Lazy(full, new, last, kept, encoded, rows, guided, both=name == "recap")
 
 
 def rows(model: Model, settings: Any) -> int:
@@ -129,6 +142,10 @@ def tokens_of(
     head: Head | None,
 ) -> jax.Array:
     """Generate all tokens `[B, N, C]` with the caches; arguments as for `Family.plain`."""
+    if settings.accelerator == "recap":
+        from driftar_jax.hosts import mar_recap
+
+        return mar_recap.tokens_of(model, settings, params, label, keys, head)
     images, host = model.images, model.host
     order = orders.draw(keys, images.grid, settings.order)
     rank = jnp.argsort(order, axis=-1)
@@ -149,13 +166,7 @@ def tokens_of(
         tokens, memory = state
         known = rank >= step["now"]
 
-        def at(first, count):
-            """Positions `[B, most]` of a group, N where there is none."""
-            slots = first + jnp.arange(most)
-            positions = jnp.take(order, jnp.minimum(slots, images.num_tokens - 1), axis=1)
-            return jnp.where(slots[None] < first + count, positions, images.num_tokens)
-
-        last, new = at(step["now"], step["last"]), at(step["next"], step["new"])
+        last, new = groups(order, step, most)
 
         def whole(memory):
             return run(memory, tokens, known, label, settings.guided, method=_full)
@@ -172,7 +183,7 @@ def tokens_of(
         if settings.guided:
             out = jnp.concatenate([out, out + memory["difference"]])
             entropy = jnp.concatenate([entropy, entropy + memory["entropy_difference"]])
-        z = run(out, method=_features)
+        z = run(out, method=features)
         # The entropy difference is that of an earlier step, so the sum may leave [0, 1].
         encoding = Encoding(z=z, entropy=jnp.clip(entropy, 0.0, 1.0))
         tokens = mar_plain.reveal(
@@ -199,6 +210,18 @@ def tokens_of(
     return tokens
 
 
+def groups(order: jax.Array, step: Mapping[str, jax.Array], most: int) -> list[jax.Array]:
+    """Return positions `[B, most]` of the last and of the new group, N where there is none."""
+    num_tokens = order.shape[1]
+
+    def at(first, count):
+        slots = first + jnp.arange(most)
+        positions = jnp.take(order, jnp.minimum(slots, num_tokens - 1), axis=1)
+        return jnp.where(slots[None] < first + count, positions, num_tokens)
+
+    return [at(step["now"], step["last"]), at(step["next"], step["new"])]
+
+
 def _memory(host: MAR, batch: int) -> dict[str, Any]:
     """Return what steps hand on, before the first: it is overwritten by a full step."""
     rows, width = host.buffer_size + host.num_tokens, host.width
@@ -213,7 +236,7 @@ def _memory(host: MAR, batch: int) -> dict[str, Any]:
     }
 
 
-def _encode(mar: MAR, tokens, known, label):
+def encode(mar: MAR, tokens, known, label):
     """Run the encoder on all rows; its canvas and the keys and values of each block."""
     rows, key_mask = _rows(mar, tokens, known, label)
     pairs = []
@@ -236,7 +259,7 @@ def _rows(mar: MAR, tokens, known, label):
     return rows, jnp.concatenate([jnp.ones(buffer.shape[:2], bool), known], axis=1)
 
 
-def _decode(mar: MAR, canvas):
+def decode(mar: MAR, canvas):
     """Run the decoder on all rows: last block's output, entropy, keys and values."""
     pairs, entropy, x = [], None, canvas
     of_entropy = mar.loops["decoder_blocks"]
@@ -255,8 +278,8 @@ def _full(mar: MAR, memory, tokens, known, label, guided):
     if guided:
         tokens, known = jnp.concatenate([tokens] * 2), jnp.concatenate([known] * 2)
         label = jnp.concatenate([label, jnp.full_like(label, -1)])
-    canvas, encoder = _encode(mar, tokens, known, label)
-    out, entropy, decoder = _decode(mar, canvas)
+    canvas, encoder = encode(mar, tokens, known, label)
+    out, entropy, decoder = decode(mar, canvas)
     conditional = lambda tree: jax.tree.map(lambda a: a[:batch], tree)  # noqa: E731
     # Of the conditional branch alone: the other one runs in full steps only, where all is made
     # anew.
@@ -274,8 +297,8 @@ def _full(mar: MAR, memory, tokens, known, label, guided):
 
 def _conditional(mar: MAR, memory, tokens, known, label):
     """Run all rows of the conditional branch; the memory stays."""
-    canvas, _ = _encode(mar, tokens, known, label)
-    out, entropy, _ = _decode(mar, canvas)
+    canvas, _ = encode(mar, tokens, known, label)
+    out, entropy, _ = decode(mar, canvas)
     return out, entropy, memory
 
 
@@ -289,22 +312,8 @@ def _new_rows(mar: MAR, memory, tokens, known, label, last, new, kept):
       last, new: positions `[B, K]` revealed before and to be revealed now; N where there is none.
       kept: decoder rows behind the pruned block.
     """
-    all_rows, key_mask = _rows(mar, tokens, known, label)
-    # The buffer and what the last step revealed: the encoder has seen all others.
     count, num = mar.buffer_size, mar.buffer_size + mar.num_tokens
-    buffer = jnp.broadcast_to(jnp.arange(count), (len(label), count))
-    fresh = jnp.concatenate([buffer, count + last], axis=1)
-    x, encoder = _at(all_rows, fresh), []
-    for block, pair in zip(mar.encoder_blocks, memory["encoder"], strict=True):
-        q, k, v = block.heads(x)
-        # All other rows keep the keys and values of the step that last ran them.
-        k, v = _put(pair[0], fresh, k), _put(pair[1], fresh, v)
-        encoder.append((k, v))
-        x, _ = block.attend(x, q, k, v, key_mask[:, None], content_start=None)
-    x = mar.decoder_embed(mar.encoder_norm(x)) + mar.decoder_pos_embed[jnp.minimum(fresh, num - 1)]
-    # Unknown places hold the mask token, which no context changes: the canvas of the step before is
-    # right there, and in the known places it is what the encoder last said.
-    canvas = _put(memory["canvas"], fresh, x.astype(mar.dtype))
+    canvas, encoder = encode_new(mar, memory, tokens, known, label, last)
     x, decoder, entropy, rows, of_entropy = canvas, [], None, None, mar.loops["decoder_blocks"]
     for number, block in enumerate(mar.decoder_blocks):
         before_k, before_v = memory["decoder"][number]
@@ -312,11 +321,11 @@ def _new_rows(mar: MAR, memory, tokens, known, label, last, new, kept):
         if rows is not None:
             # Attention still looks at every row: those left out lend the keys and values that they
             # had.
-            k, v = _put(before_k, rows, k), _put(before_v, rows, v)
+            k, v = put(before_k, rows, k), put(before_v, rows, v)
         if number == pruned_at(mar) and kept < num:
             rows = _changed(v, before_v, count + last, count + new, kept)
             # Rows are independent behind their keys and values: those that go need not ask.
-            x, q = _at(x, rows), _at(q, rows)
+            x, q = at(x, rows), at(q, rows)
         decoder.append((k, v))
         start = count if number == of_entropy else None
         x, row_entropy = block.attend(x, q, k, v, content_start=start)
@@ -324,21 +333,42 @@ def _new_rows(mar: MAR, memory, tokens, known, label, last, new, kept):
             # Rows left out become 0, here and in the output below. The tokens that this step
             # reveals are never among them.
             entropy = (
-                row_entropy if rows is None else _put(jnp.zeros((len(x), num)), rows, row_entropy)
+                row_entropy if rows is None else put(jnp.zeros((len(x), num)), rows, row_entropy)
             )
             entropy = entropy[:, count:]
     if rows is not None:
-        x = _put(jnp.zeros_like(canvas), rows, x)
+        x = put(jnp.zeros_like(canvas), rows, x)
     return (
         x,
         entropy,
         memory
         | {
-            "encoder": tuple(encoder),
+            "encoder": encoder,
             "decoder": tuple(decoder),
             "canvas": canvas,
         },
     )
+
+
+def encode_new(mar: MAR, memory, tokens, known, label, last):
+    """Run the encoder on the buffer and on what the last step revealed; canvas, keys and values."""
+    all_rows, key_mask = _rows(mar, tokens, known, label)
+    # The buffer and what the last step revealed: the encoder has seen all others.
+    count, num = mar.buffer_size, mar.buffer_size + mar.num_tokens
+    buffer = jnp.broadcast_to(jnp.arange(count), (len(label), count))
+    fresh = jnp.concatenate([buffer, count + last], axis=1)
+    x, encoder = at(all_rows, fresh), []
+    for block, pair in zip(mar.encoder_blocks, memory["encoder"], strict=True):
+        q, k, v = block.heads(x)
+        # All other rows keep the keys and values of the step that last ran them.
+        k, v = put(pair[0], fresh, k), put(pair[1], fresh, v)
+        encoder.append((k, v))
+        x, _ = block.attend(x, q, k, v, key_mask[:, None], content_start=None)
+    x = mar.decoder_embed(mar.encoder_norm(x)) + mar.decoder_pos_embed[jnp.minimum(fresh, num - 1)]
+    # Unknown places hold the mask token, which no context changes: the canvas of the step before is
+    # right there, and in the known places it is what the encoder last said.
+    canvas = put(memory["canvas"], fresh, x.astype(mar.dtype))
+    return canvas, tuple(encoder)
 
 
 def _changed(v, before, last, new, kept):
@@ -354,18 +384,18 @@ def _changed(v, before, last, new, kept):
     return jnp.argsort(alike, axis=-1)[:, :kept]
 
 
-def _at(values, rows):
+def at(values, rows):
     """Return `values [B, F + N, ...]` at `rows [B, M]`; a row beyond the last is the last."""
     # A place without a token reads some row here, and `_put` drops what came of it.
     return jax.vmap(lambda v, r: jnp.take(v, r, axis=0, mode="clip"))(values, rows)
 
 
-def _put(values, rows, new):
+def put(values, rows, new):
     """Return `values [B, F + N, ...]` with `new [B, M, ...]` in its rows; none beyond the last."""
     each = lambda v, r, n: v.at[r].set(n.astype(v.dtype), mode="drop")  # noqa: E731
     return jax.vmap(each)(values, rows, new)
 
 
-def _features(mar: MAR, out):
+def features(mar: MAR, out):
     """Return `z [R, N, D]` of the last block's output."""
     return mar.decoder_norm(out)[:, mar.buffer_size :] + mar.diffusion_pos_embed[None]

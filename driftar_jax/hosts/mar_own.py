@@ -59,11 +59,30 @@ def tokens(model, settings, steps, params, encoding, token_keys, step) -> jax.Ar
         z[:rows],
         lambda draw: randomness.normal(token_keys.reshape(-1), draw, channels),
         schedule=schedule,
-        guidance=step["scale"] if settings.guided else None,
-        z_uncond=z[rows:] if settings.guided else None,
+        guidance=step["scale"] if steps.guided else None,
+        z_uncond=z[rows:] if steps.guided else None,
         temperature=settings.temperature,
     )
     return new.reshape(batch, count, channels)
+
+
+def last_steps(model, settings, params, z, token_keys, scale) -> diffusion.LastStep:
+    """Return what CSpD's test reads of tokens, `[B, M, C]` each; `z` is `[B or 2B, M, D]`."""
+    batch, count = token_keys.shape
+    channels, rows = model.images.token_dim, batch * count
+    z = z.reshape(-1, z.shape[-1])
+    ends = diffusion.head_last_step(
+        model.head,
+        params["head"],
+        z[:rows],
+        # Noise belongs to token and reverse step: two models of one image walk the same path.
+        lambda draw: randomness.normal(token_keys.reshape(-1), draw, channels),
+        schedule=schedule_of(settings, settings.nfe),
+        guidance=scale if settings.guided else None,
+        z_uncond=z[rows:] if settings.guided else None,
+        temperature=settings.temperature,
+    )
+    return jax.tree.map(lambda a: a.reshape(batch, count, channels), ends)
 
 
 def schedule_of(settings: Any, num_steps: int) -> diffusion.Schedule:

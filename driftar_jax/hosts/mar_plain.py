@@ -4,12 +4,14 @@ The order of the tokens is drawn for each image; an AR step runs the backbone on
 then the head on the tokens that the step reveals.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from driftar_jax import seeds
 from driftar_jax.config import wrong
@@ -83,15 +85,11 @@ def plans_of(
     *,
     whole: bool = False,
 ) -> tuple[mar_plan.Plan, ...]:
-    """Split the AR steps of checked settings into one or two plans, each compiled separately.
+    """Split the AR steps of checked settings into plans, each compiled separately.
 
+    The first step of large guided grids is one, and so are steps with guidance and without;
     `whole` keeps them in one.
     """
-    most = None
-    if stacked.is_stack(params["host"], model.host.loops):
-        # The host's own head takes nearly all of the time, and each row of it many evaluations.
-        sizes = mar_plan.MOST_SIZES if settings.method == "own" else mar_plan.LOOP_SIZES
-        most = mar_plan.LOOP_KEEPS, sizes
     steps = mar_plan.make(
         model.images.num_tokens,
         settings.ar_steps,
@@ -99,9 +97,26 @@ def plans_of(
         guidance_schedule=settings.guidance_schedule,
         head_steps=settings.head_steps,
         unknown=unknown,
-        most=most,
+        most=most_sizes(model, settings, params),
     )
-    return steps.first_apart() if settings.guided and not whole else (steps,)
+    begin, end = settings.guided_steps
+    # Outside of the interval there is one row an image, and a decoder that was trained with the
+    # scale is told 1.
+    outside = np.arange(settings.ar_steps)
+    outside = (outside < begin) | (outside >= end)
+    steps = dataclasses.replace(steps, scale=np.where(outside, np.float32(1), steps.scale))
+    if whole or not settings.guided:
+        return (dataclasses.replace(steps, guided=settings.guided),)
+    return steps.guided_from(begin, end)
+
+
+def most_sizes(model: Model, settings: Any, params: Mapping[str, Any]) -> tuple[int, int] | None:
+    """Return `Plan.most` for these parameters."""
+    if not stacked.is_stack(params["host"], model.host.loops):
+        return None
+    # The host's own head takes nearly all of the time, and each row of it many evaluations.
+    sizes = mar_plan.MOST_SIZES if settings.method == "own" else mar_plan.LOOP_SIZES
+    return mar_plan.LOOP_KEEPS, sizes
 
 
 def backbone(
@@ -128,7 +143,7 @@ def backbone(
     """
     batch = label.shape[0]
     # Without a known token the unconditional rows are all alike: one is run, and repeated below.
-    others = 0 if not settings.guided else 1 if steps.empty else batch
+    others = 0 if not steps.guided else 1 if steps.empty else batch
     if others:
         # Both branches of guidance go through the backbone as one batch, conditional rows first;
         # the unconditional ones see the same tokens and label -1.
@@ -144,7 +159,7 @@ def backbone(
     # One branch for each padded size: a traced size could not be an array's.
     canvas = jax.lax.switch(keep, [functools.partial(place, size) for size in steps.keeps])
     encoding = model.host.apply(variables, canvas, method="look")
-    if others < batch and settings.guided:
+    if others < batch and steps.guided:
         repeat = lambda a: jnp.concatenate([a[:batch], jnp.repeat(a[batch:], batch, axis=0)])  # noqa: E731
         encoding = jax.tree.map(repeat, encoding)
     return encoding
@@ -173,7 +188,9 @@ def reveal(
       step: the step's entries of `steps.columns()`.
       features: of positions `[R, M]`, `-> z [R, M, D]`; None: the last block runs on `encoding`.
     """
-    batch, num_tokens, _ = tokens.shape
+    batch = len(tokens)
+    if head is not None and head.guided and not steps.guided:
+        head = dataclasses.replace(head, guided=False)
     if features is None:
 
         def features(rows):
@@ -181,15 +198,9 @@ def reveal(
             return model.host.apply(variables, encoding.z, rows, method="features")
 
     entropies = () if head is None else head.shown(encoding.entropy, randomness.prior_keys(keys))
-    token_keys = randomness.token_keys(keys, num_tokens)
+    token_keys = randomness.token_keys(keys, tokens.shape[1])
 
-    def fill(size):
-        # The slots from `next` on are revealed; padding past `now` writes nowhere.
-        # The group's slots of the order are `next..now-1`.
-        slots = step["next"] + jnp.arange(size)
-        # Padding slots are clamped to stay inside the order; they cost arithmetic and are dropped
-        # below.
-        positions = jnp.take(order, jnp.minimum(slots, num_tokens - 1), axis=1)
+    def make(positions, _):
         rows = jnp.concatenate([positions] * (encoding.z.shape[0] // batch))
         revealed = Encoding(
             # The last decoder block runs here, with queries for the group alone: a step reveals a
@@ -201,15 +212,43 @@ def reveal(
         if head is None:
             from driftar_jax.hosts import mar_own  # a Drift-AR run has none
 
-            new = mar_own.tokens(model, settings, steps, params, revealed, revealed_keys, step)
-        else:
-            # `shown` was made for the whole grid outside the switch: a prior whose entropies are
-            # shuffled over the positions has to shuffle all of them, not those of one group.
-            mu, std = head.starts_of(revealed.z, take(entropies, rows))
-            eps = randomness.normal(revealed_keys, 0, model.images.token_dim)
-            new = head.tokens(revealed, mu, std, eps, step["scale"])
-        target = jnp.where(slots < step["now"], positions, num_tokens)
-        return jax.vmap(lambda t, p, x: t.at[p].set(x, mode="drop"))(tokens, target, new)
+            return mar_own.tokens(model, settings, steps, params, revealed, revealed_keys, step)
+        # `shown` was made for the whole grid outside the switch: a prior whose entropies are
+        # shuffled over the positions has to shuffle all of them, not those of one group.
+        mu, std = head.starts_of(revealed.z, take(entropies, rows))
+        eps = randomness.normal(revealed_keys, 0, model.images.token_dim)
+        return head.tokens(revealed, mu, std, eps, step["scale"])
+
+    return written(steps, order, step, tokens, make)
+
+
+def written(
+    steps: mar_plan.Plan,
+    order: jax.Array,
+    step: Mapping[str, jax.Array],
+    canvas: jax.Array,
+    make: Callable[[jax.Array, jax.Array], jax.Array],
+) -> jax.Array:
+    """Return `canvas [B, N, K]` with the step's group filled in.
+
+    Args:
+      steps, order, step: as for `reveal`.
+      canvas: so far.
+      make: `(positions [B, M], real [M]) -> [B, M, K]`; what is not real is made and dropped.
+    """
+    num_tokens = canvas.shape[1]
+
+    def fill(size):
+        # The slots from `next` on are revealed; padding past `now` writes nowhere.
+        # The group's slots of the order are `next..now-1`.
+        slots = step["next"] + jnp.arange(size)
+        # Padding slots are clamped to stay inside the order; they cost arithmetic and are dropped
+        # below.
+        positions = jnp.take(order, jnp.minimum(slots, num_tokens - 1), axis=1)
+        real = slots < step["now"]
+        new = make(positions, real)
+        target = jnp.where(real, positions, num_tokens)
+        return jax.vmap(lambda t, p, x: t.at[p].set(x, mode="drop"))(canvas, target, new)
 
     return jax.lax.switch(step["size"], [functools.partial(fill, size) for size in steps.sizes])
 
@@ -239,18 +278,18 @@ def head_alone(model: Model, settings: Any, head_of, params, index):
     """Run the loop's head calls with what the backbone leaves to them, on features all alike."""
     images = model.images
     batch, num_tokens = index.shape[0], images.num_tokens
-    rows = 2 * batch if settings.guided else batch
-    encoding = Encoding(
-        # As `look` leaves it, buffer rows included: the last decoder block belongs to the head's
-        # part.
-        z=jnp.ones((rows, model.host.buffer_size + num_tokens, model.host.width), jnp.float32),
-        entropy=jnp.full((rows, num_tokens), 0.5, jnp.float32),
-    )
     keys = jax.vmap(functools.partial(jax.random.fold_in, seeds.key(0)))(index)
     order = jnp.broadcast_to(jnp.arange(num_tokens), (batch, num_tokens))
     head = head_of(params)
 
     def call(steps, tokens, step):
+        rows = 2 * batch if steps.guided else batch
+        encoding = Encoding(
+            # As `look` leaves it, buffer rows included: the last decoder block belongs to the
+            # head's part.
+            z=jnp.ones((rows, model.host.buffer_size + num_tokens, model.host.width), jnp.float32),
+            entropy=jnp.full((rows, num_tokens), 0.5, jnp.float32),
+        )
         new_tokens = reveal(
             model, settings, steps, params, tokens, encoding, order, keys, step, head
         )

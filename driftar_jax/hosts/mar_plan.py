@@ -35,6 +35,7 @@ class Plan:
       sizes: padded numbers of new tokens; `size` is the step's index.
       lengths: distinct numbers of head evaluations; `length` is the step's index.
       most: sizes of the encoder and of the head, at most; None: those of this file.
+      guided: whether unconditional rows run.
     """
 
     num_tokens: int
@@ -48,9 +49,10 @@ class Plan:
     lengths: tuple[int, ...]
     length: np.ndarray
     most: tuple[int, int] | None = None
+    guided: bool = False
 
     @classmethod
-    def of(cls, num_tokens: int, now, next, scale, head_steps, most=None) -> "Plan":
+    def of(cls, num_tokens: int, now, next, scale, head_steps, most=None, guided=False) -> "Plan":
         """Return the plan of AR steps that leave `next [T]` of `now [T]` unknown tokens."""
         counts, known = now - next, num_tokens - now
         many = num_tokens >= MANY_TOKENS
@@ -75,6 +77,7 @@ class Plan:
             lengths=tuple(int(n) for n in lengths),
             length=np.searchsorted(lengths, head_steps),
             most=most,
+            guided=guided,
         )
 
     def first_apart(self) -> tuple["Plan", ...]:
@@ -87,12 +90,27 @@ class Plan:
         alike = self.now[0] < self.num_tokens or len(self.now) == 1
         if alike or self.num_tokens < MANY_TOKENS:
             return (self,)
+        return self.part(0, 1, self.guided), self.part(1, len(self.now), self.guided)
+
+    def part(self, begin: int, end: int, guided: bool) -> "Plan":
+        """Return the AR steps from `begin` up to before `end`."""
         # The padded sizes are chosen anew for each part: each pads less alone.
         steps = self.now, self.next, self.scale, np.take(self.lengths, self.length)
-        return tuple(
-            Plan.of(self.num_tokens, *(column[part] for column in steps), most=self.most)
-            for part in (slice(0, 1), slice(1, None))
-        )
+        columns = (column[begin:end] for column in steps)
+        return Plan.of(self.num_tokens, *columns, most=self.most, guided=guided)
+
+    def guided_from(self, begin: int, end: int) -> tuple["Plan", ...]:
+        """Return these steps in up to four parts, of which those in `begin..end-1` are guided."""
+        bounds = (0, begin, end, len(self.now))
+        # Guidance in all steps leaves the plan as it is: its programs have always been those.
+        parts = [(a, b) for a, b in zip(bounds[:-1], bounds[1:], strict=True) if a < b]
+        whole = len(parts) == 1
+        plans = []
+        for a, b in parts:
+            guided = a == begin
+            part = dataclasses.replace(self, guided=True) if whole else self.part(a, b, guided)
+            plans += part.first_apart() if guided else (part,)
+        return tuple(plans)
 
     @property
     def empty(self) -> bool:

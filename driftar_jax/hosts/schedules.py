@@ -8,9 +8,13 @@ import math
 
 import numpy as np
 
+from driftar_jax.config import wrong
+
 # Last timestep of MAR's spacing `trimmed`.
 TRIMMED_LAST = 950
 NFE_SCHEDULES = ("constant", "two_stage", "linear", "cosine")
+# Guidance in all AR steps.
+EVERYWHERE = "0,1"
 # By the order in which a host reveals tokens.
 GUIDANCE_SCHEDULES = {
     "any": ("linear", "constant"),
@@ -64,6 +68,32 @@ def guidance_at(
     return (1.0 + (scale - 1.0) * (num_tokens - left) / num_tokens).astype(np.float32)
 
 
+def guided_steps(ar_steps: int, interval: str) -> tuple[int, int]:
+    """Return the AR steps in which guidance acts: from the first number up to before the second.
+
+    Args:
+      ar_steps: T.
+      interval: `a,b` with `0 <= a < b <= 1`; step k acts where `a <= k / T < b`.
+
+    Raises:
+      ValueError: `interval` is something else, or holds no step.
+
+    Source: the idea is eMIGM's (arXiv 2503.07197), guidance in late steps alone.
+    """
+    try:
+        begin, end = (float(part) for part in interval.split(","))
+    except ValueError:
+        begin, end = math.nan, math.nan
+    if not 0 <= begin < end <= 1:
+        raise wrong("guidance_interval", interval, "A,B with 0 <= A < B <= 1 (of the AR steps)")
+    # A bound that is k / T up to rounding means step k.
+    first, last = (math.ceil(bound * ar_steps - 1e-6) for bound in (begin, end))
+    if first >= last:
+        allowed = f"one that holds at least one of {ar_steps} AR steps"
+        raise wrong("guidance_interval", interval, allowed)
+    return first, last
+
+
 def grid_guidance_at(scale: float, groups: int, schedule: str) -> tuple[float, ...]:
     """Return the scale of each image in a row: `constant`, or rising to s in equal steps."""
     if schedule == "constant":
@@ -102,6 +132,38 @@ def head_steps(first: int, last: int, ar_steps: int, schedule: str) -> tuple[int
     else:
         raise ValueError(f"nfe_schedule: got {schedule!r}, allowed {' | '.join(NFE_SCHEDULES)}")
     return tuple(int(n) for n in np.rint(first + (last - first) * share))
+
+
+def checked_steps(ar_steps: int, draft_steps: int, prefill: float) -> tuple[int, tuple[int, ...]]:
+    """Return how two models share the AR steps in CSpD.
+
+    Args:
+      ar_steps: T.
+      draft_steps: AR steps between two checks, at least 1.
+      prefill: share of the AR steps that the target makes alone at first, 0 to below 1.
+
+    Returns:
+      How many steps the target makes alone, at least one; and the steps behind which it checks.
+
+    Source: mar.md section 9.1 (CSpD, arXiv 2411.11925, as released).
+    """
+    first = min(math.floor(ar_steps * prefill) + 1, ar_steps)
+    last = ar_steps - 1
+    ends = tuple(k for k in range(first, ar_steps) if k % draft_steps == 0 or k == last)
+    return first, ends
+
+
+# Share of the head's evaluations that a cheap step of ReCAP takes, as released.
+CHEAP_HEAD = 0.4
+
+
+def full_steps(ar_steps: int) -> tuple[bool, ...]:
+    """Return which AR steps ReCAP runs in full: the first half, then every other one.
+
+    Source: `run_mar_recap.sh` of liebenxj/ReCAP at 4d1da38 (arXiv 2505.19089).
+    """
+    half = ar_steps // 2
+    return tuple(k < half or (k - half) % 2 == 0 for k in range(ar_steps))
 
 
 def unknown_counts(num_tokens: int, ar_steps: int) -> list[tuple[int, int]]:

@@ -4,46 +4,34 @@ Source: CSpD (arXiv 2411.11925), MarkXCloud/CSpD at d91f721. It tests the last r
 MAR models that share their noise.
 """
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
-
-class LastStep(NamedTuple):
-    """What a reverse process leaves for CSpD's test, all `[n, C]` float32.
-
-    Attributes:
-      mean: of the last reverse step.
-      std: of the last reverse step, temperature included.
-      half_log_variance: sum over the earlier reverse steps of half the log variance, without
-        temperature.
-    """
-
-    mean: jax.Array
-    std: jax.Array
-    half_log_variance: jax.Array
+from driftar_jax.heads.diffusion import LastStep
 
 
 def factor(draft: LastStep, target: LastStep) -> jax.Array:
-    """Return F `[n]`: what the earlier reverse steps contribute, as released.
+    """Return F `[...]`: what the earlier reverse steps contribute, as released.
 
     The paper's product is the inverse; test and residual use this form consistently.
     """
-    gap = target.half_log_variance - draft.half_log_variance
-    return jnp.exp(jnp.sum(gap, axis=-1))
+    return jnp.exp(_log_factor(draft, target))
+
+
+def _log_factor(draft: LastStep, target: LastStep) -> jax.Array:
+    return jnp.sum(target.half_log_variance - draft.half_log_variance, axis=-1)
 
 
 def probability(
     x: jax.Array, draft: LastStep, target: LastStep, inner_temperature: float
 ) -> jax.Array:
-    """Return CSpD's acceptance `a [n]` of drafted tokens; not capped at 1.
+    """Return CSpD's acceptance `a [...]` of drafted tokens; not capped at 1.
 
     Guarantee: none. A draft equals its own mean by construction (the last step adds no noise), so
     this measures the distance of two deterministic results, in units of `inner_temperature * std`.
 
     Args:
-      x: `[n, C]` drafted tokens.
+      x: `[..., C]` drafted tokens.
       draft, target: of the same tokens.
       inner_temperature: tau, 42 as published.
 
@@ -53,22 +41,30 @@ def probability(
     scale = jnp.log(draft.std) - jnp.log(target.std)
     # The log ratio of two diagonal normals, summed over the channels of a token.
     exponent = jnp.sum(scale + 0.5 * (far(draft) - far(target)), axis=-1)
-    return factor(draft, target) * jnp.exp(exponent)
+    # One exponential: a factor that overflows times a ratio that underflows would be no number.
+    return jnp.exp(_log_factor(draft, target) + exponent)
 
 
 def density(x: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
-    """Return `[n]` density of `x [n, C]` under a diagonal normal; may underflow, as published."""
+    """Return `[...]` density of `x [..., C]` under a diagonal normal; may underflow, as
+    published.
+    """
+    return jnp.exp(_log_density(x, mean, std))
+
+
+def _log_density(x: jax.Array, mean: jax.Array, std: jax.Array) -> jax.Array:
     log = -0.5 * jnp.square((x - mean) / std) - jnp.log(std) - 0.5 * jnp.log(2 * jnp.pi)
-    return jnp.exp(jnp.sum(log, axis=-1))
+    return jnp.sum(log, axis=-1)
 
 
 def residual_ratio(y: jax.Array, draft: LastStep, target: LastStep) -> jax.Array:
-    """Return `max(p - q/F, 0) / p`, `[n]`: the chance of a residual proposal `y [n, C]` of the
+    """Return `max(p - q/F, 0) / p`, `[...]`: the chance of a residual proposal `y [..., C]` of the
     target.
     """
-    p = density(y, target.mean, target.std)
-    q = density(y, draft.mean, draft.std)
-    return jnp.maximum(p - q / factor(draft, target), 0.0) / p
+    # As logs: with stds of 0.006 a density of some ten channels is beyond float32.
+    p = _log_density(y, target.mean, target.std)
+    q = _log_density(y, draft.mean, draft.std)
+    return jnp.maximum(-jnp.expm1(q - _log_factor(draft, target) - p), 0.0)
 
 
 def correct(

@@ -26,13 +26,14 @@ class Part:
     Attributes:
       numbers: `[k]` of the images in the whole request.
       images: uint8 `[k, H, W, C]`.
-      counts: `Counts` of an image, or with drafts the `Speculation` of the whole padded call.
+      counts: `Counts` of an image, or with drafts the `Speculation` of the whole padded call; with
+        a draft model the drafts that passed, `[B, T]`.
       trace: of the images, if it was asked for.
     """
 
     numbers: np.ndarray
     images: np.ndarray
-    counts: Counts | Speculation
+    counts: Counts | Speculation | jax.Array
     trace: Trace | None = None
 
 
@@ -79,7 +80,7 @@ def stream(
 
     @seeds.fixed()
     def make(rows, index):
-        if settings.speculates:
+        if settings.speculates or settings.draft_steps:
             return function(*first, rows, index, seed, **traced)
         grids, counts, *rest = function(*first, rows, index, seed, hole, **traced)
         counts = jax.tree.map(int, counts)
@@ -128,6 +129,10 @@ def _program(model: Model, settings: Settings, params: Mapping[str, Any], condit
         # As `draft_count` and `window_size` ask: one compilation serves both.
         first = model, settings.speculation, settings.plainly, params
         return drafted.generate, first, None
+    if settings.draft_steps:
+        from driftar_jax.sampling import two_models
+
+        return two_models.generate, (model, settings, params), None
     from driftar_jax.sampling import plain
 
     # Before the batches: a table that serves all of them is made once.

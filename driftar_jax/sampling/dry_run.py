@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from driftar_jax import model as models
 from driftar_jax.config import wrong
-from driftar_jax.sampling import batches, drafted, plain
+from driftar_jax.sampling import batches, drafted, plain, two_models
 from driftar_jax.sampling.generator import Generator
 from driftar_jax.sampling.settings import Settings
 from driftar_jax.targets.chips import Target
@@ -39,6 +39,8 @@ def measure(generator: Generator, settings: Settings, condition: Any, target: Ta
         plainly = settings.changed(gamma=0)
         rule = settings.draft_rule(settings.drafts)
         lower = functools.partial(drafted.generate.lower, model, rule, plainly, *arguments)
+    elif settings.draft_steps:
+        lower = functools.partial(two_models.generate.lower, model, settings, *arguments)
     else:
         lower = functools.partial(plain.generate.lower, model, settings, *arguments)
     return compile_for(target, lower)

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 _SHOWN = 10  # class names in a `repr`
+# AR steps that a draft model makes before the model checks them, as CSpD's demo has it.
+DRAFT_STEPS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +191,19 @@ class Generator:
         """Return this generator for images of the request's size."""
         return dataclasses.replace(self, model=self.reader.sized(self.model, request))
 
+    def with_drafter(self, other: "Generator") -> "Generator":
+        """Return this generator with another one that drafts AR steps for it (CSpD).
+
+        Args:
+          other: a generator of the same tokens whose host is of the same family, with its own head.
+
+        Raises:
+          ValueError: one of both cannot do it, or they make other tokens.
+        """
+        from driftar_jax.sampling import two_models  # of a rival alone
+
+        return two_models.paired(self, other)
+
     def settings(self, **changes) -> Settings:
         """Return the sampling settings of the config, with the given fields changed.
 
@@ -219,6 +234,7 @@ class Generator:
             method="drift" if self.model.prior is not None else "own",
             guidance_form="trained" if self._learned_guidance else "extrapolate",
             stop=early_stop.TRAINED if "tracker" in self.params else 0.0,
+            draft_steps=DRAFT_STEPS if self.model.drafter is not None else 0,
             **kept,
         )
 
@@ -354,6 +370,11 @@ class Generator:
         self, counts: Sequence, number: int, settings: Settings
     ) -> tuple[Counts, dict | None]:
         """Return counts and speculation of `Samples`, from the parts of `number` images."""
+        if settings.draft_steps:
+            from driftar_jax.sampling import two_models
+
+            passed = two_models.joined(counts, number)
+            return two_models.counts(settings), two_models.summary(self.model, settings, passed)
         if not settings.speculates:
             return counts[0], None
         speculation = batches.joined(counts, number)

@@ -60,6 +60,8 @@ def fill(
     condition = loaded.conditions(labels, seed, settings)
     if settings.gamma:
         raise wrong("gamma", settings.gamma, "0 together with a mask")
+    if settings.draft_steps:
+        raise wrong("draft_steps", settings.draft_steps, "0 together with a mask")
     hole = _hole(loaded, image, mask)
     # Each step reveals a token at least; with a small hole there are not enough for all steps.
     settings = settings.changed(ar_steps=min(settings.ar_steps, hole.unknown))

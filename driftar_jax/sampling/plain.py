@@ -69,11 +69,11 @@ def one_step_head(model: Model, settings: Settings, params: Mapping[str, Any]) -
 
 
 def counts(model: Model, settings: Settings) -> Counts:
-    """Return what an image costs: every AR step is one backbone call of all its branches.
+    """Return what an image costs: every AR step is one backbone call of its branches.
 
     With an accelerator some calls are cheap ones, and have fewer branches.
     """
-    rows = settings.ar_steps * settings.branches
+    rows = settings.rows
     if settings.accelerator != "none":
         rows = model.family.rows(model, settings)
     return Counts(

@@ -9,7 +9,15 @@ import numpy as np
 from driftar_jax.config import nearest, wrong
 from driftar_jax.heads import early_stop
 from driftar_jax.hosts.base import Model
-from driftar_jax.hosts.schedules import GUIDANCE_SCHEDULES, NFE_SCHEDULES, head_steps
+from driftar_jax.hosts.schedules import (
+    CHEAP_HEAD,
+    EVERYWHERE,
+    GUIDANCE_SCHEDULES,
+    NFE_SCHEDULES,
+    full_steps,
+    guided_steps,
+    head_steps,
+)
 
 LOOKAHEAD_DELTA = 0.02
 # Why a host has no next token to guess, by the order of its tokens.
@@ -89,6 +97,8 @@ class Settings:
         runs the conditional branch alone.
       guidance_schedule: `constant`, `linear` (rises over masked AR steps and images in a row, falls
         over tokens in raster order) or `rising` (the same).
+      guidance_interval: `a,b`, the share of the AR steps in which guidance acts: step k where
+        `a <= k / T < b`; in the others unconditional rows are not run. Of hosts of any order.
       spacing: of the diffusion head's steps: `even` from 0 to 999 as published, `trimmed` from 0 to
         950, which is the better one for heads trained for minutes. A single step is always trimmed:
         the published rule would keep timestep 0, which denoises nothing.
@@ -112,6 +122,11 @@ class Settings:
       order: in which a grid is revealed (`hosts/orders.py`), of hosts of any order.
       stop: tau_g of the published early stop of drafting; 0 never stops, `early_stop.TRAINED` takes
         the checkpoint's statistics.
+      draft_steps: AR steps that a draft model (`Model.drafter`) makes before the model checks them
+        (CSpD); 0 leaves it aside.
+      draft_prefill: share of the AR steps that the model makes alone at first.
+      draft_tau: what the test divides distances by, in standard deviations of the last reverse
+        step.
     """
 
     method: str
@@ -137,6 +152,10 @@ class Settings:
     bound: str = "entropy"
     accelerator: str = "none"
     order: str = "random"
+    guidance_interval: str = EVERYWHERE
+    draft_steps: int = 0
+    draft_prefill: float = 0.05
+    draft_tau: float = 42.0
 
     def check(self, model: Model) -> None:
         """Raise ValueError (field, value, allowed) where this model cannot sample so."""
@@ -166,6 +185,7 @@ class Settings:
             raise wrong("temperature", self.temperature, "a number above 0")
         self._check_drafts(model)
         self._check_lookahead(model)
+        self._check_drafter(model)
 
     def _check_trained_guidance(self, model: Model) -> None:
         if model.decoder is None or not model.decoder.guidance:
@@ -202,6 +222,28 @@ class Settings:
         bounds = BOUNDS if model.prior is not None else BOUNDS[:2]
         if self.bound not in bounds:
             raise wrong("bound", self.bound, f"{' | '.join(bounds)} (of this head)")
+
+    def _check_drafter(self, model: Model) -> None:
+        if not self.draft_steps:
+            return
+        if model.drafter is None:
+            raise wrong("draft_steps", self.draft_steps, "0 without a draft model")
+        if self.method != "own":
+            why = "own with a draft model: its test reads the reverse steps of a diffusion head"
+            raise wrong("method", self.method, why)
+        for name, none in (("gamma", 0), ("accelerator", "none"), ("nfe_schedule", "constant")):
+            if getattr(self, name) != none:
+                raise wrong(name, getattr(self, name), f"{none} with a draft model")
+        if self.ar_steps < 2:
+            raise wrong("ar_steps", self.ar_steps, "at least 2 with a draft model")
+        if self.draft_steps < 0:
+            raise wrong("draft_steps", self.draft_steps, "a whole number from 0")
+        # The last step at least is drafted, else there is nothing to check.
+        most = (self.ar_steps - 1) / self.ar_steps
+        if not 0 <= self.draft_prefill < most:
+            raise wrong("draft_prefill", self.draft_prefill, f"0 to below {most:g}")
+        if not 0 < self.draft_tau < math.inf:
+            raise wrong("draft_tau", self.draft_tau, "a number above 0")
 
     def changed(self, **changes) -> "Settings":
         """Return these settings with the given fields changed; None leaves a field as it is.
@@ -245,7 +287,7 @@ class Settings:
     @property
     def plainly(self) -> "Settings":
         """Return these settings for plain decoding; equal ones share a compiled program."""
-        return dataclasses.replace(self, gamma=0, lookahead=0)
+        return dataclasses.replace(self, gamma=0, lookahead=0, draft_steps=0)
 
     @property
     def guided(self) -> bool:
@@ -261,6 +303,17 @@ class Settings:
         return 1 + self.guided + (self.guidance_image > 1)
 
     @property
+    def guided_steps(self) -> tuple[int, int]:
+        """Return the AR steps in which guidance acts, from the first up to before the second."""
+        return guided_steps(self.ar_steps, self.guidance_interval)
+
+    @property
+    def rows(self) -> int:
+        """Count the backbone rows of an image in plain decoding, all AR steps together."""
+        begin, end = self.guided_steps
+        return self.ar_steps * (self.branches - self.guided) + self.guided * (end - begin)
+
+    @property
     def evaluations(self) -> int | float:
         """Count the head evaluations per AR step; their mean where they change."""
         mean = sum(self.head_steps) / self.ar_steps
@@ -269,13 +322,17 @@ class Settings:
     @property
     def head_steps(self) -> tuple[int, ...]:
         """Count the head evaluations of each AR step."""
+        if self.method == "own" and self.accelerator == "recap":
+            cheap = max(1, int(CHEAP_HEAD * self.nfe))
+            return tuple(self.nfe if full else cheap for full in full_steps(self.ar_steps))
         if self.method == "own":
             return head_steps(self.nfe, self.nfe_last, self.ar_steps, self.nfe_schedule)
         return (1 if self.method == "drift" else 0,) * self.ar_steps
 
 
 # What every model reads; more with an own head, by the order of its host; more by that order
-# alone; more with a draft head. `check` refuses `gamma` and `lookahead` with reasons of their own.
+# alone; more with a draft head, or a draft model. `check` refuses `gamma` and `lookahead` with
+# reasons of their own.
 _ALWAYS = {
     "gamma",
     "lookahead",
@@ -291,8 +348,9 @@ _OWN = {
     "grid": {"nfe", "nfe_schedule", "nfe_last", "drift_scale"},
     "raster": {"nfe", "shift", "corrected", "normalise", "guidance_image"},
 }
-_BY_ORDER = {"raster": {"delta", "bound"}, "any": {"accelerator", "order"}}
+_BY_ORDER = {"raster": {"delta", "bound"}, "any": {"accelerator", "order", "guidance_interval"}}
 _DRAFTS = {"rule", "delta", "stop"}
+_DRAFTER = {"draft_steps", "draft_prefill", "draft_tau"}
 
 
 def read_by(model: Model) -> set[str]:
@@ -300,6 +358,7 @@ def read_by(model: Model) -> set[str]:
     read = _ALWAYS | _BY_ORDER.get(model.family.order, set())
     if model.head is not None:
         read = read | _OWN[model.family.order]
+    read = read | (_DRAFTER if model.drafter is not None else set())
     return read | (_DRAFTS if model.draft is not None else set())
 
 

@@ -29,6 +29,8 @@ def check(model: Model, settings: Settings) -> None:
         return
     if model.family.order == "grid":
         raise wrong("trace", True, "false: this host makes whole grids, nothing grows")
+    if settings.draft_steps:
+        raise wrong("trace", True, "false with a draft model: some of its tokens are replaced")
     why = f"false with gamma {settings.gamma}: drafts are taken back, --lookahead is traced"
     raise wrong("trace", True, why)
 
@@ -145,4 +147,4 @@ def timed(make: Callable[[], Any], fresh: bool) -> Grown:
 
 def can(model: Model, settings: Settings) -> bool:
     """Say whether pictures made so can be traced."""
-    return model.family.order != "grid" and not settings.drafts
+    return model.family.order != "grid" and not (settings.drafts or settings.draft_steps)

@@ -8,6 +8,7 @@ import chex
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 import driftar_jax
 
@@ -20,7 +21,7 @@ def test_rows_and_operations_are_counted_without_weights(call):
     # Keys of random weights are made, and no model.
     assert done.status == 0 and done.compiled <= 2, done.stderr
     names = [line.split("|")[1].strip() for line in done.stdout.splitlines()[2:]]
-    assert names == ["none", "condition_cache", "token_cache", "lazymar"]
+    assert names == ["none", "condition_cache", "token_cache", "lazymar", "recap"]
     other = call("benchmark", "--config=configs/transdiff_base.py:tiny", "--count")
     assert other.status == 2 and "count: got True, allowed false for this host" in other.stderr
 
@@ -74,6 +75,44 @@ def test_caches_and_orders_by_the_command(call, workdirs, tmp_path):
         done = call("sample", f"--workdir={workdirs.own}", f"--out={out}", "--num=2", *words)
         assert done.status == 0, done.stderr
         counts = json.loads((out / "counts.json").read_text())
-        assert counts["backbone_calls"] == 3
+        assert counts["per_image"]["backbone_calls"] == 3
     wrong = call("sample", f"--workdir={workdirs.own}", f"--out={tmp_path / 'x'}", "--order=no")
     assert wrong.status == 2 and "order: got 'no', allowed random" in wrong.stderr
+
+
+def test_two_models_are_counted_without_weights(call):
+    words = "--config=mar_base:tiny", "--draft_config=mar_base:tiny", "--random_weights"
+    done = call("benchmark", *words, "--count", "--draft_steps=2", "--ar_steps=4")
+    assert done.status == 0 and done.compiled <= 4, done.stderr
+    rows = [[cell.strip() for cell in line.split("|")[1:4]] for line in done.stdout.splitlines()]
+    assert rows[2:4] == [["target alone, 4 AR steps", "4", "0"], ["2 AR steps drafted", "3", "3"]]
+    wrong = call("benchmark", words[0], "--draft_config=mar_bass", "--count")
+    assert wrong.status == 2 and "draft_config: got 'mar_bass', allowed FILE.py" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_two_models_by_the_command(call, workdirs, tmp_path):
+    out, asked = tmp_path / "out", (f"--workdir={workdirs.own}", "--num=3", "--ar_steps=3")
+    drafts = f"--draft_workdir={workdirs.own}", "--draft_steps=1", "--guidance=2"
+    assert call("sample", *asked, *drafts, f"--out={out}").status == 0
+    found = json.loads((out / "counts.json").read_text())
+    cost = found["per_image"]
+    assert (cost["backbone_calls"], cost["draft_calls"], cost["backbone_rows"]) == (3, 2, 6)
+    assert found["speculation"]["accepted_share"] == 1.0
+    # The draft model is the target, and every AR step is checked.
+    alone = tmp_path / "alone"
+    assert call("sample", *asked, "--guidance=2", f"--out={alone}").status == 0
+    both = [np.asarray(Image.open(f / "grid.png"), int) for f in (out, alone)]
+    assert np.abs(both[0] - both[1]).max() <= 1
+    for words, line in (
+        (drafts[:1] + ("--gamma=1",), "gamma: got 1, allowed 0"),
+        (drafts[:1] + ("--trace",), "trace: got True, allowed false with a draft model"),
+        (
+            (f"--draft_workdir={workdirs.drift}",),
+            "draft_workdir: got 'drift', allowed with a draft",
+        ),
+        (("--draft_steps=2",), "draft_steps: got 2, allowed 0"),
+    ):
+        wrong = call("sample", *asked, *words, f"--out={tmp_path / 'wrong'}")
+        assert wrong.status == 2 and line in wrong.stderr, wrong.stderr
+        assert wrong.stderr.count("\n") == 1

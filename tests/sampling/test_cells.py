@@ -37,6 +37,10 @@ OTHER = {
     "bound": "constant",
     "accelerator": "lazymar",
     "order": "halton",
+    "guidance_interval": "0.5,1",
+    "draft_steps": 3,
+    "draft_prefill": 0.3,
+    "draft_tau": 7.0,
 }
 
 
