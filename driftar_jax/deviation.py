@@ -15,6 +15,7 @@ from absl import flags
 
 from driftar_jax import config
 from driftar_jax.cli import program as cli
+from driftar_jax.storage.pages import write_page
 
 _WORKDIR = flags.DEFINE_list("workdir", None, "Drift-AR runs, one per training seed.")
 _BASELINE = flags.DEFINE_list("baseline", None, "Runs of the own head, paired with --workdir.")
@@ -54,6 +55,9 @@ def main(_) -> None:
         held, labels = pipeline.all_images(open_data(drifts[0].config, "test"))
         if not 1 <= _CONTEXTS.value <= len(held):
             raise config.wrong("contexts", _CONTEXTS.value, f"1 to {len(held)} (the test split)")
+        if _CONTEXTS.value * _TOKENS.value < deviation.BINS:
+            allowed = f"at least {deviation.BINS} tokens in all contexts together"
+            raise config.wrong("contexts", _CONTEXTS.value, allowed)
         chosen = np.random.default_rng(0).permutation(len(held))[: _CONTEXTS.value]
         out.mkdir(parents=True, exist_ok=True)
     cases = contexts.of_generation(
@@ -76,7 +80,7 @@ def main(_) -> None:
     write_json(out / "deviation.json", record)
     deviation.picture(out / "deviation.png", pairs)
     text = "\n".join(deviation_table.lines(record))
-    (out / "deviation.md").write_text(text + "\n")
+    write_page(out / "deviation.md", text + "\n")
     print(text)
 
 

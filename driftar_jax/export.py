@@ -21,6 +21,8 @@ from driftar_jax.layers import low_rank
 from driftar_jax.sampling import load
 from driftar_jax.storage import cards, checkpoints, digests, hub, jsons
 from driftar_jax.storage.jsons import read_json
+from driftar_jax.storage.pages import write_page
+from driftar_jax.storage.reasons import reason
 from driftar_jax.training import journal
 from driftar_jax.vae import stored
 
@@ -91,8 +93,9 @@ def main(_) -> None:
         records = journal.read_metrics(held_out) if held_out.exists() else []
         more = dict(begun=begun, held_out=records[-1] if records else None)
         more |= dict(seconds=_seconds(source), report=report, hub=of_hub)
-        text = cards.card(target.name, config, manifest, step, number, **more)
-        (unfinished / hub.CARD).write_text(text, encoding="utf-8")
+        with cli.user_errors():
+            text = _card((target.name, config, manifest, step, number), more)
+        write_page(unfinished / hub.CARD, text)
         if of_hub:
             hub.write(unfinished, params, manifest, step, config)
         else:
@@ -118,6 +121,17 @@ def _report(path: str) -> dict:
     if not isinstance(report, dict) or not isinstance(report.get("rows"), list):
         raise wrong("report", path, "the report.json of evaluate")
     return report
+
+
+def _card(facts: tuple, more: dict) -> str:
+    """The model card; ValueError where the report's figures are none."""
+    try:
+        return cards.card(*facts, **more)
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        if _REPORT.value is None:
+            raise
+        why = f"{type(error).__name__}: {reason(error)}"
+        raise wrong("report", _REPORT.value, f"the report.json of evaluate ({why})") from error
 
 
 def _encoded(name: str) -> str | None:

@@ -125,6 +125,11 @@ def run(main, matmul: str = "tf32") -> None:
             if error.errno not in _OF_DISKS:
                 raise
             fail(_said(error), status=1)
+        except UnicodeEncodeError as error:
+            if error.encoding != sys.getfilesystemencoding() or error.encoding == "utf-8":
+                raise
+            shown = ascii(error.object[error.start : error.end])
+            fail(f"LC_ALL: got {error.encoding}, allowed UTF-8 for names of files with {shown}")
         except (RuntimeError, AssertionError) as error:
             _check_platform()
             if not type(error).__module__.startswith("driftar_jax"):

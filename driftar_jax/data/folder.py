@@ -3,6 +3,7 @@
 import concurrent.futures
 import hashlib
 import os
+from collections.abc import Sequence
 
 from driftar_jax.data import captioned, images, listing
 from driftar_jax.data.sets import FOLDER
@@ -40,7 +41,7 @@ def open_folder(name: str, split: str, *, image_size: int | None, center_crop: b
         beside = _beside(root)
         listed = listing.of("data.name", name, os.path.join(root, "train"), _ENDINGS)
         # Training's: the test part may lack a class, and numbers must not shift.
-        class_names = listed.classes
+        class_names, trained_on = listed.classes, listed.files
         root = os.path.join(root, split)
         if split == "test":
             listed = listing.of("data.name", name, root, _ENDINGS, known=class_names)
@@ -48,8 +49,10 @@ def open_folder(name: str, split: str, *, image_size: int | None, center_crop: b
     else:
         listed = listing.of("data.name", name, root, _ENDINGS)
         class_names, left_out = listed.classes, listed.left_out
+        trained_on = _share(list(listed.files), "train", root)
         rows = _share(list(listed.files), split, root)
-    shape, sizes = _common_shape(name, [path for path, _ in rows], image_size)
+    paths_, first = ([path for path, _ in part] for part in (rows, trained_on))
+    shape, sizes = _common_shape(name, paths_, image_size, first if split == "test" else ())
 
     def read(indices: list[int]):
         return [(decode(rows[i][0]), rows[i][1]) for i in indices]
@@ -102,9 +105,13 @@ def _draw(row: tuple[str, int], root: str) -> bytes:
 
 
 def _common_shape(
-    name: str, pictures: list[str], image_size: int | None
+    name: str, pictures: list[str], image_size: int | None, first: Sequence[str]
 ) -> tuple[tuple[int, int, int], list[tuple[int, int]]]:
-    """Shape of every image, and the different sizes of the pictures."""
+    """Shape of every image, and the different sizes of the pictures.
+
+    `first`: what is trained on. It says whether the set is in colour, and this part follows.
+    """
+    pictures = [*first, *pictures] if pictures else []
 
     def look(path):
         try:
@@ -120,7 +127,8 @@ def _common_shape(
         raise _bad(name, bad)
     if not headers:
         return (image_size or 1, image_size or 1, 3), [(1, 1)]
-    channels = 1 if all(grey for _, _, grey in headers) else 3
+    deciding = headers[: len(first) or None]
+    channels = 1 if all(grey for _, _, grey in deciding) else 3
     sizes = sorted({(height, width) for height, width, _ in headers})
     if image_size is not None:
         return (image_size, image_size, channels), sizes

@@ -1,5 +1,6 @@
 """Classes as people write them: by name or number, with commas in it or in another spelling."""
 
+import os
 import re
 import unicodedata
 from collections.abc import Sequence
@@ -51,8 +52,15 @@ def words(text: str, names: Sequence[str]) -> list[str]:
 
 
 def for_file(number: int, name: str) -> str:
-    """Name a class in a part of a file's name, by number and name: `class3_ankle-boot`."""
+    """Name a class in a part of a file's name, by number and name: `class3_ankle-boot`.
+
+    By its number alone where names of files on this machine cannot hold its letters.
+    """
     safe = re.sub(r"[^\w.+-]+", "-", unicodedata.normalize("NFC", name)).strip("-.")[:_LONGEST]
+    try:
+        os.fsencode(safe)
+    except UnicodeEncodeError:
+        safe = ""
     return f"class{number}" if number < 0 or safe in ("", str(number)) else f"class{number}_{safe}"
 
 

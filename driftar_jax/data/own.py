@@ -178,7 +178,9 @@ def source_of(
         raise wrong("data.split", split, f"{' | '.join(SPLITS)} of {name}")
     labels, class_names = _classes(name, pictures)
     rows = _rows(name, split, pictures, labels)
-    shape, sizes = _shape(name, pictures, rows, image_size)
+    # What is trained on says whether the set is in colour, and its other part follows.
+    first = _rows(name, "train", pictures, labels) if split == "test" else []
+    shape, sizes = _shape(name, pictures, rows, image_size, first)
 
     def read(indices: list[int]):
         chosen = [rows[i] for i in indices]
@@ -280,14 +282,16 @@ def _draw(key: str) -> bytes:
 
 
 def _shape(
-    name: str, pictures: Pictures, rows: list[int], image_size: int | None
+    name: str, pictures: Pictures, rows: list[int], image_size: int | None, first: list[int]
 ) -> tuple[tuple[int, int, int], list[tuple[int, int]]]:
     """Shape of every image, and the different sizes of the pictures that were looked at."""
     # Of a large set pictures from all of it, and few enough to look at.
-    headers = _headers(name, pictures, rows[:: -(-len(rows) // LOOKED_AT)] if rows else [])
+    parts = [part[:: -(-len(part) // LOOKED_AT)] if part else [] for part in (rows, first)]
+    own, before = (_headers(name, pictures, part) for part in parts)
+    headers, deciding = [*before, *own], before or own
     # Of a large set most pictures are unseen, and one in colour among them would lose it.
-    few = len(rows) <= LOOKED_AT
-    channels = 1 if few and headers and all(grey for _, _, grey in headers) else 3
+    few = len(first or rows) <= LOOKED_AT
+    channels = 1 if few and deciding and all(grey for _, _, grey in deciding) else 3
     sizes = sorted({(height, width) for height, width, _ in headers}) or [(1, 1)]
     if image_size is not None:
         return (image_size, image_size, channels), sizes

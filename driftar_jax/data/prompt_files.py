@@ -3,6 +3,7 @@
 import collections
 import dataclasses
 import hashlib
+import os
 import pathlib
 import re
 from typing import Any
@@ -107,6 +108,7 @@ def _check(items: list[Prompt]) -> None:
         # Keys become names of picture files: no separators in them, and none that is hidden.
         if not _NAME.fullmatch(item.key) or item.key.startswith("."):
             raise ValueError(f"prompt {number} is called {item.key[:40]!r}")
+        os.fsencode(item.key)  # a ValueError where such a file cannot be here
         if item.key in keys:
             raise ValueError(f"two prompts are called {item.key!r}")
         keys.add(item.key)

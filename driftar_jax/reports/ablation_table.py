@@ -1,6 +1,5 @@
 """Tables of a sweep from its result files: mean and spread over seeds, differences by seed."""
 
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -10,7 +9,8 @@ from scipy import stats
 
 from driftar_jax.drift.spread import BANDS
 from driftar_jax.reports import tables
-from driftar_jax.storage.jsons import write_json
+from driftar_jax.storage.jsons import read_json, write_json
+from driftar_jax.storage.pages import write_page
 
 # Figures that are lower where an arm is better, in the order of the columns.
 COLUMNS = (("frechet", "distance", 2), ("held_out_energy_score", "energy score, held out", 4))
@@ -28,9 +28,9 @@ def read(folder: str | pathlib.Path) -> list[dict[str, Any]]:
     results = []
     for path in sorted(folder.glob("*.seed*.json")):
         try:
-            record = json.loads(path.read_text())
+            record = read_json("results", path, "a result of ablate")
             key = record["order"], record["seed"]
-        except (ValueError, KeyError, TypeError) as error:
+        except KeyError as error:
             raise ValueError(f"results: got {str(path)!r}, allowed a result of ablate") from error
         results.append((key, record))
     return [record for _, record in sorted(results, key=lambda item: item[0])]
@@ -42,7 +42,7 @@ def write(folder: str | pathlib.Path) -> str:
     rows = summary(read(folder))
     text = "\n".join(lines(rows))
     write_json(folder / "ablation.json", rows)
-    (folder / "ablation.md").write_text(text + "\n")
+    write_page(folder / "ablation.md", text + "\n")
     return text
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from driftar_jax.evaluation import windows
 from driftar_jax.reports import tables
 from driftar_jax.storage.jsons import write_json
+from driftar_jax.storage.pages import write_page
 
 LIMITS = (
     "Deviation: root mean square of a token's difference from plain decoding of the same noise, "
@@ -28,7 +29,7 @@ def write(out: pathlib.Path, record: dict) -> str:
     write_json(out / "lookahead.json", record)
     facts = [f"- {name}: {value}" for name, value in record["facts"].items()]
     text = "\n".join(["# Looking ahead", "", *facts, "", *lines(record), ""])
-    (out / "lookahead.md").write_text(text)
+    write_page(out / "lookahead.md", text)
     return text
 
 

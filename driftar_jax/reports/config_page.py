@@ -1,8 +1,7 @@
 """Writes `docs/config.md`: every field of a config, from the fields themselves."""
 
-import pathlib
-
 from driftar_jax import config
+from driftar_jax.storage.pages import write_page
 
 _HEAD = """# Fields of a config
 
@@ -45,7 +44,7 @@ _TITLES = {
 
 def write(path: str) -> str:
     """Write the page; returns a line for the user."""
-    pathlib.Path(path).write_text(text())
+    write_page(path, text())
     return f"{path}: {len(config.fields())} fields"
 
 

@@ -1,7 +1,6 @@
 """How good pictures of anybody are: the metrics of `evaluate` for a folder or a file of them."""
 
 import dataclasses
-import json
 import os
 import pathlib
 import sys
@@ -15,6 +14,8 @@ from driftar_jax.data import picture_sets
 from driftar_jax.evaluation import frechet, inception_score, judges, manifold, networks, quality
 from driftar_jax.evaluation.kid import kid
 from driftar_jax.reports import tables
+from driftar_jax.storage.jsons import write_json
+from driftar_jax.storage.pages import write_page
 
 METRICS = ("frechet", "kid", "precision_recall", "inception_score")
 _FEWEST = 4  # of the kernel distance
@@ -94,8 +95,8 @@ def measure(
         **_found(features, real, moments, tuple(metrics)),
     }
     text = _markdown(record)
-    (folder / "report.json").write_text(json.dumps(record, indent=1) + "\n")
-    (folder / "report.md").write_text(text)
+    write_json(folder / "report.json", record)
+    write_page(folder / "report.md", text)
     return text
 
 

@@ -15,8 +15,8 @@ NAME is a file `NAME.json` or `NAME.png` or a folder NAME of the results. What i
 to be missing; what no line names comes at the end.
 """
 
+import contextlib
 import functools
-import json
 import pathlib
 import re
 import shutil
@@ -38,6 +38,9 @@ from driftar_jax.reports import (
     verdict,
 )
 from driftar_jax.reports.ablation_table import CONFIDENCE
+from driftar_jax.storage.jsons import read_json
+from driftar_jax.storage.pages import write_page
+from driftar_jax.storage.reasons import reason
 
 NOTES = "page.md"
 _DIRECTIVE = re.compile(r"\{\{(\w+) (\S+)\}\}")
@@ -62,7 +65,7 @@ def write(folders: Sequence[str], out: str) -> str:
             raise wrong("results", str(folder), "folders of result files")
         results |= {path.stem: _read(path) for path in sorted(folder.iterdir()) if _is_result(path)}
     notes = [p for p in (pathlib.Path(folder) / NOTES for folder in folders) if p.exists()]
-    lines = notes[0].read_text().splitlines() if notes else ["# Results", ""]
+    lines = _text(notes[0]).splitlines() if notes else ["# Results", ""]
     # Costs of calls have no place of their own: tables of lookahead show them.
     costs = {name: results.pop(name)[1] for name in list(results) if results[name][0] == "windows"}
     figures = pathlib.Path(out).parent / "figures"
@@ -84,7 +87,8 @@ def write(folders: Sequence[str], out: str) -> str:
             missing += [n for n in names if n not in results]
             if other := [n for n, (of, _) in there.items() if of != "evaluate"]:
                 raise wrong(NOTES, line, f"names of reports of evaluate, {other[0]} is none")
-            filled += verdict.lines({n: record for n, (_, record) in there.items()})
+            with _whole(name):
+                filled += verdict.lines({n: record for n, (_, record) in there.items()})
             continue
         if name not in results:
             missing.append(name)
@@ -93,17 +97,26 @@ def write(folders: Sequence[str], out: str) -> str:
             raise wrong(NOTES, line, f"{results[name][0]} {name}")
         else:
             used.add(name)
-            filled += section(kind, name, results[name][1])
+            with _whole(name):
+                filled += section(kind, name, results[name][1])
     # Sorted, for a set has no order and the page would change from run to run.
     for name in sorted(results.keys() - used):
         kind, record = results[name]
-        filled += ["", f"## {name}", "", *section(kind, name, record)]
+        with _whole(name):
+            filled += ["", f"## {name}", "", *section(kind, name, record)]
     figures.mkdir(parents=True, exist_ok=True)
-    pathlib.Path(out).write_text("\n".join(filled).rstrip() + "\n")
+    write_page(out, "\n".join(filled).rstrip() + "\n")
     for draw in drawing:
         draw()
     words = f"{out}: {len(results) + len(costs)} results"
     return f"{words}, missing: {', '.join(missing)}" if missing else words
+
+
+def _text(path: pathlib.Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise wrong(NOTES, str(path), f"a page in UTF-8 ({reason(error)})") from None
 
 
 def _is_result(path: pathlib.Path) -> bool:
@@ -116,15 +129,25 @@ def _read(path: pathlib.Path) -> tuple[str, Any]:
         return "ablation", ablation_table.read(path)
     if path.suffix == ".png":
         return "picture", path
+    allowed = "a report.json, drafts.json, lookahead.json or deviation.json"
+    record = read_json("results", path, allowed)
     try:
-        record = json.loads(path.read_text())
         # A record says by its own keys which program wrote it; file names are the user's.
         kinds = {"pairs": "deviation", "controls": "drafts", "ahead": "lookahead"}
         kinds |= {"windows": "windows", "rows": "evaluate"}
         return next(kind for key, kind in kinds.items() if key in record), record
-    except (ValueError, TypeError, StopIteration) as error:
-        allowed = "a report.json, drafts.json, lookahead.json or deviation.json"
+    except StopIteration as error:
         raise wrong("results", str(path), allowed) from error
+
+
+@contextlib.contextmanager
+def _whole(name: str):
+    """Turn what a result lacks into a ValueError that names it."""
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError, ValueError) as error:
+        why = f"{type(error).__name__}: {reason(error)}"
+        raise wrong("results", name, f"figures as the program wrote them ({why})") from error
 
 
 def _section(figures: pathlib.Path, drawing: list, costs, kind, name, record) -> list[str]:

@@ -13,6 +13,7 @@ from driftar_jax.evaluation.premise import Premise
 from driftar_jax.reports import in_words, tables
 from driftar_jax.sampling.contexts import Score
 from driftar_jax.storage.jsons import write_json
+from driftar_jax.storage.pages import write_page
 
 # Columns of the quality table: field of the records, heading, digits. A column that was not
 # measured is left out.
@@ -130,7 +131,7 @@ def write(
     ]
     for name, caption in images:
         lines += [f"![{caption}]({name})", "", caption, ""]
-    (out / "report.md").write_text("\n".join(lines))
+    write_page(out / "report.md", "\n".join(lines))
 
 
 def summary(rows: Sequence[Row], real: RealRow) -> list[str]:

@@ -53,6 +53,7 @@ def real(generator: Any, name: str | None, number: int) -> Originals:
         raise wrong("real", name, f"--real=NAME: pictures, for {called} holds latents")
     height, width, channels = inpaint.pixel_shape(generator)
     source = pipeline.load_source(called, "test", image_size=height)
+    pipeline.tell_left_out(source)
     if source.image_shape != (height, width, channels):
         shape = "x".join(map(str, source.image_shape))
         raise wrong("real", f"{called} of {shape}", f"pictures of {height}x{width}x{channels}")

@@ -1,6 +1,5 @@
 """Writes `drafts.json` and `drafts.md`: the tables of `speculation.py` for a reader."""
 
-import json
 import pathlib
 from collections.abc import Sequence
 
@@ -8,7 +7,8 @@ import numpy as np
 
 from driftar_jax.config import wrong
 from driftar_jax.reports import tables
-from driftar_jax.storage.jsons import write_json
+from driftar_jax.storage.jsons import read_json, write_json
+from driftar_jax.storage.pages import write_page
 
 LIMITS = (
     "A round drafts gamma AR steps and lets one backbone call judge them. A call then holds "
@@ -59,7 +59,7 @@ def write(out: pathlib.Path, record: dict, facts: dict[str, str]) -> str:
             "",
         ]
     )
-    (out / "drafts.md").write_text(text)
+    write_page(out / "drafts.md", text)
     return text
 
 
@@ -78,30 +78,31 @@ def join(out: pathlib.Path, reports: Sequence[str]) -> str:
     """
     read = {}
     for folder in map(pathlib.Path, reports):
+        record = read_json("join", folder / "drafts.json", "a report of evaluate_drafts")
         try:
-            record = json.loads((folder / "drafts.json").read_text())
             # Plain rows have no drafts to compare.
             rows = [row for row in record["rows"] if "accepted_groups" in row]
-            facts = record["facts"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            facts = f"{record['facts']['checkpoints']}; {record['facts']['images']}"
+            cells = [(_name(row), _joined_cells(row)) for row in rows]
+        except (LookupError, TypeError, ValueError, AttributeError) as error:
             raise wrong("join", str(folder), "folders of evaluate_drafts") from error
         if folder.name in read:
             raise wrong("join", folder.name, "folders of different names")
-        read[folder.name] = rows, facts
+        read[folder.name] = cells, facts
     head = (
         "method | report | backbone calls per image | accepted share of drafts | "
         "accepted AR steps per call | distance | energy distance to plain"
     ).split(" | ")
-    names = dict.fromkeys(_name(row) for rows, _ in read.values() for row in rows)
+    names = dict.fromkeys(name for cells, _ in read.values() for name, _ in cells)
     lines = []
     for name in names:
-        for report, (rows, _) in read.items():
-            lines += [[name, report, *_joined_cells(row)] for row in rows if _name(row) == name]
-    facts = [f"- {report}: {f['checkpoints']}; {f['images']}" for report, (_, f) in read.items()]
+        for report, (cells, _) in read.items():
+            lines += [[name, report, *row] for called, row in cells if called == name]
+    facts = [f"- {report}: {said}" for report, (_, said) in read.items()]
     title = "# Acceptance of drafts, report by report"
     spread = "Means and standard deviations over checkpoints and sampling seeds."
     text = "\n".join([title, "", *facts, "", spread, "", *tables.lines(head, lines), ""])
-    (out / "joined.md").write_text(text)
+    write_page(out / "joined.md", text)
     return text
 
 

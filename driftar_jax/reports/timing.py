@@ -13,6 +13,7 @@ from driftar_jax.evaluation import benchmark, windows
 from driftar_jax.reports import tables
 from driftar_jax.sampling import generator, load
 from driftar_jax.storage.jsons import write_json
+from driftar_jax.storage.pages import write_page
 from driftar_jax.targets import precision
 from driftar_jax.training import specs
 
@@ -99,7 +100,7 @@ def _write(out: str, title: str, facts: dict, record: dict, table: Sequence[str]
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "benchmark.json", {"facts": facts, **record})
     lines = [f"# {title}", "", *(f"- {name}: {value}" for name, value in facts.items())]
-    (folder / "benchmark.md").write_text("\n".join([*lines, "", *table, ""]))
+    write_page(folder / "benchmark.md", "\n".join([*lines, "", *table, ""]))
 
 
 def _table(records: Sequence[dict]) -> list[str]:

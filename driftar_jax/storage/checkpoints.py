@@ -399,7 +399,7 @@ def read_config(workdir: str | os.PathLike) -> dict:
     """
     path = pathlib.Path(paths.local("workdir", workdir)) / "config.json"
     try:
-        config = json.loads(path.read_text())
+        config = json.loads(path.read_bytes())
         if not isinstance(config, dict):
             raise ValueError(f"{path.name} holds no config")
         return config

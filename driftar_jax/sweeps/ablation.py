@@ -23,7 +23,7 @@ from driftar_jax.evaluation import compare, judges, premise, quality, speed
 from driftar_jax.sampling import batches, contexts, generator, load
 from driftar_jax.sampling.settings import Settings
 from driftar_jax.storage.checkpoints import read_config
-from driftar_jax.storage.jsons import write_json
+from driftar_jax.storage.jsons import read_json, write_json
 from driftar_jax.sweeps.arms import Arm, Sweep, command, settings
 from driftar_jax.training import journal, locks, loop, runs
 
@@ -101,7 +101,9 @@ class Ablation:
         path = self._result_path(arm, seed)
         if not path.exists():
             return
-        then, now = json.loads(path.read_text())["asked"], self._asked(arm)
+        then, now = read_json("results", path, "a result of ablate").get("asked"), self._asked(arm)
+        if not isinstance(then, dict):
+            raise config.wrong("results", str(path), "a result of ablate, or no such file")
         for name in sorted(then.keys() | now.keys()):
             if then.get(name) != now.get(name):
                 allowed = f"{then.get(name)!r} as in {path}; use a new folder, or remove that file"
@@ -320,7 +322,13 @@ def finished(workdir: pathlib.Path, resolved: Any) -> bool:
 def spent(workdir: pathlib.Path) -> float:
     """Return the seconds that training has taken, over all sittings that were not killed."""
     path = workdir / SPENT
-    return json.loads(path.read_text()) if path.exists() else 0.0
+    if not path.exists():
+        return 0.0
+    try:
+        return float(json.loads(path.read_bytes()))
+    except (ValueError, TypeError, RecursionError):
+        allowed = "the seconds that ablate wrote (without the file they count from 0)"
+        raise config.wrong("out", str(path), allowed) from None
 
 
 def last(workdir: pathlib.Path) -> dict[str, float]:

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from driftar_jax import model
+from driftar_jax.config import wrong
 from driftar_jax.data.pixels import to_unit_range
 from driftar_jax.vae import kl, stored
 
@@ -110,10 +111,18 @@ def _unit(x: jax.Array) -> jax.Array:
 def build(
     config: Any, images: model.ImageSpec, space: tuple[Callable, Any] | None
 ) -> AutoencoderTask:
-    """Build the task of a checked config; `space` is `AutoencoderTask.maps` and its parameters."""
+    """Build the task of a checked config; `space` is `AutoencoderTask.maps` and its parameters.
+
+    Raises:
+      ValueError: the pictures are grey; one line.
+    """
     maps, params = (None, None) if space is None else space
+    vae = stored.trained(config.autoencoder, jnp.dtype(config.autoencoder.dtype))
+    if images.image_shape[-1] != vae.image_channels:
+        allowed = f"images of {vae.image_channels} channels for task autoencoder"
+        raise wrong("data.name", config.data.name, allowed)
     return AutoencoderTask(
-        stored.trained(config.autoencoder, jnp.dtype(config.autoencoder.dtype)),
+        vae,
         images,
         kl_weight=config.autoencoder.kl,
         perceptual_weight=config.autoencoder.perceptual,

@@ -27,8 +27,11 @@ def save(_):
 def bug(_):
     raise FileNotFoundError(2, "No such file or directory", "/a/b.png")
 
+def letters(_):
+    open("/caf\xe9")
+
 sys.argv[1:] = ["--compile_cache=off"]
-for main in (full, read_only, later, save, bug):
+for main in (full, read_only, later, save, letters, bug):
     try:
         program.run(main)
     except SystemExit as end:
@@ -41,17 +44,25 @@ driftar_jax: disk: got 'No space left on device', allowed one with room that can
 driftar_jax: file: got '/a/b.png', allowed one that can be read and written (Read-only file system)
 driftar_jax: file: got '/a/b.png', allowed one that can be read and written (Permission denied)
 driftar_jax: checkpoint: got 'no room', allowed room
+driftar_jax: LC_ALL: got ascii, allowed UTF-8 for names of files with '\\xe9'
 """
 
 
 def test_disks_end_programs_in_one_line_and_mistakes_of_ours_do_not():
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True)
+    ascii_alone = {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM],
+        capture_output=True,
+        text=True,
+        env=os.environ | ascii_alone,
+    )
     assert done.stderr == SAID
     assert done.stdout.split("\n") == [
         "full 1",
         "read_only 2",
         "later 1",
         "save 1",
+        "letters 2",
         "a traceback",
         "",
     ]

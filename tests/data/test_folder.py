@@ -65,6 +65,17 @@ def test_grey_sets_have_one_channel_and_mixed_ones_three(tmp_path):
     assert pipeline.load_source(f"folder:{tmp_path}", "train").image_shape == (5, 6, 3)
 
 
+@pytest.mark.parametrize("coloured", ["train", "test"])
+def test_the_held_out_part_has_the_channels_of_what_is_trained_on(tmp_path, coloured):
+    for part in ("train", "test"):
+        (tmp_path / part / "x").mkdir(parents=True)
+        mode = "RGB" if part == coloured else "L"
+        Image.new(mode, (4, 4), 9).save(tmp_path / part / "x" / "1.png")
+    want = 3 if coloured == "train" else 1
+    for part in ("train", "test"):
+        assert pipeline.load_source(f"folder:{tmp_path}", part).image_shape == (4, 4, want)
+
+
 def test_sizes_that_differ_need_an_image_size(pets):
     _write(pets / "dog" / "large.png", (250, 0, 0), size=(40, 30))
     with pytest.raises(ValueError, match=r"data.image_size: got None, .* differ in size, 5x6 to 3"):

@@ -1,5 +1,7 @@
 """Classes by name and number, whatever their names look like."""
 
+import os
+
 import numpy as np
 import pytest
 
@@ -46,6 +48,11 @@ def test_names_with_commas_are_put_together_again():
     assert labels.words("x,ham, eggs,red,1", names) == ["x", "ham,eggs", "red", "1"]
     assert labels.words("green,blue,x", names) == ["green", "blue", "x"]
     assert labels.words("", names) == [] == labels.words(" , ", names)
+
+
+def test_files_say_a_number_where_they_cannot_say_the_class(monkeypatch):
+    monkeypatch.setattr(os, "fsencode", lambda text: text.encode("ascii"))
+    assert labels.for_file(1, "caf\u00e9") == "class1" and labels.for_file(1, "tea") == "class1_tea"
 
 
 def test_files_say_the_class():

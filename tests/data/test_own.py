@@ -387,6 +387,13 @@ def test_without_pyarrow_one_line_says_so(tmp_path, monkeypatch):
         parquet.open_parquet(f"parquet:{tmp_path}", "train", image_size=None, center_crop=True)
 
 
+def test_the_held_out_part_has_the_channels_of_what_is_trained_on(tmp_path):
+    archive(tmp_path / "train.tar", [("1.png", picture((1, 2, 3)))])
+    archive(tmp_path / "test.tar", [("2.png", picture(9, mode="L"))])
+    for part in ("train", "test"):
+        assert pipeline.load_source(f"webdataset:{tmp_path}", part).image_shape == (5, 6, 3)
+
+
 def test_files_that_others_count_and_that_are_not_there_are_said(tmp_path):
     for i in (0, 2):
         table(tmp_path / "t" / f"train-{i:05d}-of-00005-{i}a.parquet", range(4 * i, 4 * i + 4))

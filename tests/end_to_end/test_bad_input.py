@@ -203,6 +203,13 @@ def test_a_checkpoint_that_does_not_fit_its_config_is_named(sample, workdirs, tm
     _refused(sample(f"--workdir={copy}"), "workdir", "config.json")
 
 
+def test_too_few_tokens_for_quarters_are_named(call, workdirs, tmp_path):
+    words = [f"--workdir={workdirs.drift}", f"--baseline={workdirs.own}", f"--out={tmp_path / 'x'}"]
+    done = call("deviation", *words, "--contexts=1", "--tokens=3", "--draws=4")
+    _refused(done, "contexts", "got 1", "at least 4 tokens")
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_folder_with_files_is_not_written_over(call, workdirs, tmp_path):
     (tmp_path / "mine.png").write_text("mine")
     done = call("sample", f"--workdir={workdirs.drift}", f"--out={tmp_path}")

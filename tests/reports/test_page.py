@@ -1,10 +1,12 @@
 """The page of results: every number from a file, every gap named."""
 
 import json
+import pathlib
 
 import pytest
 
-from driftar_jax.reports import page, verdict
+from driftar_jax.reports import ablation_table, page, speculation_report, verdict
+from driftar_jax.sweeps import ablation
 
 ROW = {"ar_steps": 8, "seeds": 3, "accuracy": 0.5, "accuracy_std": 0.01, "frechet_std": 2.0}
 
@@ -64,6 +66,41 @@ def test_a_wrong_line_is_refused(results, tmp_path, notes, complaint):
 def test_a_file_that_is_no_result_is_refused(results, tmp_path):
     (results / "other.json").write_text("[1]")
     with pytest.raises(ValueError, match="other.json"):
+        page.write([str(results)], str(tmp_path / "page.md"))
+
+
+DAMAGED = {
+    '{"rows": [{"method": "own", "frechet": "x"}]}': "results: got 'other', allowed figures",
+    '{"rows": 5}': "results: got 'other', allowed figures as the program wrote them",
+    "[" * 10**5: "nested without end",
+    "<html>": "a web page",
+}
+
+
+@pytest.mark.parametrize("text", DAMAGED, ids=range(len(DAMAGED)))
+def test_damaged_results_are_one_line_in_every_reader(results, tmp_path, text):
+    (results / "other.json").write_text(text)
+    with pytest.raises(ValueError, match=DAMAGED[text]) as error:
+        page.write([str(results)], str(tmp_path / "page.md"))
+    assert "\n" not in str(error.value)
+    (tmp_path / "drafts.json").write_text(text)
+    with pytest.raises(ValueError, match="^join: got .*, allowed "):
+        speculation_report.join(tmp_path, [str(tmp_path)])
+    (tmp_path / "arm.seed0.json").write_text(text)
+    with pytest.raises(ValueError, match="^results: got .*arm.seed0.json.*a result of ablate"):
+        ablation_table.read(tmp_path)
+    (tmp_path / ablation.SPENT).write_text(text)
+    with pytest.raises(ValueError, match="^out: got .*, allowed the seconds that ablate wrote"):
+        ablation.spent(tmp_path)
+
+
+def test_a_page_has_its_letters_on_any_terminal(results, tmp_path, monkeypatch):
+    monkeypatch.setattr(pathlib.Path, "write_text", None)  # asks the terminal which letters it has
+    (results / "page.md").write_bytes("# 日本 ±\n".encode())
+    page.write([str(results)], str(tmp_path / "page.md"))
+    assert "# 日本 ±" in (tmp_path / "page.md").read_text(encoding="utf-8")
+    (results / "page.md").write_bytes(b"\xff")
+    with pytest.raises(ValueError, match="^page.md: got .*, allowed a page in UTF-8"):
         page.write([str(results)], str(tmp_path / "page.md"))
 
 

@@ -47,6 +47,12 @@ def test_the_loss_is_the_sum_of_its_terms_and_reaches_every_parameter():
     assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(grads))
 
 
+def test_grey_pictures_are_named_before_anything_is_compiled():
+    grey = model.ImageSpec((8, 8, 1), ("a", "b"), patch_size=1)
+    with pytest.raises(ValueError, match="^data.name: got .*, allowed images of 3 channels"):
+        autoencoder.build(configured.get_config("tiny"), grey, None)
+
+
 def test_nats_of_a_token_against_drawn_ones():
     """The mean of `log q - log p` over draws of the posterior, in the units of tokens."""
     moments = tiny.normal(0, 2, 1, 1, 6)
