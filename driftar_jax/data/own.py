@@ -248,11 +248,14 @@ def _check_parts(name: str, names: Sequence[str]) -> None:
 
 
 def _left_out(pictures: Pictures, labels: Sequence[int], names: Sequence[str]) -> str:
-    """What is no picture, and the classes that have none."""
+    """What is no picture, the classes that have none, and a part that nobody reads."""
     held = set(labels)
     empty = [word for number, word in enumerate(names) if number not in held]
     words = f"{len(empty)} classes without a picture ({listing.shown(empty)})" if empty else ""
-    return ", ".join(filter(None, (pictures.left_out, words)))
+    # It stands for the test part only where there is none.
+    beside = sum(part == "val" for part in pictures.parts) if "test" in pictures.parts else 0
+    unread = f"{beside} pictures of val beside train and test" if beside else ""
+    return ", ".join(filter(None, (pictures.left_out, words, unread)))
 
 
 def _rows(name: str, split: str, pictures: Pictures, labels: Sequence[int]) -> list[int]:

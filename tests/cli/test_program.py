@@ -4,6 +4,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from driftar_jax.cli import program
 
 PROGRAM = """
@@ -73,3 +75,17 @@ def test_texts_are_what_their_bytes_say_on_any_terminal(monkeypatch):
     monkeypatch.setattr(os, "fsencode", lambda text: text.encode("ascii", "surrogateescape"))
     arrived = "röt".encode().decode("ascii", "surrogateescape")
     assert program._to_text("prompt", arrived) == "röt" and program._to_text("prompt", "a") == "a"
+
+
+@pytest.mark.parametrize("error", [AssertionError(), RuntimeError("Unable to initialize\nx")])
+def test_devices_that_are_not_there_are_one_line(monkeypatch, capsys, error):
+    def devices():
+        raise error
+
+    monkeypatch.setattr(program.jax, "devices", devices)
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    with pytest.raises(SystemExit, match="2"):
+        program._check_platform()
+    line = capsys.readouterr().err
+    assert line.startswith("driftar_jax: JAX_PLATFORMS: got 'cuda', allowed platforms that this")
+    assert line.count("\n") == 1

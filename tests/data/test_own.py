@@ -394,6 +394,15 @@ def test_the_held_out_part_has_the_channels_of_what_is_trained_on(tmp_path):
         assert pipeline.load_source(f"webdataset:{tmp_path}", part).image_shape == (5, 6, 3)
 
 
+def test_a_part_beside_train_and_test_is_counted(tmp_path):
+    for part, first in (("train", 0), ("test", 4), ("val", 8)):
+        archive(tmp_path / f"{part}.tar", numbered(first, 4))
+    for part, reds in (("train", range(4)), ("test", range(4, 8))):
+        found = pipeline.load_source(f"webdataset:{tmp_path}", part)
+        assert values_of(found) == list(reds)
+        assert found.left_out == "4 pictures of val beside train and test"
+
+
 def test_files_that_others_count_and_that_are_not_there_are_said(tmp_path):
     for i in (0, 2):
         table(tmp_path / "t" / f"train-{i:05d}-of-00005-{i}a.parquet", range(4 * i, 4 * i + 4))

@@ -163,6 +163,7 @@ def sample(call, tmp_path):
         (["--temperature=0"], "temperature", "above 0"),
         (["--temperature=inf"], "temperature", "above 0"),
         (["--negative=@words.txt"], "negative", "allowed text"),
+        (["--prompt=@words.txt"], "prompt", "--prompts=words.txt"),
         (["--labels=\udcff"], "labels", "text in UTF-8"),
     ],
 )
