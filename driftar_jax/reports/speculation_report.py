@@ -78,7 +78,7 @@ def join(out: pathlib.Path, reports: Sequence[str]) -> str:
     """
     read = {}
     for folder in map(pathlib.Path, reports):
-        record = read_json("join", folder / "drafts.json", "a report of evaluate_drafts")
+        record = read_json("join", folder / "drafts.json", "folders of evaluate_drafts")
         try:
             # Plain rows have no drafts to compare.
             rows = [row for row in record["rows"] if "accepted_groups" in row]

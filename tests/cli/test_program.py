@@ -30,7 +30,7 @@ def bug(_):
     raise FileNotFoundError(2, "No such file or directory", "/a/b.png")
 
 def letters(_):
-    open("/caf\xe9")
+    open("/caf\\xe9")
 
 sys.argv[1:] = ["--compile_cache=off"]
 for main in (full, read_only, later, save, letters, bug):

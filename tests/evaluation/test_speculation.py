@@ -70,5 +70,5 @@ def test_reports_are_joined_row_by_row(tmp_path):
     assert "| none | 1.00 +- 0.25 | 0.500 +- 0.250 | 1.00" in lines[1]
     with pytest.raises(ValueError, match="^join: got .*allowed folders of different names$"):
         speculation_report.join(tmp_path, [tmp_path / "none"] * 2)
-    with pytest.raises(ValueError, match="^join: got .*allowed folders of evaluate_drafts$"):
+    with pytest.raises(ValueError, match="^join: got .*allowed folders of evaluate_drafts "):
         speculation_report.join(tmp_path, [tmp_path])

@@ -83,15 +83,17 @@ def test_damaged_results_are_one_line_in_every_reader(results, tmp_path, text):
     with pytest.raises(ValueError, match=DAMAGED[text]) as error:
         page.write([str(results)], str(tmp_path / "page.md"))
     assert "\n" not in str(error.value)
-    (tmp_path / "drafts.json").write_text(text)
+    folder = tmp_path / "others"
+    folder.mkdir()
+    (folder / "drafts.json").write_text(text)
     with pytest.raises(ValueError, match="^join: got .*, allowed "):
-        speculation_report.join(tmp_path, [str(tmp_path)])
-    (tmp_path / "arm.seed0.json").write_text(text)
+        speculation_report.join(tmp_path, [str(folder)])
+    (folder / "arm.seed0.json").write_text(text)
     with pytest.raises(ValueError, match="^results: got .*arm.seed0.json.*a result of ablate"):
-        ablation_table.read(tmp_path)
-    (tmp_path / ablation.SPENT).write_text(text)
+        ablation_table.read(folder)
+    (folder / ablation.SPENT).write_text(text)
     with pytest.raises(ValueError, match="^out: got .*, allowed the seconds that ablate wrote"):
-        ablation.spent(tmp_path)
+        ablation.spent(folder)
 
 
 def test_a_page_has_its_letters_on_any_terminal(results, tmp_path, monkeypatch):
