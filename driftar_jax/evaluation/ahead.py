@@ -97,6 +97,35 @@ def deviation(first: Outputs, other: Outputs) -> dict[str, np.ndarray]:
     return {"tokens": off / first.tokens.std(), "levels": levels}
 
 
+def saved(
+    run: Generator, window: int, condition, seed: int, batch_size: int
+) -> dict[str, dict[str, float]]:
+    """Measure one window against plain decoding of the same noise, without times.
+
+    Args:
+      run: a checkpoint whose host makes one token after another.
+      window: of `Settings.lookahead`.
+      condition: of n images, leaves `[n, ...]`.
+      seed: of the images.
+      batch_size: images per call.
+
+    Returns:
+      Calls, tokens per call, their ends and the deviation, with no movement allowed (`exact`) and
+      with the default bound (`bounded`).
+
+    Raises:
+      ValueError: this checkpoint cannot look so far ahead.
+    """
+    plainly, exact, bounded = ways(run, (window,)).values()
+    run.check(bounded)
+    first = make(run, plainly, condition, seed, batch_size)
+    found = {}
+    for name, settings in (("exact", exact), ("bounded", bounded)):
+        made = make(run, settings, condition, seed, batch_size)
+        found[name] = _costs(settings, [made]) | _far([first], [made])
+    return found
+
+
 @dataclasses.dataclass
 class Bench:
     """Measures ways of checkpoints; every result is a plain record.

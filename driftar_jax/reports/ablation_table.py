@@ -144,6 +144,15 @@ _OF_DRAFTS = (
     ("drafts.accepted_groups", "drafts accepted", 2),
     ("drafts.backbone_calls", "backbone calls", 2),
 )
+_OF_AHEAD = (
+    ("ahead_exact.backbone_calls", "calls, exact", 1),
+    ("ahead_bounded.backbone_calls", "calls, bounded", 1),
+    ("ahead_bounded.tokens_per_call", "tokens per call, bounded", 2),
+    ("ahead_bounded.deviation", "deviation, bounded", 4),
+    ("contraction.0.02", "moved by 0.02", 2),
+    ("contraction.0.2", "moved by 0.2", 2),
+    ("contraction.1", "moved by 1", 2),
+)
 _OF_SPEED = (("speed.images_per_s", "images/s", 0), ("speed.ratio", "speed ratio", 2))
 _OTHERS = (
     ("accuracy", "class accuracy", 3),
@@ -157,7 +166,7 @@ _OTHERS = (
 def _table(rows: Sequence[dict[str, Any]]) -> list[str]:
     columns = [
         column
-        for column in (*COLUMNS, *_OF_DRAFTS, *_OF_SPEED, *_OTHERS)
+        for column in (*COLUMNS, *_OF_DRAFTS, *_OF_AHEAD, *_OF_SPEED, *_OTHERS)
         if any(column[0] in row["figures"] for row in rows)
     ]
     head = ["arm", *(heading for _, heading, _ in columns), "seeds", "seconds"]
@@ -184,14 +193,19 @@ _JUDGED = {
     "draft depth": ("drafts.accepted_groups", "share of accepted drafts", 3),
 }
 
+# What is said beside that.
+_BESIDE = {
+    "decoder width": (("speed.ratio", "speed ratio", 2),),
+    "contraction": (("ahead_bounded.tokens_per_call", "tokens per call", 2),),
+}
+
 
 def sentence(row: dict[str, Any]) -> str:
     """Return what a row says beside the arm it is held against, and how sure that is."""
     parts = []
     special = _JUDGED.get(row["question"])
     wanted = [special] if special else [(key, heading, n) for key, heading, n in COLUMNS]
-    if row["question"] == "decoder width":
-        wanted.append(("speed.ratio", "speed ratio", 2))
+    wanted += _BESIDE.get(row["question"], ())
     for key, heading, digits in wanted:
         if (gap := row["differences"].get(key)) is None:
             continue

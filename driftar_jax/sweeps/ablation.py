@@ -19,7 +19,7 @@ import jax
 import numpy as np
 
 from driftar_jax import config
-from driftar_jax.evaluation import compare, judges, premise, quality, speed
+from driftar_jax.evaluation import ahead, compare, judges, premise, quality, speed
 from driftar_jax.sampling import batches, contexts, generator, load
 from driftar_jax.sampling.settings import Settings
 from driftar_jax.storage.checkpoints import read_config
@@ -31,6 +31,8 @@ METRICS = ("precision_recall",)
 BATCH = 128
 # Images of the premise, contexts and draws of the energy score, images of the acceptance.
 PREMISE, CONTEXTS, DRAWS, DRAFTED = 512, 512, 8, 256
+# Images that look ahead, and those whose tokens are moved.
+AHEAD, MOVED = 128, 16
 # What a training log says of the prior; the last value stands.
 LOGGED = ("energy_score", "sigma_mean", "entropy_mean", "entropy_square")
 
@@ -122,6 +124,8 @@ class Ablation:
             "timed": arm.timed,
             "images": self.sweep.images,
         }
+        # Where it is asked for alone: folders of sweeps from before it go on.
+        facts |= {"lookahead": arm.lookahead} if arm.lookahead else {}
         # Through JSON, so that it compares equal to what a result's file holds.
         return json.loads(json.dumps(facts))
 
@@ -232,6 +236,8 @@ class Ablation:
         drafted = loaded.checked(**arm.drafts) if arm.drafts else sampling
         if drafted.drafts:
             figures["drafts"] = self._acceptance(loaded, drafted, labels[:DRAFTED], seed)
+        if arm.lookahead:
+            figures |= self._ahead(loaded, arm.lookahead, labels[:AHEAD], seed)
         if arm.timed:
             figures["speed"] = self._speed(arm, loaded, sampling, seed)
         return figures
@@ -273,6 +279,16 @@ class Ablation:
             **counts,
             **batches.summary(speculation),
         }
+
+    def _ahead(self, loaded, window: int, labels, seed: int) -> dict[str, Any]:
+        """Calls and deviation of looking ahead, and how far moved tokens move the next ones."""
+        saved = ahead.saved(loaded, window, loaded.conditions(labels, seed), seed, BATCH)
+        figures = {f"ahead_{name}": found for name, found in saved.items()}
+        few, settings = loaded.conditions(labels[:MOVED], seed), loaded.settings(gamma=0)
+        if settings.method != "own":  # an own head of many steps has no one map to look at
+            moved = ahead.contraction(loaded, settings, few, seed)
+            figures["contraction"] = {f"{m['move']:g}": m["factor"] for m in moved}
+        return figures
 
     def _speed(self, arm: Arm, loaded, sampling: Settings, seed: int) -> dict[str, Any]:
         """Images per second by turns with the arm it is held against."""
@@ -344,6 +360,8 @@ def line(record: dict[str, Any]) -> str:
         words.append(f"energy score {figures['held_out_energy_score']:.4f}")
     if "drafts" in figures:
         words.append(f"{figures['drafts']['accepted_groups']:.0%} of the drafts accepted")
+    if "ahead_bounded" in figures:
+        words.append(f"{figures['ahead_bounded']['tokens_per_call']:.2f} tokens per call")
     if "speed" in figures:
         words.append(f"{figures['speed']['images_per_s']:.0f} images/s")
     words.append(f"trained in {cost['train_s']:.0f} s, measured in {cost['measure_s']:.0f} s")

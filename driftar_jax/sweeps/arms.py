@@ -30,6 +30,8 @@ class Arm:
       of: the arm whose run is sampled, where this one trains nothing.
       sample: changes of the sampling settings.
       drafts: settings of speculative decoding whose acceptance is measured beside the rest.
+      lookahead: tokens made in one call, for an arm whose calls, deviation and contraction are
+        measured; 0: none are.
       timed: whether seconds per image are measured, by turns with the arm it is held against.
       once: one run, of seed 0, serves all seeds; it is not measured.
       against: the arm it is held against; "": the sweep's reference.
@@ -44,6 +46,7 @@ class Arm:
     of: str = ""
     sample: dict[str, Any] = dataclasses.field(default_factory=dict)
     drafts: dict[str, Any] = dataclasses.field(default_factory=dict)
+    lookahead: int = 0
     timed: bool = False
     once: bool = False
     against: str = ""

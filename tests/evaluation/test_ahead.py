@@ -51,6 +51,26 @@ def test_costs_are_of_all_seeds_and_of_plain_decoding_known():
     assert plain["tokens_per_call"] == 1 and plain["head_evaluations"] == 12
 
 
+def test_one_window_is_held_against_plain_decoding_of_its_noise(monkeypatch):
+    """Exact and bounded, of the same images; a window that does not fit is refused before all."""
+    tokens = np.array([[[1.0, -1.0], [3.0, -3.0]]], np.float32)
+    images, asked, refused = np.zeros((1, 2, 2, 1), np.uint8), [], []
+    run = types.SimpleNamespace(settings=lambda gamma: Settings("drift", 12), check=refused.append)
+
+    def make(_, settings, condition, seed, batch_size):
+        asked.append((settings.lookahead, settings.delta, condition, seed, batch_size))
+        moved = tokens + settings.delta * bool(settings.lookahead)
+        calls = (6 if settings.delta else 12,) if settings.lookahead else ()
+        return _made(moved, images, calls)
+
+    monkeypatch.setattr(ahead, "make", make)
+    found = ahead.saved(run, 4, "labels", 3, 8)
+    assert [a[:2] for a in asked[1:]] == [(4, 0.0), (4, 0.02)] and asked[0][0] == 0
+    assert {a[2:] for a in asked} == {("labels", 3, 8)} and refused[0].lookahead == 4
+    assert (found["exact"]["backbone_calls"], found["exact"]["deviation"]) == (12, 0)
+    assert (found["bounded"]["tokens_per_call"], found["bounded"]["deviation"] > 0) == (2, True)
+
+
 def test_the_arithmetic_of_a_call():
     """By hand: bound by reading at few rows, by products at many; heads count every evaluation."""
     chip = windows.Chip("a chip", 100.0, 1000.0)

@@ -39,6 +39,7 @@ def made(tmp_path):
             for size in ("fashion28_4x4", "tiny")
         ),
         "configs/sweeps/transdiff_small.py:fashion28",
+        "configs/sweeps/context_noise.py:emoji32",
     ],
 )
 def test_every_arm_of_the_repository_is_a_config_that_runs(source):
@@ -48,6 +49,7 @@ def test_every_arm_of_the_repository_is_a_config_that_runs(source):
         assert all(names.index(other) < names.index(arm.name) for other in arm.stands_on)
     grids = {"drift.features_from": "features"}
     needs = grids if "transdiff" in source else {"init_from": "own"}
+    needs = {} if "context_noise" in source else needs  # from the shipped backbone
     assert found.arms[found.reference].needs == needs
 
 
@@ -120,6 +122,21 @@ def test_differences_are_taken_seed_by_seed():
     assert found["mean"] == pytest.approx(1.1)
     assert (found["low"], found["high"]) == pytest.approx((1.1 - half, 1.1 + half))
     assert "+0.85 to +1.35)" in ablation_table.sentence(b)
+
+
+def test_contraction_is_told_by_calls_and_by_what_images_became():
+    def record(arm, order, calls, frechet, against=""):
+        bounded = {"backbone_calls": calls, "tokens_per_call": 64 / calls, "deviation": 0.01}
+        figures = dict(frechet=frechet, ahead_bounded=bounded, contraction={"0.2": 0.5})
+        return _record(arm, 0, order, against, **figures) | {"question": "contraction"}
+
+    records = [record("reference", 0, 32.0, 5.0), record("noise", 1, 16.0, 6.0, "reference")]
+    rows = ablation_table.summary(records)
+    said = ablation_table.sentence(rows[1])
+    assert "distance +1.00 (one seed); tokens per call +2.00 (one seed)" in said
+    head, _, first, second = ablation_table.lines(rows)[2:6]
+    assert "calls, bounded | tokens per call, bounded | deviation, bounded | moved by 0.2" in head
+    assert "| 32.0 | 2.00 | 0.0100 | 0.50 |" in first and "| 16.0 | 4.00 |" in second
 
 
 def test_one_seed_has_no_interval():
