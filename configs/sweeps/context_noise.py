@@ -1,9 +1,9 @@
-r"""Whether contexts with noisy tokens make lookahead settle more: the noise of NextStep-1's training.
+r"""Whether contexts with noisy tokens make lookahead settle more, on NextStep-1.
 
 python -m driftar_jax.ablate --sweep=configs/sweeps/context_noise.py:emoji32 --out=runs/noise
 
-Arms of a seed start from the backbone of the shipped checkpoint, trained without noise, and learn for
-as many steps; tokens of emoji32 spread by 0.44, so that noise 0.5 is a little more than that at most.
+Arms of a seed start from the backbone of the shipped checkpoint, trained without noise, and learn
+for as many steps. Tokens of emoji32 spread by 0.44, so that noise 0.5 is a little more at most.
 """
 
 from configs.sweeps import arms as shared

@@ -6,7 +6,8 @@ begin-of-image mark for k = 0; no position is added to image inputs. Attention i
 sees as many content keys as there are image tokens up to it, and `E` of tokens 0 and 1 is 0.
 """
 
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -239,6 +240,11 @@ class NextStep(nn.Module):
         """Do as `advance`, with inputs `x [B, Q, D]` of `embed` or `embed_image`."""
         hidden, entropy, cache = self.stack.advance(x, cache)
         return Encoding(z=hidden.astype(jnp.float32), entropy=entropy), cache
+
+
+def apart(params: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the backbone's parameters as a loop over its cache reads them (`causal.apart`)."""
+    return {**params, "stack": causal.apart(params["stack"])}
 
 
 # --- sampling ----------------------------------------------------------------------------------

@@ -171,6 +171,24 @@ def test_padding_changes_nothing_but_the_slot(made, whole):
     np.testing.assert_allclose(e[0], whole[1][1, 2:], atol=5e-6)
 
 
+def test_layers_that_lie_apart_are_those_of_the_stack(made, monkeypatch):
+    """Of weights that a CPU's cache does not hold; other stacks stay as they are."""
+    variables, x = made
+    assert causal.apart(variables["params"]) is variables["params"]
+    monkeypatch.setattr(causal, "_APART_BYTES", (0, 2**30))
+    params = causal.apart(variables["params"])
+    assert params.keys() == {"norm", "apart_0", "apart_1", "apart_2"}
+    _, _, begun = _advance(variables, x[:, :4], _cache())
+    whole, loose = (_advance(v, x[:, 4:6], begun) for v in (variables, {"params": params}))
+    for a, b in zip(jax.tree.leaves(whole), jax.tree.leaves(loose), strict=True):
+        np.testing.assert_allclose(a, b, atol=3e-6)
+    monkeypatch.setattr(causal, "_APART_LAYERS", L - 1)
+    assert causal.apart(variables["params"]) is variables["params"]
+    monkeypatch.undo()
+    monkeypatch.setattr(causal, "_APART_BYTES", (0, 8))
+    assert causal.apart(variables["params"]) is variables["params"]
+
+
 def test_gradients_are_finite_and_recomputed_ones_equal(made):
     variables, x = made
 
