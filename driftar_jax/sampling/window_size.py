@@ -22,8 +22,10 @@ from driftar_jax.sampling.settings import Settings
 CANDIDATES = (4, 8, 16, 32)
 # What a window has to win: less is what one measurement differs from the next.
 MARGIN = 0.97
-# Batches of the winner and of plain decoding by turns, before it is believed.
-TURNS = 5
+# Batches of the winner and of plain decoding by turns, before it is believed, and how many of them
+# it has to win. Where a window is 5 % slower and times scatter by 10 %, the median alone is below
+# the margin in 15 % of all cases, with most turns won in 5 %.
+TURNS, WINS = 5, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,4 +125,5 @@ def _holds(plainly, ahead, clock) -> bool:
             jax.block_until_ready(call(_UNSEEN + turn))
             taken.append(clock() - start)
         ratios.append(taken[1] / taken[0])
-    return float(np.median(ratios)) < MARGIN
+    won = sum(ratio < 1 for ratio in ratios)
+    return won >= WINS and float(np.median(ratios)) < MARGIN

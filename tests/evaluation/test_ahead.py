@@ -83,6 +83,25 @@ def test_the_arithmetic_of_a_call():
     assert windows.ratio(size, chip, 16, 8) == pytest.approx(many / few)
 
 
+def test_a_cost_is_of_as_many_calls_as_an_image_can_take(monkeypatch):
+    """With a bound random weights settle a whole window at once, and the prompt counts as a call."""
+    settings, asked = Settings("drift", 12, delta=1.0), []
+    reader = types.SimpleNamespace(trial=lambda model, settings, size: size)
+    subject = types.SimpleNamespace(model="model", params={}, reader=reader)
+
+    def drafted(model, window, settings, *given):
+        asked.append(window)
+        return None, types.SimpleNamespace(batch_calls=6)
+
+    monkeypatch.setattr(windows.drafted, "generate", drafted)
+    monkeypatch.setattr(windows.plain, "generate", lambda *given: None)
+    told = []
+    found = windows.costs(subject, settings, (4, 8), batch_sizes=(2,), rounds=1, tell=told.append)
+    assert {(w.size, w.delta) for w in asked} == {(4, 0.0), (8, 0.0)}
+    assert [(r["window"], r["contexts"]) for r in found] == [(1, 1), (4, 5), (8, 10)]
+    assert len(told) == 3 and all(r["batch_size"] == 2 for r in found)
+
+
 def _row(way, window, tokens, **more):
     row = {
         "run": "small",

@@ -83,6 +83,24 @@ def test_a_window_that_was_lucky_is_not_believed(monkeypatch, later, want):
     assert machine.asked[-2 * window_size.TURNS :] == [0, 8] * window_size.TURNS
 
 
+@pytest.mark.parametrize(
+    ("ahead", "want"),
+    [
+        ((0.9, 0.9, 0.9, 0.9, 1.5), True),
+        ((0.9, 0.9, 0.9, 1.1, 1.1), False),  # the median wins, and nothing is sure
+        ((0.98, 0.98, 0.98, 0.98, 0.5), False),
+    ],
+)
+def test_a_window_wins_most_turns_by_more_than_the_margin(ahead, want):
+    now, seconds = [0.0], iter(ahead)
+
+    def call(took):
+        return lambda seed: now.__setitem__(0, now[0] + took())
+
+    calls = call(lambda: 1.0), call(lambda: next(seconds))
+    assert window_size._holds(*calls, lambda: now[0]) == want
+
+
 @pytest.mark.parametrize(("text", "want"), [(None, 0), ("auto", -1), ("0", 0), ("12", 12)])
 def test_a_flag_is_read(text, want):
     made = SETTINGS.changed(lookahead=sampling_flags.parse_count("lookahead", text))
