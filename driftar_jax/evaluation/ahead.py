@@ -97,7 +97,7 @@ def deviation(first: Outputs, other: Outputs) -> dict[str, np.ndarray]:
     return {"tokens": off / first.tokens.std(), "levels": levels}
 
 
-def saved(
+def against_plain(
     run: Generator, window: int, condition, seed: int, batch_size: int
 ) -> dict[str, dict[str, float]]:
     """Measure one window against plain decoding of the same noise, without times.
@@ -119,11 +119,11 @@ def saved(
     plainly, exact, bounded = ways(run, (window,)).values()
     run.check(bounded)
     first = make(run, plainly, condition, seed, batch_size)
-    found = {}
+    records = {}
     for name, settings in (("exact", exact), ("bounded", bounded)):
-        made = make(run, settings, condition, seed, batch_size)
-        found[name] = _costs(settings, [made]) | _far([first], [made])
-    return found
+        outputs = [make(run, settings, condition, seed, batch_size)]
+        records[name] = _costs(settings, outputs) | _far([first], outputs)
+    return records
 
 
 @dataclasses.dataclass

@@ -282,12 +282,13 @@ class Ablation:
 
     def _ahead(self, loaded, window: int, labels, seed: int) -> dict[str, Any]:
         """Calls and deviation of looking ahead, and how far moved tokens move the next ones."""
-        saved = ahead.saved(loaded, window, loaded.conditions(labels, seed), seed, BATCH)
-        figures = {f"ahead_{name}": found for name, found in saved.items()}
+        condition = loaded.conditions(labels, seed)
+        records = ahead.against_plain(loaded, window, condition, seed, BATCH)
+        figures = {f"ahead_{name}": record for name, record in records.items()}
         few, settings = loaded.conditions(labels[:MOVED], seed), loaded.settings(gamma=0)
         if settings.method != "own":  # an own head of many steps has no one map to look at
-            moved = ahead.contraction(loaded, settings, few, seed)
-            figures["contraction"] = {f"{m['move']:g}": m["factor"] for m in moved}
+            moves = ahead.contraction(loaded, settings, few, seed)
+            figures["contraction"] = {f"{m['move']:g}": m["factor"] for m in moves}
         return figures
 
     def _speed(self, arm: Arm, loaded, sampling: Settings, seed: int) -> dict[str, Any]:

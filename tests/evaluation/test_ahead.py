@@ -54,19 +54,19 @@ def test_costs_are_of_all_seeds_and_of_plain_decoding_known():
 def test_one_window_is_held_against_plain_decoding_of_its_noise(monkeypatch):
     """Exact and bounded, of the same images; a window that does not fit is refused before all."""
     tokens = np.array([[[1.0, -1.0], [3.0, -3.0]]], np.float32)
-    images, asked, refused = np.zeros((1, 2, 2, 1), np.uint8), [], []
-    run = types.SimpleNamespace(settings=lambda gamma: Settings("drift", 12), check=refused.append)
+    images, calls, checked = np.zeros((1, 2, 2, 1), np.uint8), [], []
+    run = types.SimpleNamespace(settings=lambda gamma: Settings("drift", 12), check=checked.append)
 
     def make(_, settings, condition, seed, batch_size):
-        asked.append((settings.lookahead, settings.delta, condition, seed, batch_size))
+        calls.append((settings.lookahead, settings.delta, condition, seed, batch_size))
         moved = tokens + settings.delta * bool(settings.lookahead)
-        calls = (6 if settings.delta else 12,) if settings.lookahead else ()
-        return _made(moved, images, calls)
+        rounds = (6 if settings.delta else 12,) if settings.lookahead else ()
+        return _made(moved, images, rounds)
 
     monkeypatch.setattr(ahead, "make", make)
-    found = ahead.saved(run, 4, "labels", 3, 8)
-    assert [a[:2] for a in asked[1:]] == [(4, 0.0), (4, 0.02)] and asked[0][0] == 0
-    assert {a[2:] for a in asked} == {("labels", 3, 8)} and refused[0].lookahead == 4
+    found = ahead.against_plain(run, 4, "labels", 3, 8)
+    assert [c[:2] for c in calls[1:]] == [(4, 0.0), (4, 0.02)] and calls[0][0] == 0
+    assert {c[2:] for c in calls} == {("labels", 3, 8)} and checked[0].lookahead == 4
     assert (found["exact"]["backbone_calls"], found["exact"]["deviation"]) == (12, 0)
     assert (found["bounded"]["tokens_per_call"], found["bounded"]["deviation"] > 0) == (2, True)
 
@@ -84,22 +84,22 @@ def test_the_arithmetic_of_a_call():
 
 
 def test_a_cost_is_of_as_many_calls_as_an_image_can_take(monkeypatch):
-    """With a bound random weights settle a whole window at once, and the prompt counts as a call."""
-    settings, asked = Settings("drift", 12, delta=1.0), []
+    """With a bound random weights settle all at once, and the prompt weighs like a call."""
+    settings, rules = Settings("drift", 12, delta=1.0), []
     reader = types.SimpleNamespace(trial=lambda model, settings, size: size)
     subject = types.SimpleNamespace(model="model", params={}, reader=reader)
 
-    def drafted(model, window, settings, *given):
-        asked.append(window)
+    def drafted(model, window, settings, *args):
+        rules.append(window)
         return None, types.SimpleNamespace(batch_calls=6)
 
     monkeypatch.setattr(windows.drafted, "generate", drafted)
-    monkeypatch.setattr(windows.plain, "generate", lambda *given: None)
-    told = []
-    found = windows.costs(subject, settings, (4, 8), batch_sizes=(2,), rounds=1, tell=told.append)
-    assert {(w.size, w.delta) for w in asked} == {(4, 0.0), (8, 0.0)}
+    monkeypatch.setattr(windows.plain, "generate", lambda *args: None)
+    lines = []
+    found = windows.costs(subject, settings, (4, 8), batch_sizes=(2,), rounds=1, tell=lines.append)
+    assert {(w.size, w.delta) for w in rules} == {(4, 0.0), (8, 0.0)}
     assert [(r["window"], r["contexts"]) for r in found] == [(1, 1), (4, 5), (8, 10)]
-    assert len(told) == 3 and all(r["batch_size"] == 2 for r in found)
+    assert len(lines) == 3 and all(r["batch_size"] == 2 for r in found)
 
 
 def _row(way, window, tokens, **more):
