@@ -164,7 +164,7 @@ _DATA = {
         str,
         lambda v: bool(v),
         "the name of an image set or folder:PATH",
-        "Image set: a prepared one by name, or folder: webdataset: parquet: latents:PATH.",
+        "Image set: a prepared one by name, or folder: webdataset: parquet: pairs: latents:PATH.",
     ),
     "data.data_dir": place("Folder of prepared and downloaded sets; '' is TFDS_DATA_DIR or ~."),
     "data.image_size": whole(1, "Side of the square images, or of the grid of latents."),

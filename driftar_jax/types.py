@@ -20,6 +20,8 @@ class TextSpec:
       length: most words of a caption; rows are padded on the left to it.
       pad, unknown, end_image, placeholder: ids of special tokens.
       suffix: ids behind every caption: the size of the image and the begin-of-image mark.
+      source: image tokens of the source picture that every caption holds; `length` has room for
+        them and their marks. 0: captions are words alone.
     """
 
     vocab_size: int
@@ -29,6 +31,7 @@ class TextSpec:
     end_image: int
     placeholder: int
     suffix: tuple[int, ...]
+    source: int = 0
 
     @property
     def prompt(self) -> int:
@@ -41,9 +44,19 @@ class TextSpec:
         named = {mark: getattr(self, mark) for mark in ("pad", "end_image", "placeholder")}
         return named | {"begin_image": self.suffix[-1]}
 
+    @property
+    def source_ids(self) -> tuple[int, ...]:
+        """Return the ids of a source picture: its size, and placeholders between its marks.
+
+        It is as large as the image to be made, so its size and first mark are those of `suffix`.
+        """
+        return (*self.suffix, *[self.placeholder] * self.source, self.end_image)
+
     def as_json(self) -> dict:
         """Make a record for a manifest; `from_json` reads it."""
-        return {**dataclasses.asdict(self), "suffix": list(self.suffix)}
+        facts = {**dataclasses.asdict(self), "suffix": list(self.suffix)}
+        # Runs without source pictures keep the record that they always had.
+        return facts if self.source else {k: v for k, v in facts.items() if k != "source"}
 
     @classmethod
     def from_json(cls, facts: Mapping) -> "TextSpec":

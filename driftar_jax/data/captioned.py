@@ -7,7 +7,7 @@ part or in a folder below it, and names relative to where it lies; else `picture
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from driftar_jax.config import wrong
 from driftar_jax.data import listing
@@ -68,34 +68,46 @@ def _tables(root: str, pictures: Sequence[str]) -> list[str]:
 
 def _read_table(name: str, path: str, texts: dict[str, str]) -> None:
     folder = os.path.dirname(path)
-    rows = _json_rows if path.endswith(".jsonl") else _csv_rows
     try:
-        # Spreadsheets put a mark before the first letter, which would become part of a column's
-        # name.
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            for number, row in rows(file):
-                file_name = row.get("file_name")
-                text = next((row[field] for field in _TEXTS if row.get(field)), None)
-                if not isinstance(file_name, str) or not isinstance(text, str):
-                    raise ValueError(f"line {number} has no file_name or no text")
-                picture = os.path.normpath(os.path.join(folder, file_name))
-                if "\0" in text:
-                    raise ValueError(f"line {number} holds zero bytes")
-                if picture in texts:
-                    raise ValueError(f"line {number} names {file_name} a second time")
-                if not os.path.isfile(picture):
-                    raise ValueError(f"line {number} names {file_name}, which is not there")
-                texts[picture] = text.strip()
+        for number, row in table_rows(path):
+            file_name = row.get("file_name")
+            text = next((row[field] for field in _TEXTS if row.get(field)), None)
+            if not isinstance(file_name, str) or not isinstance(text, str):
+                raise ValueError(f"line {number} has no file_name or no text")
+            picture = os.path.normpath(os.path.join(folder, file_name))
+            if "\0" in text:
+                raise ValueError(f"line {number} holds zero bytes")
+            if picture in texts:
+                raise ValueError(f"line {number} names {file_name} a second time")
+            if not os.path.isfile(picture):
+                raise ValueError(f"line {number} names {file_name}, which is not there")
+            texts[picture] = text.strip()
     except (OSError, ValueError, csv.Error) as error:
         why = reason(error)
         allowed = f"lines with file_name and text (or caption) in {path} ({why})"
         raise wrong("data.name", name, allowed) from None
 
 
+def table_rows(path: str) -> Iterator[tuple[int, dict]]:
+    """Read the lines of a `.jsonl` or `.csv` table, each with its number in the file.
+
+    Raises:
+      OSError, ValueError, csv.Error: it cannot be read, or a line is no record.
+    """
+    rows = _json_rows if path.endswith(".jsonl") else _csv_rows
+    # Spreadsheets put a mark before the first letter, which would become part of a column's name.
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        yield from rows(file)
+
+
 def _json_rows(file):
     for number, line in enumerate(file, 1):
         if line.strip():
-            row = jsons.parse(line.encode())
+            try:
+                row = jsons.parse(line.encode())
+            except ValueError:
+                # The parser counts lines within this one.
+                raise ValueError(f"line {number} is no JSON") from None
             if not isinstance(row, dict):
                 raise ValueError(f"line {number} is no JSON object")
             yield number, row

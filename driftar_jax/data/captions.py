@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from driftar_jax.config import wrong
-from driftar_jax.data import prompts, subwords
+from driftar_jax.data import npz, prompts, subwords
 from driftar_jax.data.sets import OWN
 from driftar_jax.storage import jsons
 from driftar_jax.storage.reasons import reason
@@ -138,15 +138,21 @@ def read_tokenizer(folder: str | pathlib.Path, spec: TextSpec) -> Vocabulary:
 
 
 def spec_of(
-    tokenizer: Vocabulary, grid: tuple[int, int], length: int, rows: int | None = None
+    tokenizer: Vocabulary,
+    grid: tuple[int, int],
+    length: int,
+    rows: int | None = None,
+    *,
+    edits: bool = False,
 ) -> TextSpec:
     """Return what a vocabulary, a grid of image tokens and a room for words make of a host.
 
-    `rows` of the embedding, where it has more than the vocabulary has words.
+    `rows` of the embedding, where it has more than the vocabulary has words. With `edits` captions
+    hold a source picture as well, beside as many words.
     """
     marks = {mark: tokenizer.id_of(token) for mark, token in prompts.TOKENS.items()}
     size = tokenizer.encode(f"{prompts.AREA}{grid[0]}*{grid[1]}")
-    return TextSpec(
+    spec = TextSpec(
         vocab_size=len(tokenizer.vocabulary) if rows is None else rows,
         length=length,
         pad=marks["pad"],
@@ -155,7 +161,9 @@ def spec_of(
         end_image=marks["end_image"],
         placeholder=marks["placeholder"],
         suffix=(*size, marks["begin_image"]),
+        source=grid[0] * grid[1] if edits else 0,
     )
+    return dataclasses.replace(spec, length=length + len(spec.source_ids)) if edits else spec
 
 
 def rows(
@@ -175,21 +183,44 @@ def rows(
       ValueError: a caption is empty, has more than `spec.length` words or none that is known.
     """
     longest = spec.prompt + grid[0] * grid[1]
-    prompt = prompts.rows(tokenizer, spec.marks, captions, grid, branches=1, longest=longest)
+    source = None
+    if spec.source:
+        source = grid
+        captions = [placed(caption) for caption in captions]
+    prompt = prompts.rows(
+        tokenizer, spec.marks, captions, grid, branches=1, source=source, longest=longest
+    )
     more = spec.prompt - prompt.ids.shape[1]
     # Padded on the left to the run's own length: all prompts have one shape, and images begin at
     # one slot.
     ids = np.pad(prompt.ids, ((0, 0), (more, 0)), constant_values=spec.pad)
     said = (ids[:, : spec.length] != spec.unknown) & (ids[:, : spec.length] != spec.pad)
-    for caption, known in zip(captions, said.any(axis=1), strict=True):
+    # The ids of a source picture are no words.
+    for caption, known in zip(captions, said.sum(axis=1) > len(_source(spec)), strict=True):
         if not known:
             raise wrong("prompt", caption, "at least one word of the training captions")
     return np.concatenate([prompt.padding[:, None] + more, ids], axis=1, dtype=np.int32)
 
 
+def placed(caption: str) -> str:
+    """Return the text of an edit, which begins with its source picture unless it says where."""
+    return caption if prompts.IMAGE in caption else f"{prompts.IMAGE} {caption}"
+
+
+def _source(spec: TextSpec) -> tuple[int, ...]:
+    return spec.source_ids if spec.source else ()
+
+
 def nothing(spec: TextSpec) -> np.ndarray:
     """Return the row `[1 + P]` int32 of an image without a caption."""
     return np.asarray([spec.length, *[spec.pad] * spec.length, *spec.suffix], np.int32)
+
+
+def source_alone(spec: TextSpec) -> np.ndarray:
+    """Return the row `[1 + P]` int32 of an edit without words, of captions that hold a source."""
+    padding = spec.length - len(spec.source_ids)
+    ids = (*[spec.pad] * padding, *spec.source_ids, *spec.suffix)
+    return np.asarray([padding, *ids], np.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,12 +230,15 @@ class Book:
     Attributes:
       tokenizer, spec, grid: as for `rows`.
       by_class: texts of each class, none of them empty.
+      sources: uint8 `[K, H, W, C]`, the source picture of each text of the only class, where the
+        texts are edits; None: they are not.
     """
 
     tokenizer: Vocabulary
     spec: TextSpec
     grid: tuple[int, int]
     by_class: tuple[tuple[str, ...], ...]
+    sources: np.ndarray | None = None
 
     def known_words(self) -> list[str] | None:
         """List the captions' words, the frequent first; None where pieces of words are read."""
@@ -226,13 +260,32 @@ class Book:
             for label, u in zip(np.asarray(labels).tolist(), draws, strict=True)
         ]
 
+    def sources_of(self, captions: Sequence[str]) -> np.ndarray | None:
+        """Return the source pictures `[n, H, W, C]` of edits of the book; None if one is not in it.
+
+        A text that several pictures share stands for each of them in turn, "" for any.
+        """
+        if self.sources is None:
+            return None
+        places: dict[str, list[int]] = {"": [0]}
+        for place, text in enumerate(text for texts in self.by_class for text in texts):
+            places.setdefault(text, []).append(place)
+        if not places.keys() >= set(captions):
+            return None
+        turns = collections.Counter()
+        chosen = []
+        for text in captions:
+            chosen.append(places[text][turns[text] % len(places[text])])
+            turns[text] += 1
+        return self.sources[chosen]
+
     def unknown(self, captions: Sequence[str]) -> list[str]:
         """List the words that the vocabulary does not have, each once; pieces of words know them
         all.
         """
         if not isinstance(self.tokenizer, WordTokenizer):
             return []
-        words = dict.fromkeys(word for text in captions for word in _words(text.lower()))
+        words = dict.fromkeys(w for text in captions for w in _words(_said(text).lower()))
         return [word for word in words if self.tokenizer.encode(word) == [self.tokenizer.unknown]]
 
     def rows(self, captions: Sequence[str]) -> np.ndarray:
@@ -250,6 +303,8 @@ class Book:
 
 # Captions by class, beside `tokenizer.json`.
 FILE = "captions.json"
+# And the source pictures of edits, in their order.
+SOURCES = "sources.npz"
 
 
 def by_class(
@@ -273,10 +328,28 @@ def read_book(folder: str | pathlib.Path, spec: TextSpec, grid: tuple[int, int])
         texts = jsons.parse(path.read_bytes())
         if not isinstance(texts, list) or not all(map(_captions, texts)):
             raise ValueError("no list of captions for each class")
-        return Book(tokenizer, spec, grid, tuple(map(tuple, texts)))
     except (OSError, ValueError) as error:
         why = reason(error)
         raise wrong(FILE, str(path), f"the file that the run wrote ({why})") from None
+    count = sum(map(len, texts))
+    sources = _read_sources(path.with_name(SOURCES), count) if spec.source else None
+    return Book(tokenizer, spec, grid, tuple(map(tuple, texts)), sources)
+
+
+def _read_sources(path: pathlib.Path, count: int) -> np.ndarray:
+    try:
+        (sources,) = npz.read(path, ["sources"])
+        if sources.dtype != np.uint8 or sources.ndim != 4 or len(sources) != count:
+            raise ValueError(f"{sources.dtype} {list(sources.shape)} for {count} texts")
+    except Exception as error:  # of whatever kind a damaged archive makes
+        allowed = f"the file that the run wrote ({reason(error)})"
+        raise wrong(SOURCES, str(path), allowed) from None
+    return sources
+
+
+def write_sources(folder: str | pathlib.Path, sources: np.ndarray) -> None:
+    """Write the source pictures `[K, H, W, C]` that `read_book` reads, uint8."""
+    np.savez(pathlib.Path(folder) / SOURCES, sources=sources)
 
 
 def _captions(group) -> bool:
@@ -295,6 +368,7 @@ class Fitted:
 
 def fresh_vocabulary(name: str, captions: Sequence[str]) -> dict:
     """Make a `tokenizer.json` for the captions of a set."""
+    captions = [_said(caption) for caption in captions]
     if name.startswith(OWN):
         return subwords.vocabulary_of(captions, _SPECIAL)
     return vocabulary_of(captions)
@@ -302,7 +376,12 @@ def fresh_vocabulary(name: str, captions: Sequence[str]) -> dict:
 
 def longest_of(tokenizer: Vocabulary, captions: Sequence[str]) -> int:
     """Count the ids of the longest caption."""
-    return max(len(tokenizer.encode(caption)) for caption in captions)
+    return max(len(tokenizer.encode(_said(caption))) for caption in captions)
+
+
+def _said(caption: str) -> str:
+    """Return the words of a caption, without the mark of its source picture."""
+    return caption.replace(prompts.IMAGE, " ")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -332,6 +411,8 @@ def fit(
     grid: tuple[int, int],
     length: int,
     inherited: Inherited | None = None,
+    *,
+    edits: bool = False,
 ) -> Fitted:
     """Return vocabulary and rows of a training split.
 
@@ -341,6 +422,7 @@ def fit(
       grid: rows and columns of image tokens.
       length: most words of a caption.
       inherited: vocabulary to use; None: one is made of the captions.
+      edits: the captions are those of source pictures.
 
     Raises:
       ValueError: the set has no captions, or one that is empty or too long.
@@ -355,5 +437,5 @@ def fit(
     longest = longest_of(tokenizer, captions)
     if longest > length:
         raise wrong("text.length", length, f"at least {longest} (words of the longest caption)")
-    spec = spec_of(tokenizer, grid, length, inherited and inherited.rows)
+    spec = spec_of(tokenizer, grid, length, inherited and inherited.rows, edits=edits)
     return Fitted(file, spec, rows(tokenizer, spec, captions, grid))

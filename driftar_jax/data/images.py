@@ -6,6 +6,7 @@ import os
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from driftar_jax.config import wrong
 from driftar_jax.storage import stand_ins
 
 _ORIENTATION = 0x0112
@@ -77,6 +78,23 @@ def decode(
     if size is not None and picture.size != (size, size):
         picture = crop_to(picture, size) if center_crop else _squeeze_to(picture, size)
     return np.asarray(picture, np.uint8).reshape(picture.height, picture.width, channels)
+
+
+def fitted(image: np.ndarray, *, channels: int, size: int) -> np.ndarray:
+    """Return the middle square of uint8 `[h, w, 1 or 3]` as `[size, size, channels]`, by `crop_to`.
+
+    Raises:
+      ValueError: it is no such array.
+    """
+    image = np.asarray(image)
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (1, 3) or not image.size:
+        got = f"{image.dtype} {list(image.shape)}"
+        raise wrong("image", got, "uint8 of height, width and 1 or 3 channels")
+    picture = Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+    picture = _to_channels(picture, channels, 255)
+    if picture.size != (size, size):
+        picture = crop_to(picture, size)
+    return np.asarray(picture, np.uint8).reshape(size, size, channels)
 
 
 def _read(file, use):

@@ -162,13 +162,19 @@ def _part(relative: str) -> str:
 
 
 def source_of(
-    name: str, split: str, pictures: Pictures, *, image_size: int | None, center_crop: bool
+    name: str,
+    split: str,
+    pictures: Pictures,
+    *,
+    image_size: int | None,
+    center_crop: bool,
+    channels: int | None = None,
 ) -> ImageSource:
     """Open one split of the pictures as an `ImageSource`.
 
     `test` is the set's own test part, else its validation part, else a fixed tenth of each class
     that depends on keys alone. Sets of up to `LOOKED_AT` pictures are grey if all of them are;
-    larger ones are read in colour.
+    larger ones are read in colour. `channels` says it in their place.
 
     Raises:
       ValueError: the set has no such split, pictures of several sizes while `image_size` is None,
@@ -181,6 +187,7 @@ def source_of(
     # What is trained on says whether the set is in colour, and its other part follows.
     first = _rows(name, "train", pictures, labels) if split == "test" else []
     shape, sizes = _shape(name, pictures, rows, image_size, first)
+    shape = (*shape[:2], channels or shape[2])
 
     def read(indices: list[int]):
         chosen = [rows[i] for i in indices]

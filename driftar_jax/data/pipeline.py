@@ -10,12 +10,13 @@ from typing import Any
 import jax
 import numpy as np
 
-from driftar_jax.data import folder, latents, parquet, prepared, sets, webdataset
+from driftar_jax.data import folder, latents, pairs, parquet, prepared, sets, webdataset
 from driftar_jax.data.source import READ_THREADS, ImageSource
 from driftar_jax.storage import paths
 
 _END = 2**62  # positions are endless for every practical purpose
 _SEEDS = 2**63
+_PIXELS = ("image", "source")  # of a batch; a mirrored edit is one of the mirrored source
 
 
 def load_source(
@@ -31,8 +32,8 @@ def load_source(
     Args:
       name: `digits8`, `fashion28`, `emoji32` (embedded), any TFDS set `name[/config][:version]`
         that lies prepared, `folder:PATH` with `class/picture.png`, `webdataset:PATH` with tar
-        files, `parquet:PATH` with tables of Hugging Face, or `latents:PATH` written by `encode`
-        (then a `LatentSource` comes back).
+        files, `parquet:PATH` with tables of Hugging Face, `pairs:PATH` with a table of edits, or
+        `latents:PATH` written by `encode` (then a `LatentSource` comes back).
       split: `train`, `test`, or what else the set has (`validation`, `train[:10%]` with TFDS).
       data_dir: where TFDS sets lie; None for `TFDS_DATA_DIR`, else `~/tensorflow_datasets`.
       image_size: side of the square images; None keeps the set's own size.
@@ -60,6 +61,7 @@ def load_source(
     for kind, open_set in (
         (sets.WEBDATASET, webdataset.open_webdataset),
         (sets.PARQUET, parquet.open_parquet),
+        (sets.PAIRS, pairs.open_pairs),
     ):
         if name.startswith(kind):
             return open_set(name, split, image_size=image_size, center_crop=center_crop)
@@ -77,7 +79,7 @@ class Batches:
     """Endless iterator of `{"image": uint8 [B/P, H, W, C], "label": int32 [B/P]}`.
 
     A set of latents gives `"moments": float32 [B/P, 2, h, w, 2c]` in place of the images; with rows
-    of text there is `"text": int32 [B/P, T]` as well.
+    of text there is `"text": int32 [B/P, T]` as well, and with pairs `"source"`, as `"image"`.
 
     Global batch `n` covers positions `n B .. (n + 1) B - 1` of an endless sequence, one
     permutation of the set per epoch; epochs follow each other without a gap, so a batch may span
@@ -228,9 +230,10 @@ class Batches:
         indices = self._indices(positions)
         batch = self.source.batch(indices)
         if self.flip:
-            mirrored, image = self._flips(first, self.local_batch_size), batch["image"]
+            mirrored = self._flips(first, self.local_batch_size)
             # `batch` returns new arrays, so that the set itself is not mirrored.
-            image[mirrored] = image[mirrored, :, ::-1]
+            for image in (batch[name] for name in _PIXELS if name in batch):
+                image[mirrored] = image[mirrored, :, ::-1]
         return {**batch, **self._text(indices)}
 
     def _read_image(self, local: int) -> dict[str, np.ndarray]:
@@ -239,7 +242,7 @@ class Batches:
         index = int(self._indices(np.array([position]))[0])
         item = self.source[index]
         if self.flip and self._flips(position, 1)[0]:
-            item["image"] = item["image"][:, ::-1]
+            item |= {name: item[name][:, ::-1] for name in _PIXELS if name in item}
         return {**item, "label": np.int32(item["label"]), **self._text(index)}
 
     def _text(self, indices) -> dict[str, np.ndarray]:

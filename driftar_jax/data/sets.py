@@ -2,8 +2,10 @@
 
 LATENTS = "latents:"
 FOLDER, WEBDATASET, PARQUET = "folder:", "webdataset:", "parquet:"
+# A source picture, what is to be done to it, and the picture that comes of it.
+PAIRS = "pairs:"
 # Pictures of one's own.
-OWN = (FOLDER, WEBDATASET, PARQUET)
+OWN = (FOLDER, WEBDATASET, PARQUET, PAIRS)
 # What a converted checkpoint says of its data: latents, but no set of them.
 CONVERTED = "latents"
 

@@ -72,6 +72,8 @@ def read(drift: str, own: str | None, vae: str | None = None) -> Pair:
         # it.
         first.check(first.settings())
         raise wrong("workdir", drift, "a run trained here: classes, or captions of its own words")
+    if first.model.images.edits:
+        raise wrong("workdir", drift, "a run without source pictures (edits are drawn by sample)")
     for other in others:
         if other.model.head is None:
             raise wrong("baseline", own, "a run of task host: the own head")

@@ -16,6 +16,8 @@ from driftar_jax.features.classifier import SmallClassifier
 from driftar_jax.sampling import conditions, generator, inpaint, load
 from driftar_jax.storage.checkpoints import read_config
 
+_NO_SOURCES = "without source pictures (edits are drawn by sample)"
+
 
 @dataclasses.dataclass(frozen=True)
 class Judge:
@@ -36,6 +38,8 @@ class Judge:
     def check(self, measured: Iterable[generator.Generator]) -> None:
         """Refuse checkpoints that make other images; raises ValueError."""
         for loaded in measured:
+            if loaded.model.images.edits:
+                raise wrong("workdir", "a run on pairs", f"runs {_NO_SOURCES}")
             if inpaint.pixel_shape(loaded) != self.image_shape:
                 raise wrong("judge", self.workdir, "a classifier of the same images")
 
@@ -60,6 +64,8 @@ def open_subject(workdir: str, task: str, flag: str) -> generator.Generator:
     loaded = load.load(workdir)
     if loaded.config.task != task:
         raise wrong(flag, workdir, f"a run of task {task}, not {loaded.config.task}")
+    if loaded.model.images.edits:
+        raise wrong(flag, workdir, f"a run {_NO_SOURCES}")
     return loaded
 
 

@@ -30,6 +30,11 @@ class ImageSpec:
         return len(self.class_names)
 
     @property
+    def edits(self) -> bool:
+        """Say whether every image is made of a source picture, beside a caption."""
+        return self.text is not None and self.text.source > 0
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Return rows and columns of tokens."""
         return self.image_shape[0] // self.patch_size, self.image_shape[1] // self.patch_size

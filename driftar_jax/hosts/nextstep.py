@@ -315,6 +315,7 @@ def training_losses(
     padding: jax.Array | None = None,
     chosen: jax.Array | None = None,
     read: jax.Array | None = None,
+    before: jax.Array | None = None,
     project: bool = True,
     floor: float = 0.0,
     weights: tuple[float, float] = (0.01, 1.0),
@@ -332,6 +333,9 @@ def training_losses(
       padding: `[B]` integer, leading positions that hold nothing.
       chosen: `[B, K]` int32, numbers of the tokens that the head is trained on; None: all, K = M.
       read: `[B, M, C]`, the image tokens as the backbone reads them; None: clean, as published.
+        With `before`, those of all images of a row in their order.
+      before: `[B]` int32, image tokens of a row that stand before those of `tokens`: a source
+        image, which the head is not trained on. None: 0.
       project: whether conditions pass through `image_out_projector`, as they do in sampling. The
         Aug 2025 program trains without (`False`, with `floor=flow_token.MASK_FLOOR`); the released
         training code with.
@@ -362,7 +366,8 @@ def training_losses(
     held = ids == host.placeholder
     # The slots of the placeholders, in order, come first; a stable sort keeps them so.
     order = jnp.argsort(~held, axis=1, stable=True)
-    order = jnp.take_along_axis(order, chosen, axis=1)
+    place = chosen if before is None else chosen + before[:, None]
+    order = jnp.take_along_axis(order, place, axis=1)
     there = jnp.take_along_axis(held, order, axis=1)
     # The hidden state that predicts a token stands in the slot before it. A placeholder in slot 0
     # has none and is clamped; a sequence begins with text.

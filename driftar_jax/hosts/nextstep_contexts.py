@@ -9,6 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from driftar_jax.data import captions
+from driftar_jax.data.patches import patchify
+from driftar_jax.data.pixels import to_unit_range
 from driftar_jax.hosts import nextstep, nextstep_host
 from driftar_jax.hosts.causal_contexts import CausalContexts
 from driftar_jax.hosts.contexts import Rows, by_image
@@ -43,11 +46,31 @@ class CaptionContexts(CausalContexts):
         padding, ids = batch["text"][:, 0], batch["text"][:, 1:]
         words = jnp.arange(ids.shape[1]) < self.text.length
         words = words[None] & (jnp.arange(ids.shape[1])[None] >= padding[:, None])
+        if self.text.source:
+            words &= ~self._of_source(ids)
         # Some words are hidden, or `[UNK]` would never be trained and mean nothing to a new prompt.
         hidden = jax.random.bernoulli(key_unknown, jnp.float32(self.unknown), ids.shape)
         ids = jnp.where(words & hidden, self.text.unknown, ids)
         dropped = jax.random.bernoulli(key_drop, jnp.float32(self.drop), padding.shape)
-        return self._without_caption({"ids": ids, "padding": padding, "dropped": dropped})
+        rows = {"ids": ids, "padding": padding, "dropped": dropped}
+        if self.text.source:
+            rows = self._without_words(jax.random.fold_in(key_drop, 1), rows)
+            pixels = to_unit_range(batch["source"])
+            rows["source"] = patchify(pixels, self.model.images.patch_size)
+        return self._without_caption(rows)
+
+    def _of_source(self, ids) -> jax.Array:
+        """Return which `[B, P]` belong to the source image of a prompt, its size and its marks."""
+        first = jnp.argmax(ids == self.text.placeholder, axis=1) - len(self.text.suffix)
+        place = jnp.arange(ids.shape[1])[None] - first[:, None]
+        return (place >= 0) & (place < len(self.text.source_ids))
+
+    def _without_words(self, key, rows):
+        """Return rows of which a share has a source image alone, which guidance asks for."""
+        alone = jnp.asarray(captions.source_alone(self.text))
+        wordless = jax.random.bernoulli(key, jnp.float32(self.drop), rows["padding"].shape)
+        ids = jnp.where(wordless[:, None], alone[None, 1:], rows["ids"])
+        return rows | {"ids": ids, "padding": jnp.where(wordless, alone[0], rows["padding"])}
 
     def _without_caption(self, rows):
         """Return rows whose `dropped [B]` images have no caption."""
@@ -88,7 +111,8 @@ class CaptionContexts(CausalContexts):
         """See `Contexts.encode`; this host drops nothing out."""
         ids, padding = rows["ids"], rows["padding"]
         tokens = rows.get("read", rows["tokens"])
-        return nextstep_host.encodings(self.model, params, ids, padding, tokens)
+        source = rows.get("source")
+        return nextstep_host.encodings(self.model, params, ids, padding, tokens, source)
 
     def read(self, params, encoding) -> Encoding:
         """Return the encoding through the host's projector."""
@@ -109,9 +133,13 @@ class CaptionContexts(CausalContexts):
     def _words(self, rows) -> jax.Array:
         """Return how many positions the text loss counts: prompts without their padding.
 
-        All ids but the first follow one of them, and so does the end of the image.
+        All ids but the first follow one of them, and so does the end of the image. Tokens of source
+        images are no words.
         """
-        return jnp.sum(rows["ids"].shape[1] - rows["padding"]).astype(jnp.float32)
+        count = jnp.sum(rows["ids"].shape[1] - rows["padding"])
+        if self.text.source:
+            count -= jnp.sum(rows["ids"] == self.text.placeholder)
+        return count.astype(jnp.float32)
 
     def own_terms(self, params, rows, totals, key):
         """See `Contexts.own_terms`: flow matching and a little text loss, as published."""
@@ -121,6 +149,11 @@ class CaptionContexts(CausalContexts):
         # the last token.
         end = jnp.full((len(ids), 1), self.text.end_image, ids.dtype)
         noise, u = by_image(rows["noise"]), by_image(rows["u"])
+        read, before = rows.get("read"), None
+        if self.text.source:
+            edited = (ids == self.text.placeholder).any(axis=1)
+            shown = tokens if read is None else read
+            read, before = nextstep_host.with_sources(edited, rows["source"], shown)
         losses = nextstep.training_losses(
             self.model.host,
             self.model.head,
@@ -131,7 +164,8 @@ class CaptionContexts(CausalContexts):
             u.reshape(-1),
             padding=rows["padding"],
             chosen=rows["positions"],
-            read=rows.get("read"),
+            read=read,
+            before=before,
             weights=LOSS_WEIGHTS,
         )
         # A mean over words of the whole batch, also where these rows are a part of it.

@@ -25,6 +25,29 @@ from driftar_jax.layers.causal import Cache
 from driftar_jax.types import Encoding, Prompt
 
 
+def with_sources(
+    held: jax.Array, sources: jax.Array | None, tokens: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Put source images before the images to be made, in the rows whose prompts hold one.
+
+    Args:
+      held: `[B]` bool, rows with the placeholders of a source image in their prompt.
+      sources: `[B, M, C]`; None: there are none.
+      tokens: `[B, N, C]` of the images to be made.
+
+    Returns:
+      Tokens in the order of a row's placeholders, `[B, M + N, C]`, and `[B]` int32, how many of
+      them stand before the image. Rows without a source have theirs behind, where none is read.
+    """
+    if sources is None:
+        return tokens, jnp.zeros(len(tokens), jnp.int32)
+    before, behind = (
+        jnp.concatenate(pair, axis=1) for pair in ((sources, tokens), (tokens, sources))
+    )
+    count = jnp.where(held, sources.shape[1], 0).astype(jnp.int32)
+    return jnp.where(held[:, None, None], before, behind), count
+
+
 def _branches(model: Model, settings: Any, condition: Any):
     """Return `ids [m * B, P]`, `padding [m * B]` and sources, branch after branch."""
     if isinstance(condition, Prompt):
@@ -45,24 +68,34 @@ def _branches(model: Model, settings: Any, condition: Any):
     return rows[:, 1:], rows[:, 0], None
 
 
-def encodings(model: Model, params: Mapping[str, Any], ids, padding, tokens) -> Encoding:
+def encodings(
+    model: Model, params: Mapping[str, Any], ids, padding, tokens, sources=None
+) -> Encoding:
     """Encode all tokens of known images in one call.
 
     Args:
       model, params: of a run.
       ids: `[B, P]` int32 prompts, `padding [B]`.
       tokens: `[B, N, C]`.
+      sources: `[B, M, C]` tokens of source images at the placeholders of `ids`; None: none.
 
     Returns:
       `z [B, N, D]`, the hidden states before the tokens, and `E [B, N]`.
     """
     # The last token is in no context.
     held = jnp.full((ids.shape[0], tokens.shape[1] - 1), model.host.placeholder, ids.dtype)
+    read, content = tokens[:, :-1], None
+    if sources is not None:
+        edited = (ids == model.host.placeholder).any(axis=1)
+        read, _ = with_sources(edited, sources, read)
+        # A source image is part of the prompt, whose keys do not count in the entropy.
+        content = jnp.concatenate([jnp.zeros(ids.shape, bool), jnp.ones(held.shape, bool)], axis=1)
     encoding = model.host.apply(
         {"params": params["host"]},
         jnp.concatenate([ids, held], axis=1),
-        tokens[:, :-1],
+        read,
         padding=padding,
+        content=content,
     )
     # From the begin-of-image mark on: its hidden state is the encoding of token 0.
     return jax.tree.map(lambda a: a[:, ids.shape[1] - 1 :], encoding)
@@ -448,8 +481,9 @@ class NextStepFamily:
 
     def known_encoding(self, model: Model, params, tokens, known, condition) -> Encoding:
         """See `Family.known_encoding`."""
-        rows = condition.rows[:, 0] if isinstance(condition, Prompt) else condition
-        encoding = encodings(model, params, rows[:, 1:], rows[:, 0], tokens)
+        asked = condition if isinstance(condition, Prompt) else Prompt(condition[:, None])
+        rows = asked.rows[:, 0]
+        encoding = encodings(model, params, rows[:, 1:], rows[:, 0], tokens, asked.sources)
         return projected(model.host, params["host"], encoding)
 
     def has_token_entropy(self, model: Model) -> bool:

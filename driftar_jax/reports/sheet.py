@@ -47,6 +47,8 @@ def real(generator: Any, name: str | None, number: int) -> Originals:
     Raises:
       ValueError: no set of that name, or one of other pictures or classes.
     """
+    if generator.model.images.edits:
+        raise wrong("sheet", True, "false for a run on pairs (held-out edits are drawn without it)")
     trained = generator.manifest.get("pictures", generator.config.data.name)
     called = trained if name is None else name
     if sets.is_latents(called):

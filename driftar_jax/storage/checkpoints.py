@@ -3,7 +3,7 @@
 Layout of a workdir:
 
   config.json             resolved config of the run
-  tokenizer.json, captions.json   of hosts that read text
+  tokenizer.json, captions.json   of hosts that read text; sources.npz, of edits
   checkpoints/STEP/params, ema, train, manifest, position, digests.json
   damaged/STEP            what `set_aside` moved away
   run.lock                of the process that writes (`locks.py`)

@@ -18,7 +18,7 @@ from driftar_jax.storage.jsons import write_json
 
 DIGESTS = "digests.json"
 # Files of the workdir that what is read means something else without.
-BESIDE = ("tokenizer.json", "captions.json")
+BESIDE = ("tokenizer.json", "captions.json", "sources.npz")
 _BESIDE = "workdir"
 # What a training run's step holds; others hold fewer trees, and some of other names.
 _OF_TRAINING = ("params", "ema", "train", "manifest", "position")

@@ -5,7 +5,7 @@ A folder of `export --layout=hub` holds
   model.safetensors       the averaged parameters, `host.encoder.layer_0.kernel`
   config.json             resolved config of the run
   manifest.json           what sampling needs beside them: classes, sizes, step
-  tokenizer.json, captions.json   of hosts that read text
+  tokenizer.json, captions.json   of hosts that read text; sources.npz, of edits
   README.md               the model card
 
 and is read wherever a workdir is; `hf://OWNER/NAME[@REVISION]` names such a folder on the hub. What
@@ -26,7 +26,7 @@ from driftar_jax.storage.jsons import read_json, write_json
 from driftar_jax.storage.reasons import reason
 
 WEIGHTS, MANIFEST, CARD = *paths.RELEASED, "README.md"
-FILES = (WEIGHTS, MANIFEST, CARD, "config.json", "tokenizer.json", "captions.json")
+FILES = (WEIGHTS, MANIFEST, CARD, "config.json", "tokenizer.json", "captions.json", "sources.npz")
 _NAME = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(@(?P<revision>[\w./-]+))?")
 
 

@@ -201,6 +201,8 @@ def _batch(settings: Any, images: model.ImageSpec) -> dict[str, jax.ShapeDtypeSt
         batch["image"] = jax.ShapeDtypeStruct((size, h, w, c), jnp.uint8)
     if images.text is not None:
         batch["text"] = jax.ShapeDtypeStruct((size, 1 + images.text.prompt), jnp.int32)
+        if images.edits:
+            batch["source"] = batch["image"]
     return batch
 
 

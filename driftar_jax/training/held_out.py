@@ -78,6 +78,7 @@ class HeldOut:
       labels: `[n]` classes.
       subjects: `[n]` of what `Generator.sample` takes: classes or captions.
       judge: None where none is given.
+      sources: uint8 `[n, H, W, C]`, what the captions of edits are about; None: they are not.
     """
 
     split: str
@@ -85,6 +86,7 @@ class HeldOut:
     labels: np.ndarray
     subjects: list
     judge: Judge | None
+    sources: np.ndarray | None = None
 
     def measure(self, loaded: Generator) -> dict[str, Any]:
         """Sample twice for every picture, with the same noise at every step of a run.
@@ -95,7 +97,9 @@ class HeldOut:
         """
         # An image's noise follows its place in the list, so the halves are two draws of the same
         # conditions. The seed never changes: what moves the curve is the model alone.
-        images = loaded.sample([*self.subjects, *self.subjects], seed=0).images
+        sources = () if self.sources is None else [*self.sources, *self.sources]
+        subjects = [*self.subjects, *self.subjects]
+        images = loaded.sample(subjects, seed=0, sources=sources).images
         first, second = np.split(images, 2)
         figures = {
             "split": self.split,
@@ -134,7 +138,9 @@ def open_held_out(settings: Any, images: ImageSpec) -> HeldOut | None:
     subjects = labels.tolist()
     if images.text is not None:
         subjects = [source.captions[i] for i in chosen]
-    return HeldOut(source.split, real, labels, subjects, _judge(judge, images) if judge else None)
+    sources = source.originals.gather(chosen)[0] if images.edits else None
+    judge = _judge(judge, images) if judge else None
+    return HeldOut(source.split, real, labels, subjects, judge, sources)
 
 
 def _judge(workdir: str, images: ImageSpec) -> Judge:

@@ -22,6 +22,7 @@ from driftar_jax.vae import reconstruction, stored
 
 GRID_IMAGES = 64
 HELD_OUT_IMAGES = 512  # whose reconstruction is measured on the way
+STORED_SOURCES = 256  # pictures that stand beside the captions of a run on edits
 HELD_OUT_CONTEXTS, HELD_OUT_DRAWS = 256, 8  # images whose unknown tokens are drawn on the way
 
 VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
@@ -256,6 +257,10 @@ def _draw_curves(workdir: pathlib.Path) -> None:
 
 def _write_text(folder: pathlib.Path, settings: Any, source, fitted: captions.Fitted) -> None:
     """`tokenizer.json`, and the captions of images that no model was trained on, by class."""
+    if fitted.spec.source:
+        _write_edits(folder, settings, source)
+        jsons.write_json(folder / prompts.FILE, fitted.tokenizer)
+        return
     try:
         held_out = _by_class(pipeline.open_data(settings, "test"))
     except ValueError:  # the set has no other part
@@ -265,6 +270,15 @@ def _write_text(folder: pathlib.Path, settings: Any, source, fitted: captions.Fi
         held_out = [own or texts for own, texts in zip(held_out, of_training, strict=True)]
     jsons.write_json(folder / captions.FILE, held_out)
     jsons.write_json(folder / prompts.FILE, fitted.tokenizer)
+
+
+def _write_edits(folder: pathlib.Path, settings: Any, source) -> None:
+    """Texts of edits that no model was trained on, and their source pictures."""
+    with contextlib.suppress(ValueError):  # the set has no other part
+        source = pipeline.open_data(settings, "test")
+    few = np.arange(min(len(source), STORED_SOURCES))
+    captions.write_sources(folder, source.originals.gather(few)[0])
+    jsons.write_json(folder / captions.FILE, [source.captions[: len(few)]])
 
 
 def _by_class(source) -> tuple[tuple[str, ...], ...]:

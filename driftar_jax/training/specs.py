@@ -6,7 +6,7 @@ A checkpoint has its spec in its manifest; that one is read where checkpoints ar
 import pathlib
 from typing import Any
 
-from driftar_jax.config import CONVERTED
+from driftar_jax.config import CONVERTED, wrong
 from driftar_jax.data import captions, sets
 from driftar_jax.data.pipeline import open_data
 from driftar_jax.model import ImageSpec
@@ -55,14 +55,19 @@ def fit_text(settings: Any, source: Any) -> captions.Fitted | None:
     bound to it.
 
     Raises:
-      ValueError: the set has no captions, or too long ones.
+      ValueError: the set has no captions, or too long ones; or source pictures, which nobody reads.
     """
+    edits = getattr(source, "originals", None) is not None
     if "text" not in settings:
+        if edits:
+            allowed = "a set without source pictures: of the hosts, nextstep alone learns edits"
+            raise wrong("data.name", settings.data.name, allowed)
         return None
     side = settings.data.image_size // settings.data.patch_size
     texts = getattr(source, "captions", None)
     grid, length = (side, side), settings.text.length
-    return captions.fit(settings.data.name, texts, grid, length, _inherited(settings.init_from))
+    inherited = _inherited(settings.init_from)
+    return captions.fit(settings.data.name, texts, grid, length, inherited, edits=edits)
 
 
 def _inherited(init_from: str) -> captions.Inherited | None:

@@ -1,0 +1,134 @@
+"""Edits of one's own: tables of source, text and target, and what stands in a batch."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from driftar_jax.data import pipeline
+
+WORDS = ("make it darker", "<image> turned to blue")
+
+
+def write(folder, *, count=10, size=8, edits=2, table="metadata.jsonl"):
+    """Write `count` source pictures with `edits` edits each; returns the lines."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for i in range(count):
+        Image.new("RGB", (size, size), (20 * i, 200, 10)).save(folder / f"{i}.png")
+        for k in range(edits):
+            Image.new("RGB", (size, size), (20 * i, k, 10)).save(folder / f"{i}_{k}.png")
+            line = {"source": f"{i}.png", "text": WORDS[k % 2], "target": f"{i}_{k}.png"}
+            lines.append(line)
+    (folder / table).write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return lines
+
+
+def opened(folder, split="train", **options):
+    return pipeline.load_source(f"pairs:{folder}", split, **options)
+
+
+def test_sources_and_targets_stand_beside_each_other(tmp_path):
+    write(tmp_path)
+    parts = [opened(tmp_path, split) for split in ("train", "test")]
+    assert [len(part) for part in parts] == [18, 2]
+    seen = []
+    for part in parts:
+        assert part.image_shape == (8, 8, 3) and part.num_classes == 1
+        for i, text in enumerate(part.captions):
+            item = part[i]
+            # Both bear the number of the source in red, and the target says the edit in green.
+            assert item["image"][0, 0, 0] == item["source"][0, 0, 0]
+            assert item["source"][0, 0, 1] == 200 and text == WORDS[item["image"][0, 0, 1]]
+        seen.append({part[i]["source"][0, 0, 0] for i in range(len(part))})
+    assert not seen[0] & seen[1]  # no picture is in both parts
+
+
+@pytest.mark.parametrize("flip", [False, True])
+def test_batches_go_on_where_they_were(tmp_path, flip, monkeypatch):
+    write(tmp_path, edits=1)
+    for i in range(10):  # what is mirrored can be told
+        for name in (f"{i}.png", f"{i}_0.png"):
+            made = np.zeros((8, 8, 3), np.uint8)
+            made[:, :4] = 25 * i + 1
+            Image.fromarray(made).save(tmp_path / name)
+    each = []
+    for limit in (pipeline.ImageSource.__init__.__globals__["MEMORY_LIMIT"], 0):
+        monkeypatch.setitem(pipeline.ImageSource.__init__.__globals__, "MEMORY_LIMIT", limit)
+        with pipeline.Batches(opened(tmp_path), batch_size=4, seed=3, flip=flip) as batches:
+            some = [next(batches) for _ in range(3)]
+            state = batches.state()
+            after = next(batches)
+        with pipeline.Batches(opened(tmp_path), batch_size=4, seed=3, flip=flip) as again:
+            again.restore(state)
+            np.testing.assert_array_equal(next(again)["source"], after["source"])
+        each.append(np.concatenate([batch["source"] for batch in some]))
+        for batch in some:
+            np.testing.assert_array_equal(batch["source"], batch["image"])
+    np.testing.assert_array_equal(*each)  # kept in memory or read from the disk
+    assert flip == bool((each[0][:, 0, -1] > 0).any())
+
+
+def test_parts_commas_other_names_and_a_grey_source(tmp_path):
+    write(tmp_path / "train", count=2)
+    write(tmp_path / "test", count=1, edits=1)
+    (tmp_path / "test" / "metadata.jsonl").unlink()
+    Image.new("L", (8, 8), 7).save(tmp_path / "test" / "0.png")
+    table = 'source_file_name,instruction,target_file_name\n0.png,"red, please",0_0.png\n'
+    (tmp_path / "test" / "metadata.csv").write_text(table)
+    train, test = (opened(tmp_path, split) for split in ("train", "test"))
+    assert (len(train), len(test)) == (4, 1) and test.captions == ["red, please"]
+    assert test[0]["source"].tolist() == np.full((8, 8, 3), 7).tolist()
+
+
+def test_of_one_source_edits_are_held_out(tmp_path):
+    write(tmp_path, count=1)
+    assert [len(opened(tmp_path, split)) for split in ("train", "test")] == [1, 1]
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"target": "none.png"}, "line 3 names none.png, which is not there"),
+        ({"source": ""}, "line 3 has no source"),
+        ({"text": " "}, "line 3 has no text"),
+        ({"target": 4}, "line 3 has no target"),
+        ({"text": "<image> or <image>"}, "line 3 says <image> more than once"),
+        ({"text": "<image>"}, "line 3 has no text beside <image>"),
+        ({"text": "a\0b"}, "line 3 holds zero bytes"),
+        ({"source": "0.png", "target": "0_0.png", "text": WORDS[0]}, "line 3 is there a second"),
+        (None, "line 3"),
+    ],
+)
+def test_a_bad_line_is_named(tmp_path, change, said):
+    lines = write(tmp_path, count=2)
+    rows = [json.dumps(line) for line in lines]
+    rows[2] = '{"source": ' if change is None else json.dumps(lines[2] | change)
+    (tmp_path / "metadata.jsonl").write_text("\n".join(rows))
+    with pytest.raises(ValueError) as error:
+        opened(tmp_path)
+    assert said in str(error.value) and "\n" not in str(error.value)
+    assert str(error.value).startswith("data.name: got 'pairs:")
+
+
+def test_bad_folders_are_one_line(tmp_path):
+    def refused(split="train", **options):
+        with pytest.raises(ValueError) as error:
+            opened(tmp_path, split, **options)
+        assert "\n" not in str(error.value)
+        return str(error.value)
+
+    assert "allowed a folder with metadata.jsonl or metadata.csv" in refused()
+    (tmp_path / "metadata.csv").write_text("source,text,target\n")
+    assert "it has no line" in refused()
+    (tmp_path / "metadata.csv").unlink()
+    write(tmp_path)
+    assert "data.split: got 'val', allowed train | test" in refused("val")
+    (tmp_path / "4_1.png").write_bytes(b"no picture")
+    assert "with bad pictures, mend or remove: 4_1.png" in refused()
+    shutil.copy(tmp_path / "4.png", tmp_path / "4_1.png")
+    Image.new("RGB", (9, 8)).save(tmp_path / "3.png")
+    assert "data.image_size: got None, allowed an int >= 1" in refused()
+    assert opened(tmp_path, image_size=4).image_shape == (4, 4, 3)
