@@ -79,6 +79,9 @@ class Captions:
     def _prompt(self, model: Model, settings: Settings, asked, seed, request: Request) -> Prompt:
         """Return rows of every branch of guidance, and the tokens of the source pictures."""
         asked = [asked] if isinstance(asked, str) else asked
+        if getattr(asked, "ndim", 1) != 1:
+            # Rows alone would not say which pictures they are about.
+            raise wrong("labels", f"shape {asked.shape}", "texts or classes")
         rows, spec = self._rows(model, asked, seed), model.images.text
         sources: Any = list(request.sources)
         if sources:

@@ -170,6 +170,8 @@ def test_requests_that_are_no_edits_are_one_line():
         drawn.conditions(["bird", "bird"], 0, None, Request(sources=[DRAWN[1][0]]))
     with pytest.raises(ValueError, match="image: got 'float32 .*', allowed uint8"):
         drawn.conditions(["bird"], 0, None, Request(sources=[np.zeros((6, 6, 1), np.float32)]))
+    with pytest.raises(ValueError, match="labels: got 'shape .*', allowed texts or classes"):
+        drawn.conditions(FITTED.rows, 0)
     with pytest.raises(ValueError, match="image: got None, allowed a source picture"):
         drawn.conditions(["red bird"], 0)
     fitted = captions.fit("set", ["red fox"], GRID, 4)
