@@ -76,13 +76,13 @@ class Captions:
             return np.tile(captions.nothing(model.images.text), (len(labels), 1))
         return self.book.rows(self.book.drawn(labels, seed))
 
-    def _prompt(self, model: Model, settings: Settings, asked, seed, request: Request) -> Prompt:
+    def _prompt(self, model: Model, settings: Settings, subjects, seed, request: Request) -> Prompt:
         """Return rows of every branch of guidance, and the tokens of the source pictures."""
-        asked = [asked] if isinstance(asked, str) else asked
-        if getattr(asked, "ndim", 1) != 1:
+        subjects = [subjects] if isinstance(subjects, str) else subjects
+        if getattr(subjects, "ndim", 1) != 1:
             # Rows alone would not say which pictures they are about.
-            raise wrong("labels", f"shape {asked.shape}", "texts or classes")
-        rows, spec = self._rows(model, asked, seed), model.images.text
+            raise wrong("labels", f"shape {subjects.shape}", "texts or classes")
+        rows, spec = self._rows(model, subjects, seed), model.images.text
         sources: Any = list(request.sources)
         if sources:
             if len(sources) != len(rows):
@@ -91,7 +91,7 @@ class Captions:
         elif self.book is None:
             sources = np.zeros((len(rows), *model.images.image_shape), np.uint8)
         else:
-            sources = self.book.sources_of(self.texts(asked, seed))
+            sources = self.book.sources_of(self.texts(subjects, seed))
         if sources is None:
             raise wrong("image", None, "a source picture for each text: this run makes edits")
         branches = [rows]
