@@ -60,7 +60,7 @@ def fit_text(settings: Any, source: Any) -> captions.Fitted | None:
     edits = getattr(source, "originals", None) is not None
     if "text" not in settings:
         if edits:
-            allowed = "a set without source pictures: of the hosts, nextstep alone learns edits"
+            allowed = "a set without source pictures: hosts of text alone learn edits"
             raise wrong("data.name", settings.data.name, allowed)
         return None
     side = settings.data.image_size // settings.data.patch_size
