@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from driftar_jax.config import wrong
-from driftar_jax.data import npz, prompts, subwords
+from driftar_jax.data import prompts, subwords
 from driftar_jax.data.sets import OWN
 from driftar_jax.storage import jsons
 from driftar_jax.storage.reasons import reason
@@ -337,6 +337,8 @@ def read_book(folder: str | pathlib.Path, spec: TextSpec, grid: tuple[int, int])
 
 
 def _read_sources(path: pathlib.Path, count: int) -> np.ndarray:
+    from driftar_jax.data import npz  # of edits alone
+
     try:
         (sources,) = npz.read(path, ["sources"])
         if sources.dtype != np.uint8 or sources.ndim != 4 or len(sources) != count:
