@@ -242,7 +242,8 @@ def _counts(value: Any) -> bool:
 def _is_text(value: Any) -> bool:
     """Say whether this is a `TextSpec`, as JSON holds it."""
     fields = {field.name for field in dataclasses.fields(TextSpec)}
-    if not isinstance(value, dict) or value.keys() != fields:
+    # Runs whose captions have no source picture do not say so.
+    if not isinstance(value, dict) or value.keys() | {"source"} != fields:
         return False
     suffix = value["suffix"]
     numbers = [number for name, number in value.items() if name != "suffix"]
