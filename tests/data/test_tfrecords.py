@@ -37,7 +37,8 @@ def as_tfrecord(digits, data_dir, tmp_path_factory):
         with open(str(file).replace("array_record", "tfrecord"), "wb") as out:
             for record in records:
                 head = struct.pack("<Q", len(record))
-                out.write(head + struct.pack("<I", _check(head)) + record + b"\0\0\0\0")
+                out.write(head + struct.pack("<I", _check(head)))
+                out.write(record + struct.pack("<I", tfrecords.masked_check(record)))
         file.unlink()
     return root
 
@@ -79,4 +80,16 @@ def test_a_damaged_file_is_named(as_tfrecord, tmp_path, damage):
         file.write_bytes(data[:-7])
     with pytest.raises(ValueError, match="damaged or missing") as caught:
         pipeline.load_source("digits8:1.0.0", "test", data_dir=tmp_path)
+    assert file.name in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_flipped_bit_of_a_record_is_named(as_tfrecord, tmp_path):
+    """The last byte of a record is its label's, or its picture's: nothing else would see it."""
+    shutil.copytree(as_tfrecord, tmp_path, dirs_exist_ok=True)
+    (file,) = (tmp_path / "digits8" / "1.0.0").glob("*-test.tfrecord-*")
+    data = bytearray(file.read_bytes())
+    data[11 + int.from_bytes(data[:8], "little")] ^= 1
+    file.write_bytes(data)
+    with pytest.raises(ValueError, match="^data.name: got .*fit their checks") as caught:
+        list(pipeline.all_images(pipeline.load_source("digits8:1.0.0", "test", data_dir=tmp_path)))
     assert file.name in str(caught.value) and "\n" not in str(caught.value)
