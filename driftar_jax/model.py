@@ -144,6 +144,17 @@ def looped(model: Model, params: Mapping[str, Any]) -> dict[str, Any]:
     return {**params, "host": stacked.stack(host, loops)}
 
 
+def apart(model: Model, params: Mapping[str, Any]) -> dict[str, Any]:
+    """Take the layers of a causal host apart where calls on one CPU gain by it (`causal.apart`).
+
+    Args:
+      model: modules of a run.
+      params: its groups, arrays as they are stored.
+    """
+    take = getattr(model.host, "apart", None)
+    return {**params, "host": take(params["host"])} if take else dict(params)
+
+
 def shapes(config: Any, images: ImageSpec) -> dict[str, Any]:
     """Return the parameters of a checkpoint by group as `ShapeDtypeStruct`; nothing is run.
 

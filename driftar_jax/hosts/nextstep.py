@@ -241,10 +241,10 @@ class NextStep(nn.Module):
         hidden, entropy, cache = self.stack.advance(x, cache)
         return Encoding(z=hidden.astype(jnp.float32), entropy=entropy), cache
 
-
-def apart(params: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the backbone's parameters as a loop over its cache reads them (`causal.apart`)."""
-    return {**params, "stack": causal.apart(params["stack"])}
+    @staticmethod
+    def apart(params: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the parameters as many short calls on one CPU read them (`causal.apart`)."""
+        return {**params, "stack": causal.apart(params["stack"])}
 
 
 # --- sampling ----------------------------------------------------------------------------------

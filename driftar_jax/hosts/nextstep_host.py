@@ -18,7 +18,7 @@ from driftar_jax.config import blocks, former, of_tasks, real, whole, wrong
 from driftar_jax.data import captions
 from driftar_jax.heads import flow_token, randomness, window
 from driftar_jax.heads.flow_token import FlowTokenHead
-from driftar_jax.hosts import causal_walk, fields, nextstep
+from driftar_jax.hosts import causal_walk, fields
 from driftar_jax.hosts.base import Head, ImageSpec, Model
 from driftar_jax.hosts.nextstep import NextStep, guidance_at, normalise
 from driftar_jax.layers.causal import Cache
@@ -173,11 +173,9 @@ def decode(
         cache = host.empty_cache(ids.shape[1] + num_tokens, padding, ids.shape[1])
         return apply(ids, cache, sources, method="prefill")
 
-    # Made once and not in every call of the loop.
-    in_loop = {"params": nextstep.apart(params)}
     return causal_walk.in_turn(
         begin,
-        functools.partial(host.apply, in_loop, method="advance"),
+        functools.partial(apply, method="advance"),
         make,
         num_tokens=num_tokens,
         branches=branches,
@@ -245,7 +243,6 @@ class NextStepWalk(causal_walk.CausalWalk):
     Attributes:
       module: the backbone.
       params: its parameters.
-      in_loop: them as `nextstep.apart` has them, for the calls of a loop.
       ids: `[branches * B, P]` int32 prompts that end with the begin-of-image mark.
       padding: `[branches * B]` int32.
       sources: `[branches * B, M, C]` tokens of source images; None: none.
@@ -258,7 +255,6 @@ class NextStepWalk(causal_walk.CausalWalk):
 
     module: NextStep
     params: Any
-    in_loop: Any
     ids: jax.Array
     padding: jax.Array
     sources: jax.Array | None = None
@@ -273,7 +269,7 @@ class NextStepWalk(causal_walk.CausalWalk):
     def of(cls, module: NextStep, params, ids, padding, num_tokens, contexts, **rest):
         """Make a walk; prefix and token width follow from the prompts and the module."""
         shape = dict(prefix=ids.shape[1], token_dim=module.token_dim)
-        rest = {"branches": 1, "in_loop": nextstep.apart(params), **rest}
+        rest = {"branches": 1, **rest}
         return cls(
             num_tokens, contexts, module=module, params=params, ids=ids, padding=padding,
             **shape, **rest,
@@ -294,7 +290,7 @@ class NextStepWalk(causal_walk.CausalWalk):
         # out: so the first call has the shape of all others.
         mark = self._apply(self.ids[:, -1:], method="embed")
         x = jnp.where(before_first[..., None], mark, image)
-        return self.module.apply({"params": self.in_loop}, x, memory, method="advance_inputs")
+        return self._apply(x, memory, method="advance_inputs")
 
     def read(self, encoding: Encoding) -> Encoding:
         """Return the encoding through the host's projector, as the heads were trained."""

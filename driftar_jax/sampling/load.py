@@ -202,8 +202,10 @@ def shapes(config: Any, images: ImageSpec) -> Generator:
 
 def _placed(modules: Model, params: Any) -> Any:
     """Return `params` as what this process computes on wants them."""
+    if jax.default_backend() != "cpu":
+        return models.looped(modules, params)
     # On a CPU a loop over blocks would copy their weights in every call.
-    return params if jax.default_backend() == "cpu" else models.looped(modules, params)
+    return models.apart(modules, params) if jax.device_count() == 1 else params
 
 
 def image_spec(manifest: dict) -> ImageSpec:
@@ -409,4 +411,5 @@ def _converted(workdir, config: Any, step, vae, mesh: Mesh | None, dtype: str | 
     images = ImageSpec((side, side, latent), (), patch)
     modules = Model(images, host, hosts.family("nextstep"), head=head)
     to_pixels = pixels.ToPixels(autoencoder, vae_params, tile=1)
+    params = _placed(modules, params)
     return Generator(config, modules, params, step, manifest, to_pixels, reader)

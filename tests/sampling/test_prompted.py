@@ -15,6 +15,7 @@ from words import MARKS, VOCABULARY, Words
 from driftar_jax.conversion import nextstep, nextstep_vae, rules, shards
 from driftar_jax.data import prompts
 from driftar_jax.hosts.nextstep_stored import abstract_params, modules, unstacked
+from driftar_jax.layers import causal
 from driftar_jax.sampling import load
 from driftar_jax.vae import stored
 from driftar_jax.vae.f8 import F8VAE
@@ -122,6 +123,19 @@ def test_an_edit_reads_its_source(loaded):
     other = loaded.sample(captions, sources=[sources[1], sources[1]], **asked)
     np.testing.assert_array_equal(other.images[1], made.images[1])
     assert np.abs(other.images[0].astype(int) - made.images[0]).max() > 3
+
+
+def test_large_layers_lie_apart_once_loaded_and_draw_the_same(loaded, folders, monkeypatch):
+    """Large by the test's own limit. Both the calls of the loop and the prompt's read them."""
+    monkeypatch.setattr(causal, "_APART_BYTES", (0, 2**30))
+    monkeypatch.setattr(prompts, "load_tokenizer", lambda folder, marks: Words())
+    loose = load.load(folders[0], vae=folders[1])
+    assert "layers" in loaded.params["host"]["stack"]
+    assert {"apart_0", "apart_2"} <= loose.params["host"]["stack"].keys() >= {"norm"}
+    whole, apart = (
+        model.sample(["a cat"], seed=3, batch_size=1, **SMALL).images for model in (loaded, loose)
+    )
+    assert np.abs(whole.astype(int) - apart.astype(int)).max() <= 1 and whole.std() > 0
 
 
 @pytest.mark.slow  # test_causal_tasks and test_lookahead hold both roads
