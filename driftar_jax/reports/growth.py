@@ -218,9 +218,9 @@ def _panel(side: Side, names, clock: float, pace: float, span) -> Image.Image:
         for row, line in enumerate(lines[i] if i < len(lines) else ()):
             draw.text((left, top + height + 3 + 14 * row), line, _INK, of_names)
         panel.paste(entropies, (left, top + height + _GAP + below))
-    said = f"below: entropy of the backbone, {span[0]:.2f} (dark, sure) to {span[1]:.2f}"
+    said = f"the backbone's entropy, {span[0]:.2f} (dark, sure) to {span[1]:.2f}"
     if not 0.95 < pace < 1.05:
-        said += f"; plays at {pace:.2g} times the measured pace"
+        said += f"; {pace:.2g} of the measured pace"
     draw.text((0, panel.height - 14), said, _FAINT, small)
     return panel
 

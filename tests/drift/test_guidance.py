@@ -93,6 +93,7 @@ def _made(parts, params, **changes):
     return plain.generate(parts, settings, params, label, index, jnp.uint32(0))
 
 
+@pytest.mark.slow  # of the learned scale alone
 def test_a_learned_scale_costs_no_unconditional_rows():
     parts = _guided_parts()
     params = tiny.params(

@@ -57,6 +57,7 @@ def test_it_is_merged_where_it_is_read(trained):
     assert max(jax.tree.leaves(gap)) > 1e-4
 
 
+@pytest.mark.slow  # test_low_rank merges
 def test_it_is_exported_merged_and_apart(call, trained, workdirs, tmp_path):
     workdir, ema, _ = trained
     want = driftar_jax.load(workdir).sample(np.arange(6), seed=0).images

@@ -71,6 +71,7 @@ def test_it_looks_ahead(runs):
         assert ahead.counts.backbone_calls <= plain.counts.backbone_calls
 
 
+@pytest.mark.slow  # it is trained and sampled in the fast ones
 def test_it_is_evaluated(call, runs, workdirs, tmp_path):
     own, drift = runs
     asked = (f"--workdir={drift}", f"--baseline={own}", f"--judge={workdirs.judge}")

@@ -113,6 +113,7 @@ def test_only_data_is_asked_for(monkeypatch):
         ".safetensors",
         ".json",
         ".md",
+        ".npz",
     }
 
 

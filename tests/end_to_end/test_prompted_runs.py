@@ -37,6 +37,7 @@ def test_a_run_is_sampled_by_prompt(call, trained, tmp_path):
     assert np.asarray(Image.open(out / "grid.png")).std() > 5
 
 
+@pytest.mark.slow  # test_stops has it of MAR
 def test_a_run_that_lost_its_last_checkpoint_ends_in_the_same_bits(call, trained, tmp_path):
     again = pathlib.Path(shutil.copytree(trained, tmp_path / "again"))
     shutil.rmtree(again / "checkpoints" / "2")

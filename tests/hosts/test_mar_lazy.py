@@ -113,7 +113,7 @@ def _sampler(task):
     return model, tiny.params(lambda key: models.init(model, key))
 
 
-@pytest.mark.parametrize("method", ["own", "drift"])
+@pytest.mark.parametrize("method", [pytest.param("own", marks=pytest.mark.slow), "drift"])
 def test_without_a_cheap_step_the_images_are_those_of_the_plain_loop(method):
     model, params = _sampler("host" if method == "own" else "drift")
     settings = dataclasses.replace(OWN, method=method)

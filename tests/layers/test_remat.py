@@ -56,6 +56,7 @@ def test_gradients_are_those_of_kept_activations(name):
     assert jax.tree.structure(shapes) == jax.tree.structure(params)
 
 
+@pytest.mark.slow  # the others have gradients
 def test_dropout_is_made_again_as_it_was():
     params = tiny.params(lambda key: MODULES["mar"]().init(key, *GIVEN["mar"])["params"])
     shift = jax.tree.map(lambda a: 1e-2 * np.sign(a), params)

@@ -73,6 +73,7 @@ def test_other_seeds_are_refused(seed):
 
 
 @pytest.mark.timeout(600)  # several processes, one after another
+@pytest.mark.slow  # every key and draw names its kind, in the fast ones
 def test_pictures_depend_on_no_setting_of_the_environment(python, monkeypatch):
     """Keys of another kind that jax makes by default, and numbers of twice the width."""
     for name, value in (

@@ -32,6 +32,7 @@ def test_every_field_of_a_config_is_on_the_page(file):
         assert f"| `{name}`" in page
 
 
+@pytest.mark.slow  # the page is compared in the fast ones
 def test_the_command(python, tmp_path):
     done = python("-m", "driftar_jax.report", f"--config_page={tmp_path / 'config.md'}")
     assert done.returncode == 0, done.stderr

@@ -42,6 +42,7 @@ def test_falling_to_the_same_number_is_the_constant_schedule(made):
     assert mar_plain.plans_of(parts, settings, {"host": {}})[0].lengths == (6,)
 
 
+@pytest.mark.slow  # of the schedule's start alone
 def test_the_first_stage_is_that_of_the_constant_schedule(made):
     """Tokens fixed before the number changes are the same; later ones are not."""
     _, parts, params = made

@@ -48,18 +48,18 @@ def test_what_is_no_class_is_named_and_becomes_no_other(asked, book):
         conditions.class_numbers(asked, tiny.IMAGES)
     assert "\n" not in str(caught.value)
     if not hasattr(asked, "ndim") or asked.ndim != 2:
-        model = load.shapes(tiny.config("host"), tiny.IMAGES).model
+        made = load.shapes(tiny.config("host"), tiny.IMAGES)
         with pytest.raises(ValueError, match="^(labels|prompt): got .*, allowed "):
-            texts.Captions(book).conditions(model, None, asked, 0)
+            texts.Captions(book).conditions(made.model, made.settings(), asked, 0)
 
 
 def test_texts_beside_classes_and_words_that_nobody_knows(book):
-    reader = texts.Captions(book)
+    reader, made = texts.Captions(book), load.shapes(tiny.config("host"), tiny.IMAGES)
+    rows = lambda subjects: reader.conditions(made.model, made.settings(), subjects, 0)  # noqa: E731
     for other in (3, None, b"red"):
         with pytest.raises(ValueError, match="^labels: got .*, allowed texts alone or classes"):
-            reader.conditions(None, None, ["red heart", other], 0)
-    one = reader.conditions(None, None, "red heart", 0)
-    np.testing.assert_array_equal(one, reader.conditions(None, None, ["red heart"], 0))
+            rows(["red heart", other])
+    np.testing.assert_array_equal(rows("red heart"), rows(["red heart"]))
     assert reader.unknown(["Red $heart xyzzy", "plugh xyzzy face"]) == ["$", "xyzzy", "plugh"]
     assert reader.unknown(TEXTS) == []
 

@@ -125,6 +125,7 @@ def test_an_edit_reads_its_source(loaded):
     assert np.abs(other.images[0].astype(int) - made.images[0]).max() > 3
 
 
+@pytest.mark.slow  # test_causal has the layers alone
 def test_large_layers_lie_apart_once_loaded_and_draw_the_same(loaded, folders, monkeypatch):
     """Large by the test's own limit. Both the calls of the loop and the prompt's read them."""
     monkeypatch.setattr(causal, "_APART_BYTES", (0, 2**30))
@@ -220,6 +221,7 @@ def program():
     del sys.modules["driftar_jax.sample"]
 
 
+@pytest.mark.slow  # test_prompted_runs goes through the command
 def test_the_program(folders, tmp_path, monkeypatch, capsys, program):
     """As a user types it, but for the tokenizer's library."""
     monkeypatch.setattr(prompts, "load_tokenizer", lambda folder, marks: Words())

@@ -68,7 +68,13 @@ def _gradient(name):
     )
 
 
-@pytest.mark.parametrize(("name", "quiet"), [("host", set()), ("drift", {"host.lm_head.kernel"})])
+@pytest.mark.parametrize(
+    ("name", "quiet"),
+    [
+        ("host", set()),
+        pytest.param("drift", {"host.lm_head.kernel"}, marks=pytest.mark.slow),
+    ],
+)
 def test_the_loss_reaches_every_parameter_and_falls(name, quiet):
     params = _built(name)[2]
     (first, metrics), grads = _gradient(name)(params)
@@ -224,6 +230,7 @@ def test_captions_and_batches(monkeypatch):
     np.testing.assert_array_equal(by_class.images[0], made.images[0])
 
 
+@pytest.mark.slow  # test_speculative holds the walk
 def test_drafts_that_must_agree_change_nothing():
     """Coupled with bound 0 every token is the target's own; calls are counted."""
     drift, texts = _loaded("drift"), ["red fox", "bird"]
@@ -237,7 +244,8 @@ def test_drafts_that_must_agree_change_nothing():
     assert loose.counts.backbone_calls < N - 1 and loose.counts.draft_calls > 0
 
 
-@pytest.mark.parametrize("name", [pytest.param("host", marks=pytest.mark.slow), "drift"])
+@pytest.mark.slow  # test_lookahead holds the walk
+@pytest.mark.parametrize("name", ["host", "drift"])
 def test_looking_ahead_without_a_bound_changes_nothing(name):
     """Both heads, guided rows, a batch that is not full; calls are counted as they are made."""
     asked = ["red fox", "blue fox sits", "bird"]

@@ -64,6 +64,7 @@ def computed(**changes):
     return float(value), jax.tree.map(float, metrics), grads, extra
 
 
+@pytest.mark.slow  # test_grid_tasks trains whole grids
 def test_the_loss_reaches_every_parameter_but_the_unused_projection():
     value, metrics, grads, _ = computed()
     without = {
@@ -159,6 +160,7 @@ def _loop(folder, config):
     return loop.Loop(task, config, pathlib.Path(folder), {"task": "drift"})
 
 
+@pytest.mark.slow  # test_stops and test_kills resume other tasks
 def test_a_resumed_run_is_the_straight_run_bank_and_all(tmp_path):
     """Bit for bit, through both phases; the frozen features stay as they were given."""
     config = config_of(train__steps=4, train__checkpoint_every=2, train__log_every=2)

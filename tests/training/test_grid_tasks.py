@@ -64,6 +64,7 @@ def test_the_loss_reaches_every_parameter(size, quiet):
     assert value > 0 and 0 < metrics["entropy_mean"] <= 1
 
 
+@pytest.mark.slow  # of one odd set
 def test_classes_with_too_few_images_are_left_out():
     _, metrics, grads = gradients("tiny_mrar")
     np.testing.assert_allclose(metrics["bank_present"], 5 / 7, rtol=1e-6)

@@ -59,6 +59,7 @@ def test_micro_batches_cost_what_the_batch_costs(settings, needs, monkeypatch):
     assert lowered.temporary is None and lowered.collectives is None
 
 
+@pytest.mark.slow  # the small presets say the same
 def test_the_released_nextstep_needs_no_data_and_every_layer_counts():
     """XLA counts the body of a loop once; 48 layers cost what their weights say."""
     config = tiny.importlib.import_module("configs.nextstep_14b").get_config()

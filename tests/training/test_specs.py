@@ -26,6 +26,7 @@ def test_absent_latents_with_captions_are_assumed():
     assert plain.data.name.startswith("latents:") and specs.image_spec(plain).text is None
 
 
+@pytest.mark.slow  # test_own fits them too
 def test_captions_of_a_set_are_fitted(data_dir):
     spec = specs.image_spec(nextstep_small.get_config("tiny"))
     assert spec.text.vocab_size > 4 and len(spec.text.suffix) > 0 and spec.num_classes > 1

@@ -179,6 +179,7 @@ def test_a_frozen_backbone_stays_bit_for_bit_and_costs_no_backward_pass():
     assert numbers["joint"] - numbers["frozen"] == 2 * host
 
 
+@pytest.mark.slow  # test_own_beside trains it
 def test_the_own_head_learns_beside_the_drift():
     """The loss is Eq. 9 and the own head's, in the same contexts and from one backbone call."""
     task, value, m, grads = _of(_beside("own_loss"))
@@ -218,6 +219,7 @@ def test_own_positives_mix_with_the_real_token():
     assert np.abs(fields[1.0] - fields[None]).max() > 0.1
 
 
+@pytest.mark.slow  # of one setting
 def test_own_positives_take_the_guidance():
     """At scale 1 a guided draw is a plain one; above it is another."""
     task = tasks.build(_beside("frozen", own_positives=3, guidance_max=2.0), tiny.IMAGES)

@@ -60,6 +60,7 @@ def folders(tmp_path_factory):
     return host, _vae(root / "vae", 3), _vae(root / "other", 4)
 
 
+@pytest.mark.slow  # test_prompted decodes
 def test_images_are_decoded_tokens(folders):
     host, vae, _ = folders
     loaded = driftar_jax.load(host, vae=vae)
