@@ -97,6 +97,7 @@ def test_there_and_back_bit_by_bit(tmp_path, official, monkeypatch, capsys):
     )
 
 
+@pytest.mark.slow  # the command converts in the fast ones
 def test_the_workdir_samples(tmp_path, official):
     small = {name: 0.1 * array for name, array in official.items()}
     _forward(_pth(tmp_path / "a.pth", model_ema=small), tmp_path / "w")

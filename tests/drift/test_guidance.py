@@ -56,6 +56,7 @@ def test_the_scale_is_wanted_where_it_was_trained(guidance, alpha):
         jax.eval_shape(decoder.init, jax.random.key(0), *arguments)
 
 
+@pytest.mark.slow  # the field with guidance is held against a loop
 def test_the_unconditional_draws_teach_nothing():
     """The gradient of the drift term is that of the field, which is held still."""
     task = tasks.build(tiny.config("drift", drift__guidance_max=3.0), tiny.IMAGES)

@@ -44,6 +44,7 @@ def runs(call, workdirs, tmp_path_factory):
         yield own, drift
 
 
+@pytest.mark.slow  # who asks for a host is counted in test_imports
 def test_it_is_sampled_and_speculates(call, runs, tmp_path):
     own, drift = (driftar_jax.load(run) for run in runs)
     for generator in (own, drift):
@@ -71,7 +72,7 @@ def test_it_looks_ahead(runs):
         assert ahead.counts.backbone_calls <= plain.counts.backbone_calls
 
 
-@pytest.mark.slow  # it is trained and sampled in the fast ones
+@pytest.mark.slow  # takes a judge as well
 def test_it_is_evaluated(call, runs, workdirs, tmp_path):
     own, drift = runs
     asked = (f"--workdir={drift}", f"--baseline={own}", f"--judge={workdirs.judge}")
@@ -81,6 +82,7 @@ def test_it_is_evaluated(call, runs, workdirs, tmp_path):
     assert "drift" in (tmp_path / "report" / "report.md").read_text()
 
 
+@pytest.mark.slow  # needs the run
 def test_a_wrong_setting_of_its_own_is_one_line(call, runs, tmp_path):
     config = runs[0].parent / "sphere.py"
     done = call(

@@ -54,6 +54,7 @@ def test_the_one_step_form_depends_on_the_class_alone(one):
     assert ((encoding.entropy > 0) & (encoding.entropy <= 1)).all()
 
 
+@pytest.mark.slow  # the recordings hold it
 def test_the_table_of_classes_is_what_calls_give(one):
     host, params = one
     table = class_table(host, params, batch=3)

@@ -227,6 +227,7 @@ def test_what_the_samples_of_the_drift_are():
     assert np.abs(own(tokens) / own(tokens[:, order]) - 1) > 1e-3
 
 
+@pytest.mark.slow  # of a difference that is said in docs/published.md
 def test_what_moves_with_the_decoder():
     """Phi's projection learns in both phases there, and the encoder keeps its dropout."""
     for phase_two in (False, True):

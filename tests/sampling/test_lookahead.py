@@ -419,7 +419,8 @@ class Row(TransDiffWalk):
         return np.linspace(1.0, 1.5, ROW_T)
 
 
-@pytest.mark.parametrize("branches", [pytest.param(1, marks=pytest.mark.slow), 2])
+@pytest.mark.slow  # NextStep-1 is in the fast ones; no command asks for images in a row
+@pytest.mark.parametrize("branches", [1, 2])
 def test_images_in_a_row_without_a_bound_are_plain_decoding(branches):
     params, label = _row_params(), jnp.array([1, -1, 2])
     host = Row(ROW, params["host"], label, (2, 3), branches)

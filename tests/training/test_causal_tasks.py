@@ -146,6 +146,7 @@ def test_noise_is_on_what_is_read_and_not_on_what_is_made(name):
     assert not draft.contexts.noise
 
 
+@pytest.mark.slow  # the other has both heads
 def test_noise_changes_the_loss_of_the_own_head_through_the_contexts_alone():
     task, params = _built("host")[1:]
     key = jax.random.key(3)

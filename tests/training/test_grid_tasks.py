@@ -72,6 +72,7 @@ def test_classes_with_too_few_images_are_left_out():
     np.testing.assert_array_equal(moved, [False, True, False])
 
 
+@pytest.mark.slow  # of one odd set
 def test_a_bank_without_a_row_of_images_teaches_nothing():
     value, metrics, grads = gradients("tiny_mrar", (0, 1, 2, 0, 1, 2, 0))
     assert value == metrics["bank_present"] == 0
