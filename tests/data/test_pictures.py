@@ -61,3 +61,11 @@ def test_names_have_accents_and_other_alphabets():
     font = pictures.letters(11)
     missing = bytes(font.getmask("\uffff"))
     assert all(bytes(font.getmask(letter)) != missing for letter in "aéßñżλЖ")
+
+
+def test_a_dollar_sign_in_a_text_is_a_letter_and_begins_no_formula(tmp_path):
+    ink, white = [], np.full((1, 8, 8, 3), 255, np.uint8)
+    for text in ("5 or 6 coins", "$5 or $6 coins", r"$\frac{ coins"):
+        pictures.save_captioned(tmp_path / "sheet.png", white, [text])
+        ink.append((np.asarray(Image.open(tmp_path / "sheet.png")) < 128).sum())
+    assert 0 < ink[0] < ink[1] and ink[2]
