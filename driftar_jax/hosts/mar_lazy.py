@@ -142,10 +142,6 @@ def tokens_of(
     head: Head | None,
 ) -> jax.Array:
     """Generate all tokens `[B, N, C]` with the caches; arguments as for `Family.plain`."""
-    if settings.accelerator == "recap":
-        from driftar_jax.hosts import mar_recap
-
-        return mar_recap.tokens_of(model, settings, params, label, keys, head)
     images, host = model.images, model.host
     order = orders.draw(keys, images.grid, settings.order)
     rank = jnp.argsort(order, axis=-1)

@@ -38,9 +38,10 @@ def tokens_of(
         if hole is not None or trace:
             allowed = "none where tokens are given, or a trace is asked for"
             raise wrong("accelerator", settings.accelerator, allowed)
-        from driftar_jax.hosts import mar_lazy  # of rivals alone
+        from driftar_jax.hosts import mar_lazy, mar_recap  # of rivals alone
 
-        return mar_lazy.tokens_of(model, settings, params, label, keys, head)
+        rival = mar_recap if settings.accelerator == "recap" else mar_lazy
+        return rival.tokens_of(model, settings, params, label, keys, head)
     images = model.images
     shape = (label.shape[0], images.num_tokens, images.token_dim)
     order, tokens = orders.draw(keys, images.grid, settings.order), jnp.zeros(shape, jnp.float32)

@@ -97,6 +97,8 @@ class Generator:
       to_pixels: makes uint8 images of the token grids; None where these are latents and no
         autoencoder was given.
       reader: makes conditions of what is asked.
+      windows: what `lookahead=auto` chose, by model, settings and batch size. Kept with the
+        parameters, for a window settles more with one checkpoint than with another.
     """
 
     config: Any
@@ -106,6 +108,7 @@ class Generator:
     manifest: dict
     to_pixels: Callable[[jax.Array], jax.Array] | None = batches.as_pixels
     reader: conditions.Reader = conditions.Classes()
+    windows: dict = dataclasses.field(default_factory=dict, compare=False)
 
     def __repr__(self) -> str:
         """Return five lines: checkpoint, images, what it takes, its size, how it samples."""
@@ -306,7 +309,11 @@ class Generator:
         # Measured with the batch that will run: what a draft is worth depends on its size.
         batch = min(self.batch(batch_size), batches.size(condition))
         if settings.lookahead < 0:
-            return window_size.choose(self.model, settings, self.params, batch, condition).settings
+            key = self.model, settings, batch
+            if key not in self.windows:
+                choice = window_size.choose(self.model, settings, self.params, batch, condition)
+                self.windows[key] = choice.settings
+            return self.windows[key]
         choice = draft_count.choose(self.model, settings, self.params, batch, condition)
         return choice.settings
 

@@ -6,7 +6,6 @@ batches are what is timed: plain, then with one window after another as long as 
 
 import dataclasses
 import time
-import weakref
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,9 +45,6 @@ class Choice:
 # Seeds that no window was chosen with.
 _UNSEEN = 1000
 
-# By what a window depends on: model, settings, batch size and the arrays of the parameters.
-_choices: dict[tuple, Choice] = {}
-
 
 def choose(
     model: Model,
@@ -61,8 +57,6 @@ def choose(
 ) -> Choice:
     """Find the fastest window for a checkpoint and its settings; 0 where none pays.
 
-    The same parameters are measured once in a process, as long as they live.
-
     Args:
       model, params: of a host that makes one token after another.
       settings: checked; its window is not read.
@@ -70,18 +64,6 @@ def choose(
       condition: of some images, leaves `[n, ...]`; what it is tried with, in turn.
       clock: seconds; another one for tests.
     """
-    # Two checkpoints of one config have one model, but a window settles more with one of them.
-    arrays = [leaf for leaf in jax.tree.leaves(params) if isinstance(leaf, jax.Array | np.ndarray)]
-    key = model, settings, batch_size, *map(id, arrays)
-    if key not in _choices:
-        _choices[key] = _measured(model, settings, batch_size, params, condition, clock)
-        # The identity of an array that is gone may be given to another one.
-        for array in arrays:
-            weakref.finalize(array, _choices.pop, key, None).atexit = False
-    return _choices[key]
-
-
-def _measured(model, settings, batch_size, params, condition, clock) -> Choice:
     begin = clock()
     index = np.arange(batch_size, dtype=np.int32)
     condition = jax.tree.map(lambda a: np.asarray(a)[index % len(a)], condition)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from matrix_products import operations
 
 from driftar_jax import model as models
 from driftar_jax.heads import diffusion, randomness
@@ -142,23 +143,6 @@ def test_cheap_steps_are_near_the_full_ones(monkeypatch):
     assert all(0 < gap < want.std() for gap in far.values()), far
 
 
-def _operations(jaxpr):
-    """Operations of all matrix products of a program without loops."""
-    total = 0
-    for equation in jaxpr.eqns:
-        for value in equation.params.values():
-            # Branches are the same attention for several platforms.
-            branches = value if isinstance(value, tuple) else (value,)
-            inner = [getattr(branch, "jaxpr", branch) for branch in branches]
-            total += max((_operations(b) for b in inner if hasattr(b, "eqns")), default=0)
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            depth = np.prod([left[axis] for axis in contracted])
-            total += 2 * depth * np.prod(equation.outvars[0].aval.shape)
-    return int(total)
-
-
 def test_operations_are_those_of_the_program():
     host, variables, (tokens, known, label) = _host(decoder=6)
     rows, width = N + 3, 8
@@ -167,7 +151,7 @@ def test_operations_are_those_of_the_program():
     def full(memory):
         return host.apply(variables, memory, tokens, known, label, True, method=mar_lazy._full)
 
-    found = _operations(jax.make_jaxpr(full)(memory).jaxpr)
+    found = operations(jax.make_jaxpr(full)(memory).jaxpr)
     want = 8 * mar_work.block(width, rows, rows, rows)
     want += 2 * width * (rows * width + N * C)
     assert found == 2 * B * want
@@ -178,7 +162,7 @@ def test_operations_are_those_of_the_program():
         args = memory, tokens, known, label, last, new, kept
         return host.apply(variables, *args, method=mar_lazy._new_rows)
 
-    found = _operations(jax.make_jaxpr(lazy)(memory).jaxpr)
+    found = operations(jax.make_jaxpr(lazy)(memory).jaxpr)
     fresh = 3 + 1
     want = 2 * mar_work.block(width, fresh, rows, fresh) + 2 * width * (fresh * width + N * C)
     want += 3 * mar_work.block(width, rows, rows, rows)
@@ -240,7 +224,7 @@ def test_a_row_of_the_head_is_counted_as_it_runs():
             return head.apply(params, x, jnp.int32(0), c, method="denoise")
 
         shapes = jnp.zeros((count, C)), jnp.zeros((count, head.width))
-        return _operations(jax.make_jaxpr(call)(params, *shapes).jaxpr)
+        return operations(jax.make_jaxpr(call)(params, *shapes).jaxpr)
 
     assert rows(5) - rows(3) == 2 * mar_work.head_row(head, head.depth, 0)
 

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny
+from matrix_products import operations
 
 from driftar_jax import model as models
 from driftar_jax.heads import randomness
@@ -84,8 +85,10 @@ def test_images_are_the_plain_ones_but_for_cheap_steps(method):
     made, want = _tokens(model, cheap, params), _tokens(model, settings, params)
     gap = np.sqrt(np.mean(np.square(made - want)))
     assert np.isfinite(made).all() and 0 < gap < want.std()
-    # Steps 0 to 3 and 5 are full, 4 is not; until then tokens are the same.
-    same = np.isclose(made, want, atol=3e-4).all(axis=-1).sum(axis=1)
+    # Steps 0 to 3 and 5 are full, 4 is not; until then tokens are the same. Rounding grows over the
+    # own head's reverse process; one evaluation moves a token by little more than 1e-4.
+    rounding = 3e-4 if method == "own" else 1e-5
+    same = np.isclose(made, want, rtol=0, atol=rounding).all(axis=-1).sum(axis=1)
     assert (same >= 4).all() and (same < N).all()
     cost = plain.counts(model, cheap)
     assert (cost.backbone_calls, cost.backbone_rows) == (6, 12)
@@ -108,23 +111,6 @@ def test_steps_are_full_as_released():
     assert sum(schedules.full_steps(96)) == 72 and schedules.full_steps(1) == (True,)
 
 
-def _operations(jaxpr):
-    """Operations of all matrix products of a program without loops."""
-    total = 0
-    for equation in jaxpr.eqns:
-        for value in equation.params.values():
-            # Branches are the same attention for several platforms.
-            branches = value if isinstance(value, tuple) else (value,)
-            inner = [getattr(branch, "jaxpr", branch) for branch in branches]
-            total += max((_operations(b) for b in inner if hasattr(b, "eqns")), default=0)
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            left = equation.invars[0].aval.shape
-            depth = np.prod([left[axis] for axis in contracted])
-            total += 2 * depth * np.prod(equation.outvars[0].aval.shape)
-    return int(total)
-
-
 def test_operations_are_those_of_the_program():
     host, variables, context = _host()
     _, _, memory = jax.eval_shape(
@@ -135,11 +121,11 @@ def test_operations_are_those_of_the_program():
     def local(memory):
         return host.apply(variables, memory, *context, last, new, method=mar_recap.local)
 
-    operations = _operations(jax.make_jaxpr(local)(memory).jaxpr)
+    found = operations(jax.make_jaxpr(local)(memory).jaxpr)
     rows, fresh, kept, width = N + 3, 3 + 1, 3 + 1 + 2, 8
     want = mar_work.block(width, fresh, rows, fresh) + 3 * mar_work.block(width, kept, rows, kept)
     # The embedding of tokens runs for all, what enters the encoder for the new ones.
-    assert operations == B * (want + 2 * width * (fresh * width + N * C))
+    assert found == B * (want + 2 * width * (fresh * width + N * C))
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import pytest
 import tiny
 
 from driftar_jax.cli import sampling_flags
-from driftar_jax.sampling import window_size
-from driftar_jax.sampling.draft_count import ROUNDS
+from driftar_jax.sampling import load, window_size
+from driftar_jax.sampling.conditions import Request
 from driftar_jax.sampling.settings import Settings
 
 SETTINGS = Settings(method="drift", ar_steps=20)
@@ -20,7 +20,6 @@ class Machine:
 
     def __init__(self, monkeypatch, seconds, later=0.0):
         self.now, self.asked, self.seconds, self.later = 0.0, [], seconds, later
-        monkeypatch.setattr(window_size, "_choices", {})
 
         def made(size, seed):
             self.now += seconds[size] * (1 + self.later if seed >= 1000 and size else 1)
@@ -37,33 +36,36 @@ class Machine:
         monkeypatch.setattr(window_size.plain, "generate", plain)
         monkeypatch.setattr(window_size.drafted, "generate", drafted)
 
-    def choose(self, batch_size=2, params=()):
-        args = tiny.parts("drift"), SETTINGS, params, batch_size, np.arange(3, dtype=np.int32)
+    def choose(self):
+        args = tiny.parts("drift"), SETTINGS, (), 2, np.arange(3, dtype=np.int32)
         return window_size.choose(*args, clock=lambda: self.now)
 
 
-def test_the_fastest_is_chosen_once(monkeypatch):
+def test_the_fastest_is_chosen(monkeypatch):
     machine = Machine(monkeypatch, {0: 8.0, 4: 6.0, 8: 5.0, 16: 5.5})
     found = machine.choose()
     assert found.settings.lookahead == 8 and found.seconds == machine.seconds
     assert found.finding_out == machine.now
-    before = list(machine.asked)
-    assert machine.choose() == found and machine.asked == before
-    assert machine.choose(batch_size=1).settings.lookahead == 8 and machine.asked != before
 
 
-def test_other_parameters_of_one_config_are_measured_apart(monkeypatch):
-    machine = Machine(monkeypatch, {0: 8.0, 4: 6.0, 8: 5.0, 16: 5.5})
-    first, second = {"host": np.ones(3)}, {"host": np.ones(3)}
-    machine.choose(params=first)
-    measured = len(machine.asked)
-    machine.seconds.update({4: 9.0, 8: 9.5})
-    assert machine.choose(params=second).settings.lookahead == 0
-    assert machine.choose(params=dict(first)).settings.lookahead == 8
-    assert len(machine.asked) == measured + 3 * (1 + ROUNDS)
-    # Nothing is kept of parameters that are gone: a later array may take their place in memory.
-    del first
-    assert len(window_size._choices) == 1
+def test_each_checkpoint_is_measured_once_for_a_batch_size(monkeypatch):
+    """Two of one config have one model, and may be worth two windows."""
+    measured = []
+
+    def choose(model, settings, params, batch_size, condition):
+        measured.append(batch_size)
+        return window_size.Choice(settings.changed(lookahead=len(measured)), {}, 0.0)
+
+    monkeypatch.setattr(window_size, "choose", choose)
+    first, second = (load.random(tiny.config("drift"), tiny.IMAGES) for _ in range(2))
+    wanted, labels = SETTINGS.changed(lookahead="auto"), np.arange(3, dtype=np.int32)
+
+    def window(generator, batch_size):
+        return generator.with_draft_count(wanted, labels, batch_size).lookahead
+
+    assert [window(first, 2), window(first, 2), window(first, 1)] == [1, 1, 2]
+    assert [window(second, 2), window(first.sized(Request()), 2)] == [3, 1]
+    assert measured == [2, 1, 2]
 
 
 @pytest.mark.parametrize("seconds", [{0: 8.0, 4: 9.0, 8: 9.5}, {0: 8.0, 4: 7.9, 8: 8.0}])
