@@ -33,10 +33,13 @@ def _tokens(kind, settings):
     one = _generator(kind)
     settings.check(one.model)
     request = one.params, np.array([2, 0], np.int32), np.arange(B, dtype=np.int32), jnp.uint32(5)
-    # A program of its own: one that is there already would not be traced, nor count its rows.
-    return np.asarray(
-        jax.jit(plain.generate.__wrapped__, static_argnums=(0, 1))(one.model, settings, *request)[0]
-    )
+
+    # A function of its own: jax keeps programs by function and settings, and one that is there
+    # already would neither count its rows nor read other scales.
+    def generate(*arguments):
+        return plain.generate.__wrapped__(one.model, settings, *arguments)[0]
+
+    return np.asarray(jax.jit(generate)(*request))
 
 
 def _of(kind, interval):
