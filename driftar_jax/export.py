@@ -16,7 +16,7 @@ from absl import flags
 
 from driftar_jax.cli import program as cli
 from driftar_jax.config import CONVERTED, lasting, wrong
-from driftar_jax.data import latents, sets
+from driftar_jax.data import LATENTS, latents
 from driftar_jax.layers import low_rank
 from driftar_jax.sampling import load
 from driftar_jax.storage import cards, checkpoints, digests, hub, jsons
@@ -136,8 +136,8 @@ def _card(facts: tuple, more: dict) -> str:
 
 def _encoded(name: str) -> str | None:
     """Return the set that a set of latents was encoded from; None where it cannot be said."""
-    folder = pathlib.Path(name.removeprefix(sets.LATENTS))
-    if not name.startswith(sets.LATENTS) or not (folder / latents.FACTS).is_file():
+    folder = pathlib.Path(name.removeprefix(LATENTS))
+    if not name.startswith(LATENTS) or not (folder / latents.FACTS).is_file():
         return None
     source = latents.read_facts(folder).get("source")
     # The fingerprints of its splits: the name comes first.

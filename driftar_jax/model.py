@@ -10,8 +10,6 @@ from flax import linen as nn
 
 from driftar_jax import hosts, seeds
 from driftar_jax.config import PUBLISHED, flatten
-from driftar_jax.drift.decoders import TokenDecoder
-from driftar_jax.drift.prior import Prior
 from driftar_jax.hosts.base import Family, ImageSpec, Model
 from driftar_jax.hosts.fields import has_own_head
 from driftar_jax.layers import stacked
@@ -54,7 +52,9 @@ def build(config: Any, images: ImageSpec) -> Model:
     )
 
 
-def _prior(config: Any, images: ImageSpec) -> Prior:
+def _prior(config: Any, images: ImageSpec) -> nn.Module:
+    from driftar_jax.drift.networks import Prior  # a host with its own head alone draws from none
+
     return Prior(
         token_dim=images.token_dim,
         sigma_max=config.prior.sigma_max,
@@ -79,6 +79,8 @@ def _decoder(config: Any, images: ImageSpec, family: Family) -> nn.Module:
         from driftar_jax.drift.grid import GridDecoder
 
         return GridDecoder(num_heads=config.drift.num_heads, **fields)
+    from driftar_jax.drift.networks import TokenDecoder
+
     return TokenDecoder(entropy_adaln=config.drift.get("entropy_adaln", True), **fields)
 
 

@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from driftar_jax import sharding
 from driftar_jax.heads import randomness
-from driftar_jax.hosts import nextstep_host, nextstep_stored
+from driftar_jax.hosts import nextstep_host, nextstep_own, nextstep_stored
 from driftar_jax.hosts.nextstep import PRESETS
 from driftar_jax.hosts.nextstep_stored import abstract_params, modules, trees, unstacked
 from driftar_jax.layers import causal
@@ -145,7 +145,7 @@ def sample(axes: dict[str, int]) -> dict:
 
     @jax.jit
     def run(params, ids, padding):
-        one = nextstep_host.own_tokens(host, head, settings, 4, params)
+        one = nextstep_own.sampler(host, head, settings, 4, params)
 
         def make(encoding, k):
             noise = lambda draw: randomness.normal(keys[:, k], draw, host.token_dim)  # noqa: E731

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from driftar_jax.config import blocks, whole, wrong
-from driftar_jax.heads import flow_token, randomness, window
+from driftar_jax.heads import draft, flow_token, randomness
 from driftar_jax.heads.flow_token import FlowTokenHead
 from driftar_jax.hosts import fields as shared
 from driftar_jax.hosts.base import check_classes
@@ -108,9 +108,9 @@ class SphereWalk(CausalWalk):
         return self.apply(x, memory, method="advance")
 
     def draft(self, last, tokens, step):
-        latest, known = window.around(self.model, tokens, step[:, None])
+        latest, known = draft.window(self.model, tokens, step[:, None])
         latest, known = (jnp.concatenate([a] * self.branches) for a in (latest, known))
-        return window.predict(self.model, self.draft_params, last, latest, known)
+        return draft.after_window(self.model, self.draft_params, last, latest, known)
 
     def scales(self):
         return jnp.full(self.num_tokens, self.scale, jnp.float32)
@@ -208,7 +208,7 @@ class SphereFamily:
         return {
             "host": lambda key: model.host.init(key, jnp.zeros(1, jnp.int32), x),
             "head": lambda key: model.head.init(key, x[:, 0], jnp.zeros(1), z),
-            "draft": lambda key: model.draft.init(key, *window.zeros(model)),
+            "draft": lambda key: model.draft.init(key, *draft.window_zeros(model)),
         }
 
     def contexts(self, config, model):

@@ -3,12 +3,12 @@
 import pathlib
 from collections.abc import Iterable
 
-from driftar_jax.storage import stand_ins
+from driftar_jax.storage import reasons
 
 _ARCHIVE = "an archive: unpack it and give the file inside"
 # How files begin that are met in place of weights.
 _BEGINNINGS = (
-    *stand_ins.BEGINNINGS,
+    *reasons.BEGINNINGS,
     (b"\x1f\x8b", _ARCHIVE),
     (b"BZh", _ARCHIVE),
     (b"\xfd7zXZ", _ARCHIVE),
@@ -129,7 +129,7 @@ def of_file(path: pathlib.Path, *, text: bool = False) -> str | None:
         return None  # safetensors: before it stands a number, of any bytes
     if head[4:8] == b"TFL3":
         return _RUNTIME
-    known = stand_ins.of_head(head, _BEGINNINGS)
+    known = reasons.of_head(head, _BEGINNINGS)
     if known is None and not text and len(head) > 1 and not head.strip(_TEXT):
         # What a server or a tool said in the place of the file.
         return f"a text that begins {' '.join(head.decode().split())[:40]!r}, not the file"

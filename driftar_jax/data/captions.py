@@ -2,7 +2,7 @@
 
 The vocabulary is made from the training captions and kept in the workdir as `tokenizer.json`, in
 the format of the library `tokenizers`: whole words for sets that TFDS prepares, the embedded ones
-among them, which this file reads without that library, and pieces of words (`subwords`) for one's
+among them, which this file reads without that library, and pieces of words for one's
 own.
 """
 
@@ -15,8 +15,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from driftar_jax.config import wrong
-from driftar_jax.data import prompts, subwords
-from driftar_jax.data.sets import OWN
+from driftar_jax.data import OWN, prompts
 from driftar_jax.storage import jsons
 from driftar_jax.storage.reasons import reason
 from driftar_jax.types import TextSpec
@@ -100,12 +99,12 @@ class WordTokenizer:
         return self.vocabulary.get(token)
 
 
-Vocabulary = WordTokenizer | subwords.SubwordTokenizer
+Vocabulary = WordTokenizer | prompts.SubwordTokenizer
 
 
 def tokenizer_of(file: Mapping) -> Vocabulary:
     """Read the tokenizer of a `tokenizer.json`; ValueError or LookupError where it is none."""
-    kinds = {"WordLevel": WordTokenizer, "BPE": subwords.SubwordTokenizer}
+    kinds = {"WordLevel": WordTokenizer, "BPE": prompts.SubwordTokenizer}
     kind = file["model"]["type"]
     if kind not in kinds:
         raise ValueError(f"model: got {str(kind)[:40]!r}, allowed {' | '.join(kinds)}")
@@ -372,7 +371,7 @@ def fresh_vocabulary(name: str, captions: Sequence[str]) -> dict:
     """Make a `tokenizer.json` for the captions of a set."""
     captions = [_said(caption) for caption in captions]
     if name.startswith(OWN):
-        return subwords.vocabulary_of(captions, _SPECIAL)
+        return prompts.subwords_of(captions, _SPECIAL)
     return vocabulary_of(captions)
 
 

@@ -5,8 +5,7 @@ import hashlib
 import os
 from collections.abc import Sequence
 
-from driftar_jax.data import captioned, images, listing
-from driftar_jax.data.sets import FOLDER
+from driftar_jax.data import FOLDER, captioned, images, listing
 from driftar_jax.data.source import READ_THREADS, ImageSource
 from driftar_jax.storage import paths
 

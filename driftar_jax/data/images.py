@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from driftar_jax.config import wrong
-from driftar_jax.storage import stand_ins
+from driftar_jax.storage import reasons
 
 _ORIENTATION = 0x0112
 # EXIF orientation -> what sets the picture upright; 1 is upright.
@@ -113,7 +113,7 @@ def _read(file, use):
         except Exception as second:
             if isinstance(second, BadImage):
                 raise
-        raise BadImage(stand_ins.of_head(_head(file)) or _line(error)) from None
+        raise BadImage(reasons.of_head(_head(file)) or _line(error)) from None
 
 
 def _head(file) -> bytes:

@@ -15,10 +15,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 import numpy as np
 
 from driftar_jax.config import wrong
-from driftar_jax.data import listing, npz, tfds_files
-from driftar_jax.data.sets import CONVERTED, LATENTS
+from driftar_jax.data import CONVERTED, LATENTS, listing, npz, tfds_files
 from driftar_jax.data.source import MEMORY_LIMIT
-from driftar_jax.storage import paths, stand_ins
+from driftar_jax.storage import paths, reasons
 from driftar_jax.storage.jsons import read_json, write_json
 from driftar_jax.storage.reasons import reason
 
@@ -201,7 +200,7 @@ def _npz(name: str, folder: pathlib.Path, split: str) -> LatentSource:
                 raise ValueError("moments that are not finite in float32")
         # A damaged zip can raise nearly anything, and each means the same to a user.
         except Exception as error:
-            line = stand_ins.of_file(path) or reason(error)
+            line = reasons.of_file(path) or reason(error)
             allowed = f"files with moments and moments_flip ({line})"
             raise wrong("data.name", str(path), allowed) from error
         # PyTorch's channels first to ours last.

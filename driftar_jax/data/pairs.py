@@ -13,9 +13,8 @@ from collections.abc import Callable
 import numpy as np
 
 from driftar_jax.config import wrong
-from driftar_jax.data import captioned, listing, own
+from driftar_jax.data import PAIRS, captioned, listing, own
 from driftar_jax.data.prompts import IMAGE
-from driftar_jax.data.sets import PAIRS
 from driftar_jax.data.source import ImageSource
 from driftar_jax.storage import paths
 from driftar_jax.storage.reasons import reason

@@ -12,10 +12,9 @@ import threading
 from typing import Any
 
 from driftar_jax.config import wrong
-from driftar_jax.data import listing, own
-from driftar_jax.data.sets import PARQUET
+from driftar_jax.data import PARQUET, listing, own
 from driftar_jax.data.source import ImageSource
-from driftar_jax.storage import stand_ins
+from driftar_jax.storage import reasons
 from driftar_jax.storage.reasons import reason
 
 _KINDS = ("image", "label", "text")
@@ -214,5 +213,5 @@ class _whole:
             or isinstance(error, OSError | UnicodeDecodeError)
         ):
             line = reason(error)
-            line = stand_ins.of_file(self._file) or line
+            line = reasons.of_file(self._file) or line
             raise wrong("data.name", self._name, f"whole tables ({self._file}: {line})") from None

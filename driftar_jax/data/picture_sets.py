@@ -9,7 +9,7 @@ import numpy as np
 
 from driftar_jax.config import wrong
 from driftar_jax.data import images, listing, npz
-from driftar_jax.storage import paths, stand_ins
+from driftar_jax.storage import paths, reasons
 from driftar_jax.storage.reasons import reason
 
 ARRAY = "arr_0"  # what ADM's evaluator reads
@@ -78,7 +78,7 @@ def _array(field: str, name: str, path: pathlib.Path) -> PictureSet:
         (array,) = npz.read(path, [ARRAY])
     except Exception as error:  # a damaged zip can raise nearly anything
         line = reason(error)
-        line = stand_ins.of_file(path) or line
+        line = reasons.of_file(path) or line
         raise wrong(field, name, f"a .npz with {ARRAY} ({line})") from None
     if (
         array.dtype != np.uint8

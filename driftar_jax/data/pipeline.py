@@ -10,7 +10,19 @@ from typing import Any
 import jax
 import numpy as np
 
-from driftar_jax.data import folder, latents, pairs, parquet, prepared, sets, webdataset
+from driftar_jax.data import (
+    FOLDER,
+    PAIRS,
+    PARQUET,
+    WEBDATASET,
+    folder,
+    is_latents,
+    latents,
+    pairs,
+    parquet,
+    prepared,
+    webdataset,
+)
 from driftar_jax.data.source import READ_THREADS, ImageSource
 from driftar_jax.storage import paths
 
@@ -54,14 +66,14 @@ def load_source(
         raise ValueError(f"data.data_dir: got {data_dir!r}, allowed a folder or None")
     if paths.is_address(name):
         paths.local("data.name", name)
-    if sets.is_latents(name):
+    if is_latents(name):
         return latents.open_latents(name, split, image_size=image_size)
-    if name.startswith(sets.FOLDER):
+    if name.startswith(FOLDER):
         return folder.open_folder(name, split, image_size=image_size, center_crop=center_crop)
     for kind, open_set in (
-        (sets.WEBDATASET, webdataset.open_webdataset),
-        (sets.PARQUET, parquet.open_parquet),
-        (sets.PAIRS, pairs.open_pairs),
+        (WEBDATASET, webdataset.open_webdataset),
+        (PARQUET, parquet.open_parquet),
+        (PAIRS, pairs.open_pairs),
     ):
         if name.startswith(kind):
             return open_set(name, split, image_size=image_size, center_crop=center_crop)

@@ -10,14 +10,14 @@ from typing import Any
 
 from driftar_jax.config import wrong
 from driftar_jax.data import listing
-from driftar_jax.storage import jsons, paths, stand_ins
+from driftar_jax.storage import jsons, paths, reasons
 from driftar_jax.storage.reasons import reason
 
 _LARGEST = 2**26  # bytes of a file, or of all files of a folder
 _TABLES = (".csv", ".tsv", ".parquet", ".xlsx", ".yaml", ".yml", ".xml", ".html")
 # A prompt may begin with `<image>`: of pages only what nobody would draw.
-_PAGES = tuple((word, stand_ins.PAGE) for word in (b"<!doctype", b"<html", b"<?xml"))
-_STAND_INS = (*(b for b in stand_ins.BEGINNINGS if b[0] != b"<"), *_PAGES)
+_PAGES = tuple((word, reasons.PAGE) for word in (b"<!doctype", b"<html", b"<?xml"))
+_STAND_INS = (*(b for b in reasons.BEGINNINGS if b[0] != b"<"), *_PAGES)
 _NAME = re.compile(r"[\w.-]+")
 
 
@@ -82,7 +82,7 @@ def read(field: str, source: str) -> Prompts:
             readers[".ndjson"] = readers[".jsonl"]
             kind, reader = readers.get(path.suffix.lower(), ("lines", _lines))
             data = path.read_bytes()
-            if what := stand_ins.of_head(data[:64], _STAND_INS):
+            if what := reasons.of_head(data[:64], _STAND_INS):
                 raise ValueError(what)
             items = reader(data)
         _check(items)

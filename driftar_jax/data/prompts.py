@@ -1,11 +1,13 @@
-"""Prompts as rows of token ids: text, size, source images, negative prompts, left padding.
+"""Tokenizers, and prompts as rows of ids: text, size, sources, negative prompts, left padding.
 
 Source: `pipeline_nextstep.py` and `tokenization_nextstep.py` of stepfun-ai/NextStep-1 at 6e49bae.
 Text is cut into ids by the checkpoint's own `tokenizer.json`: the ids of the special tokens collide
-with those of its base model's successors, so no other tokenizer will do.
+with those of its base model's successors, so no other tokenizer will do. For captions of one's own
+a vocabulary of pieces of words is made, to which no word is unknown.
 """
 
 import dataclasses
+import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Protocol
@@ -28,6 +30,8 @@ TOKENS = {
 IMAGE = "<image>"
 # The released models were trained on sequences up to this length.
 LONGEST = 8192
+# Most pieces of words in a vocabulary of `subwords_of`; 256 of them are single bytes.
+SUBWORDS = 2048
 
 
 class Tokenizer(Protocol):
@@ -40,6 +44,61 @@ class Tokenizer(Protocol):
         """Return the id of a special token, None where the vocabulary lacks it."""
 
 
+def subwords_of(captions: Sequence[str], special: Sequence[str]) -> dict:
+    """Make a `tokenizer.json` for these captions: byte pairs of lower-case text, digits one by one.
+
+    Args:
+      captions: of the training split; their order makes no difference.
+      special: tokens that are never cut, in the order of their ids, from 0.
+    """
+    import tokenizers
+    from tokenizers import models, normalizers, pre_tokenizers, trainers
+
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
+    trainer = trainers.BpeTrainer(
+        vocab_size=SUBWORDS,
+        min_frequency=2,
+        special_tokens=list(special),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(sorted(captions), trainer)
+    return json.loads(tokenizer.to_str())
+
+
+class SubwordTokenizer:
+    """A `Tokenizer` of pieces of words."""
+
+    def __init__(self, file: Mapping):
+        """Take a file of `subwords_of`; raises ValueError where it is of another kind."""
+        import tokenizers
+
+        if file["model"]["type"] != "BPE":
+            raise ValueError(f"model: got {file['model']['type']!r}, allowed 'BPE'")
+        try:
+            self._library = tokenizers.Tokenizer.from_str(json.dumps(file))
+        except Exception as error:  # the library raises bare exceptions of its own
+            raise ValueError(reason(error)) from None
+        self.vocabulary: dict[str, int] = self._library.get_vocab(with_added_tokens=True)
+        if sorted(self.vocabulary.values()) != list(range(len(self.vocabulary))):
+            raise ValueError("the pieces are not numbered from 0 on")
+
+    def encode(self, text: str) -> list[int]:
+        """See `Tokenizer.encode`."""
+        return list(self._library.encode(text, add_special_tokens=False).ids)
+
+    def id_of(self, token: str) -> int | None:
+        """See `Tokenizer.id_of`."""
+        return self._library.token_to_id(token)
+
+
 class _FromFile:
     def __init__(self, path: pathlib.Path):
         try:
@@ -48,22 +107,22 @@ class _FromFile:
             allowed = "an environment with the library tokenizers (requirements.txt)"
             raise wrong("tokenizers", None, allowed) from None
         try:
-            self._made = tokenizers.Tokenizer.from_file(str(path))
+            self._library = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare exceptions of its own
             raise _unfit(path, error) from None
         self._path = path
         # A file may hold the last user's truncation and padding; the length is checked here, aloud.
-        self._made.no_truncation()
-        self._made.no_padding()
+        self._library.no_truncation()
+        self._library.no_padding()
 
     def encode(self, text: str) -> list[int]:
         try:
-            return list(self._made.encode(text, add_special_tokens=False).ids)
+            return list(self._library.encode(text, add_special_tokens=False).ids)
         except Exception as error:  # as above: a vocabulary may lack what its model asks for
             raise _unfit(self._path, error) from None
 
     def id_of(self, token: str) -> int | None:
-        return self._made.token_to_id(token)
+        return self._library.token_to_id(token)
 
 
 def _unfit(path: pathlib.Path, error: Exception) -> ValueError:

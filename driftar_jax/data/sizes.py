@@ -3,8 +3,7 @@
 from typing import Any
 
 from driftar_jax.config import wrong
-from driftar_jax.data import captions, pipeline
-from driftar_jax.data.sets import OWN
+from driftar_jax.data import OWN, captions, pipeline
 
 # In pixels a token is at most 8x8: larger pictures want an autoencoder.
 LARGEST, _PATCH, _GRID = 64, 8, 8

@@ -13,10 +13,9 @@ import tarfile
 from typing import Any
 
 from driftar_jax.config import wrong
-from driftar_jax.data import listing, own
-from driftar_jax.data.sets import WEBDATASET
+from driftar_jax.data import WEBDATASET, listing, own
 from driftar_jax.data.source import READ_THREADS, ImageSource
-from driftar_jax.storage import jsons, stand_ins
+from driftar_jax.storage import jsons, reasons
 from driftar_jax.storage.reasons import reason
 
 _PICTURES = ("jpg", "jpeg", "png", "webp", "bmp", "gif", "tif", "tiff", "ppm", "pgm")
@@ -135,7 +134,7 @@ def _index(name: str, path: str) -> tuple[list[_Sample], collections.Counter]:
             if _block(path, -(-end // 512) * 512) != bytes(512):
                 raise tarfile.ReadError("no end mark: it is cut off")
     except (tarfile.TarError, OSError, ValueError) as error:
-        line = stand_ins.of_file(path) or reason(error)
+        line = reasons.of_file(path) or reason(error)
         raise wrong("data.name", name, f"whole uncompressed archives ({path}: {line})") from None
     return list(by_key.values()), counts
 

@@ -4,9 +4,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from driftar_jax.drift.decoders import SIGMA_MIN, example
-from driftar_jax.layers.dense import dense, layer_norm
-from driftar_jax.layers.modulated import CHUNKS, ModulatedBlock, sinusoid_features
+from driftar_jax.drift.networks import SIGMA_MIN, example
+from driftar_jax.layers.dense import dense, layer_norm, sinusoid_features
+from driftar_jax.layers.modulated import CHUNKS, ModulatedBlock
 
 
 class GridDecoder(nn.Module):

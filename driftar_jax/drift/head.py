@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from driftar_jax import entropy
-from driftar_jax.drift.prior import Prior, shown
+from driftar_jax.drift.networks import Prior, shown
 from driftar_jax.types import Encoding
 
 

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from driftar_jax import seeds
-from driftar_jax.data.patches import patchify
+from driftar_jax.data.pixels import patchify
 from driftar_jax.evaluation import quality, speed
 from driftar_jax.evaluation.speculation import energy_distance
 from driftar_jax.heads import randomness

@@ -10,8 +10,7 @@ import numpy as np
 from scipy import stats
 
 from driftar_jax import seeds
-from driftar_jax.data.patches import patchify
-from driftar_jax.data.pixels import to_unit_range
+from driftar_jax.data.pixels import patchify, to_unit_range
 from driftar_jax.hosts.base import Model
 
 # A probe this stiff changes nothing visible, and keeps the normal equations solvable.

@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from driftar_jax.layers.dense import dense, layer_norm
-from driftar_jax.layers.modulated import CHUNKS, ModulatedBlock, sinusoid_features
-from driftar_jax.layers.remat import recomputed
+from driftar_jax.layers.blocks import recomputed
+from driftar_jax.layers.dense import dense, layer_norm, sinusoid_features
+from driftar_jax.layers.modulated import CHUNKS, ModulatedBlock
 
 TRAIN_STEPS = 1000
 # Where the stochastic steps end; the rest is one deterministic step.

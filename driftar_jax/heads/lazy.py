@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from driftar_jax.heads.diffusion import DiffusionHead, Schedule, reverse_step
-from driftar_jax.layers.modulated import sinusoid_features
+from driftar_jax.layers.dense import sinusoid_features
 
 # As released: every seventh time is fresh; above nine tenths of them MLPs run, cached or not; the
 # second to the fifth block are left out.

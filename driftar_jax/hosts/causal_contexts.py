@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from driftar_jax.heads import window
+from driftar_jax.heads import draft
 from driftar_jax.hosts.contexts import Params, Rows, take
 from driftar_jax.types import Encoding
 
@@ -112,8 +112,10 @@ class CausalContexts(abc.ABC):
 
     def predict(self, params, last, rows, ahead) -> Encoding:
         """See `Contexts.predict`: the head sees the tokens of a window that ends before."""
-        tokens, known = window.around(self.model, rows["tokens"], self._at(rows, ahead))
-        return window.predict(self.model, params["draft"], last, _in_rows(tokens), _in_rows(known))
+        tokens, known = draft.window(self.model, rows["tokens"], self._at(rows, ahead))
+        return draft.after_window(
+            self.model, params["draft"], last, _in_rows(tokens), _in_rows(known)
+        )
 
     def weights(self, rows, ahead):
         """See `Contexts.weights`: the image may have ended."""

@@ -10,9 +10,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from driftar_jax.layers import stacked
-from driftar_jax.layers.blocks import TransformerBlock
+from driftar_jax.layers.blocks import TransformerBlock, recomputed
 from driftar_jax.layers.dense import dense, layer_norm
-from driftar_jax.layers.remat import recomputed
 from driftar_jax.types import Encoding
 
 # Released sizes. The head is not fixed by the size: these are the heads of the released weights.

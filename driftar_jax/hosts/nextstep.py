@@ -7,17 +7,16 @@ sees as many content keys as there are image tokens up to it, and `E` of tokens 
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from driftar_jax.heads import flow_token
 from driftar_jax.layers import causal
 from driftar_jax.layers.causal import Cache, CausalStack
-from driftar_jax.layers.dense import dense, of_batch
+from driftar_jax.layers.dense import dense
 from driftar_jax.types import Encoding
 
 # The released size; the vocabulary and the norm's eps are read from a checkpoint's own files.
@@ -289,111 +288,3 @@ def normalise(tokens: jax.Array) -> jax.Array:
     x = tokens.astype(jnp.float32)
     x = x - jnp.mean(x, axis=-1, keepdims=True)
     return x * jax.lax.rsqrt(jnp.mean(x**2, axis=-1, keepdims=True) + 1e-6)
-
-
-# --- training ----------------------------------------------------------------------------------
-
-
-class Losses(NamedTuple):
-    """Float32 scalars: the weighted sum, cross entropy of text, flow loss of image tokens."""
-
-    total: jax.Array
-    text: jax.Array
-    image: jax.Array
-
-
-def training_losses(
-    host: NextStep,
-    head: flow_token.FlowTokenHead,
-    params: dict,
-    ids: jax.Array,
-    tokens: jax.Array,
-    noise: jax.Array,
-    u: jax.Array,
-    *,
-    image_weight: jax.Array | None = None,
-    padding: jax.Array | None = None,
-    chosen: jax.Array | None = None,
-    read: jax.Array | None = None,
-    before: jax.Array | None = None,
-    project: bool = True,
-    floor: float = 0.0,
-    weights: tuple[float, float] = (0.01, 1.0),
-) -> Losses:
-    """Compute NextStep-1's loss on whole sequences, in both published forms.
-
-    Args:
-      host: the backbone, `head` its flow head; `params` holds their trees `host` and `head`.
-      ids: `[B, T]`, text and placeholders.
-      tokens: `[B, M, C]`, clean image tokens.
-      noise: `[R * B * K, C]` standard normal, R copies of the K tokens per image that the head is
-        trained on, copy after copy.
-      u: `[R * B * K]` standard normal, for the times.
-      image_weight: `[B]`, which images count (source images of an edit do not); None: all.
-      padding: `[B]` integer, leading positions that hold nothing.
-      chosen: `[B, K]` int32, numbers of the tokens that the head is trained on; None: all, K = M.
-      read: `[B, M, C]`, the image tokens as the backbone reads them; None: clean, as published.
-        With `before`, those of all images of a row in their order.
-      before: `[B]` int32, image tokens of a row that stand before those of `tokens`: a source
-        image, which the head is not trained on. None: 0.
-      project: whether conditions pass through `image_out_projector`, as they do in sampling. The
-        Aug 2025 program trains without (`False`, with `floor=flow_token.MASK_FLOOR`); the released
-        training code with.
-      floor: added to the sum of the loss mask.
-      weights: of text and image.
-
-    Returns:
-      Losses. Text counts where the next id is no placeholder and the position no padding.
-
-    Raises:
-      ValueError: `noise` or `u` is not of whole copies.
-    """
-    if chosen is None:
-        chosen = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape[:2])
-    (batch, count), channels = chosen.shape, tokens.shape[-1]
-    copies = u.shape[0] // (batch * count)
-    if u.shape != (copies * batch * count,) or noise.shape != (*u.shape, channels):
-        raise ValueError(
-            f"noise: got shapes {noise.shape} and {u.shape}, "
-            f"allowed [R * {batch * count}, {channels}] and [R * {batch * count}]"
-        )
-    run = lambda *args, method=None, **kwargs: host.apply(  # noqa: E731
-        {"params": params["host"]}, *args, method=method, **kwargs
-    )
-    # One call for text and image losses alike: each position predicts what follows it.
-    encoding = run(ids, tokens if read is None else read, padding=padding)
-
-    held = ids == host.placeholder
-    # The slots of the placeholders, in order, come first; a stable sort keeps them so.
-    order = jnp.argsort(~held, axis=1, stable=True)
-    place = chosen if before is None else chosen + before[:, None]
-    order = jnp.take_along_axis(order, place, axis=1)
-    there = jnp.take_along_axis(held, order, axis=1)
-    # The hidden state that predicts a token stands in the slot before it. A placeholder in slot 0
-    # has none and is clamped; a sequence begins with text.
-    z = jnp.take_along_axis(encoding.z, jnp.maximum(order - 1, 0)[..., None], axis=1)
-    c = run(z, chosen, method="condition") if project else z
-    weight = there.astype(jnp.float32)
-    if image_weight is not None:
-        weight = weight * image_weight.astype(jnp.float32)[:, None]
-
-    target = jnp.take_along_axis(tokens, chosen[..., None], axis=1)[None]
-    u = u.reshape(copies, batch, count)
-    # Copies are the leading axis and images the second, so that a device keeps all copies of its
-    # own images and the condition is broadcast instead of repeated.
-    u, noise = (of_batch(a, 1) for a in (u, noise.reshape(*u.shape, channels)))
-    look = lambda x, t: head.apply({"params": params["head"]}, x, t, c[None])  # noqa: E731
-    rows = flow_token.flow_loss(look, target, noise, u)
-    image = flow_token.masked_mean(rows, jnp.broadcast_to(weight[None], rows.shape), floor)
-
-    following = ids[:, 1:]
-    counts = following != host.placeholder
-    if padding is not None:
-        counts &= jnp.arange(ids.shape[1] - 1)[None] >= padding[:, None]
-    logits = run(encoding.z[:, :-1], method="logits")
-    # Cross entropy as logsumexp minus one logit: log-softmax would hold another `[B, T,
-    # vocabulary]`.
-    logit = jnp.take_along_axis(logits, following[..., None], axis=-1)[..., 0]
-    nats = jax.nn.logsumexp(logits, axis=-1) - logit
-    text = flow_token.masked_mean(nats, counts)
-    return Losses(weights[0] * text + weights[1] * image, text, image)

@@ -10,9 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from driftar_jax.data import captions
-from driftar_jax.data.patches import patchify
-from driftar_jax.data.pixels import to_unit_range
-from driftar_jax.hosts import nextstep, nextstep_host
+from driftar_jax.data.pixels import patchify, to_unit_range
+from driftar_jax.hosts import nextstep_host, nextstep_own
 from driftar_jax.hosts.causal_contexts import CausalContexts
 from driftar_jax.hosts.contexts import Rows, by_image
 from driftar_jax.types import Encoding
@@ -154,7 +153,7 @@ class CaptionContexts(CausalContexts):
             edited = (ids == self.text.placeholder).any(axis=1)
             shown = tokens if read is None else read
             read, before = nextstep_host.with_sources(edited, rows["source"], shown)
-        losses = nextstep.training_losses(
+        losses = nextstep_own.training_losses(
             self.model.host,
             self.model.head,
             params,

@@ -13,14 +13,14 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import linen as nn
 
 from driftar_jax.config import blocks, former, of_tasks, real, whole, wrong
 from driftar_jax.data import captions
-from driftar_jax.heads import flow_token, randomness, window
-from driftar_jax.heads.flow_token import FlowTokenHead
+from driftar_jax.heads import randomness
 from driftar_jax.hosts import causal_walk, fields
 from driftar_jax.hosts.base import Head, ImageSpec, Model
-from driftar_jax.hosts.nextstep import NextStep, guidance_at, normalise
+from driftar_jax.hosts.nextstep import NextStep, guidance_at
 from driftar_jax.layers.causal import Cache
 from driftar_jax.types import Encoding, Prompt
 
@@ -120,8 +120,10 @@ def tokens_of(
     token_keys = randomness.token_keys(keys, images.num_tokens)
     ids, padding, sources = _branches(model, settings, condition)
     if head is None:
-        one = own_tokens(host, model.head, settings, images.num_tokens, params)
-        noise = own_noise(model, settings, token_keys)
+        from driftar_jax.hosts import nextstep_own  # a one-step head samples without it
+
+        one = nextstep_own.sampler(host, model.head, settings, images.num_tokens, params)
+        noise = nextstep_own.noise_of(model, settings, token_keys)
 
         def make(encoding, k):
             return one(encoding.z[:, -1], k, functools.partial(noise, k))
@@ -182,60 +184,6 @@ def decode(
     )
 
 
-def own_tokens(
-    host: NextStep,
-    head: FlowTokenHead,
-    settings: Any,
-    num_tokens: int,
-    params: Mapping[str, Any],
-) -> Callable[[jax.Array, jax.Array, Callable[[jax.Array], jax.Array]], jax.Array]:
-    """Return what the flow head makes of encodings.
-
-    Returns:
-      `(z [m * B, D], token, noise) -> [B, C]`: features, branch after branch; the number of the
-      token, an int32 scalar or `[B]`; and its noise, `draw -> [B, C]`.
-    """
-    branches = settings.branches
-    scales = [
-        jnp.asarray(guidance_at(scale, num_tokens, settings.guidance_schedule))
-        for scale in (settings.guidance, settings.guidance_image)
-    ]
-
-    def make(z, token, noise):
-        token = jnp.asarray(token)
-        # With one number per image, as in lookahead, every branch of an image needs its own copy.
-        index = jnp.tile(token, branches) if token.ndim else token
-        # One scale for all images, or one for each.
-        text, image = (scale[token].reshape(-1, 1) for scale in scales)
-        x = flow_token.flow_sample(
-            head,
-            params["head"],
-            host.apply({"params": params["host"]}, z, index, method="condition"),
-            noise,
-            steps=settings.nfe,
-            shift=settings.shift,
-            guidance=text if branches > 1 else None,
-            guidance_image=image if branches > 2 else None,
-            corrected=settings.corrected,
-        )
-        return normalise(x) if settings.normalise else x
-
-    return make
-
-
-def own_noise(model: Model, settings: Any, token_keys: jax.Array):
-    """Return `(token, draw) -> [B, C]`, the flow head's noise of every token and step.
-
-    The temperature scales the noise of the steps; the start of the head is no step of it.
-    """
-
-    def noise(token, draw):
-        eps = randomness.normal(token_keys[:, token], draw, model.images.token_dim)
-        return eps * jnp.where(draw > 0, settings.temperature, 1.0)
-
-    return noise
-
-
 @dataclasses.dataclass(frozen=True)
 class NextStepWalk(causal_walk.CausalWalk):
     """A `Walk` (`base.py`) over NextStep-1; tokens come in raster order, one per step.
@@ -248,7 +196,7 @@ class NextStepWalk(causal_walk.CausalWalk):
       sources: `[branches * B, M, C]` tokens of source images; None: none.
       model: of the run, for its draft head; `draft_params` are the head's.
       guidance: `[N]` float32.
-      make: of `own_tokens`, where the model has a flow head.
+      make: of `nextstep_own.sampler`, where the model has a flow head.
       temperature: of that head's steps.
       columns: of the grid of tokens.
     """
@@ -298,9 +246,11 @@ class NextStepWalk(causal_walk.CausalWalk):
 
     def draft(self, last: Encoding, tokens: jax.Array, step: jax.Array) -> Encoding:
         """See `Walk.draft`; the draft head reads the last tokens, not the whole image."""
-        latest, known = window.around(self.model, tokens, step[:, None])
+        from driftar_jax.heads import draft  # of drafting alone
+
+        latest, known = draft.window(self.model, tokens, step[:, None])
         latest, known = (jnp.concatenate([a] * self.branches) for a in (latest, known))
-        return window.predict(self.model, self.draft_params, last, latest, known)
+        return draft.after_window(self.model, self.draft_params, last, latest, known)
 
     def scales(self) -> jax.Array:
         """See `Walk.scales`."""
@@ -385,10 +335,11 @@ class NextStepFamily:
             **fields.backbone(config),
         )
 
-    def own_head(self, config: Any, images: ImageSpec) -> FlowTokenHead:
+    def own_head(self, config: Any, images: ImageSpec) -> nn.Module:
         """See `Family.own_head`."""
-        dtype = jnp.dtype(config.host.dtype)
-        return FlowTokenHead(images.token_dim, config.head.width, config.head.depth, dtype)
+        from driftar_jax.hosts import nextstep_own
+
+        return nextstep_own.module(config, images)
 
     def examples(self, model: Model):
         """See `Family.examples`."""
@@ -402,7 +353,9 @@ class NextStepFamily:
             return model.head.init(key, x, jnp.zeros(1), jnp.zeros((1, model.host.width)))
 
         def draft(key):
-            return model.draft.init(key, *window.zeros(model))
+            from driftar_jax.heads.draft import window_zeros
+
+            return model.draft.init(key, *window_zeros(model))
 
         return {"host": host, "head": head, "draft": draft}
 
@@ -453,7 +406,11 @@ class NextStepFamily:
     def walk(self, model, settings, params, condition, keys, contexts: int) -> NextStepWalk:
         """See `Family.walk`."""
         ids, padding, sources = _branches(model, settings, condition)
-        num_tokens = model.images.num_tokens
+        num_tokens, make = model.images.num_tokens, None
+        if model.head is not None:
+            from driftar_jax.hosts import nextstep_own
+
+            make = nextstep_own.sampler(model.host, model.head, settings, num_tokens, params)
         return NextStepWalk.of(
             model.host,
             params["host"],
@@ -466,7 +423,7 @@ class NextStepFamily:
             model=model,
             draft_params=params.get("draft"),
             guidance=guidance_at(settings.guidance, num_tokens, settings.guidance_schedule),
-            make=model.head and own_tokens(model.host, model.head, settings, num_tokens, params),
+            make=make,
             temperature=settings.temperature,
             columns=model.images.grid[1],
         )

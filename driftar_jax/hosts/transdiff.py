@@ -13,9 +13,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from driftar_jax.layers import stacked
-from driftar_jax.layers.blocks import TransformerBlock
+from driftar_jax.layers.blocks import TransformerBlock, recomputed
 from driftar_jax.layers.dense import dense, layer_norm
-from driftar_jax.layers.remat import recomputed
 from driftar_jax.types import Encoding
 
 # Released models on KL-16 latents: 16 channels, encoder rows 64 + 256. `num_tokens` is the grid of

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from driftar_jax.data.patches import patchify
+from driftar_jax.data.pixels import patchify
 from driftar_jax.heads import flow
 from driftar_jax.heads.flow import VelocityNet
 from driftar_jax.hosts.transdiff import TransDiff

@@ -1,4 +1,4 @@
-"""The ViT block of the hosts."""
+"""The ViT block of the hosts, and what the backward pass of any block keeps."""
 
 import jax
 import jax.numpy as jnp
@@ -6,6 +6,38 @@ from flax import linen as nn
 
 from driftar_jax.layers.attention import attention, attention_with_entropy
 from driftar_jax.layers.dense import dense, layer_norm, of_batch
+
+# What a block's backward pass keeps of its forward pass; the rest is made again.
+REMAT = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def recomputed(remat: str, call, block: nn.Module, *arrays):
+    """Return `call(block, *arrays)`, its intermediate values kept for the gradient or made again.
+
+    Args:
+      remat: `none` keeps them all, `dots` the matrix products with parameters, `full` the input.
+      call: of the block and trees of arrays.
+      block: a submodule; its parameters keep their names.
+      *arrays: trees of arrays.
+
+    Raises:
+      ValueError: an unknown `remat`.
+    """
+    if remat == "none":
+        return call(block, *arrays)
+    # The lifted transform of flax and not `jax.checkpoint`: it knows the block's parameters and
+    # keys.
+    return nn.remat(call, policy=remat_policy(remat))(block, *arrays)
+
+
+def remat_policy(remat: str):
+    """Return the policy of `jax.checkpoint` of that name; raises ValueError for an unknown one."""
+    if remat not in REMAT:
+        raise ValueError(f"host.remat: got {remat!r}, allowed {' | '.join(['none', *REMAT])}")
+    return REMAT[remat]
 
 
 class QKV(nn.Module):

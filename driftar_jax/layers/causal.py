@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from driftar_jax.layers.attention import attention_with_entropy
+from driftar_jax.layers.blocks import remat_policy
 from driftar_jax.layers.dense import dense, of_batch
-from driftar_jax.layers.remat import remat_policy
 
 
 @flax.struct.dataclass

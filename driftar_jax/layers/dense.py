@@ -1,7 +1,10 @@
-"""Linear layers and norms with logical axes: how kernels and rows lie on several devices."""
+"""Linear layers and norms with logical axes, how they lie on several devices, and sinusoids."""
+
+import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
@@ -84,3 +87,14 @@ def layer_norm(affine: bool = True, name: str | None = None) -> nn.LayerNorm:
         use_fast_variance=False,
         name=name,
     )
+
+
+def sinusoid_features(t: jax.Array, frequencies: int = 128) -> jax.Array:
+    """Map `t [...]` -> `[..., 2 * frequencies]` float32, cosines first, period base 10000."""
+    k = np.arange(frequencies, dtype=np.float32)
+    # As the official programs, whose exponents are float32 and whose exp is exact to the last
+    # digit, unlike NumPy's in float32: at t = 1000 that digit is visible.
+    exponents = np.float32(-math.log(10000)) * k / np.float32(frequencies)
+    rates = np.exp(exponents.astype(np.float64)).astype(np.float32)
+    angles = t.astype(jnp.float32)[..., None] * rates.reshape((1,) * t.ndim + rates.shape)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)

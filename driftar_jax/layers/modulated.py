@@ -4,11 +4,8 @@ TransDiff's velocity network is built from it, and so is the one-step `GridDecod
 it (time, entropy, guidance) is the caller's.
 """
 
-import math
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
 from driftar_jax.layers.attention import attention_with_entropy
@@ -17,17 +14,6 @@ from driftar_jax.layers.dense import dense, layer_norm, of_batch
 
 # Shift, scale and gate of self-attention, then of the MLP.
 CHUNKS = 6
-
-
-def sinusoid_features(t: jax.Array, frequencies: int = 128) -> jax.Array:
-    """Map `t [...]` -> `[..., 2 * frequencies]` float32, cosines first, period base 10000."""
-    k = np.arange(frequencies, dtype=np.float32)
-    # As the official programs, whose exponents are float32 and whose exp is exact to the last
-    # digit, unlike NumPy's in float32: at t = 1000 that digit is visible.
-    exponents = np.float32(-math.log(10000)) * k / np.float32(frequencies)
-    rates = np.exp(exponents.astype(np.float64)).astype(np.float32)
-    angles = t.astype(jnp.float32)[..., None] * rates.reshape((1,) * t.ndim + rates.shape)
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
 class ModulatedBlock(nn.Module):

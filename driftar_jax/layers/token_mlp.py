@@ -10,8 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from driftar_jax.layers.dense import dense, layer_norm
-from driftar_jax.layers.modulated import sinusoid_features
+from driftar_jax.layers.dense import dense, layer_norm, sinusoid_features
 
 
 def lift(x: jax.Array, ndim: int) -> jax.Array:

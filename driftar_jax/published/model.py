@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from driftar_jax.drift.grid import GridDecoder
-from driftar_jax.drift.prior import Prior
+from driftar_jax.drift.networks import Prior
 from driftar_jax.entropy import prior_draw
 from driftar_jax.hosts.transdiff import TransDiff
 from driftar_jax.layers.blocks import TransformerBlock

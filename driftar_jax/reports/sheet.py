@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from driftar_jax.config import wrong
-from driftar_jax.data import pictures, pipeline, sets
+from driftar_jax.data import is_latents, pictures, pipeline
 from driftar_jax.sampling import inpaint
 
 PAIRS = 12
@@ -51,7 +51,7 @@ def real(generator: Any, name: str | None, number: int) -> Originals:
         raise wrong("sheet", True, "false for a run on pairs (held-out edits are drawn without it)")
     trained = generator.manifest.get("pictures", generator.config.data.name)
     called = trained if name is None else name
-    if sets.is_latents(called):
+    if is_latents(called):
         raise wrong("real", name, f"--real=NAME: pictures, for {called} holds latents")
     height, width, channels = inpaint.pixel_shape(generator)
     source = pipeline.load_source(called, "test", image_size=height)

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from driftar_jax import seeds
-from driftar_jax.data.patches import patchify
-from driftar_jax.data.pixels import to_unit_range
+from driftar_jax.data.pixels import patchify, to_unit_range
 from driftar_jax.drift import fields, spread
 from driftar_jax.heads import randomness
 from driftar_jax.sampling import plain

@@ -9,8 +9,7 @@ import numpy as np
 from driftar_jax import seeds
 from driftar_jax.config import wrong
 from driftar_jax.data import images
-from driftar_jax.data.patches import patchify
-from driftar_jax.data.pixels import to_unit_range
+from driftar_jax.data.pixels import patchify, to_unit_range
 from driftar_jax.sampling import batches
 from driftar_jax.sampling.generator import Generator, Samples
 from driftar_jax.sampling.settings import Settings

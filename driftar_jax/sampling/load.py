@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from driftar_jax import model as models
 from driftar_jax.config import CONVERTED, PUBLISHED, check_stored, wrong
-from driftar_jax.data.sets import is_latents
+from driftar_jax.data import is_latents
 from driftar_jax.heads import early_stop
 from driftar_jax.hosts.base import ImageSpec, Model
 from driftar_jax.sampling import batches, conditions

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from driftar_jax.data.patches import unpatchify
+from driftar_jax.data.pixels import unpatchify
 from driftar_jax.drift.head import DriftHead
 from driftar_jax.heads import randomness
 from driftar_jax.hosts.base import Model

@@ -12,8 +12,7 @@ import numpy as np
 from driftar_jax import seeds
 from driftar_jax.config import wrong
 from driftar_jax.data import captions, prompts
-from driftar_jax.data.patches import patchify
-from driftar_jax.data.pixels import to_unit_range
+from driftar_jax.data.pixels import patchify, to_unit_range
 from driftar_jax.heads import randomness
 from driftar_jax.hosts.base import Model
 from driftar_jax.sampling.conditions import NOTHING_MORE, Request, class_numbers

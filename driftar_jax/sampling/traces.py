@@ -14,7 +14,7 @@ import jax
 import numpy as np
 
 from driftar_jax.config import wrong
-from driftar_jax.data.patches import unpatchify
+from driftar_jax.data.pixels import unpatchify
 from driftar_jax.hosts.base import Model
 from driftar_jax.sampling.settings import Settings
 from driftar_jax.types import Trace

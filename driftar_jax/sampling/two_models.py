@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from driftar_jax.config import wrong
-from driftar_jax.data.sets import is_latents
+from driftar_jax.data import is_latents
 from driftar_jax.heads import randomness
 from driftar_jax.heads.diffusion import LastStep
 from driftar_jax.hosts.base import ImageSpec, Model

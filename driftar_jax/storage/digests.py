@@ -13,7 +13,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from driftar_jax.storage import stand_ins
+from driftar_jax.storage import reasons
 from driftar_jax.storage.jsons import write_json
 
 DIGESTS = "digests.json"
@@ -89,7 +89,7 @@ def _differs(
         try:
             if _digest(path) != digest:
                 called = rest if top == _BESIDE else name
-                stands = stand_ins.of_file(path)
+                stands = reasons.of_file(path)
                 return f"{called} that is {stands}" if stands else f"a damaged {called}"
         except OSError as error:
             return f"no readable {rest if top == _BESIDE else name} ({error.strerror})"

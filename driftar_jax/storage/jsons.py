@@ -5,7 +5,7 @@ import os
 import pathlib
 from typing import Any
 
-from driftar_jax.storage import stand_ins
+from driftar_jax.storage import reasons
 from driftar_jax.storage.reasons import reason
 
 # Python's objects take up to thirty times the room of their text.
@@ -67,7 +67,7 @@ def read_json(field: str, path: str | os.PathLike, allowed: str, most: int = _LA
     except OSError as error:
         why = error.strerror
     except ValueError as error:
-        why = stand_ins.of_file(path) or reason(error)
+        why = reasons.of_file(path) or reason(error)
     else:
         return value
     raise ValueError(f"{field}: got {str(path)!r}, allowed {allowed} ({why})")

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from driftar_jax import model, seeds
-from driftar_jax.data import sets
+from driftar_jax.data import is_latents
 from driftar_jax.features import maps
 from driftar_jax.storage.compiled import afresh
 from driftar_jax.targets.chips import Target
@@ -195,7 +195,7 @@ def _space(network: Any | None, images: model.ImageSpec):
 def _batch(settings: Any, images: model.ImageSpec) -> dict[str, jax.ShapeDtypeStruct]:
     size, (h, w, c) = settings.train.batch_size, images.image_shape
     batch = {"label": jax.ShapeDtypeStruct((size,), jnp.int32)}
-    if sets.is_latents(settings.data.name):
+    if is_latents(settings.data.name):
         batch["moments"] = jax.ShapeDtypeStruct((size, 2, h, w, 2 * c), jnp.float32)
     else:
         batch["image"] = jax.ShapeDtypeStruct((size, h, w, c), jnp.uint8)

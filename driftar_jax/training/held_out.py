@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from driftar_jax.config import wrong
-from driftar_jax.data import pipeline, sets
+from driftar_jax.data import is_latents, pipeline
 from driftar_jax.data.pixels import to_unit_range
 from driftar_jax.features import classifier
 from driftar_jax.hosts.base import ImageSpec
@@ -125,7 +125,7 @@ def open_held_out(settings: Any, images: ImageSpec) -> HeldOut | None:
         if judge:
             raise wrong(JUDGE, judge, f"'' while {EVERY} is 0")
         return None
-    if sets.is_latents(settings.data.name):
+    if is_latents(settings.data.name):
         raise wrong(EVERY, every, "0 for a set of latents, whose pictures are not there")
     try:
         source = pipeline.open_data(settings, "test")

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 
 from driftar_jax import model
-from driftar_jax.data.patches import unpatchify
+from driftar_jax.data.pixels import unpatchify
 from driftar_jax.features import mae
 from driftar_jax.training.tokens import tokenise
 

@@ -9,7 +9,7 @@ import ml_collections
 
 from driftar_jax import seeds
 from driftar_jax.config import wrong
-from driftar_jax.data.patches import unpatchify
+from driftar_jax.data.pixels import unpatchify
 from driftar_jax.features import maps as spaces
 from driftar_jax.layers.blocks import TransformerBlock
 from driftar_jax.sampling import load as loading

@@ -13,7 +13,7 @@ import numpy as np
 
 import driftar_jax
 from driftar_jax import config, model, seeds
-from driftar_jax.data import captions, pictures, pipeline, prompts, sets
+from driftar_jax.data import captions, is_latents, pictures, pipeline, prompts
 from driftar_jax.sampling import contexts, generator, load
 from driftar_jax.storage import checkpoints, hub, jsons, paths
 from driftar_jax.targets import precision
@@ -178,7 +178,7 @@ class Run:
     @functools.cached_property
     def _contexts(self) -> contexts.Contexts | None:
         """Contexts of some held-out pictures; None where the set has none, or is of latents."""
-        if sets.is_latents(self.settings.data.name):
+        if is_latents(self.settings.data.name):
             return None
         try:
             source = pipeline.open_data(self.settings, "test")
@@ -205,7 +205,7 @@ def open_run(settings: Any, workdir: str) -> Run:
         batch_size=settings.train.batch_size,
         seed=settings.seed,
         # Latents cannot be mirrored: the step chooses between the moments of both images.
-        flip=settings.data.flip and not sets.is_latents(settings.data.name),
+        flip=settings.data.flip and not is_latents(settings.data.name),
         text=fitted and fitted.rows,
         process_index=jax.process_index(),
         process_count=jax.process_count(),

@@ -7,7 +7,7 @@ import pathlib
 from typing import Any
 
 from driftar_jax.config import CONVERTED, wrong
-from driftar_jax.data import captions, sets
+from driftar_jax.data import captions, is_latents
 from driftar_jax.data.pipeline import open_data
 from driftar_jax.model import ImageSpec
 from driftar_jax.storage.checkpoints import read_config
@@ -26,7 +26,7 @@ def image_spec(settings: Any) -> ImageSpec:
     Raises:
       ValueError, OSError: the data cannot be opened, or its captions do not fit; one line.
     """
-    if not sets.is_latents(settings.data.name):
+    if not is_latents(settings.data.name):
         source = open_data(settings, "train")
         return of_source(settings, source, fit_text(settings, source))
     side = settings.data.image_size

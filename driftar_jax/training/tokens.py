@@ -3,8 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from driftar_jax.data.patches import patchify
-from driftar_jax.data.pixels import to_unit_range
+from driftar_jax.data.pixels import patchify, to_unit_range
 from driftar_jax.vae import kl
 
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from driftar_jax.data.patches import patchify, unpatchify
+from driftar_jax.data.pixels import patchify, unpatchify
 from driftar_jax.vae import cosine
 
 # Tokens are latents times this; chosen by MAR so that tokens have a standard deviation near 1.

@@ -7,7 +7,7 @@ import pytest
 import tiny
 from flax import linen as nn
 
-from driftar_jax.drift.decoders import SIGMA_MIN, TokenDecoder
+from driftar_jax.drift.networks import SIGMA_MIN, TokenDecoder
 
 B, N, G, C, D = 2, 5, 3, 4, 6
 

@@ -9,8 +9,8 @@ import pytest
 import tiny
 from flax import linen as nn
 
-from driftar_jax.drift.decoders import SIGMA_MIN
 from driftar_jax.drift.grid import GridDecoder
+from driftar_jax.drift.networks import SIGMA_MIN
 
 B, N, M, G, C, D = 2, 5, 7, 3, 4, 6
 PUBLISHED = dict(standardised=False, residual=False, zero_start=False)

@@ -7,7 +7,7 @@ import pytest
 import tiny
 
 from driftar_jax.drift import fields
-from driftar_jax.drift.decoders import TokenDecoder
+from driftar_jax.drift.networks import TokenDecoder
 from driftar_jax.sampling import plain
 from driftar_jax.sampling.settings import Settings
 from driftar_jax.training import tasks

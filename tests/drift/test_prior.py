@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from driftar_jax.drift.prior import Prior
+from driftar_jax.drift.networks import Prior
 
 B, N, D, C = 2, 7, 5, 3
 

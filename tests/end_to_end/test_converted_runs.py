@@ -11,7 +11,7 @@ import pytest
 import driftar_jax
 from configs import drift_nextstep
 from driftar_jax.conversion import nextstep, nextstep_vae
-from driftar_jax.data import captions, pipeline, prompts, subwords
+from driftar_jax.data import captions, pipeline, prompts
 from driftar_jax.hosts.nextstep_stored import abstract_params, modules, unstacked
 from driftar_jax.sampling import conditions, load
 from driftar_jax.types import TextSpec
@@ -37,8 +37,8 @@ VAE_OFFICIAL = {
 def folders(tmp_path_factory, data_dir):
     """A converted host with its tokenizer, and an autoencoder."""
     texts = pipeline.open_data(CONFIG, "train").captions
-    file = subwords.vocabulary_of(texts, SPECIAL)
-    made = subwords.SubwordTokenizer(file)
+    file = prompts.subwords_of(texts, SPECIAL)
+    made = prompts.SubwordTokenizer(file)
     host, rows = CONFIG.host, len(made.vocabulary) + 3
     fields = dict(
         vocab_size=rows,
@@ -86,7 +86,7 @@ def test_a_run_starts_from_it_in_its_language(call, folders, tmp_path):
     assert (done.status, done.stderr) == (0, "")
     loaded = driftar_jax.load(run)
     text = loaded.model.images.text
-    assert isinstance(loaded.reader.book.tokenizer, subwords.SubwordTokenizer)
+    assert isinstance(loaded.reader.book.tokenizer, prompts.SubwordTokenizer)
     # No word is unknown to pieces of words.
     images = loaded.sample(["a zyxwv heart"], seed=0).images
     assert images.shape == (1, 12, 12, 3) and images.std() > 1

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tiny
 
-from driftar_jax.data.patches import patchify, unpatchify
+from driftar_jax.data.pixels import patchify, unpatchify
 from driftar_jax.hosts import mar, schedules
 
 B, N, C, F, CLASSES, WIDTH = 3, 6, 2, 4, 5, 8

@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from driftar_jax.heads.flow_token import FlowTokenHead
-from driftar_jax.hosts import nextstep
+from driftar_jax.hosts import nextstep, nextstep_own
 
 B, P, N, C, HOLD, GAMMA = 2, 5, 4, 3, 9, 3
 HOST = nextstep.NextStep(
@@ -128,7 +128,7 @@ def test_losses_match_a_plain_sum(made, whole, project):
     noise, u = tiny.normal(5, copies * rows, C), tiny.normal(6, copies * rows)
     weight = jnp.array([1.0, 0.25])
     run = jax.jit(
-        lambda params: nextstep.training_losses(
+        lambda params: nextstep_own.training_losses(
             HOST,
             HEAD,
             params,
@@ -164,7 +164,7 @@ def test_losses_match_a_plain_sum(made, whole, project):
     np.testing.assert_allclose(got.image, total / (copies * N * float(weight.sum())), rtol=1e-5)
     np.testing.assert_allclose(got.total, 0.01 * got.text + got.image, rtol=1e-6)
     with pytest.raises(ValueError, match="^noise: got shapes"):
-        nextstep.training_losses(HOST, HEAD, params, IDS, tokens, noise[1:], u[1:])
+        nextstep_own.training_losses(HOST, HEAD, params, IDS, tokens, noise[1:], u[1:])
 
 
 def test_guidance_schedules():

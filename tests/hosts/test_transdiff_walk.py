@@ -11,7 +11,7 @@ import tiny
 
 from driftar_jax.drift.grid import GridDecoder
 from driftar_jax.drift.head import DriftHead
-from driftar_jax.drift.prior import Prior
+from driftar_jax.drift.networks import Prior
 from driftar_jax.heads import randomness
 from driftar_jax.hosts.transdiff import TransDiff
 from driftar_jax.hosts.transdiff_walk import TransDiffWalk

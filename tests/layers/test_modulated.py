@@ -5,7 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import tiny
 
-from driftar_jax.layers.modulated import CHUNKS, ModulatedBlock, sinusoid_features
+from driftar_jax.layers.dense import sinusoid_features
+from driftar_jax.layers.modulated import CHUNKS, ModulatedBlock
 
 B, G, N, M, D = 2, 3, 5, 4, 6
 

@@ -12,7 +12,7 @@ from flax import linen as nn
 from driftar_jax.heads.flow import VelocityNet
 from driftar_jax.hosts.mar import MAR
 from driftar_jax.hosts.transdiff import TransDiff
-from driftar_jax.layers.remat import REMAT
+from driftar_jax.layers.blocks import REMAT
 
 B, N, C = 2, 6, 3
 LABEL = jnp.array([1, -1])

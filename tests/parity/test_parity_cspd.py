@@ -11,7 +11,7 @@ from cases import channels_first, claims, load, uncovered
 
 from driftar_jax.conversion import mar as conversion
 from driftar_jax.conversion import rules
-from driftar_jax.data.patches import unpatchify
+from driftar_jax.data.pixels import unpatchify
 from driftar_jax.heads import diffusion
 from driftar_jax.hosts import schedules
 from driftar_jax.published import cspd

@@ -13,7 +13,7 @@ from flax import linen as nn
 from driftar_jax import entropy
 from driftar_jax.conversion import drift_ar as conversion
 from driftar_jax.conversion import rules
-from driftar_jax.data.patches import patchify, unpatchify
+from driftar_jax.data.pixels import patchify, unpatchify
 from driftar_jax.heads import early_stop
 from driftar_jax.layers.attention import attention_with_entropy
 from driftar_jax.layers.blocks import TransformerBlock

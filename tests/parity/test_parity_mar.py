@@ -11,7 +11,7 @@ from cases import channels_first, channels_last, claims, load, uncovered
 
 from driftar_jax.conversion import mar as conversion
 from driftar_jax.conversion import rules
-from driftar_jax.data.patches import patchify, unpatchify
+from driftar_jax.data.pixels import patchify, unpatchify
 from driftar_jax.heads import diffusion
 from driftar_jax.hosts import schedules
 

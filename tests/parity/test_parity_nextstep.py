@@ -11,9 +11,9 @@ from cases import channels_first, channels_last, claims, load, uncovered
 
 from driftar_jax.conversion import nextstep as conversion
 from driftar_jax.conversion import rules
-from driftar_jax.data.patches import patchify, unpatchify
+from driftar_jax.data.pixels import patchify, unpatchify
 from driftar_jax.heads import flow_token
-from driftar_jax.hosts import nextstep, nextstep_host
+from driftar_jax.hosts import nextstep, nextstep_host, nextstep_own
 from driftar_jax.hosts.nextstep_stored import abstract_params, modules, stacked, unstacked
 from driftar_jax.layers import causal
 from driftar_jax.sampling.settings import Settings
@@ -370,7 +370,7 @@ def test_decoding_in_one_program(run):
 
     @jax.jit
     def run_all(params, ids, padding, noises):
-        one = nextstep_host.own_tokens(host, head, settings, count, params)
+        one = nextstep_own.sampler(host, head, settings, count, params)
         make = lambda e, k: one(e.z[:, -1], k, lambda draw: noises[k, draw])  # noqa: E731
         prompt = ids, padding, None
         return nextstep_host.decode(host, params["host"], *prompt, count, settings.branches, make)
@@ -397,7 +397,7 @@ def losses(project: bool):
     host, head, params = parts()
 
     def total(params):
-        found = nextstep.training_losses(
+        found = nextstep_own.training_losses(
             host,
             head,
             params,

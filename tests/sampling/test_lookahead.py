@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 import tiny
 
-from driftar_jax.drift.decoders import TokenDecoder
 from driftar_jax.drift.grid import GridDecoder
 from driftar_jax.drift.head import DriftHead
-from driftar_jax.drift.prior import Prior
+from driftar_jax.drift.networks import Prior, TokenDecoder
 from driftar_jax.heads import randomness
 from driftar_jax.heads.flow_token import FlowTokenHead
-from driftar_jax.hosts import nextstep, nextstep_host
+from driftar_jax.hosts import nextstep, nextstep_host, nextstep_own
 from driftar_jax.hosts.nextstep_host import NextStepWalk
 from driftar_jax.hosts.transdiff import TransDiff
 from driftar_jax.hosts.transdiff_walk import TransDiffWalk
@@ -260,7 +259,7 @@ class Case:
             sources=sources,
             branches=self.branches,
             guidance=nextstep.guidance_at(self.settings.guidance, TOKENS, "linear"),
-            make=nextstep_host.own_tokens(self.host, FLOW, self.settings, TOKENS, _nextstep()),
+            make=nextstep_own.sampler(self.host, FLOW, self.settings, TOKENS, _nextstep()),
         )
         params = _nextstep()["host"]
         host = NextStepWalk.of(self.host, params, ids, padding, TOKENS, window.contexts, **rest)
@@ -281,7 +280,7 @@ class Case:
         keys = randomness.image_keys(np.uint32(4), jnp.asarray(images))
         if self.own:
             own_keys = randomness.token_keys(keys, TOKENS)
-            one = nextstep_host.own_tokens(self.host, FLOW, self.settings, TOKENS, _nextstep())
+            one = nextstep_own.sampler(self.host, FLOW, self.settings, TOKENS, _nextstep())
 
             def own(encoding, k):
                 noise = lambda draw: randomness.normal(own_keys[:, k], draw, CHANNELS)  # noqa: E731

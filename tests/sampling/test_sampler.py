@@ -12,7 +12,7 @@ import tiny
 from flax import linen as nn
 
 from driftar_jax import model
-from driftar_jax.data.patches import unpatchify
+from driftar_jax.data.pixels import unpatchify
 from driftar_jax.hosts import mar_plan
 from driftar_jax.hosts.mar import MAR
 from driftar_jax.hosts.schedules import cosine_counts, guidance_at

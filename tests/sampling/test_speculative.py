@@ -13,7 +13,7 @@ import tiny
 from scipy import stats
 
 from driftar_jax import model
-from driftar_jax.data.patches import patchify
+from driftar_jax.data.pixels import patchify
 from driftar_jax.evaluation import draft_timing
 from driftar_jax.heads import early_stop, randomness
 from driftar_jax.hosts.mar import MAR

@@ -12,7 +12,7 @@ import pytest
 import tiny
 
 from driftar_jax import model as models
-from driftar_jax.data.patches import patchify
+from driftar_jax.data.pixels import patchify
 from driftar_jax.heads import diffusion, randomness
 from driftar_jax.hosts import mar_pair, mar_plain, mar_work, orders
 from driftar_jax.hosts.schedules import checked_steps, cosine_counts, guidance_at

@@ -3,7 +3,7 @@
 import pytest
 
 from driftar_jax.data import images, picture_sets, pipeline
-from driftar_jax.storage import jsons, stand_ins
+from driftar_jax.storage import jsons, reasons
 
 TEXTS = {
     "a Git LFS pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 8\n",
@@ -37,5 +37,5 @@ def test_other_files_that_were_not_fetched(tmp_path, said):
         jsons.read_json("x", tmp_path / "a.json", "facts")
     with pytest.raises(images.BadImage, match=said):
         images.decode(TEXTS[said], channels=3, size=None, center_crop=True)
-    assert stand_ins.of_file(tmp_path / "nothing") is None
-    assert stand_ins.of_head(b"\x89PNG") is None
+    assert reasons.of_file(tmp_path / "nothing") is None
+    assert reasons.of_head(b"\x89PNG") is None

@@ -13,7 +13,7 @@ import tiny
 from driftar_jax import model
 from driftar_jax.data import captions
 from driftar_jax.evaluation import compare
-from driftar_jax.heads import randomness, window
+from driftar_jax.heads import draft, randomness
 from driftar_jax.hosts import nextstep_host
 from driftar_jax.sampling import batches, generator, plain, texts
 from driftar_jax.training import tasks
@@ -176,7 +176,7 @@ def test_parts_of_a_batch_have_its_loss_together(name):
 def test_windows_end_with_the_token_before():
     parts = _built("drift")[1].parts
     tokens = tiny.normal(0, 2, N, C)
-    seen, known = window.around(parts, tokens, jnp.array([[1, 4, 6], [2, 3, 5]]))
+    seen, known = draft.window(parts, tokens, jnp.array([[1, 4, 6], [2, 3, 5]]))
     assert seen.shape == (2, 3, 3, C)
     np.testing.assert_array_equal(known[0], [[0, 0, 1], [1, 1, 1], [1, 1, 1]])
     np.testing.assert_array_equal(seen[0, 1], tokens[0, 1:4])

@@ -12,8 +12,8 @@ import tiny
 from configs import nextstep_small
 from driftar_jax import model
 from driftar_jax.data import captions
-from driftar_jax.data.patches import patchify
-from driftar_jax.hosts import nextstep, nextstep_host
+from driftar_jax.data.pixels import patchify
+from driftar_jax.hosts import nextstep_host, nextstep_own
 from driftar_jax.sampling import batches, generator, texts
 from driftar_jax.sampling.conditions import Request
 from driftar_jax.training import tasks
@@ -100,7 +100,7 @@ def test_the_head_learns_the_target_alone():
     @jax.jit
     def both(params, rows):
         loss, found = contexts.own_terms(params, rows, totals, None)
-        want = nextstep.training_losses(
+        want = nextstep_own.training_losses(
             task.parts.host,
             task.parts.head,
             params,
