@@ -20,6 +20,7 @@ flags.mark_flags_as_required(["sweep", "out"])
 
 
 def main(_) -> None:
+    """Run the arms and seeds that have no result yet, and write the table of all that have."""
     from driftar_jax.reports import ablation_table
     from driftar_jax.sweeps import (
         ablation,  # after the flags: loading takes seconds

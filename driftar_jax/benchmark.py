@@ -38,6 +38,7 @@ target_flags.define()
 
 
 def main(_) -> None:
+    """Time the methods of a checkpoint, or say what their programs need: `--count`, `--dry_run`."""
     # After the flags: loading takes seconds.
     from driftar_jax.evaluation import benchmark, draft_timing, windows
     from driftar_jax.reports import counting, timing

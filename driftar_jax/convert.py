@@ -19,6 +19,7 @@ flags.mark_flags_as_required(["family", "source", "out"])
 
 
 def main(_) -> None:
+    """Convert `--source` into the new workdir `--out`, or back into a file of official names."""
     arguments = _FAMILY.value, _SOURCE.value, _OUT.value
     with cli.user_errors():
         if _BACK.value:

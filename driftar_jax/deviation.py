@@ -27,6 +27,7 @@ flags.mark_flags_as_required(["workdir", "baseline", "out"])
 
 
 def main(_) -> None:
+    """Compare the draws of `--workdir` and `--baseline`, and write numbers, picture and page."""
     from driftar_jax.data import pipeline
     from driftar_jax.data.pipeline import open_data
     from driftar_jax.evaluation import deviation, judges

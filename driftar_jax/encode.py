@@ -23,6 +23,7 @@ flags.mark_flags_as_required(["config", "vae", "out"])
 
 
 def main(_) -> None:
+    """Encode the splits of the config's image set, and write those shards that are missing."""
     from driftar_jax.vae import encoding  # after the flags: loading takes seconds
 
     with cli.user_errors():

@@ -55,6 +55,7 @@ flags.mark_flag_as_required("out")
 
 
 def main(_) -> None:
+    """Compare both heads and write the report; with `--images` score a folder of pictures alone."""
     with cli.user_errors():
         if _IMAGES.value is not None:
             print(_given())

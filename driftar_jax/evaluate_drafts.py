@@ -51,6 +51,7 @@ flags.mark_flag_as_required("out")
 
 
 def main(_) -> None:
+    """Measure speculative decoding or lookahead of the workdirs; `--join` joins earlier results."""
     if _JOIN.value is not None:
         with cli.user_errors():
             out = pathlib.Path(_OUT.value)

@@ -18,6 +18,7 @@ _CONFIG_PAGE = flags.DEFINE_string("config_page", None, "Write the fields of con
 
 
 def main(_) -> None:
+    """Write the page of results, or the page of config fields."""
     from driftar_jax.reports import config_page, page  # after the flags: loading takes seconds
 
     with cli.user_errors():

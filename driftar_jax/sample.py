@@ -94,6 +94,7 @@ MOST_TEXTS = 1000  # of counts.json; the manifest has the hash of all
 
 
 def main(_) -> None:
+    """Sample into `--out`, where a stopped command goes on; or say what it would take."""
     with cli.user_errors():
         target = target_flags.described()
         if _WARM.value and (target is not None or _MASK.present):

@@ -27,6 +27,7 @@ from driftar_jax.training.dry_run import (
 
 
 def main(_) -> None:
+    """Compile the step of each config on the mesh, and print its row."""
     if not _CONFIGS.value:
         cli.fail("configs: got nothing, allowed --configs=FILE.py[:SIZE],...")
     with cli.user_errors():

@@ -43,6 +43,7 @@ flags.mark_flag_as_required("config")
 
 
 def main(_) -> None:
+    """Train the config in `--workdir` from its newest checkpoint on, or say what a step needs."""
     with cli.user_errors():
         settings = _CONFIG.value
         decided = sizes.fit(settings)

@@ -16,6 +16,11 @@ class Patient:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
+        """Write text; letters that the stream cannot encode as escapes.
+
+        Raises:
+          OSError: the disk is full, or the like; a closed pipe or terminal is passed over.
+        """
         try:
             return self._stream.write(text)
         except UnicodeEncodeError:
@@ -25,6 +30,7 @@ class Patient:
             return self._gone(error, len(text))
 
     def flush(self) -> None:
+        """Flush the stream; raises as `write`."""
         try:
             self._stream.flush()
         except OSError as error:

@@ -124,10 +124,12 @@ class Program:
         self._left, self._steps = _LONGEST, _MOST_STEPS
 
     def read(self, count: int) -> bytes:
+        """Return the next `count` bytes, or fewer where the file ends."""
         # A file may claim any length; no more is read than there is.
         return self._take(min(count, self._end - self.at))
 
     def readline(self) -> bytes:
+        """Return the bytes up to and with the next newline, or to the end."""
         newline = self._buffer.find(b"\n", self.at, self._end)
         return self._take((newline + 1 if newline >= 0 else self._end) - self.at)
 
@@ -155,6 +157,11 @@ class Reader(pickle._Unpickler):
         self.storages: dict[str, tensors.Storage] = {}
 
     def find_class(self, module: str, name: str):
+        """Return what stands for a class of the pickle; `Inert` for those that are not known.
+
+        Raises:
+          Refused: the name of something that could run code.
+        """
         if (module, name) in ALLOWED:
             return ALLOWED[module, name]
         if _attacks(module, name):
@@ -164,6 +171,11 @@ class Reader(pickle._Unpickler):
         return Inert(f"{module}.{name}")
 
     def persistent_load(self, pid):
+        """Return the storage that a reference names, the same for the same key.
+
+        Raises:
+          pickle.UnpicklingError: no reference to a storage, or one that contradicts an earlier one.
+        """
         if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage":
             raise pickle.UnpicklingError("an unknown kind of reference")
         _, kind, key, _, count = pid[:5]

@@ -95,6 +95,11 @@ def _reach(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
 
 
 def rebuild_tensor(storage, offset, size, stride, *unused) -> Tensor:
+    """Return a tensor, a view of its storage.
+
+    Raises:
+      pickle.UnpicklingError: the view does not fit the storage.
+    """
     del unused
     if not isinstance(storage, Storage):
         raise pickle.UnpicklingError("a tensor that is none")
@@ -125,5 +130,6 @@ def _tensor(storage: Storage, offset, size, stride, dtype: np.dtype) -> Tensor:
 
 
 def rebuild_parameter(data, *unused):
+    """Return the tensor of a parameter, which is all that is read of it."""
     del unused
     return data

@@ -55,6 +55,7 @@ def caption(code: str, subgroup: str) -> str:
 
 
 def main() -> None:
+    """Print `code<TAB>caption` of every emoji of the embedded set."""
     with np.load(embedded.FOLDER / "emoji32.npz", allow_pickle=False) as arrays:
         codes, classes = arrays["code"].tolist(), arrays["names"][arrays["label"]].tolist()
     texts = {code: caption(code, name) for code, name in zip(codes, classes, strict=True)}

@@ -76,6 +76,7 @@ class LatentSource:
 
     @property
     def in_memory(self) -> bool:
+        """Say whether all latents are held in memory, not read batch by batch."""
         return self._arrays is not None
 
     def batch(self, indices: np.ndarray) -> dict[str, np.ndarray]:

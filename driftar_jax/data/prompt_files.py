@@ -53,6 +53,7 @@ class Prompts:
 
     @property
     def digest(self) -> str:
+        """Return the SHA-256 of all keys and texts, in hexadecimal digits."""
         lines = "".join(f"{item.key}\t{item.text}\n" for item in self.items)
         return hashlib.sha256(lines.encode()).hexdigest()
 

@@ -65,6 +65,11 @@ class ImageSource:
 
     @functools.cached_property
     def captions(self) -> list[str] | None:
+        """Return a text for every image, None for a set without captions.
+
+        Raises:
+          ValueError: some hold zero bytes or half letters; one line.
+        """
         # Read when they are asked for: training on classes has no use for them.
         texts = None if self._captions is None else self._captions()
         # Tokenizers, fonts and files end a text there, each in its own way.
@@ -77,6 +82,7 @@ class ImageSource:
 
     @property
     def in_memory(self) -> bool:
+        """Say whether all images are held in memory, not read batch by batch."""
         return self._arrays is not None
 
     def check_classes(self) -> None:

@@ -32,6 +32,7 @@ SHIPPED = "models"
 
 
 def main(_) -> None:
+    """Serve the page until Ctrl-C, having read the checkpoints."""
     with cli.user_errors():
         if not 0 <= _PORT.value <= 65535:
             raise wrong("port", _PORT.value, "0 to 65535")

@@ -31,10 +31,12 @@ class Bank:
 
     @property
     def classes(self) -> int:
+        """Return the number of classes."""
         return self.data.shape[0]
 
     @property
     def size(self) -> int:
+        """Return how many samples of a class there is room for."""
         return self.data.shape[1]
 
 

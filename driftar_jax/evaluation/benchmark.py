@@ -34,6 +34,7 @@ class Times:
 
     @property
     def median(self) -> float:
+        """Return the median in seconds."""
         return float(np.median(self.seconds))
 
 

@@ -136,6 +136,7 @@ class MAE(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
+        """Make encoder, decoder and classifier."""
         self.encoder = Encoder(self.width, self.blocks, self.dtype)
         channels = self.channels * self.patch**2
         self.decoder = Decoder(self.width, len(self.blocks), channels, self.dtype)

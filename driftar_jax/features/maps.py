@@ -32,6 +32,7 @@ class Identity:
     """Take the sample itself as one vector: for tiny data only."""
 
     def __call__(self, params, tokens):
+        """Return `{"sample": [R, 1, N * C]}` of tokens `[R, N, C]`."""
         return {"sample": tokens.reshape(len(tokens), 1, -1)}
 
 
@@ -79,6 +80,7 @@ class Maps:
     to_grid: Callable[[jax.Array], jax.Array]
 
     def __call__(self, params, tokens):
+        """Return vectors `[R, places, channels]` by name, of tokens `[R, N, C]`."""
         image = self.to_grid(tokens)
         # The root has an infinite slope at 0, and gradients pass through here to the decoder.
         size = jnp.sqrt(jnp.mean(jnp.square(image), axis=(1, 2)) + _FLOOR)

@@ -75,6 +75,7 @@ class Schedule:
 
     @property
     def num_steps(self) -> int:
+        """Return the number of reverse steps."""
         return len(self.betas)
 
 

@@ -68,6 +68,8 @@ class VelocityNet(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
+        """Make the tables, projections and blocks; a fresh network predicts 0."""
+
         def table(name, std, size, axis):
             init = nn.with_logical_partitioning(nn.initializers.normal(std), (axis, "embed"))
             return self.param(name, init, (size, self.width))

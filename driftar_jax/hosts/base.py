@@ -27,6 +27,7 @@ class ImageSpec:
 
     @property
     def num_classes(self) -> int:
+        """Return how many classes there are."""
         return len(self.class_names)
 
     @property
@@ -41,10 +42,12 @@ class ImageSpec:
 
     @property
     def num_tokens(self) -> int:
+        """Return N, the tokens of an image."""
         return self.grid[0] * self.grid[1]
 
     @property
     def token_dim(self) -> int:
+        """Return C, the numbers of a token."""
         return self.image_shape[2] * self.patch_size**2
 
 

@@ -85,10 +85,12 @@ class CausalWalk:
 
     @property
     def num_steps(self) -> int:
+        """Return T: one token a step."""
         return self.num_tokens
 
     @property
     def group_size(self) -> int:
+        """Return K: 1."""
         return 1
 
     def group(self, step: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -77,6 +77,11 @@ class MAR(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
+        """Make tables, projections and blocks.
+
+        Raises:
+          ValueError: a depth or the buffer is below 1.
+        """
         for field, least in (("encoder_depth", 1), ("decoder_depth", 1), ("buffer_size", 1)):
             if getattr(self, field) < least:
                 raise ValueError(f"{field}: got {getattr(self, field)}, allowed at least {least}")

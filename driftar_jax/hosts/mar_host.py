@@ -63,18 +63,22 @@ class MARWalk:
 
     @property
     def num_steps(self) -> int:
+        """Return T, the autoregressive steps."""
         return len(self.counts)
 
     @property
     def group_size(self) -> int:
+        """Return K, the tokens of the largest step."""
         return max(self.counts)
 
     @property
     def num_tokens(self) -> int:
+        """Return N."""
         return self.module.num_tokens
 
     @property
     def token_dim(self) -> int:
+        """Return C."""
         return self.module.token_dim
 
     def _unknown(self, step: jax.Array) -> tuple[jax.Array, jax.Array]:

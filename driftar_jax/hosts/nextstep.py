@@ -91,6 +91,11 @@ class NextStep(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
+        """Make the embedding, both projectors, the text's head and the stack.
+
+        Raises:
+          ValueError: the placeholder is no id of the vocabulary.
+        """
         if not 0 <= self.placeholder < self.vocab_size:
             raise ValueError(
                 f"placeholder: got {self.placeholder}, allowed 0..{self.vocab_size - 1}"

@@ -97,6 +97,11 @@ class TransDiff(nn.Module):
         return self.num_rows // self.groups
 
     def setup(self):
+        """Make tables, projections and blocks.
+
+        Raises:
+          ValueError: a field is too small, or the groups do not divide the rows.
+        """
         for field, least in (("depth", 2), ("buffer_size", 1), ("groups", 1)):
             if getattr(self, field) < least:
                 raise ValueError(f"{field}: got {getattr(self, field)}, allowed at least {least}")

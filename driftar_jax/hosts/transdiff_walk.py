@@ -49,18 +49,22 @@ class TransDiffWalk:
 
     @property
     def num_steps(self) -> int:
+        """Return T, the images in a row."""
         return self.module.groups
 
     @property
     def group_size(self) -> int:
+        """Return K, the tokens of a grid."""
         return self.grid[0] * self.grid[1]
 
     @property
     def num_tokens(self) -> int:
+        """Return the tokens of all images in a row."""
         return self.num_steps * self.group_size
 
     @property
     def token_dim(self) -> int:
+        """Return C."""
         return self.module.reference_dim
 
     def group(self, step: jax.Array) -> tuple[jax.Array, jax.Array]:

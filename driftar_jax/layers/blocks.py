@@ -115,6 +115,11 @@ class TransformerBlock(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
+        """Make norms, projections and MLP.
+
+        Raises:
+          ValueError: the heads do not divide the width.
+        """
         if self.width % self.num_heads:
             raise ValueError(
                 f"num_heads: got {self.num_heads}, allowed divisors of width {self.width}"

@@ -256,6 +256,11 @@ class CausalStack(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
+        """Make the layers as one loop, and one by one for the parameters of `apart`.
+
+        Raises:
+          ValueError: fewer than 2 layers, heads that do not divide, or an odd width of heads.
+        """
         if self.depth < 2:
             raise ValueError(f"depth: got {self.depth}, allowed at least 2")
         if self.num_heads % self.num_kv_heads:

@@ -43,6 +43,11 @@ class ModulatedBlock(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
+        """Make the table, norms, both attentions and the MLP.
+
+        Raises:
+          ValueError: the heads do not divide the width.
+        """
         if self.width % self.num_heads:
             raise ValueError(
                 f"num_heads: got {self.num_heads}, allowed divisors of width {self.width}"

@@ -67,6 +67,7 @@ class TokenMLP(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
+        """Make the embeddings and blocks; a fresh network predicts 0."""
         small = nn.initializers.normal(0.02)
         zeros = nn.initializers.zeros_init()
         self.time_embed_0 = dense(self.width, (None, "mlp"), self.dtype, small)

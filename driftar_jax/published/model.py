@@ -136,6 +136,7 @@ class DriftAR(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
+        """Make what is sampled, the draft model, and what the feature losses read."""
         self.host, self.prior, self.decoder = sampled_parts(self)
         block = _block_fields(self)
         self.draft = CausalDraft(self.width, self.draft_depth, self.num_heads, **block)

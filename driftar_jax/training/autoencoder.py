@@ -43,13 +43,16 @@ class AutoencoderTask:
     tracked: tuple[str, ...] = ()
 
     def init(self, key: jax.Array):
+        """See `Task.init`; the groups are the encoder's and the decoder's parts."""
         return self.vae.init(key, jnp.zeros((1, *self.images.image_shape)))["params"]
 
     def trainable(self, frozen: bool) -> tuple[str, ...]:
+        """See `Task.trainable`: all of it."""
         learn = ("encoder", "quant_conv", "post_quant_conv", "decoder")
         return (*learn, "encoder_shortcut", "decoder_shortcut") if self.vae.shortcut else learn
 
     def loss(self, params, batch, key, step, frozen):
+        """See `Task.loss`: pixels' absolute and squared error, nats, scale, perceptual distance."""
         image = to_unit_range(batch["image"])
         moments = self.vae.apply({"params": params}, image, method="encode")
         noise = jax.random.normal(key, kl.mode(moments).shape, jnp.float32)

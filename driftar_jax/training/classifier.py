@@ -22,13 +22,16 @@ class ClassifierTask:
     tracked: tuple[str, ...] = ()
 
     def init(self, key: jax.Array) -> dict[str, Any]:
+        """See `Task.init`."""
         image = jnp.zeros((1, *self.images.image_shape))
         return {"classifier": self.module.init(key, image)["params"]}
 
     def trainable(self, frozen: bool) -> tuple[str, ...]:
+        """See `Task.trainable`: all of it."""
         return ("classifier",)
 
     def loss(self, params, batch, key, step, frozen):
+        """See `Task.loss`: cross entropy on images with a little noise."""
         image = to_unit_range(batch["image"])
         # Noise keeps the features smooth, so that faint speckle does not dominate a distance.
         image += 0.1 * jax.random.normal(key, image.shape, dtype=jnp.float32)

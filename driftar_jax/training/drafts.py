@@ -41,15 +41,19 @@ class DraftTask(Drawn):
 
     @property
     def parts(self):
+        """Return the modules of the run."""
         return self.contexts.model
 
     def init(self, key: jax.Array) -> Params:
+        """See `Task.init`."""
         return model.init(self.parts, key)
 
     def trainable(self, frozen: bool) -> tuple[str, ...]:
+        """See `Task.trainable`: the draft head alone."""
         return ("draft",)
 
     def draw(self, batch, key, frozen):
+        """See `Drawn.draw`: a context for every round of drafts, and what they are weighed by."""
         patch_size = self.parts.images.patch_size
         tokens = tokenise(batch, key, patch_size=patch_size, mirror=self.mirror)
         rows = self.contexts.draw_rounds(key, tokens, batch, self.unroll)
@@ -66,6 +70,7 @@ class DraftTask(Drawn):
         return range(1, self.unroll + 1)
 
     def terms(self, params, rows, totals, key, step, frozen):
+        """See `Drawn.terms`: errors of features and entropy, and the prior's, over the rounds."""
         contexts = self.contexts
         targets = contexts.targets(params, rows, self.unroll)
         terms = {"draft_reg": 0.0, "draft_entropy": 0.0, "draft_prior": 0.0}

@@ -57,6 +57,7 @@ class Drawn(abc.ABC):
         """
 
     def loss(self, params, batch, key, step, frozen, *extra):
+        """See `Task.loss`; `extra` is the state of a task that owns one."""
         rows, totals = self.draw(batch, key, frozen, *extra)
         return self.terms(params, spread(rows), totals, key, step, frozen)
 

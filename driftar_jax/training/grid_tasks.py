@@ -41,6 +41,7 @@ class GridHostTask(Drawn):
     tracked: tuple[str, ...] = ()
 
     def init(self, key: jax.Array) -> Params:
+        """See `Task.init`."""
         host, net = self.parts.host, self.parts.head
         label = jnp.zeros((1,), jnp.int32)
         x = jnp.zeros((1, net.num_tokens, net.token_dim))
@@ -49,6 +50,7 @@ class GridHostTask(Drawn):
         return {"host": host.init(key, label)["params"], "head": head}
 
     def trainable(self, frozen: bool) -> tuple[str, ...]:
+        """See `Task.trainable`: host and velocity network."""
         return ("host", "head")
 
     def tokens(self, batch: dict, key: jax.Array) -> jax.Array:
@@ -56,6 +58,7 @@ class GridHostTask(Drawn):
         return tokenise(batch, key, patch_size=self.parts.images.patch_size, mirror=self.mirror)
 
     def draw(self, batch, key, frozen):
+        """See `Drawn.draw`: every image is a row of one grid."""
         grids = self.tokens(batch, key)[:, None]
         return self.drawn(batch["label"], grids, jnp.ones(len(grids)), key)
 
@@ -85,6 +88,7 @@ class GridHostTask(Drawn):
         return key
 
     def terms(self, params, rows, totals, key, step, frozen):
+        """See `Drawn.terms`: the flow loss of every grid, over the images that count."""
         grids, weight, count = rows["grids"], rows["weight"], totals["images"]
         key_dropout = jax.random.split(self.own_key(key), 4)[3]
         losses, encoding = flow_terms(
@@ -131,14 +135,17 @@ class RowHostTask(GridHostTask):
     bank_dtype: str = "float32"
 
     def init_extra(self, key: jax.Array) -> dict[str, Any]:
+        """See `step.OwnsExtra`: an empty bank of grids by class."""
         images = self.parts.images
         shape = (images.num_tokens, images.token_dim)
         return {"bank": bank_lib.empty(images.num_classes, self.bank_size, shape, self.bank_dtype)}
 
     def update_extra(self, extra, batch, key):
+        """See `step.OwnsExtra`: the batch's grids pushed into the bank."""
         return {"bank": bank_lib.push(extra["bank"], batch["label"], self.tokens(batch, key))}
 
     def draw(self, batch, key, frozen, extra):
+        """See `Drawn.draw`: rows of grids of one class, from the bank."""
         # Half of a key of its own; `own_key` is the other half, so that the bank's draws and the
         # rest never share random numbers.
         key_bank = jax.random.split(jax.random.fold_in(key, 1))[0]
@@ -149,9 +156,11 @@ class RowHostTask(GridHostTask):
         return self.drawn(label, grids, present.all(axis=1).astype(jnp.float32), key)
 
     def own_key(self, key):
+        """Return the key of what is no draw from the bank."""
         return jax.random.split(jax.random.fold_in(key, 1))[1]
 
     def terms(self, params, rows, totals, key, step, frozen):
+        """See `Drawn.terms`; `bank_present` is the share of rows that count."""
         loss, metrics = super().terms(params, rows, totals, key, step, frozen)
         return loss, metrics | {"bank_present": rows["weight"].mean()}
 

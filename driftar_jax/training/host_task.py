@@ -27,20 +27,25 @@ class HostTask(Drawn):
 
     @property
     def parts(self):
+        """Return the modules of the run."""
         return self.contexts.model
 
     def init(self, key):
+        """See `Task.init`."""
         return model.init(self.parts, key)
 
     def trainable(self, frozen: bool) -> tuple[str, ...]:
+        """See `Task.trainable`: the host and its own head."""
         return ("host", "head")
 
     def draw(self, batch, key, frozen):
+        """See `Drawn.draw`: contexts, noise and times of `copies` looks at each token."""
         patch_size = self.parts.images.patch_size
         tokens = tokenise(batch, key, patch_size=patch_size, mirror=self.mirror)
         return self.contexts.draw_own(key, tokens, batch, self.copies)
 
     def terms(self, params, rows, totals, key, step, frozen):
+        """See `Drawn.terms`: the published loss of the host."""
         return self.contexts.own_terms(params, rows, totals, key)
 
 

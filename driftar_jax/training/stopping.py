@@ -19,6 +19,7 @@ class Wish:
         self._name = ""
 
     def __call__(self) -> str:
+        """Return the name of the signal that asked for the end, or ""."""
         return self._name
 
     def take(self, number: int, _) -> None:

@@ -90,13 +90,16 @@ class DriftTask(Drawn):
 
     @property
     def parts(self):
+        """Return the modules of the run."""
         return self.contexts.model
 
     @property
     def freeze_step(self) -> int:
+        """Return the first step of Phase II."""
         return losses.freeze_step(self.steps, self.freeze_at)
 
     def init(self, key: jax.Array) -> Params:
+        """See `Task.init`."""
         return model.init(self.parts, key)
 
     @property
@@ -106,9 +109,11 @@ class DriftTask(Drawn):
         return tuple(name for name in kept if name not in _LEARN[self.backbone])
 
     def trainable(self, frozen: bool) -> tuple[str, ...]:
+        """See `Task.trainable`: all that learns of the backbone's kind, then the decoder alone."""
         return ("decoder",) if frozen else _LEARN[self.backbone]
 
     def draw(self, batch, key, frozen):
+        """See `Drawn.draw`: contexts, and the noise of every draw of their tokens."""
         images, keys = self.parts.images, self.contexts.keys(key)
         tokens = tokenise(batch, key, patch_size=images.patch_size, mirror=self.mirror)
         rows = self.contexts.draw(key, tokens, batch)
@@ -138,6 +143,7 @@ class DriftTask(Drawn):
         return rows, totals
 
     def terms(self, params, rows, totals, key, step, frozen):
+        """See `Drawn.terms`: the drift loss of the contexts' tokens, and the losses beside it."""
         contexts, tokens, positions = self.contexts, rows["tokens"], rows["positions"]
         # A backbone that stays is read as in sampling: without dropout.
         stays = frozen or self.backbone == "frozen"

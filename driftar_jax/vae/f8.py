@@ -39,6 +39,7 @@ class F8VAE(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
+        """Make encoder and decoder; raises ValueError where `patch` is below 1."""
         if self.patch < 1:
             raise ValueError(f"patch: got {self.patch}, allowed a whole number of at least 1")
         shared = (self.channels, self.multipliers, self.num_res_blocks)

@@ -161,6 +161,7 @@ class KLVAE(nn.Module):
     dtype: jnp.dtype = jnp.float32
 
     def setup(self):
+        """Make encoder, decoder, what lies about the latent, and the linear way of `shortcut`."""
         shared = (self.channels, self.multipliers, self.num_res_blocks)
         more = dict(dtype=self.dtype)
         if self.shortcut:
