@@ -2,14 +2,13 @@
 
 A config is an `ml_collections.ConfigDict` of plain data; `check` reads it once, before any device
 work, and below the tasks and factories only plain arguments travel. What every run has stands in
-this file; a host brings the fields of its own (`hosts/*_host.py`).
+this file; hosts and networks bring the fields of their own (`hosts/*_host.py`, `_NETWORKS`).
 """
 
 import dataclasses
 import difflib
 import importlib
 import math
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -20,6 +19,12 @@ from driftar_jax.storage import paths
 
 TASKS = ("host", "drift", "draft", "classifier", "mae", "autoencoder")
 GENERATIVE = ("host", "drift", "draft")
+# Where the fields of the other tasks stand, beside what is built of them: `FIELDS` and `check`.
+_NETWORKS = {
+    "classifier": "driftar_jax.features.classifier",
+    "mae": "driftar_jax.features.mae",
+    "autoencoder": "driftar_jax.vae.stored",
+}
 # Tasks of workdirs that `convert` writes and nobody trains: Drift-AR as published, NextStep-1.
 PUBLISHED, CONVERTED = "published", "nextstep"
 # The order of sections in messages and pages; a host may have others, which come last.
@@ -172,65 +177,6 @@ _DATA = {
     "data.center_crop": flag("Whether pictures of another shape are cut to their middle square."),
     "data.flip": flag("Whether training mirrors half of the images at random."),
 }
-_NETWORKS = {
-    **of_tasks(
-        ("classifier",),
-        {"classifier.width": whole(1, "Channels of the first block of the classifier.")},
-    ),
-    **of_tasks(
-        ("mae",),
-        {
-            "mae.width": whole(1, "Channels of the first stage; they double with each."),
-            "mae.blocks": Field(
-                str,
-                lambda v: re.fullmatch(r"[1-9]\d{0,2}(,[1-9]\d{0,2}){0,9}", v) is not None,
-                "blocks of each stage as in 3,4,6,3",
-                "Blocks of each stage; each after the first halves the resolution.",
-            ),
-            "mae.patch": whole(1, "Side of the patches that are masked as one."),
-            "mae.mask_share": former(0.5, "Probability of a patch to be masked."),
-            "mae.label_weight": former(0.1, "Largest weight of the classifier's loss."),
-            "mae.label_from": real(
-                0, 1, "Share of the run after which the label is learnt too.", open_high=True
-            ),
-            "mae.dtype": choice(("float32", "bfloat16"), "Type of the network's activations."),
-        },
-    ),
-    **of_tasks(
-        ("autoencoder",),
-        {
-            "autoencoder.channels": Field(
-                int,
-                lambda v: v > 0 and v % 32 == 0,
-                "a multiple of 32 (of the groups of its norms)",
-                "Channels of the first level.",
-            ),
-            "autoencoder.multipliers": Field(
-                str,
-                lambda v: re.fullmatch(r"[1-9]\d?(,[1-9]\d?){0,5}", v) is not None,
-                "widths of the levels over channels as in 1,1,2,2,4",
-                "Widths of the levels over channels; each but the last halves the size.",
-            ),
-            "autoencoder.blocks": blocks(
-                1, "Residual blocks of a level; the decoder has one more."
-            ),
-            "autoencoder.latent_channels": whole(1, "Numbers of a token."),
-            "autoencoder.fold": whole(
-                1,
-                "Side of the squares of pixels that become channels before the first convolution.",
-            ),
-            "autoencoder.shortcut": flag(
-                "Whether a linear way, at first a cosine transform, leads around all levels."
-            ),
-            "autoencoder.kl": real(0, _ANY, "Weight of the nats of a token's number."),
-            "autoencoder.perceptual": real(
-                0, _ANY, "Weight of the distance in the maps of features_from."
-            ),
-            "autoencoder.features_from": text("Workdir of task mae; '' while perceptual is 0."),
-            "autoencoder.dtype": choice(("float32", "bfloat16"), "Type of the convolutions."),
-        },
-    ),
-}
 _OPTIM = {
     "optim.lr": real(0, _ANY, "Learning rate of AdamW after the warm-up.", open_low=True),
     "optim.schedule": choice(
@@ -315,7 +261,6 @@ _SHARED: dict[str, Field] = {
     ),
     "init_from": place("Workdir whose host (task draft: whose Drift-AR) the run starts from; ''."),
     **_DATA,
-    **_NETWORKS,
     **_OPTIM,
     **_TRAIN,
     **_ADAPTER,
@@ -338,6 +283,11 @@ def _room():
     return importlib.import_module("driftar_jax.hosts")
 
 
+def network(task: str) -> Any:
+    """Return the module of a network trained by itself; its `FIELDS` and `check` are read here."""
+    return importlib.import_module(_NETWORKS[task])
+
+
 def _host_name() -> Field:
     return choice(hosts(), "The autoregressive backbone.", tasks=GENERATIVE)
 
@@ -347,6 +297,8 @@ def fields() -> dict[str, Field]:
     table = {**_SHARED, "host.name": _host_name()}
     for name in hosts():
         table |= {n: field for n, field in host(name).fields.items() if n not in table}
+    for task in _NETWORKS:
+        table |= network(task).FIELDS
     return _in_order(table)
 
 
@@ -427,9 +379,11 @@ def check_stored(stored: dict[str, Any]) -> None:
 
 
 def _known(flat: dict[str, Any]) -> dict[str, Field]:
-    """Return all fields of the host that a stored config names, for its values alone."""
+    """Return all fields of the host or network of a stored config, for its values alone."""
     table = {**_SHARED, "host.name": _host_name()}
-    name = flat.get("host.name")
+    task, name = flat.get("task"), flat.get("host.name")
+    if isinstance(task, str) and task in _NETWORKS:
+        return table | network(task).FIELDS
     return table | (host(name).fields if isinstance(name, str) and name in hosts() else {})
 
 
@@ -446,6 +400,8 @@ def _fields_of(flat: dict[str, Any]) -> dict[str, Field]:
             allowed = f"{able} for task {task}: these have {_HAVE.get(task, 'it')} so far"
             raise wrong("host.name", name, allowed)
         table |= family.fields
+    else:
+        table |= network(task).FIELDS
     return _in_order({n: f for n, f in table.items() if not f.tasks or task in f.tasks})
 
 
@@ -468,25 +424,12 @@ def _check_together(flat: dict[str, Any]) -> None:
     batch, parts = flat["train.batch_size"], flat["optim.accumulate"]
     if batch % parts:
         raise wrong("optim.accumulate", parts, f"a divisor of train.batch_size {batch}")
-    if flat["task"] == "mae" and size % flat["mae.patch"]:
-        raise wrong("mae.patch", flat["mae.patch"], f"a divisor of data.image_size {size}")
-    if flat["task"] == "autoencoder":
-        _check_autoencoder(flat)
+    if flat["task"] in _NETWORKS:
+        network(flat["task"]).check(flat)
     if flat.get("adapter.rank") and not flat["init_from"]:
         raise wrong("adapter.rank", flat["adapter.rank"], "0 without init_from, whose host stays")
     if flat["task"] in GENERATIVE:
         host(flat["host.name"]).check(flat, (size // patch) ** 2)
-
-
-def _check_autoencoder(flat: dict[str, Any]) -> None:
-    levels = flat["autoencoder.multipliers"].count(",")
-    factor = flat["autoencoder.fold"] * 2**levels
-    if flat["data.image_size"] % factor:
-        raise wrong("data.image_size", flat["data.image_size"], f"a multiple of {factor}")
-    weighs = flat["autoencoder.perceptual"] > 0
-    if weighs != bool(flat["autoencoder.features_from"]):
-        allowed = "the workdir of task mae" if weighs else "'' while autoencoder.perceptual is 0"
-        raise wrong("autoencoder.features_from", flat["autoencoder.features_from"], allowed)
 
 
 def lasting(config) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Prior(nn.Module):
     def __call__(
         self, z: jax.Array, entropy: jax.Array, key: jax.Array | None = None
     ) -> tuple[jax.Array, jax.Array]:
-        """Prior of every token.
+        """Return the prior of every token.
 
         Args:
           z: `[B, N, D]` features.
@@ -103,7 +103,7 @@ class EntropyAdaLNBlock(nn.Module):
 
     @nn.compact
     def __call__(self, h: jax.Array, cond: jax.Array) -> jax.Array:
-        """`h [..., G, width]`, `cond [..., width]` of the tokens -> like `h`."""
+        """Map `h [..., G, width]`, `cond [..., width]` of the tokens -> like `h`."""
         zeros = nn.initializers.zeros_init()
         # Conditions are per token and draws are not: the axis of size 1 broadcasts over the G
         # draws.

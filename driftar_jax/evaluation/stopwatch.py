@@ -15,7 +15,7 @@ class Ledger:
 
     @contextlib.contextmanager
     def __call__(self, name: str) -> Iterator[None]:
-        """Adds the time of the `with` block to `name`."""
+        """Add the time of the `with` block to `name`."""
         start = time.perf_counter()
         try:
             yield

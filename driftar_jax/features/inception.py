@@ -122,7 +122,7 @@ class FrozenNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`x [B, H, W, D]` -> the same."""
+        """Map `x [B, H, W, D]` -> the same."""
         shape = x.shape[-1:]
         mean = self.param("mean", nn.initializers.zeros, shape)
         variance = self.param("var", nn.initializers.ones, shape)
@@ -142,7 +142,7 @@ class ConvUnit(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`x [B, H, W, D]` -> `[B, H', W', width]`."""
+        """Map `x [B, H, W, D]` -> `[B, H', W', width]`."""
         padding = [(side, side) for side in self.padding]
         x = nn.Conv(
             self.width, self.kernel, self.stride, padding=padding, use_bias=False, name="conv"
@@ -172,7 +172,7 @@ class Mixed(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`x [B, H, W, D]` -> `[B, H', W', D']`."""
+        """Map `x [B, H, W, D]` -> `[B, H', W', D']`."""
         outputs = []
         for branch in self.branches:
             h = x
@@ -194,7 +194,7 @@ class InceptionV3(nn.Module):
 
     @nn.compact
     def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
-        """Features by their official names.
+        """Return features by their official names.
 
         Args:
           images: `[B, H, W, 3]` float32 in [-1, 1), sides of at least 75 (299 officially).

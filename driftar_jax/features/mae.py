@@ -5,13 +5,38 @@ patches of latents or of small images. The sizes follow from the image: any side
 """
 
 import math
+import re
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from driftar_jax.config import Field, choice, former, of_tasks, real, whole, wrong
+
 MASK_PATCH = 2
+
+# What a config of task `mae` has beside what every run has.
+FIELDS = of_tasks(
+    ("mae",),
+    {
+        "mae.width": whole(1, "Channels of the first stage; they double with each."),
+        "mae.blocks": Field(
+            str,
+            lambda v: re.fullmatch(r"[1-9]\d{0,2}(,[1-9]\d{0,2}){0,9}", v) is not None,
+            "blocks of each stage as in 3,4,6,3",
+            "Blocks of each stage; each after the first halves the resolution.",
+        ),
+        "mae.patch": whole(1, "Side of the patches that are masked as one."),
+        "mae.mask_share": former(0.5, "Probability of a patch to be masked."),
+        "mae.label_weight": former(0.1, "Largest weight of the classifier's loss."),
+        "mae.label_from": real(
+            0, 1, "Share of the run after which the label is learnt too.", open_high=True
+        ),
+        "mae.dtype": choice(("float32", "bfloat16"), "Type of the network's activations."),
+    },
+)
 _MOST_GROUPS = 32
 
 
@@ -35,7 +60,7 @@ class BasicBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, H, W, c]` -> `[B, ceil(H / stride), ceil(W / stride), features]`."""
+        """Map `[B, H, W, c]` -> `[B, ceil(H / stride), ceil(W / stride), features]`."""
         h = _conv(self.features, stride=self.stride, dtype=self.dtype, name="conv_0")(x)
         h = nn.relu(_norm(self.features, "norm_0")(h))
         h = _conv(self.features, dtype=self.dtype, name="conv_1")(h)
@@ -61,7 +86,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> dict[str, jax.Array]:
-        """`[B, H, W, channels]` -> maps `[B, h, w, c]` float32 by name.
+        """Map `[B, H, W, channels]` -> maps `[B, h, w, c]` float32 by name.
 
         `conv1`; `layerK`, what stage K hands on; `layerK_blkI`, every second block before that.
         """
@@ -95,7 +120,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, maps: dict[str, jax.Array]) -> jax.Array:
-        """Maps of `Encoder` -> `[B, H, W, channels]` float32."""
+        """Turn maps of `Encoder` -> `[B, H, W, channels]` float32."""
 
         def conv(h, features, name):
             h = _conv(features, dtype=self.dtype, name=name)(h)
@@ -199,6 +224,17 @@ def reconstruction_loss(decoded: jax.Array, image: jax.Array, mask: jax.Array) -
     # Visible places are left out: copying the input must not count as filling it in.
     error = jnp.sum(jnp.square(decoded - image), axis=-1) * hidden
     return error.sum(axis=(1, 2)) / jnp.maximum(hidden.sum(axis=(1, 2)), 1.0)
+
+
+def check(flat: Mapping[str, Any]) -> None:
+    """Check fields of a flat config of task `mae` against each other.
+
+    Raises:
+      ValueError: the patches do not divide the image; one line.
+    """
+    size = flat["data.image_size"]
+    if size % flat["mae.patch"]:
+        raise wrong("mae.patch", flat["mae.patch"], f"a divisor of data.image_size {size}")
 
 
 def build(config: Any, image_shape: tuple[int, int, int], num_classes: int) -> MAE:

@@ -24,7 +24,7 @@ class Features(Protocol):
     """A frozen map from tokens to keys of vectors."""
 
     def __call__(self, params: Any, tokens: jax.Array) -> dict[str, jax.Array]:
-        """`tokens [R, N, C]` float32 -> `{key: [R, V, S]}` float32, differentiable."""
+        """Map `tokens [R, N, C]` float32 -> `{key: [R, V, S]}` float32, differentiable."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +59,7 @@ class Penultimate:
         return jax.nn.initializers.orthogonal()(key, (token_dim, self.width))
 
     def __call__(self, params, tokens):
-        """`params` holds `projection [C, D]` and the parameters of the `block`."""
+        """Take `params` with `projection [C, D]` and the parameters of the `block`."""
         # float32 products: drift compares differences of near features, which TF32 would round
         # away.
         h = jnp.einsum("rnc,cd->rnd", tokens, params["projection"], precision="highest")

@@ -30,7 +30,7 @@ class DiffusionHead(TokenMLP):
     outputs = 2
 
     def __call__(self, x: jax.Array, t: jax.Array, z: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Predicts noise and variance of noisy tokens.
+        """Predict noise and variance of noisy tokens.
 
         Args:
           x: `[..., C]` floating, noisy tokens.

@@ -23,7 +23,7 @@ class FlowTokenHead(TokenMLP):
     """Velocity of a noisy token, data minus noise; fields as in `TokenMLP`."""
 
     def __call__(self, x: jax.Array, t: jax.Array, c: jax.Array) -> jax.Array:
-        """Predicts the velocity.
+        """Predict the velocity.
 
         Args:
           x: `[..., C]` floating, `t * data + (1 - t) * noise`.

@@ -129,7 +129,7 @@ class MAR(nn.Module):
         keep: int | None = None,
         deterministic: bool = True,
     ) -> Encoding:
-        """One backbone call.
+        """Make one backbone call.
 
         Args:
           tokens: `[B, N, C]` floating; values at unknown positions are never read.

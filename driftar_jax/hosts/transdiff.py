@@ -146,7 +146,7 @@ class TransDiff(nn.Module):
         penultimate_mask: jax.Array | None = None,
         deterministic: bool = True,
     ) -> Encoding:
-        """One backbone call over the groups 0..n.
+        """Make one backbone call over the groups 0..n.
 
         Args:
           label: `[B]` integer in -1..num_classes-1; -1 is unconditional, and keeps references.

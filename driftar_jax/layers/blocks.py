@@ -53,7 +53,7 @@ class QKV(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """`x [B, N, D]` -> q, k, v, each `[B, N, H, K]`."""
+        """Map `x [B, N, D]` -> q, k, v, each `[B, N, H, K]`."""
         shape = (x.shape[-1], 3, self.num_heads, self.head_dim)
 
         def xavier_as_one_matrix(key, shape, dtype=jnp.float32):
@@ -141,7 +141,7 @@ class TransformerBlock(nn.Module):
         first_keys: bool = False,
         deterministic: bool = True,
     ) -> jax.Array:
-        """`x [B, N, width]` -> like `x`; masks of `with_entropy`, `first_keys` of `attention`."""
+        """Map `x [B, N, width]` -> like it; mask of `with_entropy`, `first_keys` of `attention`."""
         q, k, v = self.heads(x)
         out, _ = self.attend(
             x,

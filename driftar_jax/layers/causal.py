@@ -137,7 +137,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[..., D]` -> the same shape and type."""
+        """Map `[..., D]` -> the same shape and type."""
         init = nn.with_logical_partitioning(nn.initializers.ones_init(), ("embed",))
         scale = self.param("scale", init, (x.shape[-1],))
         wide = x.astype(jnp.float32)
@@ -166,7 +166,7 @@ class CausalLayer(nn.Module):
 
     @nn.compact
     def __call__(self, carry, index: jax.Array, context: _Context):
-        """`carry` is `(x [B, Q, D], entropy [B, Q], keys, values)`; the last two None uncached."""
+        """Map a carry `(x [B, Q, D], entropy [B, Q], keys, values)` -> its next; uncached: None."""
         x, entropy, keys, values = carry
         x, width = of_batch(x), x.shape[-1]
         small = nn.initializers.normal(0.02)

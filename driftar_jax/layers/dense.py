@@ -37,7 +37,7 @@ class FlatDense(nn.Dense):
     axes: tuple[str | None, str | None] = (None, None)
 
     def __call__(self, inputs: jax.Array) -> jax.Array:
-        """`[..., in]` -> `[..., features]`."""
+        """Map `[..., in]` -> `[..., features]`."""
         if not nn.get_logical_axis_rules():
             rows = super().__call__(inputs.reshape(-1, inputs.shape[-1]))
             return rows.reshape(*inputs.shape[:-1], self.features)

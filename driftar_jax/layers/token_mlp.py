@@ -28,7 +28,7 @@ class ResBlock(nn.Module):
     def __call__(
         self, x: jax.Array, y: jax.Array, output: jax.Array | None = None, *, returned: bool = False
     ) -> jax.Array | tuple[jax.Array, jax.Array]:
-        """`x [..., width]`, SiLU of the condition `y [..., width]` (may broadcast) -> like `x`.
+        """Map `x [..., width]`, SiLU of the condition `y [..., width]` (may broadcast) -> like `x`.
 
         Args:
           x, y: as above.

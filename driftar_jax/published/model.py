@@ -44,7 +44,7 @@ class Encoder(TransDiff):
     """TransDiff's 1-step form with the block mask always on; same parameters."""
 
     def __call__(self, label: jax.Array, *, deterministic: bool = True) -> Encoding:
-        """`label [B]`, -1 unconditional -> encoding; the same for every image of a class."""
+        """Map `label [B]`, -1 unconditional -> encoding; the same for every image of a class."""
         mask = block_mask(self.buffer_size, self.num_rows)
         return super().__call__(label, penultimate_mask=mask, deterministic=deterministic)
 
@@ -72,7 +72,7 @@ class CausalDraft(nn.Module):
 
     @nn.compact
     def __call__(self, z: jax.Array, *, deterministic: bool = True) -> Encoding:
-        """`z [B, N, D]` -> encoding whose row r predicts row r + 1 of `z`."""
+        """Map `z [B, N, D]` -> encoding whose row r predicts row r + 1 of `z`."""
         if self.depth < 1:
             raise ValueError(f"draft_depth: got {self.depth}, allowed at least 1")
         # Row r predicts row r + 1 and must not see it.

@@ -6,7 +6,8 @@ from driftar_jax.storage.pages import write_page
 _HEAD = """# Fields of a config
 
 Written by `python -m driftar_jax.report --config_page=docs/config.md` from the fields themselves
-(`driftar_jax/config.py`, `driftar_jax/hosts/*_host.py`); edit those.
+(`driftar_jax/config.py`, `driftar_jax/hosts/*_host.py`, `driftar_jax/features/`,
+`driftar_jax/vae/stored.py`); edit those.
 
 A config file is a Python file with `get_config(size)`; those that come along stand in `configs/`.
 `--config.SECTION.FIELD=VALUE` changes a field on the command line of `train`. A config has exactly

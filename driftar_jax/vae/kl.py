@@ -29,7 +29,7 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, H, W, any]` -> `[B, H, W, channels]`."""
+        """Map `[B, H, W, any]` -> `[B, H, W, channels]`."""
         h = x
         for i in (1, 2):
             h = nn.silu(_norm(f"norm{i}")(h))
@@ -46,7 +46,7 @@ class AttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, H, W, C]` -> the same."""
+        """Map `[B, H, W, C]` -> the same."""
         batch, height, width, channels = x.shape
         # All positions are one sequence: this attention knows no grid.
         h = _norm("norm")(x).reshape(batch, height * width, channels)
@@ -79,7 +79,7 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, H, W, 3]` -> `[B, H/f, W/f, 2 * latent_channels]`."""
+        """Map `[B, H, W, 3]` -> `[B, H/f, W/f, 2 * latent_channels]`."""
         conv = lambda n, name: nn.Conv(n, (3, 3), dtype=self.dtype, name=name)  # noqa: E731
         x = conv(self.channels, "conv_in")(x)
         for level, multiplier in enumerate(self.multipliers):
@@ -109,7 +109,7 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        """`[B, h, w, latent_channels]` -> `[B, h*f, w*f, 3]`; no output activation."""
+        """Map `[B, h, w, latent_channels]` -> `[B, h*f, w*f, 3]`; no output activation."""
         conv = lambda n, name: nn.Conv(n, (3, 3), dtype=self.dtype, name=name)  # noqa: E731
         width = self.channels * self.multipliers[-1]
         x = conv(width, "conv_in")(x)

@@ -26,7 +26,7 @@ class ToPixels:
     tile: int = TILE
 
     def __call__(self, grid: jax.Array) -> jax.Array:
-        """`grid [B, h, w, c]` float32 tokens -> uint8 `[B, h*f, w*f, 3]`."""
+        """Map `grid [B, h, w, c]` float32 tokens -> uint8 `[B, h*f, w*f, 3]`."""
         return _decode(self.vae, self.tile, self.params, grid)
 
     def lower(self, grid: jax.ShapeDtypeStruct) -> jax.stages.Lowered:

@@ -2,7 +2,9 @@
 
 import dataclasses
 import hashlib
+import math
 import pathlib
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,7 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from driftar_jax import seeds
-from driftar_jax.config import check_stored
+from driftar_jax.config import (
+    Field,
+    blocks,
+    check_stored,
+    choice,
+    flag,
+    of_tasks,
+    real,
+    text,
+    whole,
+    wrong,
+)
 from driftar_jax.storage.checkpoints import Checkpoints, read_config
 from driftar_jax.vae.f8 import F8VAE
 from driftar_jax.vae.kl import KLVAE
@@ -21,6 +34,40 @@ TASK = "vae"
 FINGERPRINT = "fingerprint"
 # What `convert` calls the family of each.
 KINDS = {"vae-kl16": KLVAE, "vae-f8": F8VAE}
+
+# What a config of task `autoencoder` has beside what every run has.
+FIELDS = of_tasks(
+    ("autoencoder",),
+    {
+        "autoencoder.channels": Field(
+            int,
+            lambda v: v > 0 and v % 32 == 0,
+            "a multiple of 32 (of the groups of its norms)",
+            "Channels of the first level.",
+        ),
+        "autoencoder.multipliers": Field(
+            str,
+            lambda v: re.fullmatch(r"[1-9]\d?(,[1-9]\d?){0,5}", v) is not None,
+            "widths of the levels over channels as in 1,1,2,2,4",
+            "Widths of the levels over channels; each but the last halves the size.",
+        ),
+        "autoencoder.blocks": blocks(1, "Residual blocks of a level; the decoder has one more."),
+        "autoencoder.latent_channels": whole(1, "Numbers of a token."),
+        "autoencoder.fold": whole(
+            1,
+            "Side of the squares of pixels that become channels before the first convolution.",
+        ),
+        "autoencoder.shortcut": flag(
+            "Whether a linear way, at first a cosine transform, leads around all levels."
+        ),
+        "autoencoder.kl": real(0, math.inf, "Weight of the nats of a token's number."),
+        "autoencoder.perceptual": real(
+            0, math.inf, "Weight of the distance in the maps of features_from."
+        ),
+        "autoencoder.features_from": text("Workdir of task mae; '' while perceptual is 0."),
+        "autoencoder.dtype": choice(("float32", "bfloat16"), "Type of the convolutions."),
+    },
+)
 
 
 def config_of(vae: KLVAE | F8VAE) -> dict:
@@ -48,6 +95,22 @@ def module(config: dict, dtype: jnp.dtype = jnp.float32, kind: str = "vae-kl16")
     if config.get("kind", "vae-kl16") != kind:
         raise ValueError(f"kind: got {config['kind']!r}, allowed {kind!r}")
     return KINDS[kind](**fields, dtype=dtype)
+
+
+def check(flat: Mapping[str, Any]) -> None:
+    """Check fields of a flat config of task `autoencoder` against each other.
+
+    Raises:
+      ValueError: the levels do not divide the image, or the distance in features lacks its network
+        or its weight; one line.
+    """
+    factor = flat["autoencoder.fold"] * 2 ** flat["autoencoder.multipliers"].count(",")
+    if flat["data.image_size"] % factor:
+        raise wrong("data.image_size", flat["data.image_size"], f"a multiple of {factor}")
+    weighs = flat["autoencoder.perceptual"] > 0
+    if weighs != bool(flat["autoencoder.features_from"]):
+        allowed = "the workdir of task mae" if weighs else "'' while autoencoder.perceptual is 0"
+        raise wrong("autoencoder.features_from", flat["autoencoder.features_from"], allowed)
 
 
 def trained(section: Mapping[str, Any], dtype: jnp.dtype = jnp.float32) -> KLVAE:
