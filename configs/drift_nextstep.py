@@ -27,6 +27,8 @@ def get_config(size: str = "emoji32") -> ml_collections.ConfigDict:
     c.draft = dict(width=64, depth=1, num_heads=4)
     c.loss = dict(entropy_loss="match", alpha_start=0.95, freeze_at=0.8)  # Eq. 9-10
     c.sample.update(nfe=1, gamma=0, rule="gaussian", delta=1.0)  # gamma 0: without drafts
+    if size == "emoji64":
+        c.train.steps = 2500  # from a host that is trained
     if size == "tiny":
         c.drift.update(width=16, depth=1, draws=2)
         c.draft.update(width=16, num_heads=2)
