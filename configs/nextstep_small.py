@@ -56,7 +56,7 @@ def generative(task: str, size: str) -> ml_collections.ConfigDict:
     if size == "emoji64":
         c.host.update(width=192, depth=6, num_heads=6, mlp_width=512)
         # Its own tokens stray from the data's, and it is trained to bear that: without it, samples
-        # of short runs are farther from the data (docs/results.md, "Noise in the contexts of training").
+        # of short runs are farther from the data ("Noise in the contexts" in docs/results.md).
         c.host.context_noise = 1.0
         c.text.length = 20  # its longest caption has 17 words
         c.train.update(batch_size=16, steps=5000)
