@@ -42,13 +42,13 @@ measure nextstep --lookahead="$window" --guidance=1.5,2
 measure mar --ar_steps="$steps" --guidance=1.5,2
 
 # What is given away: averaged parameters in bfloat16, each with its model card.
-give() {
-  [ -e "$show/models/$1/config.json" ] || run export --workdir="$runs/$1" --out="$show/models/$1" "${@:2}"
+give() { # RUN NAME FLAGS
+  [ -e "$show/models/$2/config.json" ] || run export --workdir="$runs/$1" --out="$show/models/$2" "${@:3}"
 }
-give vae_emoji64
+give vae_emoji64 vae_emoji64
 for host in nextstep mar; do
-  give "${host}_emoji64" --report="$runs/report_$host/report.json"
-  give "drift_${host}_emoji64" --report="$runs/report_$host/report.json"
+  give "drift_${host}_emoji64" "${host}_emoji64" --report="$runs/report_$host/report.json"
+  give "${host}_emoji64" "${host}_emoji64_own" --report="$runs/report_$host/report.json"
 done
 
 # What is shown: twelve samples beside held-out pictures, and both heads growing side by side.
@@ -58,8 +58,8 @@ picture() { # NAME FILE FLAGS: a folder of sample, and the picture of it that is
   cp "$runs/shown_$1/$2" "$show/docs/figures/$1.${2##*.}"
 }
 given="$show/models"
-for name in nextstep_emoji64 drift_nextstep_emoji64 mar_emoji64 drift_mar_emoji64; do
+for name in nextstep_emoji64 nextstep_emoji64_own mar_emoji64 mar_emoji64_own; do
   picture "sheet_$name" sheet.png --workdir="$given/$name" --sheet --real="$real" --guidance=2
 done
-picture growth growth.gif --workdir="$given/drift_nextstep_emoji64" --baseline="$given/nextstep_emoji64" \
+picture growth growth.gif --workdir="$given/nextstep_emoji64" --baseline="$given/nextstep_emoji64_own" \
   --trace --guidance=2 --num=4 --seed=1
