@@ -68,10 +68,20 @@ def pytest_collection_modifyitems(items):
     items.sort(key=places.get)
 
 
+def _of_all_workers(tmp_path_factory, name):
+    """A folder of the session that its workers share."""
+    base = tmp_path_factory.getbasetemp()
+    return (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+
+
 @pytest.fixture(scope="session", autouse=True)
 def data_dir(tmp_path_factory):
-    """The data folder of the session: the embedded sets are prepared into it once."""
-    folder = tmp_path_factory.mktemp("tensorflow_datasets")
+    """The data folder of the session: the embedded sets are prepared into it once.
+
+    Workers may prepare a set at the same time: the first one that is whole is taken.
+    """
+    folder = _of_all_workers(tmp_path_factory, "tensorflow_datasets")
+    folder.mkdir(exist_ok=True)
     os.environ["TFDS_DATA_DIR"] = str(folder)
     return str(folder)
 
@@ -82,8 +92,7 @@ def compiled_programs(tmp_path_factory):
 
     One of the environment's own (JAX_COMPILATION_CACHE_DIR) is taken, and outlives the session.
     """
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "compiled"
+    folder = _of_all_workers(tmp_path_factory, "compiled")
     folder = os.environ.get("JAX_COMPILATION_CACHE_DIR") or folder
     settings = {
         "jax_compilation_cache_dir": str(folder),

@@ -175,10 +175,9 @@ def _write_eyes(workdir, data_dir):
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained(tmp_path_factory, data_dir):
     """An autoencoder of emoji at 16x16 that is compared in the maps of another network."""
     root = tmp_path_factory.mktemp("autoencoder")
-    data_dir = str(tmp_path_factory.mktemp("tensorflow_datasets"))
     settings = configured.get_config("tiny")
     eyes = _write_eyes(root / "mae", data_dir)
     settings.autoencoder.update(perceptual=0.1, features_from=eyes)
