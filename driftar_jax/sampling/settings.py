@@ -200,7 +200,11 @@ class Settings:
             allowed = f"-1 (chosen by measuring) or 0 to {steps} (AR steps after the first)"
             raise wrong("gamma", self.gamma, allowed)
         if self.drafts and (model.draft is None or self.method != "drift"):
-            why = "no draft head in this checkpoint" if model.draft is None else "method drift only"
+            why = "method drift only"
+            if not model.family.drafts:
+                why = "no draft head is trained on this host"
+            elif model.draft is None:
+                why = "no draft head in this checkpoint"
             raise wrong("gamma", self.gamma, f"0 ({why})")
         if self.rule not in RULES:
             raise wrong("rule", self.rule, " | ".join(RULES))

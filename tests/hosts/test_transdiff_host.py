@@ -52,6 +52,9 @@ def test_guidance_over_the_images_in_a_row():
         (dict(nfe=9, nfe_last=1, nfe_schedule="linear"), "^nfe_last: got 1, allowed at least 2"),
         (dict(drift_scale=0.0), "^drift_scale: got 0.0"),
         (dict(method="drift"), "^method: got 'drift', allowed own"),
+        # Images in a row could be drafted (`TransDiffWalk`), had a checkpoint heads for it.
+        (dict(gamma=2), r"^gamma: got 2, allowed 0 \(no draft head is trained on this host\)$"),
+        (dict(lookahead=2), r"^lookahead: got 2, allowed 0 \(this host makes whole grids, "),
     ],
 )
 def test_bad_settings_are_named(changes, message):
