@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from driftar_jax.config import wrong
 from driftar_jax.data import listing
-from driftar_jax.storage import jsons
+from driftar_jax.storage import jsons, stand_ins
 from driftar_jax.storage.reasons import reason
 
 _TEXTS = ("text", "caption")
@@ -83,7 +83,7 @@ def _read_table(name: str, path: str, texts: dict[str, str]) -> None:
                 raise ValueError(f"line {number} names {file_name}, which is not there")
             texts[picture] = text.strip()
     except (OSError, ValueError, csv.Error) as error:
-        why = reason(error)
+        why = stand_ins.of_file(path) or reason(error)
         allowed = f"lines with file_name and text (or caption) in {path} ({why})"
         raise wrong("data.name", name, allowed) from None
 
@@ -116,7 +116,13 @@ def _json_rows(file):
 def _csv_rows(file):
     # Else a quote that is left open takes the rest of the table for one text.
     reader = csv.DictReader(file, strict=True)
+    names = reader.fieldnames or []
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ValueError(f"two columns {twice[0][:40]!r}")
     for row in reader:
+        # A text with a comma and without quotes, whose rest would be lost.
+        if None in row:
+            raise ValueError(f"line {reader.line_num} has more than {len(names)} fields")
         yield reader.line_num, row
 
 

@@ -12,8 +12,8 @@ from driftar_jax.storage import paths
 SPLITS = ("train", "test")
 HELD_OUT = 0.1  # share of each class that becomes `test` where the folder has no split of its own
 _HELD_OUT_SEED = 0
-_ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
-_ENDINGS += (".pgm", ".jpe")
+ENDINGS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+ENDINGS += (".pgm", ".jpe")
 
 
 def open_folder(name: str, split: str, *, image_size: int | None, center_crop: bool) -> ImageSource:
@@ -38,15 +38,15 @@ def open_folder(name: str, split: str, *, image_size: int | None, center_crop: b
         raise ValueError(f"data.name: got {name!r}, allowed folder:PATH with PATH a folder")
     if all(os.path.isdir(os.path.join(root, s)) for s in SPLITS):
         beside = _beside(root)
-        listed = listing.of("data.name", name, os.path.join(root, "train"), _ENDINGS)
+        listed = listing.of("data.name", name, os.path.join(root, "train"), ENDINGS)
         # Training's: the test part may lack a class, and numbers must not shift.
         class_names, trained_on = listed.classes, listed.files
         root = os.path.join(root, split)
         if split == "test":
-            listed = listing.of("data.name", name, root, _ENDINGS, known=class_names)
+            listed = listing.of("data.name", name, root, ENDINGS, known=class_names)
         rows, left_out = list(listed.files), ", ".join(filter(None, (listed.left_out, beside)))
     else:
-        listed = listing.of("data.name", name, root, _ENDINGS)
+        listed = listing.of("data.name", name, root, ENDINGS)
         class_names, left_out = listed.classes, listed.left_out
         trained_on = _share(list(listed.files), "train", root)
         rows = _share(list(listed.files), split, root)

@@ -33,6 +33,8 @@ _SYSTEM = {
 # Captions of the pictures beside them (`captioned`).
 TABLES = ("metadata.jsonl", "metadata.csv")
 SYSTEM = "hidden or of the system"  # what a line calls them
+_PIPE = "pipes and devices"
+_FOLDER, _FILE = "folder", "file"
 _SHOWN = 8  # kinds that a line counts
 # Name of the class of pictures that lie in no class folder.
 ONE_CLASS = "picture"
@@ -118,8 +120,11 @@ def of(
     for entry in _entries(field, source, root):
         if is_system(entry.name):
             counts[SYSTEM] += 1
-        elif not entry.is_dir():
-            loose.append(entry.path)
+        elif (kind := _kind(entry)) != _FOLDER:
+            if kind == _PIPE:
+                counts[_PIPE] += 1
+            else:
+                loose.append(entry.path)
         elif files := _files(field, source, entry.path, endings, counts):
             by_class[entry.name] = files
         else:
@@ -162,6 +167,19 @@ def _entries(field: str, source: str, folder: str) -> list[os.DirEntry]:
         ) from None
 
 
+def _kind(entry: os.DirEntry) -> str:
+    """Tell folders, files, and what would be waited for without end when it is opened.
+
+    A link that leads nowhere, or to itself, counts as a file: whoever reads it names it.
+    """
+    try:
+        if entry.is_dir():
+            return _FOLDER
+        return _FILE if entry.is_file() or not os.path.exists(entry) else _PIPE
+    except OSError:
+        return _FILE
+
+
 def walk(field: str, source: str, top: str, counts: collections.Counter) -> list[str]:
     """Return files below a folder, those of a folder before its folders', each in the order of
     names.
@@ -176,12 +194,13 @@ def walk(field: str, source: str, top: str, counts: collections.Counter) -> list
         place = waiting.pop(0)
         folders = []
         for entry in _entries(field, source, place):
-            if is_system(entry.name):
-                counts[SYSTEM] += 1
-            elif entry.is_dir():
+            kind = SYSTEM if is_system(entry.name) else _kind(entry)
+            if kind == _FOLDER:
                 folders.append(entry.path)
-            else:
+            elif kind == _FILE:
                 files.append(entry.path)
+            else:
+                counts[kind] += 1
         # A link to a folder above would be walked without end.
         new = [path for path in folders if os.path.realpath(path) not in walked]
         walked.update(map(os.path.realpath, new))

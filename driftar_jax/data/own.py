@@ -19,7 +19,7 @@ from driftar_jax.storage import paths
 SPLITS = ("train", "test")
 CLASS_NAMES = "classnames.txt"  # beside the files, a name a line
 # Files that belong to a set and are no part of its pictures.
-_BESIDE = (CLASS_NAMES, "README.md", "dataset_info.json", "dataset_infos.json", "state.json")
+BESIDE = (CLASS_NAMES, "README.md", "dataset_info.json", "dataset_infos.json", "state.json")
 # Classes of a set that says none of their names: a number beyond is no class.
 _MOST_CLASSES = 2**17
 HELD_OUT = 0.1  # share of each class that becomes `test` where the set has no part of its own
@@ -75,7 +75,7 @@ def files(name: str, place: str, ending: str, counts: collections.Counter) -> li
         for file in listing.walk("data.name", name, path, counts):
             if file.lower().endswith(ending):
                 members.append(file)
-            elif os.path.basename(file) not in _BESIDE:
+            elif os.path.basename(file) not in BESIDE:
                 listing.count_ending(file, counts)
         members.sort()
         _count_lacking(members, counts)
@@ -112,6 +112,18 @@ def _count_lacking(members: Sequence[str], counts: collections.Counter) -> None:
     for (_, before, count), held in numbers.items():
         if (lacking := int(count) - len(held)) > 0:
             counts[f"files of {listing.text_of(before)}*-of-{count} that are not there"] += lacking
+
+
+def count_folders(files_: Sequence[str], counts: collections.Counter) -> None:
+    """Count the folders that files lie in, but for parts of the set: a reader may take them for
+    classes.
+    """
+    folders = {os.path.abspath(os.path.dirname(path)) for path in files_}
+    root = os.path.commonpath(folders)
+    folders = sorted(os.path.relpath(folder, root) for folder in folders)
+    folders = [f for f in folders if f != "." and not listing.is_part(f.rpartition("/")[2])]
+    if len(folders) > 1:
+        counts[f"folders of files, which are no classes ({listing.shown(folders)})"] += len(folders)
 
 
 def names_beside(name: str, first: str) -> list[str] | None:

@@ -5,6 +5,7 @@ and `target`; names of pictures are relative to the table. Two such folders, `tr
 the parts of a set; of one table a tenth of the source pictures is held out with all their edits.
 """
 
+import collections
 import csv
 import hashlib
 import os
@@ -13,10 +14,10 @@ from collections.abc import Callable
 import numpy as np
 
 from driftar_jax.config import wrong
-from driftar_jax.data import PAIRS, captioned, listing, own
+from driftar_jax.data import PAIRS, captioned, folder, listing, own
 from driftar_jax.data.prompts import IMAGE
 from driftar_jax.data.source import ImageSource
-from driftar_jax.storage import paths
+from driftar_jax.storage import paths, stand_ins
 from driftar_jax.storage.reasons import reason
 
 # What a line may call its fields, the first of them here.
@@ -59,6 +60,7 @@ def open_pairs(name: str, split: str, *, image_size: int | None, center_crop: bo
         raise wrong("data.name", name, f"{PAIRS}PATH with PATH a folder")
     edits, parts = _edits(name, root)
     columns = list(zip(*edits, strict=True))
+    left_out = _left_out(name, root, edits)
     held = [
         own.Pictures(
             keys=[os.path.relpath(path, root) for path in column],
@@ -67,6 +69,7 @@ def open_pairs(name: str, split: str, *, image_size: int | None, center_crop: bo
             class_names=None,
             captions=columns[1],
             encoded=_bytes_of(name, column),
+            left_out=left_out,
         )
         for column in (columns[0], columns[2])
     ]
@@ -104,6 +107,7 @@ def _joined(originals: ImageSource, targets: ImageSource) -> PairSource:
         fingerprint=f"{targets.fingerprint}|{originals.fingerprint}",
         captions=lambda: list(targets.captions),
         sizes=[*originals.sizes, *targets.sizes],
+        left_out=targets.left_out,
     )
     source.originals = originals
     return source
@@ -111,20 +115,42 @@ def _joined(originals: ImageSource, targets: ImageSource) -> PairSource:
 
 def _edits(name: str, root: str) -> tuple[list[tuple[str, str, str]], list[str]]:
     """Read `(source, text, target)` of all tables, and the part that each belongs to."""
-    if all(_table(os.path.join(root, split)) for split in own.SPLITS):
-        each = [(split, _read(name, _table(os.path.join(root, split)))) for split in own.SPLITS]
+    places = [root, *(os.path.join(root, split) for split in own.SPLITS)]
+    whole, *parts = tables = [_table(name, place) for place in places]
+    # Of tables in two places one would be read, and the other lost without a word.
+    if whole is None and all(parts):
+        each = [(split, _read(name, table)) for split, table in zip(own.SPLITS, parts, strict=True)]
         edits = [edit for _, some in each for edit in some]
         return edits, [split for split, some in each for _ in some]
-    table = _table(root)
-    if table is None:
-        raise wrong("data.name", name, f"a folder with {' or '.join(listing.TABLES)}")
-    edits = _read(name, table)
+    if whole is None or any(parts):
+        held = listing.shown([os.path.relpath(table, root) for table in tables if table])
+        allowed = f"a folder with {' or '.join(listing.TABLES)}, or train/ and test/ with one each"
+        raise wrong("data.name", name, f"{allowed} (it holds {held})" if held else allowed)
+    edits = _read(name, whole)
     return edits, _parts(edits, root)
 
 
-def _table(folder: str) -> str | None:
+def _table(name: str, folder: str) -> str | None:
     places = [os.path.join(folder, table) for table in listing.TABLES]
-    return next((place for place in places if os.path.isfile(place)), None)
+    held = [place for place in places if os.path.isfile(place)]
+    if len(held) > 1:
+        raise wrong("data.name", name, f"one table in a folder ({folder} holds both kinds)")
+    return held[0] if held else None
+
+
+def _left_out(name: str, root: str, edits: list[tuple[str, str, str]]) -> str:
+    """Count, in words, what lies in the folder and is in no line."""
+    counts: collections.Counter[str] = collections.Counter()
+    files = map(os.path.normpath, listing.walk("data.name", name, root, counts))
+    known = {path for source, _, target in edits for path in (source, target)}
+    for path in files:
+        if path in known or os.path.basename(path) in (*listing.TABLES, *own.BESIDE):
+            continue
+        if path.lower().endswith(folder.ENDINGS):
+            counts["pictures that no line names"] += 1
+        else:
+            listing.count_ending(path, counts)
+    return listing.line(counts)
 
 
 def _read(name: str, path: str) -> list[tuple[str, str, str]]:
@@ -139,7 +165,8 @@ def _read(name: str, path: str) -> list[tuple[str, str, str]]:
         if not edits:
             raise ValueError("it has no line")
     except (OSError, ValueError, csv.Error) as error:
-        allowed = f"lines with source, text and target in {path} ({reason(error)})"
+        why = stand_ins.of_file(path) or reason(error)
+        allowed = f"lines with source, text and target in {path} ({why})"
         raise wrong("data.name", name, allowed) from None
     return list(edits)
 
@@ -149,7 +176,8 @@ def _edit(row: dict, folder: str, number: int) -> tuple[str, str, str]:
     for field, names in _FIELDS.items():
         value = next((row[n] for n in names if row.get(n)), None)
         if not isinstance(value, str) or not value.strip():
-            raise ValueError(f"line {number} has no {field}")
+            held = listing.shown([str(name) for name in row])
+            raise ValueError(f"line {number} has no {field} (its fields: {held})")
         if "\0" in value:
             raise ValueError(f"line {number} holds zero bytes")
         if field != "text":

@@ -45,10 +45,15 @@ def open_parquet(
     parts = [p for (_, p), n in zip(tables, set_.lengths, strict=True) for _ in range(n)]
     if set_.others:
         counts[f"columns ({listing.shown(set_.others)})"] = len(set_.others)
+    if without := sum(not count for count in set_.lengths):
+        counts["tables without a row"] = without
+    labels = set_.column("label")
+    if labels is None:
+        own.count_folders([file for file, _ in tables], counts)
     pictures = own.Pictures(
         keys=set_.keys,
         parts=parts,
-        labels=set_.column("label"),
+        labels=labels,
         class_names=set_.class_names or own.names_beside(name, tables[0][0]),
         captions=set_.column("text"),
         encoded=set_.encoded,
@@ -58,7 +63,10 @@ def open_parquet(
 
 
 def _chosen(name: str, text: str) -> dict[str, str]:
-    columns = dict(word.partition("=")[::2] for word in text.split(",") if word)
+    words = [word.partition("=")[::2] for word in text.split(",") if word]
+    columns = dict(words)
+    if len(columns) < len(words):
+        raise wrong("data.name", name, f"{PARQUET}PATH@image=COLUMN with each kind once")
     if unknown := set(columns) - set(_KINDS):
         allowed = f"PATH@image=COLUMN,label=COLUMN,text=COLUMN, not {sorted(unknown)[0]}="
         raise wrong("data.name", name, f"{PARQUET}{allowed}")
@@ -91,7 +99,8 @@ class _Tables:
             for column in self._columns.values():
                 if column not in schema.names:
                     raise wrong("data.name", name, f"tables of one form ({file}: no {column})")
-        self.others = [c for c in schemas[0].names if c not in self._columns.values()]
+        of_all = dict.fromkeys(c for schema in schemas for c in schema.names)
+        self.others = [c for c in of_all if c not in self._columns.values()]
         classes = [_features(s).get(self._columns.get("label"), {}).get("names") for s in schemas]
         for file, names in zip(files, classes, strict=True):
             if names != classes[0]:
@@ -123,7 +132,8 @@ class _Tables:
                 values += self._table(number).read(columns=[column])[column].to_pylist()
         kinds = (int, str) if kind == "label" else str
         for key, value in zip(self.keys, values, strict=True):
-            if not isinstance(value, kinds) or isinstance(value, bool):
+            empty = isinstance(value, str) and not value.strip()
+            if not isinstance(value, kinds) or isinstance(value, bool) or empty:
                 allowed = f"a {kind} in every row of {column} ({key}: {str(value)[:40]!r})"
                 raise wrong("data.name", self._name, allowed)
         return values
@@ -210,7 +220,7 @@ class _whole:
     def __exit__(self, kind, error, _):
         if isinstance(error, Exception) and (
             type(error).__module__.startswith("pyarrow")
-            or isinstance(error, OSError | UnicodeDecodeError)
+            or isinstance(error, OSError | UnicodeError)
         ):
             line = reason(error)
             line = reasons.of_file(self._file) or line

@@ -52,11 +52,12 @@ def open_webdataset(
     for (_, part), (of_archive, others) in zip(archives, indexed, strict=True):
         with_picture = [sample for sample in of_archive if sample.place]
         others["samples without a picture"] += len(of_archive) - len(with_picture)
+        others["archives without a picture"] += not with_picture
         counts.update({what: count for what, count in others.items() if count})
         samples += with_picture
         parts += [part] * len(with_picture)
     if not samples:
-        held = listing.line(counts) or "nothing"
+        held = listing.line(counts)
         allowed = f"archives with pictures ({' '.join(_PICTURES)}); they hold none but {held}"
         raise wrong("data.name", name, allowed)
     folders = _folders(name, samples)
@@ -65,6 +66,8 @@ def open_webdataset(
         counts[f"folders inside, which are no classes without .cls ({listing.shown(folders)})"] += (
             len(folders)
         )
+    if labels is None:
+        own.count_folders([path for path, _ in archives], counts)
 
     def encoded(indices: list[int]) -> list[bytes]:
         return [_bytes(name, samples[i]) for i in indices]
@@ -127,32 +130,40 @@ def _index(name: str, path: str) -> tuple[list[_Sample], collections.Counter]:
                     continue
                 key = os.path.join(folder, key)
                 sample = by_key.setdefault(key, _Sample(f"{stem}/{key}"))
-                _take(sample, ending, path, member, archive)
+                if unread := _take(sample, ending, path, member, archive):
+                    counts[unread] += 1
             # A file that was cut between two members has no other mark.
             # Members are padded to whole blocks of 512 bytes, and a whole archive ends in blocks of
             # zeros.
-            if _block(path, -(-end // 512) * 512) != bytes(512):
-                raise tarfile.ReadError("no end mark: it is cut off")
+            _check_end(path, -(-end // 512) * 512)
     except (tarfile.TarError, OSError, ValueError) as error:
         line = reasons.of_file(path) or reason(error)
         raise wrong("data.name", name, f"whole uncompressed archives ({path}: {line})") from None
     return list(by_key.values()), counts
 
 
-def _block(path: str, start: int) -> bytes:
+def _check_end(path: str, start: int) -> None:
+    """Refuse an archive whose members are followed by anything but zeros, at least a block."""
     with open(path, "rb") as file:
         file.seek(start)
-        return file.read(512)
+        chunk = file.read(512)
+        if chunk != bytes(512):
+            raise tarfile.ReadError("no end mark: it is cut off")
+        # Readers of tar files stop at the mark: of two that were joined, the second would be lost.
+        while chunk := file.read(2**20):
+            if chunk.count(0) != len(chunk):
+                raise tarfile.ReadError("more lies behind its end mark (two archives in one?)")
 
 
-def _take(sample: _Sample, ending: str, path: str, member, archive) -> None:
+def _take(sample: _Sample, ending: str, path: str, member, archive) -> str | None:
+    """Add what a member says to its sample; return what of it is not read, in words."""
     if ending in _PICTURES:
         if sample.place:
             raise ValueError(f"{member.name}: the sample has two pictures")
         # Where the bytes lie and not the bytes: archives are larger than memory, and are read at
         # random.
         sample.place = path, member.offset_data, member.size
-        return
+        return None
     if member.size > _LARGEST[ending]:
         raise ValueError(f"{member.name} has {member.size} bytes, at most {_LARGEST[ending]}")
     data = archive.extractfile(member).read()
@@ -160,12 +171,16 @@ def _take(sample: _Sample, ending: str, path: str, member, archive) -> None:
         facts = jsons.parse(data)
         if not isinstance(facts, dict):
             raise ValueError(f"{member.name} holds no JSON object")
-        _set(sample, member, label=_first(facts, "label", "class", "cls"))
-        _set(sample, member, caption=_first(facts, "caption", "text"))
+        label, caption = _first(facts, "label", "class", "cls"), _first(facts, "caption", "text")
+        _set(sample, member, label=label)
+        _set(sample, member, caption=caption)
+        if label is None and caption is None:
+            return f".json without class and caption (but {listing.shown(sorted(facts))})"
     elif ending == "cls":
         _set(sample, member, label=_label(data.decode("utf-8").strip()))
     else:
-        _set(sample, member, caption=data.decode("utf-8").strip())
+        _set(sample, member, caption=data.decode("utf-8"))
+    return None
 
 
 def _first(facts: dict[str, Any], *names: str) -> Any:
@@ -179,6 +194,12 @@ def _set(sample: _Sample, member, **facts) -> None:
     kinds = (int, str) if field == "label" else str
     if not isinstance(value, kinds) or isinstance(value, bool):
         raise ValueError(f"{member.name}: {field} is {str(value)[:40]!r}")
+    if isinstance(value, str):
+        value = value.strip()
+        if field == "label" and len(value.splitlines()) != 1:
+            raise ValueError(f"{member.name}: {field} is {value[:40]!r}")
+        if not value:  # no words are no caption
+            return
     # A caption may stand in the .json and in the .txt; two different ones are a mistake in the set.
     if getattr(sample, field) not in (None, value):
         raise ValueError(f"{member.name}: two values of {field}")

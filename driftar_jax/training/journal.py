@@ -4,6 +4,7 @@ Two files in the workdir, one JSON object per log interval each: `metrics.jsonl`
 that counts has seen, `goodput.jsonl` every second of every process, lost ones included.
 """
 
+import functools
 import json
 import os
 import pathlib
@@ -29,9 +30,13 @@ class MetricsLog:
             file.write(json.dumps(record) + "\n")
         if self._board:
             for name, value in record.items():
-                self._board.add_scalar(name, value, record["step"])
+                # Words, such as the part that was held out, are no curves.
+                if isinstance(value, int | float):
+                    self._board.add_scalar(name, value, record["step"])
 
 
+# One for all logs of a workdir: each has a file and a thread of its own until the process ends.
+@functools.lru_cache(maxsize=8)
 def _tensorboard(folder: pathlib.Path):
     """A TensorBoard writer where tensorboardX is installed, else None."""
     try:

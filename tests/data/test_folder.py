@@ -209,6 +209,16 @@ def test_names_that_are_not_utf8_become_text(tmp_path):
     str(error.value).encode()
 
 
+def test_pipes_are_counted_and_links_to_themselves_are_named(pets):
+    os.mkfifo(pets / "cat" / "pipe.png")  # to be read it would be waited for
+    os.mkfifo(pets / "pipe.txt")
+    assert "2 pipes and devices" in pipeline.load_source(f"folder:{pets}", "train").left_out
+    (pets / "cat" / "round.png").symlink_to(pets / "cat" / "round.png")
+    with pytest.raises(ValueError, match="bad pictures.*round.png") as error:
+        pipeline.load_source(f"folder:{pets}", "train")
+    assert "\n" not in str(error.value)
+
+
 def test_a_link_that_goes_round_is_walked_once(tmp_path):
     _write(tmp_path / "cat" / "0.png", 1)
     (tmp_path / "cat" / "again").symlink_to(tmp_path / "cat")

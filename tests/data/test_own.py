@@ -3,6 +3,7 @@
 import builtins
 import io
 import json
+import os
 import tarfile
 
 import numpy as np
@@ -167,6 +168,13 @@ def _compress(path):
         (lambda p: archive(p, [("a.png", picture(1, mode="L")), ("a.jpg", b"")]), "two pictures"),
         (lambda p: archive(p, numbered(0, 1, json=lambda i: b"[" * 10**5)), "nested without end"),
         (lambda p: archive(p, numbered(0, 1, txt=lambda i: b"x" * 70000)), "at most 65536"),
+        (lambda p: archive(p, numbered(0, 2, txt=lambda i: b" x"[: 2 * i])), "1 lack it: a/00000"),
+        (lambda p: archive(p, [("a.png", picture(1)), ("a.cls", b" ")]), "a.cls: label is ''"),
+        (lambda p: archive(p, [("a.png", picture(1)), ("a.cls", b"1\n2")]), "label is '1"),
+        (lambda p: p.write_bytes(p.read_bytes() * 2), "more lies behind its end mark"),
+        (lambda p: archive(p, []), "hold none but 1 archives without a picture"),
+        (lambda p: (p.unlink(), p.symlink_to(p)), "whole uncompressed archives"),
+        (lambda p: (p.unlink(), os.mkfifo(p)), "it holds 1 pipes and devices"),
         (
             lambda p: archive(
                 p, numbered(0, 2) + [("x.png", picture(2, mode="L")), ("x.cls", b"q")]
@@ -363,6 +371,8 @@ def _outside(path):
         (_outside, "hold the pictures themselves"),
         (lambda p: table(p, range(4), names=("one",)), "labels 0..0"),
         (lambda p: table(p, range(4), text=["a", None, "b", "c"]), "a text in every row"),
+        (lambda p: table(p, range(4), text=["a", " ", "b", "c"]), "a text in every row"),
+        (lambda p: os.rename(p, os.fsencode(p.parent) + b"/\xff.parquet"), "whole tables"),
         (lambda p: pyarrow.parquet.write_table(pyarrow.table({"x": [1]}), p), "column of pictures"),
     ],
 )
@@ -392,6 +402,34 @@ def test_the_held_out_part_has_the_channels_of_what_is_trained_on(tmp_path):
     archive(tmp_path / "test.tar", [("2.png", picture(9, mode="L"))])
     for part in ("train", "test"):
         assert pipeline.load_source(f"webdataset:{tmp_path}", part).image_shape == (5, 6, 3)
+
+
+def test_what_a_set_without_classes_may_have_meant_as_such_is_counted(tmp_path, monkeypatch):
+    for i, name in enumerate(("cat", "dog")):
+        samples = numbered(2 * i, 2, json=lambda i: b'{"class_id": 3, "prompt": "x"}')
+        samples = [(n, data) for n, data in samples if not n.endswith("cls")]
+        archive(tmp_path / "w" / name / "a.tar", samples)
+        made = pyarrow.parquet.read_table(table(tmp_path / "t.parquet", range(2), told=False))
+        (tmp_path / "p" / f"label={name}").mkdir(parents=True)
+        pyarrow.parquet.write_table(
+            made.drop_columns(["label"]), tmp_path / "p" / f"label={name}" / "a.parquet"
+        )
+    archive(tmp_path / "w" / "cat" / "b.tar", [])
+    part = pipeline.load_source(f"webdataset:{tmp_path}/w", "train")
+    assert part.left_out == (
+        "4 .json without class and caption (but class_id, prompt), 1 archives without a picture, "
+        "2 folders of files, which are no classes (cat, dog)"
+    )
+    made = made.append_column("text", [["a", "b"]])
+    pyarrow.parquet.write_table(made.slice(0, 0), tmp_path / "p" / "label=dog" / "c.parquet")
+    part = pipeline.load_source(f"parquet:{tmp_path}/p", "train")
+    assert part.left_out == (
+        "2 columns (label, text), 2 folders of files, which are no classes (label=cat, label=dog), "
+        "1 tables without a row"
+    )
+    # A file in the folder that one stands in has no folder in its name.
+    monkeypatch.chdir(tmp_path / "w" / "dog")
+    assert "folders" not in pipeline.load_source("webdataset:a.tar", "train").left_out
 
 
 def test_a_part_beside_train_and_test_is_counted(tmp_path):

@@ -99,6 +99,10 @@ def test_of_one_source_edits_are_held_out(tmp_path):
         ({"text": "<image>"}, "line 3 has no text beside <image>"),
         ({"text": "a\0b"}, "line 3 holds zero bytes"),
         ({"source": "0.png", "target": "0_0.png", "text": WORDS[0]}, "line 3 is there a second"),
+        (
+            {"target": "1_0.png", "source": "https://a.b/1.png"},
+            "names https:/a.b/1.png, which",
+        ),
         (None, "line 3"),
     ],
 )
@@ -111,6 +115,53 @@ def test_a_bad_line_is_named(tmp_path, change, said):
         opened(tmp_path)
     assert said in str(error.value) and "\n" not in str(error.value)
     assert str(error.value).startswith("data.name: got 'pairs:")
+
+
+@pytest.mark.parametrize(
+    "text, said",
+    [
+        ("source,text,target\n0.png,red, please,0_0.png\n", "line 2 has more than 3 fields"),
+        ("source,target,text\n0.png,0_0.png,red, please\n", "line 2 has more than 3 fields"),
+        ("source,text,target,text\n0.png,a,0_0.png,b\n", "two columns 'text'"),
+        ("source;text;target\n0.png;a;0_0.png\n", "no source (its fields: source;text;target)"),
+        ('source,text,target\n0.png,"a,0_0.png\n', "unexpected end of data"),
+        ("version https://git-lfs.github.com/spec/v1\n", "a Git LFS pointer"),
+        ("<!DOCTYPE html>\n<html></html>\n", "a web page"),
+    ],
+)
+def test_a_bad_table_is_one_line(tmp_path, text, said):
+    write(tmp_path, count=1)
+    (tmp_path / "metadata.jsonl").rename(tmp_path / "metadata.csv")
+    (tmp_path / "metadata.csv").write_text(text)
+    with pytest.raises(ValueError) as error:
+        opened(tmp_path)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_table_that_would_be_lost_is_refused(tmp_path):
+    for part in ("train", "test"):
+        write(tmp_path / part, count=2)
+    assert len(opened(tmp_path)) == 4
+    shutil.copy(tmp_path / "train" / "metadata.jsonl", tmp_path)
+    with pytest.raises(ValueError, match=r"with one each \(it holds metadata.jsonl, train/meta"):
+        opened(tmp_path)
+    (tmp_path / "metadata.jsonl").unlink()
+    (tmp_path / "test" / "metadata.jsonl").rename(tmp_path / "test" / "meta.jsonl")
+    with pytest.raises(ValueError, match=r"with one each \(it holds train/metadata.jsonl\)"):
+        opened(tmp_path)
+    (tmp_path / "train" / "metadata.csv").write_text("source,text,target\n")
+    with pytest.raises(ValueError, match=r"one table in a folder \(.*train holds both kinds"):
+        opened(tmp_path / "train")
+
+
+def test_what_no_line_names_is_counted(tmp_path):
+    lines = write(tmp_path, count=4)
+    (tmp_path / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines[:6])))
+    for name in ("README.md", ".DS_Store", "notes.doc"):
+        (tmp_path / name).write_bytes(b"")
+    assert opened(tmp_path).left_out == (
+        "1 files with .doc, 1 hidden or of the system, 3 pictures that no line names"
+    )
 
 
 def test_bad_folders_are_one_line(tmp_path):

@@ -2,7 +2,9 @@
 
 import json
 import pathlib
+import sys
 import time
+import types
 
 import pytest
 
@@ -205,3 +207,24 @@ def test_curves_are_of_what_was_logged_so_far(tmp_path):
     log.write({"step": 2, "loss": 1.0})
     runs._draw_curves(tmp_path)
     assert (tmp_path / "curves.png").stat().st_size
+
+
+def test_tensorboard_gets_the_numbers_of_a_record_and_one_writer(tmp_path, monkeypatch):
+    curves, folders = [], []
+
+    class Writer:
+        def __init__(self, folder):
+            folders.append(folder)
+
+        def add_scalar(self, name, value, step):  # as tensorboardX does: words raise
+            curves.append((name, float(value), step))
+
+    board = types.SimpleNamespace(SummaryWriter=Writer)
+    monkeypatch.setitem(sys.modules, "tensorboardX", board)
+    journal.MetricsLog(tmp_path / "metrics.jsonl", 0).write({"step": 3, "loss": 0.5})
+    held_out = {"step": 3, "split": "test", "pictures": 8, "energy_score": 0.25}
+    journal.MetricsLog(tmp_path / "held_out.jsonl", 0).write(held_out)
+    assert ("loss", 0.5, 3) in curves and ("energy_score", 0.25, 3) in curves
+    assert "split" not in [name for name, _, _ in curves]
+    assert folders == [str(tmp_path / "tensorboard")]
+    assert journal.read_metrics(tmp_path / "held_out.jsonl") == [held_out]
