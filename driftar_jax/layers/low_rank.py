@@ -43,6 +43,16 @@ def shapes(host: Mapping[str, Any], rank: int) -> dict[str, dict[str, jax.ShapeD
     return pairs
 
 
+def full_rank(host: Mapping[str, Any]) -> int:
+    """Return the rank of which no kernel of a host can have more: adapters of it change anything.
+
+    Args:
+      host: its parameters, arrays or shapes.
+    """
+    sizes = [_split(names, kernel.shape)[1] for names, kernel in _kernels(host)]
+    return max(min(size[0], math.prod(size[1:])) for size in sizes)
+
+
 def _split(names: tuple[str, ...], shape: tuple[int, ...]) -> tuple[tuple[int, ...], tuple]:
     at = 1 if _STACKED in names else 0
     return shape[:at], shape[at:]

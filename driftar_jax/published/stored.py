@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import pathlib
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -59,14 +60,20 @@ def manifest_of(model: DriftAR) -> dict:
     }
 
 
-def module(config: dict, dtype: jnp.dtype = jnp.float32) -> DriftAR:
+def module(config: Mapping, dtype: jnp.dtype | None = None) -> DriftAR:
     """Build the module of such a config.
+
+    Args:
+      config: as `config_of` makes it; `dtype` in it is what the model is loaded with.
+      dtype: of the matrix products; None: the config's, else float32.
 
     Raises:
       ValueError: it is the config of something else.
     """
     if config.get("task") != TASK:
         raise ValueError(f"task: got {config.get('task')!r}, allowed {TASK!r}")
+    if dtype is None:
+        dtype = jnp.dtype(config.get("dtype", jnp.float32))
     return DriftAR(**config["model"], dtype=dtype)
 
 

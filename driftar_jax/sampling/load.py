@@ -29,7 +29,7 @@ from driftar_jax.types import TextSpec
 SIDE = 512
 TYPES = ("float32", "bfloat16")
 # In the manifest of an export that has no host: the `projections` of the one it needs.
-APART = "apart"
+APART, _SUMS = "apart", 8
 # Groups of parameters: a host, and its adapters (`layers/low_rank.py`).
 _HOST, _ADAPTER = "host", "adapter"
 
@@ -83,10 +83,11 @@ def load(
 
 def _typed(config: Any, dtype: str) -> Any:
     """Return the config with activations of another type; its parameters are float32 in any."""
-    if "dtype" not in config.get("host", {}):
-        raise wrong("dtype", dtype, f"none for task {config.task}")
     changed = ml_collections.ConfigDict(config.to_dict())
-    changed.host.dtype = dtype
+    if config.task == PUBLISHED:
+        changed.dtype = dtype
+    else:
+        changed.host.dtype = dtype
     return changed
 
 
@@ -292,7 +293,8 @@ def read_weights(
         return params, manifest, step
     with _written_by_a_run(workdir):
         shapes = models.shapes(config, image_spec(manifest))
-    if apart := manifest.get(APART):
+    apart = APART in manifest
+    if apart:
         shapes.pop(_HOST)
         if host is None:
             allowed = "one that has its host (export --host=HOST --out=NEW puts both together)"
@@ -306,17 +308,25 @@ def read_weights(
     params = checkpoints.restore(step, widen=True, ema=placed)["ema"]
     checkpoints.close()
     if apart:
-        params[_HOST] = _host_of(host, apart, models.shapes(config, image_spec(manifest)))
-        manifest.pop(APART)
+        sums = manifest.pop(APART)
+        params[_HOST] = _host_of(host, sums, models.shapes(config, image_spec(manifest)))
     return _merged(params) if merged else params, manifest, step
 
 
-def _host_of(workdir: str | pathlib.Path, sums: list[float], shapes: dict[str, Any]) -> Any:
+def _host_of(workdir: str | pathlib.Path, sums: Any, shapes: dict[str, Any]) -> Any:
     """Read the host that adapters were trained on; ValueError where it is another."""
-    host = read_weights(workdir)[0].get(_HOST)
+    # Sums that are no numbers would differ from none.
+    if not isinstance(sums, list) or not all(type(n) is float and np.isfinite(n) for n in sums):
+        raise wrong(f"manifest {APART}", sums, "the sums that export wrote")
+    try:
+        host = read_weights(workdir)[0].get(_HOST)
+    except ValueError as error:
+        allowed = f"a workdir of the host that the adapters were trained on ({error})"
+        raise wrong("host", str(workdir), allowed) from error
     have, want = (jax.tree.map(np.shape, t) for t in (host, shapes[_HOST]))
     # bfloat16, to which an export may have rounded it, moves these by some thousandths.
-    if have != want or np.abs(np.subtract(projections(host), sums)).max() > 1e-2:
+    other = have != want or len(sums) != _SUMS
+    if other or np.abs(np.subtract(projections(host), sums)).max() > 1e-2:
         raise wrong("host", str(workdir), "the host that the adapters were trained on")
     return host
 
@@ -326,7 +336,7 @@ def projections(tree: Any) -> list[float]:
 
     Trees of nearly the same numbers have nearly the same ones, others have not.
     """
-    rng, sums, square = np.random.default_rng(0), np.zeros(8), 0.0
+    rng, sums, square = np.random.default_rng(0), np.zeros(_SUMS), 0.0
     for leaf in jax.tree.leaves(tree):
         flat = np.asarray(leaf, np.float64).ravel()
         # A bit a sign: eight projections at the cost of one random byte for each number.
@@ -356,7 +366,7 @@ def stored_trees(workdir: str | pathlib.Path, params: Any) -> dict[str, Any]:
 
 def _folder(workdir: str | pathlib.Path) -> str:
     """Return the folder on this machine of a workdir, or of an address on the hub."""
-    if not os.fspath(workdir).startswith(paths.HUB):
+    if not paths.is_hub(os.fspath(workdir)):
         return paths.local("workdir", workdir)
     from driftar_jax.storage import hub
 
@@ -370,6 +380,8 @@ def _open(workdir: str | pathlib.Path, step: int | None) -> tuple[Any, int]:
 
         checkpoints = hub.Released(workdir)
     else:
+        if lacking := paths.half_released(workdir):
+            raise wrong("workdir", str(workdir), f"one that is whole (it has no {lacking})")
         checkpoints = Checkpoints(workdir, create=False)
     newest = checkpoints.latest_step()
     if newest is None:

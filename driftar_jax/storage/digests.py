@@ -7,6 +7,7 @@ number, so that a folder under another's name is noticed.
 import hashlib
 import json
 import pathlib
+from collections.abc import Iterable
 
 import jax
 import numpy as np
@@ -70,10 +71,8 @@ def _differs(
     everything: bool,
 ) -> str | None:
     """What the digests say of the folders that are wanted, or of all."""
-    try:
-        written = json.loads((folder / DIGESTS).read_text())
-        written = {str(name): str(digest) for name, digest in written.items()}
-    except (OSError, ValueError, AttributeError, RecursionError):
+    written = _sealed(folder)
+    if written is None:
         return f"a damaged {DIGESTS}"
     # A list that leaves out a folder would let anything stand in it.
     known = {name.split("/")[0] for name in written}
@@ -85,15 +84,31 @@ def _differs(
         top, _, rest = name.partition("/")
         if top not in wanted | {_BESIDE}:
             continue
-        path = workdir / rest if top == _BESIDE else folder / name
-        try:
-            if _digest(path) != digest:
-                called = rest if top == _BESIDE else name
-                stands = reasons.of_file(path)
-                return f"{called} that is {stands}" if stands else f"a damaged {called}"
-        except OSError as error:
-            return f"no readable {rest if top == _BESIDE else name} ({error.strerror})"
+        beside = top == _BESIDE
+        path = workdir / rest if beside else folder / name
+        if wrong := _other(path, rest if beside else name, digest):
+            return wrong
     return None
+
+
+def _sealed(folder: pathlib.Path) -> dict[str, str] | None:
+    """The digests of a folder by the names they are of; None where these cannot be read."""
+    try:
+        written = json.loads((folder / DIGESTS).read_text())
+        return {str(name): str(digest) for name, digest in written.items()}
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return None
+
+
+def _other(path: pathlib.Path, called: str, digest: str) -> str | None:
+    """Say how a file is not the one of a digest; None: it is."""
+    try:
+        if _digest(path) == digest:
+            return None
+        stands = stand_ins.of_file(path)
+        return f"{called} that is {stands}" if stands else f"a damaged {called}"
+    except OSError as error:
+        return f"no readable {called} ({error.strerror})"
 
 
 def _unreadable(folder: pathlib.Path, wanted: set[str], *, arrays: bool) -> str | None:
@@ -154,6 +169,27 @@ def seal(workdir: pathlib.Path, folder: pathlib.Path) -> None:
     beside = [name for name in BESIDE if (workdir / name).is_file()]
     sealed |= {f"{_BESIDE}/{name}": _digest(workdir / name) for name in beside}
     write_json(folder / DIGESTS, sealed)
+
+
+def seal_files(folder: pathlib.Path, names: Iterable[str]) -> None:
+    """Write the digests of these files of `folder`."""
+    write_json(folder / DIGESTS, {name: _digest(folder / name) for name in names})
+
+
+def changed_file(folder: pathlib.Path, names: Iterable[str]) -> str | None:
+    """Say which of these files is not as `seal_files` saw it; None: all are, or it saw none."""
+    if not (folder / DIGESTS).exists():
+        return None
+    written = _sealed(folder)
+    if written is None:
+        return f"a damaged {DIGESTS}"
+    for name in names:
+        there = (folder / name).exists()
+        if name not in written and there:
+            return f"no digest of {name}"
+        if name in written and (wrong := _other(folder / name, name, written[name])):
+            return wrong
+    return None
 
 
 def add_to_seal(folder: pathlib.Path, part: pathlib.Path) -> None:

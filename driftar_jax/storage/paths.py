@@ -23,9 +23,24 @@ def is_address(text: str) -> bool:
     return _ADDRESS.match(text) is not None
 
 
+def is_hub(text: str) -> bool:
+    """Say whether this means an address on the hub, also one that `hub.local` will refuse.
+
+    A path library makes one slash of two, and people write capitals.
+    """
+    return text[:4].lower() == "hf:/"
+
+
 def is_released(folder: str | os.PathLike) -> bool:
     """Say whether a folder is one of the hub's form, not a workdir with checkpoints."""
     return all((pathlib.Path(folder) / name).is_file() for name in RELEASED)
+
+
+def half_released(folder: str | os.PathLike) -> str | None:
+    """Return the file that a folder of the hub's form lacks; None: it is whole, or none of it."""
+    lacking = [name for name in RELEASED if not (pathlib.Path(folder) / name).is_file()]
+    run = (pathlib.Path(folder) / "checkpoints").exists()
+    return lacking[0] if not run and len(lacking) == 1 else None
 
 
 def local(field: str, path: str | os.PathLike) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 from tqdm import tqdm
 
 from driftar_jax import seeds, sharding
-from driftar_jax.config import lasting
+from driftar_jax.config import lasting, wrong
 from driftar_jax.layers import low_rank
 from driftar_jax.storage.checkpoints import Checkpoints, abstract_like
 from driftar_jax.training import freezing, journal, optim, processes, tracing
@@ -71,6 +71,11 @@ class Loop:
         # Shapes alone: shardings must be known before the first parameter is made, or a model that
         # fits the devices together would first be made on one of them.
         boxed = jax.eval_shape(self._init)
+        if self.rank:
+            host = nn.meta.unbox(boxed.params[low_rank.OF])
+            if self.rank > (most := low_rank.full_rank(host)):
+                allowed = f"0 to {most}, the full rank of the host's widest layers"
+                raise wrong("adapter.rank", self.rank, allowed)
         phases = (False,) if task.freeze_step is None else (False, True)
         learns = tuple(self._learns(task.trainable(phase)) for phase in phases)
         freezing.check(self.freeze, boxed.params, learns)

@@ -315,6 +315,9 @@ def claim_workdir(workdir: str, settings: Any) -> locks.WorkdirLock:
 
 
 def _check_claim(folder: pathlib.Path, workdir: str, settings: Any) -> None:
+    if paths.is_released(folder):
+        allowed = "a folder of a run, not an export to a hub: begin at it by --config.init_from"
+        raise config.wrong("workdir", str(workdir), allowed)
     if (folder / "config.json").exists():
         # A run with a checkpoint reads no more what it was begun from, which may have moved since.
         begun = any((folder / "checkpoints").glob("[0-9]*"))

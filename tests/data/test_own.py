@@ -120,15 +120,17 @@ def test_pictures_without_classes_are_one_class(tmp_path):
     assert part.num_classes == 1 and part.captions is None
 
 
-def test_batches_of_archives_are_seeded_and_go_on(tmp_path):
+@pytest.mark.parametrize("kind", ["webdataset", "parquet"])
+def test_batches_of_archives_are_seeded_and_go_on(tmp_path, kind):
     archive(tmp_path / "a.tar", numbered(0, 30))
-    part = pipeline.load_source(f"webdataset:{tmp_path}", "train")
+    table(tmp_path / "a.parquet", range(30))
+    part = pipeline.load_source(f"{kind}:{tmp_path}", "train")
     asked = dict(batch_size=4, seed=3, prefetch=0)
     whole = pipeline.Batches(part, **asked)
     firsts = [next(whole)["image"] for _ in range(4)]
     state = whole.state()
     third = [next(whole)["image"] for _ in range(3)]
-    again = pipeline.Batches(pipeline.load_source(f"webdataset:{tmp_path}", "train"), **asked)
+    again = pipeline.Batches(pipeline.load_source(f"{kind}:{tmp_path}", "train"), **asked)
     np.testing.assert_array_equal(next(again)["image"], firsts[0])
     again.restore(state)
     for image in third:

@@ -1,5 +1,8 @@
 """A run with adapters: the host stays bit for bit, and is merged wherever the run is read."""
 
+import json
+import pathlib
+
 import chex
 import jax
 import numpy as np
@@ -9,6 +12,7 @@ import driftar_jax
 from driftar_jax.layers import low_rank
 from driftar_jax.sampling import load
 from driftar_jax.sharding import make_mesh, replicated
+from driftar_jax.storage import hub
 from driftar_jax.storage.checkpoints import Checkpoints, abstract_like
 
 OWN = "--config=configs/mar_small.py:tiny"
@@ -88,6 +92,75 @@ def test_it_is_exported_merged_and_apart(call, trained, workdirs, tmp_path):
         assert done.status == 2 and said in done.stderr, done.stderr
     done = call("train", OWN, "--config.adapter.rank=2", f"--workdir={tmp_path / 'o'}")
     assert done.status == 2 and "adapter.rank: got 2, allowed 0 without init_from" in done.stderr
+    assert not (tmp_path / "o").exists()
+
+
+@pytest.fixture(scope="module")
+def apart(workdirs, tmp_path_factory):
+    """`apart(sums)` writes fresh adapters of `workdirs.own` beside these sums of its host."""
+    params, manifest, step = load.read_weights(workdirs.own)
+    host = params.pop("host")
+    config = json.loads((pathlib.Path(workdirs.own) / "config.json").read_text())
+    config |= {"adapter": {"rank": 2}, "init_from": "own"}
+    shapes = low_rank.shapes(host, 2)
+    params["adapter"] = jax.tree.map(lambda s: np.zeros(s.shape, np.float32), shapes)
+    manifest.pop("format")
+
+    def write(sums=None):
+        folder = tmp_path_factory.mktemp("apart")
+        facts = manifest | {load.APART: sums or load.projections(host)}
+        hub.write(folder, jax.device_get(params), facts, step, config)
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("sums", "said"),
+    [
+        ([float("nan")] * 8, "manifest apart: got"),
+        (["a"] * 8, "manifest apart: got"),
+        ("x", "manifest apart: got 'x', allowed the sums that export wrote"),
+        ([0.5], "allowed the host that the adapters were trained on"),
+        ([0.5] * 8, "allowed the host that the adapters were trained on"),
+        (None, ""),
+    ],
+)
+def test_a_host_that_cannot_be_told_is_refused(apart, workdirs, sums, said):
+    if not said:
+        params, manifest, _ = load.read_weights(apart(), host=workdirs.own)
+        assert load.APART not in manifest and "adapter" not in params
+        return
+    with pytest.raises(ValueError) as error:
+        load.read_weights(apart(sums), host=workdirs.own)
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("host", ["none", "", "gs://bucket/run", "judge"])
+def test_a_host_that_is_none_is_refused_by_its_field(apart, workdirs, host):
+    host = workdirs.judge if host == "judge" else host
+    with pytest.raises(ValueError, match="^host: got .*the host that the adapters were trained"):
+        load.read_weights(apart(), host=host)
+
+
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        ("-1", "a whole number of at least 0"),
+        ("2.5", "a whole number of at least 0"),
+        ("1000000000", "0 to 16, the full rank of the host's widest layers"),
+    ],
+)
+def test_ranks_that_no_layer_can_have(call, workdirs, tmp_path, value, said):
+    words = (f"--config.adapter.rank={value}", f"--config.init_from={workdirs.own}")
+    done = call("train", OWN, *words, f"--workdir={tmp_path / 'o'}")
+    assert done.status == 2 and "adapter.rank: got " in done.stderr
+    assert (
+        value in done.stderr
+        and said in done.stderr
+        and done.stderr.count("\n") == 1
+        and not done.compiled
+    )
     assert not (tmp_path / "o").exists()
 
 

@@ -43,7 +43,8 @@ def cache(released, tmp_path, monkeypatch):
 
 def test_a_released_folder_holds_what_it_says_and_no_path_of_this_machine(released, workdirs):
     names = {path.name for path in released.iterdir()}
-    assert names == {"model.safetensors", "config.json", "manifest.json", "README.md"}
+    texts = {"config.json", "manifest.json", "digests.json", "README.md"}
+    assert names == {"model.safetensors", *texts}
     for name in ("config.json", "manifest.json", "README.md"):
         text = (released / name).read_text()
         assert str(pathlib.Path(workdirs.own).parent) not in text and "/home/" not in text
@@ -77,11 +78,16 @@ def test_an_address_on_the_hub_is_read_from_the_cache_without_a_network(cache, r
         ("hf://me", "hf://OWNER/NAME"),
         ("hf://me/tiny@", "hf://OWNER/NAME"),
         ("hf://me/tiny/../x", "hf://OWNER/NAME"),
+        ("HF://me/tiny", "hf://OWNER/NAME"),
+        (pathlib.Path("hf://me/tiny"), "hf://OWNER/NAME"),
+        ("hf://me/empty", "export --format=hub wrote .it has no model.safetensors"),
         ("hf://me/other", "a repository that can be had"),
         ("hf://me/tiny@v9", "a repository that can be had"),
     ],
 )
 def test_what_cannot_be_had_is_one_line(cache, address, said):
+    shutil.copytree(cache / "models--me--tiny", cache / "models--me--empty")
+    (cache / "models--me--empty" / "snapshots" / COMMIT / "model.safetensors").unlink()
     with pytest.raises(ValueError, match=f"workdir: got .*{said}") as caught:
         driftar_jax.load(address)
     assert "\n" not in str(caught.value)
@@ -91,6 +97,9 @@ def test_commands_read_it_and_write_nothing_there(call, cache, tmp_path):
     read, written = f"--out={tmp_path / 'a'}", "--out=hf://me/other"
     done = call("sample", "--workdir=hf://me/tiny@v9", "--num=1", read)
     assert done.status == 2 and "allowed a repository that can be had" in done.stderr
+    snapshot = cache / "models--me--tiny" / "snapshots" / COMMIT
+    done = call("train", "--config=drift_mar_small:tiny", f"--workdir={snapshot}")
+    assert done.status == 2 and "--config.init_from" in done.stderr
     for words in (
         ("sample", "--workdir=hf://me/tiny@v1", "--num=1", written),
         ("export", "--workdir=hf://me/tiny@v1", written),
@@ -100,12 +109,14 @@ def test_commands_read_it_and_write_nothing_there(call, cache, tmp_path):
         assert done.status == 2 and "allowed a folder of this machine" in done.stderr, words
 
 
-def test_only_data_is_asked_for(monkeypatch):
+def test_only_data_is_asked_for(released, monkeypatch):
     import huggingface_hub
 
     asked = {}
     monkeypatch.setattr(
-        huggingface_hub, "snapshot_download", lambda repo, **more: asked.update(more) or "/x"
+        huggingface_hub,
+        "snapshot_download",
+        lambda _, **more: asked.update(more) or str(released),
     )
     hub.local("hf://me/tiny@main")
     assert asked["revision"] == "main"
@@ -136,10 +147,37 @@ def _one_more(folder):
     save_file({**arrays, "more": np.zeros(2, np.float32)}, folder / "model.safetensors")
 
 
-def _no_step(folder):
-    manifest = json.loads((folder / "manifest.json").read_text())
-    manifest["step"] = "six"
-    (folder / "manifest.json").write_text(json.dumps(manifest))
+def _numbers_of(dtype):
+    def change(folder):
+        with safe_open(folder / "model.safetensors", framework="numpy") as file:
+            arrays = {name: file.get_tensor(name) for name in file.keys()}
+        first = sorted(arrays)[0]
+        arrays[first] = arrays[first].astype(dtype)
+        save_file(arrays, folder / "model.safetensors")
+
+    return change
+
+
+def _flip(name):
+    def change(folder):
+        data = bytearray((folder / name).read_bytes())
+        data[-3] ^= 1
+        (folder / name).write_bytes(data)
+
+    return change
+
+
+def _edit(name, field, value):
+    def change(folder):
+        facts = json.loads((folder / name).read_text())
+        *sections, last = field.split(".")
+        place = facts
+        for section in sections:
+            place = place[section]
+        place[last] = value
+        (folder / name).write_text(json.dumps(facts))
+
+    return change
 
 
 @pytest.mark.parametrize(
@@ -148,13 +186,33 @@ def _no_step(folder):
         (_cut, "the file that export wrote"),
         (_other_shape, "as its config says"),
         (_one_more, "no such array as its config says"),
-        (_no_step, "a finished checkpoint"),
+        (_numbers_of(np.int32), "of I32 in .*, allowed F32 or BF16"),
+        (_numbers_of(np.float64), "of F64 in .*, allowed F32 or BF16"),
+        (_flip("model.safetensors"), "files that export wrote .a damaged model.safetensors"),
+        # Of the same sizes: without digests, another model would be read in silence.
+        (_edit("config.json", "prior.sigma_max", 0.9), "export wrote .a damaged config.json"),
+        (_flip("README.md"), ""),  # a card may be edited
+        (lambda folder: (folder / "digests.json").write_text("{"), "a damaged digests.json"),
+        (lambda folder: (folder / "digests.json").write_text("{}"), "no digest of model.safe"),
+        (_edit("manifest.json", "class_names", list("klmnopqrst")), "a damaged manifest.json"),
+        (_edit("manifest.json", "format", 2), "checkpoint format: got '2', allowed 1"),
+        (_edit("manifest.json", "step", "six"), "a finished checkpoint"),
+        (_edit("manifest.json", "step", True), "a finished checkpoint"),
+        (lambda folder: (folder / "manifest.json").unlink(), "it has no manifest.json"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "it has no model.safetensors"),
+        (
+            lambda folder: (folder / "model.safetensors").write_text("version https://git-lfs.x"),
+            "a Git LFS pointer",
+        ),
         (lambda folder: (folder / "manifest.json").write_text("["), "the manifest that export"),
     ],
 )
 def test_a_damaged_folder_is_one_line(released, tmp_path, change, said):
     shutil.copytree(released, tmp_path / "bad")
     change(tmp_path / "bad")
+    if not said:
+        assert driftar_jax.load(tmp_path / "bad").step == 6
+        return
     with pytest.raises(ValueError, match=said) as caught:
         driftar_jax.load(tmp_path / "bad")
     assert "\n" not in str(caught.value)

@@ -9,6 +9,7 @@ import sys
 import tarfile
 
 import pytest
+from PIL import Image
 
 ROOT = pathlib.Path(__file__).parents[2]
 KEPT_OUT = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "runs")
@@ -70,6 +71,24 @@ def test_an_installed_package_trains_samples_judges_and_loads(use, installed):
     code += "; print(m.sample(labels=[3, 1], seed=0).images.shape)"
     said = use(sys.executable, "-c", code)
     assert str(installed) in said and "(2, 8, 8, 1)" in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_an_installed_package_learns_edits_of_ones_own(use):
+    edits, lines = use.folder / "edits", ["source,text,target"]
+    edits.mkdir()
+    for i in range(8):
+        for name, colour in ((f"{i}.png", (9 * i, 99, 9)), (f"{i}_blue.png", (9 * i, 9, 99))):
+            Image.new("RGB", (12, 12), colour).save(edits / name)
+        lines.append(f"{i}.png,make it blue,{i}_blue.png")
+    (edits / "metadata.csv").write_text("\n".join(lines))
+    words = ("--config.data.name=pairs:edits", "--config.data.image_size=12")
+    words += ("--config.train.batch_size=4", "--config.train.steps=2")
+    use("driftar", "train", "--config=nextstep_small:tiny", "--workdir=edit", *words)
+    words = ("--image=edits/0.png", "--prompt=make it blue")
+    use("driftar", "sample", "--workdir=edit", "--out=blue", *words)
+    assert Image.open(next((use.folder / "blue").glob("0*.png"))).size == (12, 12)
 
 
 @pytest.mark.slow

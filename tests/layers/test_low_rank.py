@@ -54,6 +54,13 @@ def test_a_kernel_gets_its_product_and_the_rest_stays(name, stacked):
     assert any("layers" in layer for layer in wanted) == bool(stacked)
 
 
+def test_the_full_rank_is_that_of_the_widest_kernel():
+    kernels = {"a": (3, 50), "b": (7, 2, 4), "c": (90, 5)}
+    host = {name: {"kernel": np.zeros(shape)} for name, shape in kernels.items()}
+    host |= {"norm": {"scale": np.zeros(99)}, "layers": {"d": {"kernel": np.zeros((60, 4, 6))}}}
+    assert low_rank.full_rank(host) == 7
+
+
 def test_fresh_adapters_change_no_bit_and_have_their_rank():
     host = _host("mar_small")
     adapters = low_rank.init(host, RANK, jax.random.key(0))
