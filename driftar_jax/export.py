@@ -52,7 +52,8 @@ flags.mark_flags_as_required(["workdir", "out"])
 def main(_) -> None:
     """Write the export under a temporary name, then rename it: `--out` is whole or absent."""
     with cli.user_errors():
-        target, source = pathlib.Path(_OUT.value).absolute(), pathlib.Path(_WORKDIR.value)
+        target = pathlib.Path(_OUT.value).absolute()
+        source = pathlib.Path(hub.local(_WORKDIR.value))
         if target.exists():
             raise wrong("out", _OUT.value, "a new folder")
         config = checkpoints.read_config(source)

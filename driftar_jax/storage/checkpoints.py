@@ -392,11 +392,15 @@ def abstract_like(tree, shardings):
 
 
 def read_config(workdir: str | os.PathLike) -> dict:
-    """Read the resolved config that a workdir was made with.
+    """Read the resolved config that a workdir was made with, or an address on the hub holds.
 
     Raises:
       ValueError: there is no readable `config.json`.
     """
+    if paths.is_hub(os.fspath(workdir)):
+        from driftar_jax.storage import hub  # for the few who read from there
+
+        workdir = hub.local(workdir)
     path = pathlib.Path(paths.local("workdir", workdir)) / "config.json"
     try:
         config = json.loads(path.read_bytes())

@@ -3,13 +3,13 @@
 A checkpoint has its spec in its manifest; that one is read where checkpoints are.
 """
 
-import pathlib
 from typing import Any
 
 from driftar_jax.config import CONVERTED, wrong
 from driftar_jax.data import captions, is_latents
 from driftar_jax.data.pipeline import open_data
 from driftar_jax.model import ImageSpec
+from driftar_jax.storage import hub
 from driftar_jax.storage.checkpoints import read_config
 
 # What a class-conditional set of latents is taken for: KL-16's channels, the classes of ImageNet.
@@ -72,12 +72,16 @@ def fit_text(settings: Any, source: Any) -> captions.Fitted | None:
 
 def _inherited(init_from: str) -> captions.Inherited | None:
     """Return the vocabulary of a converted checkpoint; None where `init_from` is none."""
-    if not init_from or not (pathlib.Path(init_from) / "config.json").is_file():
+    if not init_from:
         return None
-    config = read_config(init_from)
+    try:
+        folder = hub.local(init_from)
+        config = read_config(folder)
+    except ValueError:  # said where its weights are read
+        return None
     if config.get("task") != CONVERTED:
         return None
-    return captions.read_inherited(init_from, config["host"]["vocab_size"])
+    return captions.read_inherited(folder, config["host"]["vocab_size"])
 
 
 def _assumed_text(length: int) -> captions.TextSpec:

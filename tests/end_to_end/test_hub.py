@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 
 import driftar_jax
 from driftar_jax.sampling import load
-from driftar_jax.storage import hub
+from driftar_jax.storage import checkpoints, hub
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -97,6 +97,9 @@ def test_commands_read_it_and_write_nothing_there(call, cache, tmp_path):
     read, written = f"--out={tmp_path / 'a'}", "--out=hf://me/other"
     done = call("sample", "--workdir=hf://me/tiny@v9", "--num=1", read)
     assert done.status == 2 and "allowed a repository that can be had" in done.stderr
+    small = f"--out={tmp_path / 'small'}"
+    assert call("export", "--workdir=hf://me/tiny@v1", small, "--dtype=float32").status == 0
+    assert checkpoints.read_config("hf://me/tiny")["task"] == "drift"
     snapshot = cache / "models--me--tiny" / "snapshots" / COMMIT
     done = call("train", "--config=drift_mar_small:tiny", f"--workdir={snapshot}")
     assert done.status == 2 and "--config.init_from" in done.stderr

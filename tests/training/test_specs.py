@@ -1,8 +1,12 @@
 """What the data decides of a run, with and without the data."""
 
+import json
+import types
+
 import pytest
 
 from configs import drift_nextstep_14b, mar_base, nextstep_14b, nextstep_small
+from driftar_jax.data import captions
 from driftar_jax.reports import timing
 from driftar_jax.training import specs
 
@@ -30,6 +34,27 @@ def test_absent_latents_with_captions_are_assumed():
 def test_captions_of_a_set_are_fitted(data_dir):
     spec = specs.image_spec(nextstep_small.get_config("tiny"))
     assert spec.text.vocab_size > 4 and len(spec.text.suffix) > 0 and spec.num_classes > 1
+
+
+def test_a_converted_start_is_known_whatever_its_path_is_written_like(tmp_path, monkeypatch):
+    """Else the run would take a vocabulary of its own, without a word."""
+    (tmp_path / "host").mkdir()
+    facts = {"task": "nextstep", "host": {"vocab_size": 7}}
+    (tmp_path / "host" / "config.json").write_text(json.dumps(facts))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    read = []
+    monkeypatch.setattr(captions, "read_inherited", lambda *words: read.append(words))
+    monkeypatch.setattr(captions, "fit", lambda *words, **more: None)
+    settings = nextstep_small.get_config("tiny")
+    source = types.SimpleNamespace(captions=["a"])
+    for path in ("~/host", str(tmp_path / "host"), "$HOME/host"):
+        settings.init_from = path
+        specs.fit_text(settings, source)
+    assert read == [(str(tmp_path / "host"), 7)] * 3
+    for path in ("", "~/none", "gs://bucket/host"):  # refused where its weights are read
+        settings.init_from = path
+        specs.fit_text(settings, source)
+    assert len(read) == 3
 
 
 @pytest.mark.parametrize("module", [nextstep_14b, drift_nextstep_14b])
