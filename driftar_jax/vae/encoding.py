@@ -36,9 +36,13 @@ def encode_set(
       tell: takes a line for each shard.
 
     Raises:
-      ValueError: the images do not fit the autoencoder, or `out` belongs to another set.
+      ValueError: the images do not fit the autoencoder or have source pictures, or `out` belongs to
+        another set.
       OSError: `out` cannot be written.
     """
+    # Of an edit the target alone would be encoded, and its text would become a caption.
+    if any(getattr(source, "originals", None) is not None for source in sources):
+        raise wrong("data.name", sources[0].name, "a set without source pictures")
     vae, params = stored.load(vae_dir)
     params = jax.device_put(params, replicated(make_mesh()))
     height, width, channels = sources[0].image_shape

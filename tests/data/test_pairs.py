@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from driftar_jax.data import pipeline
+from driftar_jax.vae import encoding
 
 WORDS = ("make it darker", "<image> turned to blue")
 
@@ -162,6 +163,14 @@ def test_what_no_line_names_is_counted(tmp_path):
     assert opened(tmp_path).left_out == (
         "1 files with .doc, 1 hidden or of the system, 3 pictures that no line names"
     )
+
+
+def test_edits_are_not_encoded_without_their_sources(tmp_path):
+    write(tmp_path / "edits")
+    words = (str(tmp_path / "vae"), str(tmp_path / "out"))
+    with pytest.raises(ValueError, match="data.name: got 'pairs:.*allowed a set without source p"):
+        encoding.encode_set([opened(tmp_path / "edits")], *words, per_shard=4, batch_size=2)
+    assert not (tmp_path / "out").exists()
 
 
 def test_bad_folders_are_one_line(tmp_path):
