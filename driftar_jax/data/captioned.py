@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 
 from driftar_jax.config import wrong
 from driftar_jax.data import listing
-from driftar_jax.storage import jsons, stand_ins
+from driftar_jax.storage import jsons, reasons
 from driftar_jax.storage.reasons import reason
 
 _TEXTS = ("text", "caption")
@@ -83,7 +83,7 @@ def _read_table(name: str, path: str, texts: dict[str, str]) -> None:
                 raise ValueError(f"line {number} names {file_name}, which is not there")
             texts[picture] = text.strip()
     except (OSError, ValueError, csv.Error) as error:
-        why = stand_ins.of_file(path) or reason(error)
+        why = reasons.of_file(path) or reason(error)
         allowed = f"lines with file_name and text (or caption) in {path} ({why})"
         raise wrong("data.name", name, allowed) from None
 

@@ -17,7 +17,7 @@ from driftar_jax.config import wrong
 from driftar_jax.data import PAIRS, captioned, folder, listing, own
 from driftar_jax.data.prompts import IMAGE
 from driftar_jax.data.source import ImageSource
-from driftar_jax.storage import paths, stand_ins
+from driftar_jax.storage import paths, reasons
 from driftar_jax.storage.reasons import reason
 
 # What a line may call its fields, the first of them here.
@@ -165,7 +165,7 @@ def _read(name: str, path: str) -> list[tuple[str, str, str]]:
         if not edits:
             raise ValueError("it has no line")
     except (OSError, ValueError, csv.Error) as error:
-        why = stand_ins.of_file(path) or reason(error)
+        why = reasons.of_file(path) or reason(error)
         allowed = f"lines with source, text and target in {path} ({why})"
         raise wrong("data.name", name, allowed) from None
     return list(edits)

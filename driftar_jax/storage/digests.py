@@ -105,7 +105,7 @@ def _other(path: pathlib.Path, called: str, digest: str) -> str | None:
     try:
         if _digest(path) == digest:
             return None
-        stands = stand_ins.of_file(path)
+        stands = reasons.of_file(path)
         return f"{called} that is {stands}" if stands else f"a damaged {called}"
     except OSError as error:
         return f"no readable {called} ({error.strerror})"

@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from driftar_jax.storage import digests, paths, stand_ins
+from driftar_jax.storage import digests, paths, reasons
 from driftar_jax.storage.jsons import read_json, write_json
 from driftar_jax.storage.reasons import reason
 
@@ -143,7 +143,7 @@ class Released:
         except ValueError:
             raise
         except Exception as error:  # the library raises bare exceptions of its own
-            line = stand_ins.of_file(path) or reason(error)
+            line = reasons.of_file(path) or reason(error)
             raise _wrong("checkpoint", str(path), f"the file that export wrote ({line})") from None
         return jax.tree_util.tree_unflatten(tree, arrays)
 

@@ -20,8 +20,8 @@ from driftar_jax.config import (
     choice,
     flag,
     of_tasks,
+    place,
     real,
-    text,
     whole,
     wrong,
 )
@@ -64,7 +64,7 @@ FIELDS = of_tasks(
         "autoencoder.perceptual": real(
             0, math.inf, "Weight of the distance in the maps of features_from."
         ),
-        "autoencoder.features_from": text("Workdir of task mae; '' while perceptual is 0."),
+        "autoencoder.features_from": place("Workdir of task mae; '' while perceptual is 0."),
         "autoencoder.dtype": choice(("float32", "bfloat16"), "Type of the convolutions."),
     },
 )
