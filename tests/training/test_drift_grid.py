@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 import pathlib
 
 import chex
@@ -12,13 +13,13 @@ import pytest
 import tiny
 from flax import linen as nn
 
-from configs import drift_transdiff
+from configs import classifier, drift_transdiff
 from driftar_jax import config as config_lib
 from driftar_jax.data.source import ImageSource
 from driftar_jax.drift import bank as bank_lib
 from driftar_jax.drift import fields
 from driftar_jax.features import maps
-from driftar_jax.training import drift_grid, loop, optim, tasks
+from driftar_jax.training import drift_grid, loop, optim, phi, tasks
 
 LABELS = np.array([0, 2, 1, 0, 0, 0, 0, 0], np.int32)
 
@@ -226,6 +227,32 @@ def test_configs_are_accepted_once_their_features_are_named(size):
         config_lib.check(made)
     made.drift.features_from = "runs/mae"
     config_lib.check(made)
+
+
+@pytest.mark.parametrize(
+    ("written", "said"),
+    [
+        (None, "no readable config.json"),
+        ("{", "no readable config.json"),
+        ('{"task": "dance"}', "task: got 'dance'"),
+        ('{"model_type": "llama"}', "written by train or convert"),
+        ("classifier", "a folder with checkpoints/ in it"),
+    ],
+)
+@pytest.mark.parametrize("features", ["mae", "penultimate"])
+def test_a_network_that_is_none_is_named_by_the_field(tmp_path, features, written, said):
+    source = tmp_path / "network"
+    if written == "classifier":
+        written = json.dumps(classifier.get_config("tiny").to_dict())
+    if written is not None:
+        source.mkdir()
+        (source / "config.json").write_text(written)
+    settings = config_of(drift__features=features, drift__features_from=str(source))
+    with pytest.raises(ValueError) as error:
+        phi.load(settings, {"image_shape": [12, 12, 1], "patch_size": 2})
+    line = str(error.value)
+    assert line.startswith("drift.features_from: got '") and "\n" not in line
+    assert said in line and "a workdir of task" in line
 
 
 def test_a_class_without_images_is_refused():

@@ -144,6 +144,7 @@ def test_figures_of_a_reconstruction():
         ({"fold": 3}, "data.image_size: got 16, allowed a multiple of 6"),
         ({"perceptual": 1.0}, "autoencoder.features_from: got '', allowed the workdir of"),
         ({"features_from": "x"}, "autoencoder.features_from: got 'x', allowed ''"),
+        ({"features_from": "gs://b/x"}, "autoencoder.features_from: .*a folder of this machine"),
     ],
 )
 def test_a_wrong_config_is_named(changes, message):
