@@ -163,7 +163,8 @@ def test_the_program_starts_without_slow_imports(python):
     assert done.stdout.strip() == "[]", done.stderr
 
 
-# What `load` may bring, whatever the model: a reader of its way opens no more files.
+# What `load` may bring, whatever the model: a reader of its way opens no more files. One whose
+# tokens are latents also brings its autoencoder, a room of its own.
 MOST_MODULES = 45
 MODELS = sorted(
     path.parent.name
@@ -185,5 +186,6 @@ def test_a_model_is_read_with_few_modules(python, model):
     )
     names = done.stdout.split()
     assert "driftar_jax.sampling.generator" in names, done.stderr
-    assert len(names) <= MOST_MODULES, sorted(names)
+    rest = [name for name in names if name.split(".")[1:2] != ["vae"]]
+    assert len(rest) <= MOST_MODULES, sorted(rest)
     assert not [name for name in names if name.startswith("driftar_jax.training")]

@@ -70,7 +70,10 @@ def _pairs() -> list[tuple[str, str | None]]:
 
 
 def _shipped() -> list[tuple[str, str | None]]:
-    """Return the checkpoints of `models/`, each with an own head of the same host and pictures."""
+    """Return the checkpoints of `models/`, each with an own head of the same host and pictures.
+
+    The largest comes first, which draws the best pictures: the page opens with it.
+    """
     folders = sorted(path.parent for path in pathlib.Path(SHIPPED).glob("*/config.json"))
     configs = {str(folder): checkpoints.read_config(folder) for folder in folders}
     kind = {
@@ -80,9 +83,15 @@ def _shipped() -> list[tuple[str, str | None]]:
     }
     owns = {kind[name]: name for name in kind if configs[name]["task"] == "host"}
     drifts = [name for name in kind if configs[name]["task"] != "host"]
+    drifts.sort(key=_bytes, reverse=True)
     if not drifts:
         raise wrong("workdir", None, f"--workdir=FOLDER, or a folder {SHIPPED}/ with checkpoints")
     return [(name, owns.get(kind[name])) for name in drifts]
+
+
+def _bytes(folder: str) -> int:
+    """Return the size of all files in a folder."""
+    return sum(path.stat().st_size for path in pathlib.Path(folder).rglob("*") if path.is_file())
 
 
 if __name__ == "__main__":

@@ -121,21 +121,18 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             return
         what = self.path.removeprefix("/")
         if what not in ("draw", "fill"):
-            self._refuse(404, wrong("path", self.path, "/draw | /fill"))
+            self._turn_away(404, wrong("path", self.path, "/draw | /fill"))
             return
         # A page of another site may send forms and plain text here unasked. For JSON its browser
         # asks this server first, which never gives leave.
         kind = self.headers.get_content_type()
         if kind != "application/json":
-            self._refuse(415, wrong("Content-Type", kind, "application/json"))
+            self._turn_away(415, wrong("Content-Type", kind, "application/json"))
             return
         length = self.headers.get("Content-Length", "")
         # Before anything is read: a body without a stated length has no end that could be trusted.
-        # By its digits first: Python reads no number of thousands of them.
-        few = length.isdecimal() and len(length) <= len(str(MOST_BYTES))
-        if not few or int(length) > MOST_BYTES:
-            self.close_connection = True  # what it says is not read
-            self._refuse(413, wrong("Content-Length", length, f"0 to {MOST_BYTES}"))
+        if not 0 <= _number(length) <= MOST_BYTES:
+            self._turn_away(413, wrong("Content-Length", length, f"0 to {MOST_BYTES}"))
             return
         body = self.rfile.read(int(length))
         try:
@@ -157,17 +154,25 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         # A site may let its own name lead to this machine. Its requests then count as its own in
         # the browser, but they carry that name.
         if host not in hosts:
-            # A body may follow that nobody reads: the next request must not be looked for in it.
-            self.close_connection = True
-            self._refuse(403, wrong("Host", host, " | ".join(hosts)))
+            self._turn_away(403, wrong("Host", host, " | ".join(hosts)))
             return False
         # Programs send no origin. A browser sends it with every POST, and cannot be made to lie by
         # a page.
         if origin is not None and origin != f"http://{host}":
-            self.close_connection = True
-            self._refuse(403, wrong("Origin", origin, f"http://{host}"))
+            self._turn_away(403, wrong("Origin", origin, f"http://{host}"))
             return False
         return True
+
+    def _turn_away(self, status: int, error: Exception) -> None:
+        """Refuse a request whose body is not wanted, and end the connection."""
+        # The next request must not be looked for in the body.
+        self.close_connection = True
+        self._refuse(status, error)
+        # A connection that is closed with bytes unread is reset, and the browser may never see the
+        # answer. So they are thrown away, up to what an honest mistake may be.
+        left = min(_number(self.headers.get("Content-Length", "")), 4 * MOST_BYTES)
+        while left > 0 and (piece := self.rfile.read(min(left, 1 << 16))):
+            left -= len(piece)
 
     def _refuse(self, status: int, error: Exception) -> None:
         self._json(status, {"error": (str(error).splitlines() or ["unknown error"])[0]})
@@ -190,3 +195,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: Any) -> None:
         """Nothing: the terminal is for the address."""
+
+
+def _number(length: str) -> int:
+    """Return the number a header states, or -1 for what is none or has too many digits."""
+    # By its digits first: Python reads no number of thousands of them.
+    few = length.isdecimal() and len(length) <= len(str(MOST_BYTES))
+    return int(length) if few else -1

@@ -209,6 +209,16 @@ def test_only_its_own_page_is_answered(served):
     assert _ask(served, "GET", "/../models/README.md")[0] == 404
     assert _ask(served, "POST", "/models", {})[0] == 404
     assert _ask(served, "GET", "/", Host=f"localhost:{port}")[0] == 200
+    # A body that nobody wants is not taken for the next request of its connection.
+    wire = http.client.HTTPConnection("127.0.0.1", port, timeout=120)
+    for path, kind, status in (("/nowhere", "application/json", 404), ("/draw", "text/plain", 415)):
+        wire.request("POST", path, "{}\r\n\r\n", {"Content-Type": kind})
+        answer = wire.getresponse()
+        assert (answer.status, bool(answer.read())) == (status, True)
+        wire.request("GET", "/")
+        answer = wire.getresponse()
+        assert (answer.status, bool(answer.read())) == (200, True)
+    wire.close()
 
 
 class _Slow:
