@@ -20,5 +20,5 @@ python -m driftar_jax.train --config=configs/drift_mar_small.py:digits8 --workdi
   --config.init_from=$out/own --config.train.steps=1000
 step "4/4 both sampled, timed and judged"
 python -m driftar_jax.evaluate --workdir=$out/drift --baseline=$out/own --judge=$out/judge \
-  --out=$out --num=1024 --batch_sizes=128 --overwrite
+  --out=$out --num=768 --seeds=2 --batch_sizes=128 --overwrite
 step "done; everything is in $out/report.md"
