@@ -62,9 +62,10 @@ def attention_with_entropy(
       chunk: most query rows whose `[B, H, rows, N]` is held at once.
       dropout: probability of dropping an attention weight.
       dropout_key: typed key, needed where `dropout` > 0.
-      kind: one of `KINDS`. `auto` takes the kernel of `entropy_kernel` on TPUs and few images at a
-        time on GPUs; `pallas` the kernel on every platform, step by step where it is no TPU; the
-        others XLA's program alone. With dropout, or split over devices, it is always XLA's.
+      kind: one of `KINDS`. `auto` takes, for weights too many for a cache, the kernel of
+        `entropy_kernel` on TPUs and few images at a time on GPUs; `pallas` the kernel on every
+        platform, step by step where it is no TPU; the others XLA's program alone. With dropout, or
+        split over devices, it is always XLA's.
 
     Returns:
       Output `[B, Q, H, K]` in the type of `q`, and entropy `[B, Q]` float32 in [0, 1] of every
@@ -85,6 +86,10 @@ def attention_with_entropy(
     )
     operands = q, k, v, mask, content, dropout_key
     if dropout > 0.0 or not _alone() or kind in ("xla", "cudnn"):
+        return plain(*operands)
+    # Weights that a cache holds are no burden on any platform. Small models are then spared the
+    # import and the tracing of programs for others.
+    if kind == "auto" and 4 * q.shape[0] * q.shape[1] * q.shape[2] * keys <= _CACHED:
         return plain(*operands)
     chosen = {}
     if kind == "auto":

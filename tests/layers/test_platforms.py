@@ -50,6 +50,13 @@ def test_the_entropy_layer_is_a_kernel_on_tpus_and_few_images_at_a_time_on_gpus(
     assert "1x2x8x16xf32" in text["cuda"] and "4x2x8x16xf32" not in text["cuda"]
 
 
+def test_weights_that_a_cache_holds_are_left_to_xla_everywhere():
+    small = tuple(jax.ShapeDtypeStruct((4, 16, 2, 8), jnp.float32) for _ in range(3))
+    text = {n: _lowered(n, attention_with_entropy, *small) for n in ("cpu", "cuda", "tpu")}
+    assert "tpu_custom_call" not in text["tpu"]
+    assert all("4x2x16x16xf32" in of_one for of_one in text.values())
+
+
 def test_few_images_at_a_time_are_all_at_once(monkeypatch):
     rng = np.random.default_rng(0)
     q, k, v = (jnp.asarray(rng.standard_normal((6, 9, 2, 4)), jnp.float32) for _ in range(3))
