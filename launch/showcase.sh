@@ -62,4 +62,6 @@ for name in nextstep_emoji64 nextstep_emoji64_own mar_emoji64 mar_emoji64_own; d
   picture "sheet_$name" sheet.png --workdir="$given/$name" --sheet --real="$real" --guidance=2
 done
 picture growth growth.gif --workdir="$given/nextstep_emoji64" --baseline="$given/nextstep_emoji64_own" \
-  --trace --guidance=2 --num=4 --seed=1
+  --trace --prompts=launch/prompts_growth.txt --guidance=2 --seed=3
+picture nextstep_emoji64 prompts.png --workdir="$given/nextstep_emoji64" \
+  --prompts=launch/prompts_emoji64.txt --guidance=2

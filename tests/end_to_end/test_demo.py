@@ -221,6 +221,12 @@ def test_only_its_own_page_is_answered(served):
     wire.close()
 
 
+def test_the_largest_checkpoint_comes_first_with_its_own_head(python):
+    show = "from driftar_jax.demo import __main__ as demo; print(*demo._shipped()[0])"
+    done = python("-c", show)
+    assert done.stdout.split() == ["models/nextstep_emoji64", "models/nextstep_emoji64_own"]
+
+
 class _Slow:
     """A studio whose drawings last until they are let go."""
 
