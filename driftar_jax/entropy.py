@@ -5,6 +5,8 @@ import jax.numpy as jnp
 
 # Where the two halves of Eq. 6 are finite numbers of float32, far from its ends.
 _CURVED, _STRAIGHT = 0.02, 1e6
+# Smallest share of a head's attention on content keys that is still renormalised for Eq. 4.
+TINY = 1e-30
 
 
 def row_entropy(weights: jax.Array, visible: jax.Array, *, floor: float = 0.0) -> jax.Array:

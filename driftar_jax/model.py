@@ -12,7 +12,6 @@ from driftar_jax import hosts, seeds
 from driftar_jax.config import PUBLISHED, flatten
 from driftar_jax.hosts.base import Family, ImageSpec, Model
 from driftar_jax.hosts.fields import has_own_head
-from driftar_jax.layers import stacked
 
 # What is folded into the key of a fresh run for each group; the host takes the key itself.
 _FOLDS = {"host": None, "head": 1, "prior": 2, "decoder": 3, "draft": 4}
@@ -143,6 +142,8 @@ def looped(model: Model, params: Mapping[str, Any]) -> dict[str, Any]:
     loops, host = getattr(model.host, "loops", {}), params["host"]
     if not loops or not all(f"{name}_0" in host for name in loops):
         return dict(params)
+    from driftar_jax.layers import stacked  # of such hosts alone, which bring it
+
     return {**params, "host": stacked.stack(host, loops)}
 
 

@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from driftar_jax import sharding
 from driftar_jax.heads import randomness
-from driftar_jax.hosts import nextstep_host, nextstep_own, nextstep_stored
+from driftar_jax.hosts import nextstep_own, nextstep_plain, nextstep_stored
 from driftar_jax.hosts.nextstep import PRESETS
 from driftar_jax.hosts.nextstep_stored import abstract_params, modules, trees, unstacked
 from driftar_jax.layers import causal
@@ -151,7 +151,7 @@ def sample(axes: dict[str, int]) -> dict:
             noise = lambda draw: randomness.normal(keys[:, k], draw, host.token_dim)  # noqa: E731
             return one(encoding.z[:, -1], k, noise)
 
-        return nextstep_host.decode(host, params["host"], ids, padding, None, 4, 2, make)[0]
+        return nextstep_plain.decode(host, params["host"], ids, padding, None, 4, 2, make)[0]
 
     tokens = run(params, ids, jnp.array([0, 1, 2, 2]))
     return {"tokens": np.asarray(tokens).ravel().tolist(), "split": _split(params)}

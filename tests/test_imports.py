@@ -52,7 +52,7 @@ HOSTS = {"mar", "mar_host", "mar_plain", "mar_plan", "mar_lazy", "mar_own", "mar
 HOSTS |= {"mar_pair", "mar_recap"}
 HOSTS |= {"mar_contexts", "transdiff", "transdiff_host"}
 HOSTS |= {"transdiff_walk", "nextstep", "nextstep_host", "nextstep_own", "nextstep_contexts"}
-HOSTS |= {"causal_walk"}
+HOSTS |= {"nextstep_encodings", "nextstep_plain", "nextstep_walk", "causal_walk"}
 NOWHERE = {"tensorflow", "torch", "torchvision", "timm"}
 FILES = sorted(PACKAGE.rglob("*.py"))
 
@@ -163,8 +163,18 @@ def test_the_program_starts_without_slow_imports(python):
     assert done.stdout.strip() == "[]", done.stderr
 
 
-# What `load` may bring, whatever the model: a reader of its way opens no more files. One whose
-# tokens are latents also brings its autoencoder, a room of its own.
+def test_the_package_alone_brings_nothing(python):
+    done = python(
+        "-c",
+        "import sys, driftar_jax\n"
+        "rooms = {name for name in sys.modules if name.startswith('driftar_jax.')}\n"
+        "print(sorted(rooms | {'jax', 'numpy', 'flax', 'absl'} & {*sys.modules}))",
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+# What `load` may bring, whatever the model: a reader of its way opens no more files. An autoencoder
+# between tokens and pixels is counted.
 MOST_MODULES = 45
 MODELS = sorted(
     path.parent.name
@@ -172,20 +182,35 @@ MODELS = sorted(
     if json.loads(path.read_text())["task"] != "autoencoder"
 )
 # The fewest and the most; the others come with the slow tests.
-AT_ONCE = ("mar_fashion28", "nextstep_emoji32")
+AT_ONCE = ("mar_fashion28_own", "nextstep_emoji64")
 
 
 @pytest.mark.parametrize(
     "model", [pytest.param(m, marks=() if m in AT_ONCE else pytest.mark.slow) for m in MODELS]
 )
 def test_a_model_is_read_with_few_modules(python, model):
+    _read_with_few_modules(python, f"'models/{model}'")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["mar_fashion28", "transdiff_fashion28", "nextstep_emoji64"])
+def test_an_export_of_each_family_is_read_with_few_modules(python, tmp_path, model):
+    words = (f"--workdir=models/{model}", f"--out={tmp_path / model}", "--format=hub")
+    done = python("-m", "driftar_jax.export", *words)
+    assert done.returncode == 0, done.stderr
+    vae = ", vae='models/vae_emoji64'" if model == "nextstep_emoji64" else ""
+    _read_with_few_modules(python, f"{str(tmp_path / model)!r}, dtype='bfloat16'{vae}")
+
+
+def _read_with_few_modules(python, arguments):
+    """Call `load` in a process of its own, and count."""
     done = python(
         "-c",
-        f"import sys, driftar_jax\ndriftar_jax.load('models/{model}')\n"
+        f"import sys, driftar_jax\nloaded = driftar_jax.load({arguments})\n"
+        "assert loaded.to_pixels is not None\n"
         "print(*(name for name in sys.modules if name.split('.')[0] == 'driftar_jax'))",
     )
     names = done.stdout.split()
     assert "driftar_jax.sampling.generator" in names, done.stderr
-    rest = [name for name in names if name.split(".")[1:2] != ["vae"]]
-    assert len(rest) <= MOST_MODULES, sorted(rest)
+    assert len(names) <= MOST_MODULES, sorted(names)
     assert not [name for name in names if name.startswith("driftar_jax.training")]

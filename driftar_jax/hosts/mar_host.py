@@ -225,9 +225,14 @@ class MARFamily:
 
     def own_head(self, config: Any, images: ImageSpec) -> nn.Module:
         """See `Family.own_head`."""
-        from driftar_jax.hosts import mar_own  # a Drift-AR run has none
+        from driftar_jax.heads.diffusion import DiffusionHead  # a Drift-AR run has none
 
-        return mar_own.module(config, images)
+        return DiffusionHead(
+            token_dim=images.token_dim,
+            width=config.head.width,
+            depth=config.head.depth,
+            dtype=jnp.dtype(config.host.dtype),
+        )
 
     def examples(self, model: Model):
         """See `Family.examples`."""

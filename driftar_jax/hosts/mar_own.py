@@ -4,21 +4,9 @@ import functools
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from driftar_jax.heads import diffusion, randomness
-from driftar_jax.hosts.base import ImageSpec
 from driftar_jax.hosts.schedules import TRIMMED_LAST
-
-
-def module(config: Any, images: ImageSpec) -> diffusion.DiffusionHead:
-    """Build the head of a checked config."""
-    return diffusion.DiffusionHead(
-        token_dim=images.token_dim,
-        width=config.head.width,
-        depth=config.head.depth,
-        dtype=jnp.dtype(config.host.dtype),
-    )
 
 
 def draws(model: Any, settings: Any, params: Any, z: jax.Array, noise: Any, **guided) -> jax.Array:

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from driftar_jax.data import captions
 from driftar_jax.data.pixels import patchify, to_unit_range
-from driftar_jax.hosts import nextstep_host, nextstep_own
+from driftar_jax.hosts import nextstep_encodings, nextstep_own
 from driftar_jax.hosts.causal_contexts import CausalContexts
 from driftar_jax.hosts.contexts import Rows, by_image
 from driftar_jax.types import Encoding
@@ -111,11 +111,11 @@ class CaptionContexts(CausalContexts):
         ids, padding = rows["ids"], rows["padding"]
         tokens = rows.get("read", rows["tokens"])
         source = rows.get("source")
-        return nextstep_host.encodings(self.model, params, ids, padding, tokens, source)
+        return nextstep_encodings.encodings(self.model, params, ids, padding, tokens, source)
 
     def read(self, params, encoding) -> Encoding:
         """Return the encoding through the host's projector."""
-        return nextstep_host.projected(self.model.host, params["host"], encoding)
+        return nextstep_encodings.projected(self.model.host, params["host"], encoding)
 
     def draw_own(self, key, tokens, batch, copies):
         """See `Contexts.draw_own`."""
@@ -152,7 +152,7 @@ class CaptionContexts(CausalContexts):
         if self.text.source:
             edited = (ids == self.text.placeholder).any(axis=1)
             shown = tokens if read is None else read
-            read, before = nextstep_host.with_sources(edited, rows["source"], shown)
+            read, before = nextstep_encodings.with_sources(edited, rows["source"], shown)
         losses = nextstep_own.training_losses(
             self.model.host,
             self.model.head,

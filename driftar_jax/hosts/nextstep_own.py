@@ -1,4 +1,4 @@
-"""NextStep-1's own flow head: its module, what it makes of encodings, and its published loss."""
+"""NextStep-1's own flow head: what it makes of encodings, and its published loss."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -8,15 +8,9 @@ import jax.numpy as jnp
 
 from driftar_jax.heads import flow_token, randomness
 from driftar_jax.heads.flow_token import FlowTokenHead
-from driftar_jax.hosts.base import ImageSpec, Model
+from driftar_jax.hosts.base import Model
 from driftar_jax.hosts.nextstep import NextStep, guidance_at, normalise
 from driftar_jax.layers.dense import of_batch
-
-
-def module(config: Any, images: ImageSpec) -> FlowTokenHead:
-    """Build the head of a checked config."""
-    dtype = jnp.dtype(config.host.dtype)
-    return FlowTokenHead(images.token_dim, config.head.width, config.head.depth, dtype)
 
 
 def sampler(

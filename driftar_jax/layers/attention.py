@@ -14,13 +14,9 @@ from jax.experimental.layout import Layout, with_layout_constraint
 
 from driftar_jax import entropy
 from driftar_jax.config import wrong
-from driftar_jax.layers import entropy_kernel
 
 # Who computes attention: the best of the platform that the program is lowered for, or one of them.
 KINDS = ("auto", "xla", "cudnn", "pallas")
-
-# Smallest share of a head's attention on content keys that is still renormalised.
-_TINY = entropy_kernel.TINY
 
 # Bytes of attention weights that a CPU's cache still holds.
 _CACHED = 8 * 2**20
@@ -91,6 +87,8 @@ def attention_with_entropy(
     # import and the tracing of programs for others.
     if kind == "auto" and 4 * q.shape[0] * q.shape[1] * q.shape[2] * keys <= _CACHED:
         return plain(*operands)
+    from driftar_jax.layers import entropy_kernel  # of large models alone
+
     chosen = {}
     if kind == "auto":
         # A chunk is for what is too long to be held at once for even one image.
@@ -112,6 +110,8 @@ def _alone() -> bool:
 
 def _kernel(q, k, v, mask, content, _, *, content_start, floor, chunk, interpret=False):
     """One kernel forwards; backwards the weights are made again, in chunks."""
+    from driftar_jax.layers import entropy_kernel
+
     content = jnp.ones((1, k.shape[1]), bool) if content is None else content
     content = content & (jnp.arange(k.shape[1]) >= content_start)[None]
 
@@ -185,7 +185,9 @@ def _with_entropy(q, k, v, mask, content, dropout_key, *, content_start, floor, 
         weights = jax.nn.softmax(logits, axis=-1)
         counted = mask_rows if content is None else mask_rows & content[:, None]
         share = jnp.where(counted[:, None], weights, 0.0)[..., content_start:]
-        share = share / jnp.maximum(jnp.sum(share, axis=-1, keepdims=True), max(floor, _TINY))
+        share = share / jnp.maximum(
+            jnp.sum(share, axis=-1, keepdims=True), max(floor, entropy.TINY)
+        )
         visible = jnp.sum(counted[..., content_start:], axis=-1)
         visible = jnp.broadcast_to(visible, (batch, q_rows.shape[1]))
         row_entropy = entropy.row_entropy(jnp.mean(share, axis=1), visible, floor=floor)

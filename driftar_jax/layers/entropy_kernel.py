@@ -11,8 +11,8 @@ import functools
 import jax
 import jax.numpy as jnp
 
-# Smallest share of a head's attention on content keys that is still renormalised.
-TINY = 1e-30
+from driftar_jax.entropy import TINY
+
 # Most query rows of a block, and most bytes of its arrays: half of what XLA leaves to a kernel.
 _ROWS = 256
 _BYTES = 8 * 2**20

@@ -1,4 +1,5 @@
-"""What images are asked for, as a model reads it; classes here, captions and prompts in `texts.py`.
+"""What images are asked for, as a model reads it: classes here, captions in `texts.py`, prompts of
+converted checkpoints in `prompted.py`.
 
 Each kind of checkpoint has one reader; the other kinds' requests are refused by it in one line.
 """

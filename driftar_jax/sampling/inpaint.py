@@ -14,7 +14,7 @@ from driftar_jax.sampling import batches
 from driftar_jax.sampling.generator import Generator, Samples
 from driftar_jax.sampling.settings import Settings
 from driftar_jax.types import Hole
-from driftar_jax.vae import pixels
+from driftar_jax.vae import stored
 
 _GREY = 128
 
@@ -124,7 +124,7 @@ def grids(loaded: Generator, images: np.ndarray) -> jax.Array:
 
 
 def _decodes(loaded: Generator) -> bool:
-    return isinstance(loaded.to_pixels, pixels.ToPixels)
+    return isinstance(loaded.to_pixels, stored.ToPixels)
 
 
 def pixel_shape(loaded: Generator) -> tuple[int, int, int]:

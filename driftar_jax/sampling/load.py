@@ -169,9 +169,10 @@ def pixels_of(
         if folder is None or not known.name or not (folder / known.name).is_dir():
             return None
         known = folder / known.name
-    from driftar_jax.vae import pixels
+    from driftar_jax.vae import stored
 
-    return pixels.load(vae or known, manifest["image_shape"][-1], manifest.get("vae_fingerprint"))
+    fingerprint = manifest.get("vae_fingerprint")
+    return stored.to_pixels(vae or known, manifest["image_shape"][-1], fingerprint)
 
 
 def random(config: Any, images: ImageSpec, seed: int = 0) -> Generator:
@@ -394,8 +395,8 @@ def _converted(workdir, config: Any, step, vae, mesh: Mesh | None, dtype: str | 
     from driftar_jax import hosts
     from driftar_jax.data import prompts
     from driftar_jax.hosts import nextstep_stored
-    from driftar_jax.sampling import texts
-    from driftar_jax.vae import pixels, stored
+    from driftar_jax.sampling.prompted import Prompts
+    from driftar_jax.vae import stored
 
     if vae is None:
         raise wrong("vae", None, "--vae=FOLDER written by convert --family=vae-f8")
@@ -417,11 +418,11 @@ def _converted(workdir, config: Any, step, vae, mesh: Mesh | None, dtype: str | 
     checkpoints.close()
     most = manifest["official"].get("max_position_embeddings")
     longest = min(most or prompts.LONGEST, prompts.LONGEST)
-    reader = texts.Prompts(tokenizer, marks, autoencoder, vae_params, longest)
+    reader = Prompts(tokenizer, marks, autoencoder, vae_params, longest)
     # The size if nothing is asked for; `Prompts.sized` puts the request's in its place.
     side = SIDE // autoencoder.factor
     images = ImageSpec((side, side, latent), (), patch)
     modules = Model(images, host, hosts.family("nextstep"), head=head)
-    to_pixels = pixels.ToPixels(autoencoder, vae_params, tile=1)
+    to_pixels = stored.ToPixels(autoencoder, vae_params, tile=1)
     params = _placed(modules, params)
     return Generator(config, modules, params, step, manifest, to_pixels, reader)

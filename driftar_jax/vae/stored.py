@@ -1,6 +1,9 @@
-"""An autoencoder on disk: the workdir that `convert` writes and everything else reads."""
+"""An autoencoder on disk: the workdir that `convert` and `train` write, and what is read of it: the
+module, or the last step of a host that works on its latents (`ToPixels`).
+"""
 
 import dataclasses
+import functools
 import hashlib
 import math
 import pathlib
@@ -25,15 +28,17 @@ from driftar_jax.config import (
     whole,
     wrong,
 )
+from driftar_jax.data.pixels import to_uint8, to_unit_range
+from driftar_jax.sharding import make_mesh, replicated
 from driftar_jax.storage.checkpoints import Checkpoints, read_config
-from driftar_jax.vae.f8 import F8VAE
+from driftar_jax.vae import KINDS, Autoencoder, class_of, kl
 from driftar_jax.vae.kl import KLVAE
 
 TASK = "vae"
 # Of a manifest: the fingerprint of the run that was exported, whose latents sets are made of.
 FINGERPRINT = "fingerprint"
-# What `convert` calls the family of each.
-KINDS = {"vae-kl16": KLVAE, "vae-f8": F8VAE}
+# Latents decoded at once: at 256x256 each takes about 150 MB of activations.
+TILE = 4
 
 # What a config of task `autoencoder` has beside what every run has.
 FIELDS = of_tasks(
@@ -70,16 +75,16 @@ FIELDS = of_tasks(
 )
 
 
-def config_of(vae: KLVAE | F8VAE) -> dict:
+def config_of(vae: Autoencoder) -> dict:
     """Return what `config.json` holds of an autoencoder."""
     fields = {f.name: getattr(vae, f.name) for f in dataclasses.fields(vae)}
     for name in ("parent", "name", "dtype"):
         fields.pop(name)
-    (kind,) = (kind for kind, module_class in KINDS.items() if type(vae) is module_class)
+    (kind,) = (kind for kind, (_, name) in KINDS.items() if type(vae).__name__ == name)
     return {"task": TASK, "kind": kind, "vae": fields}
 
 
-def module(config: dict, dtype: jnp.dtype = jnp.float32, kind: str = "vae-kl16") -> KLVAE | F8VAE:
+def module(config: dict, dtype: jnp.dtype = jnp.float32, kind: str = "vae-kl16") -> Autoencoder:
     """Build the module of such a config.
 
     Raises:
@@ -94,7 +99,7 @@ def module(config: dict, dtype: jnp.dtype = jnp.float32, kind: str = "vae-kl16")
     # Configs without a kind are older than the second one.
     if config.get("kind", "vae-kl16") != kind:
         raise ValueError(f"kind: got {config['kind']!r}, allowed {kind!r}")
-    return KINDS[kind](**fields, dtype=dtype)
+    return class_of(kind)(**fields, dtype=dtype)
 
 
 def check(flat: Mapping[str, Any]) -> None:
@@ -130,7 +135,7 @@ def trained(section: Mapping[str, Any], dtype: jnp.dtype = jnp.float32) -> KLVAE
 
 def load(
     workdir: str | pathlib.Path, dtype: jnp.dtype = jnp.float32, kind: str = "vae-kl16"
-) -> tuple[KLVAE | F8VAE, dict]:
+) -> tuple[Autoencoder, dict]:
     """Load the autoencoder of a workdir and its parameters.
 
     Args:
@@ -171,8 +176,64 @@ def fingerprints(workdir: str | pathlib.Path, params: dict) -> set[str]:
     return {fingerprint(params), manifest.get(FINGERPRINT, "")}
 
 
-def abstract(vae: KLVAE | F8VAE) -> dict:
+def abstract(vae: Autoencoder) -> dict:
     """Return the parameter tree of `ShapeDtypeStruct`, without running anything."""
     side = vae.factor * getattr(vae, "patch", 1)
     images = jax.ShapeDtypeStruct((1, side, side, vae.image_channels), jnp.float32)
     return jax.eval_shape(vae.init, seeds.key(0), images)["params"]
+
+
+@dataclasses.dataclass(frozen=True)
+class ToPixels:
+    """Turns token grids into images; holds the autoencoder, which decodes `tile` at a time."""
+
+    vae: Autoencoder
+    params: dict
+    tile: int = TILE
+
+    def __call__(self, grid: jax.Array) -> jax.Array:
+        """Map `grid [B, h, w, c]` float32 tokens -> uint8 `[B, h*f, w*f, 3]`."""
+        return _decode(self.vae, self.tile, self.params, grid)
+
+    def lower(self, grid: jax.ShapeDtypeStruct) -> jax.stages.Lowered:
+        """Lower the call for grids of this shape, to be compiled."""
+        return _decode.lower(self.vae, self.tile, self.params, grid)
+
+    def grid(self, images: jax.Array) -> jax.Array:
+        """Map uint8 `[B, h*f, w*f, 3]` to `[B, h, w, c]` float32 tokens of the posterior's mode."""
+        return _encode(self.vae, self.tile, self.params, images)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _decode(vae: Autoencoder, tile: int, params: dict, grid: jax.Array) -> jax.Array:
+    return to_uint8(kl.decode(vae, params, vae.from_latents(grid), tile=tile))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def _encode(vae: Autoencoder, tile: int, params: dict, images: jax.Array) -> jax.Array:
+    return vae.to_latents(kl.mode(kl.encode(vae, params, to_unit_range(images), tile=tile)))
+
+
+def to_pixels(workdir: str | pathlib.Path, channels: int, known: str | None = None) -> ToPixels:
+    """Load the autoencoder that a host of `channels` latent channels needs.
+
+    Args:
+      workdir: folder written by `convert --family=vae-kl16`.
+      channels: of the latents.
+      known: `fingerprint` of the autoencoder that the training set was encoded with; None: any may
+        be it.
+
+    Raises:
+      ValueError: no folder of an autoencoder, or one of other latents; one line.
+    """
+    try:
+        have = module(read_config(workdir)).latent_channels
+        if have != channels:
+            raise ValueError(f"it has {have} latent channels, not {channels}")
+        vae, params = load(workdir)
+        if known and known not in fingerprints(workdir, params):
+            raise ValueError("the training set was encoded with another one")
+        return ToPixels(vae, jax.device_put(params, replicated(make_mesh())))
+    except ValueError as error:
+        allowed = f"a folder written by convert --family=vae-kl16 that fits the host ({error})"
+        raise wrong("vae", str(workdir), allowed) from error

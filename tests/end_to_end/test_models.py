@@ -8,7 +8,7 @@ import pytest
 
 import driftar_jax
 from driftar_jax.data import pipeline
-from driftar_jax.vae import pixels, reconstruction
+from driftar_jax.vae import reconstruction, stored
 
 MODELS = pathlib.Path(__file__).parents[2] / "models"
 FOLDERS = sorted(p.parent for p in MODELS.glob("*/config.json"))
@@ -27,7 +27,10 @@ def test_all_are_small_and_say_how_they_were_made():
 
 @pytest.mark.slow
 def test_the_autoencoder_gives_held_out_pictures_back():
-    vae, source = pixels.load(MODELS / "vae_emoji64", 16), pipeline.load_source("emoji64", "test")
+    vae, source = (
+        stored.to_pixels(MODELS / "vae_emoji64", 16),
+        pipeline.load_source("emoji64", "test"),
+    )
     images = np.stack([source[i]["image"] for i in range(0, 64, 2)])
     made = np.asarray(vae(vae.grid(images)))
     assert reconstruction.Reconstructed(images, made).figures()["psnr"] > 26

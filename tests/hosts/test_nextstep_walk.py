@@ -9,7 +9,7 @@ import pytest
 import tiny
 
 from driftar_jax.hosts import nextstep
-from driftar_jax.hosts.nextstep_host import NextStepWalk
+from driftar_jax.hosts.nextstep_walk import NextStepWalk
 
 B, P, N, C, HOLD, S = 2, 4, 5, 3, 9, 3
 HOST = nextstep.NextStep(

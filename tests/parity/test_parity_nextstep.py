@@ -13,7 +13,7 @@ from driftar_jax.conversion import nextstep as conversion
 from driftar_jax.conversion import rules
 from driftar_jax.data.pixels import patchify, unpatchify
 from driftar_jax.heads import flow_token
-from driftar_jax.hosts import nextstep, nextstep_host, nextstep_own
+from driftar_jax.hosts import nextstep, nextstep_own, nextstep_plain
 from driftar_jax.hosts.nextstep_stored import abstract_params, modules, stacked, unstacked
 from driftar_jax.layers import causal
 from driftar_jax.sampling.settings import Settings
@@ -373,7 +373,7 @@ def test_decoding_in_one_program(run):
         one = nextstep_own.sampler(host, head, settings, count, params)
         make = lambda e, k: one(e.z[:, -1], k, lambda draw: noises[k, draw])  # noqa: E731
         prompt = ids, padding, None
-        return nextstep_host.decode(host, params["host"], *prompt, count, settings.branches, make)
+        return nextstep_plain.decode(host, params["host"], *prompt, count, settings.branches, make)
 
     tokens, entropy = run_all(params, ids, padding, noises)
     CASE.close(tokens, f"out.{run}.tokens")

@@ -15,8 +15,8 @@ from driftar_jax.drift.head import DriftHead
 from driftar_jax.drift.networks import Prior, TokenDecoder
 from driftar_jax.heads import randomness
 from driftar_jax.heads.flow_token import FlowTokenHead
-from driftar_jax.hosts import nextstep, nextstep_host, nextstep_own
-from driftar_jax.hosts.nextstep_host import NextStepWalk
+from driftar_jax.hosts import nextstep, nextstep_encodings, nextstep_own, nextstep_plain
+from driftar_jax.hosts.nextstep_walk import NextStepWalk
 from driftar_jax.hosts.transdiff import TransDiff
 from driftar_jax.hosts.transdiff_walk import TransDiffWalk
 from driftar_jax.sampling import lookahead, speculative
@@ -291,7 +291,7 @@ class Case:
         scales = jnp.asarray(nextstep.guidance_at(self.settings.guidance, TOKENS, "linear"))
 
         def make(encoding, k):
-            encoding = nextstep_host.projected(self.host, _nextstep()["host"], encoding)
+            encoding = nextstep_encodings.projected(self.host, _nextstep()["host"], encoding)
             mu, std = head.starts(encoding, randomness.prior_keys(keys))
             eps = randomness.normal(token_keys[:, k], 0, CHANNELS)
             return head.tokens(encoding, mu, std, eps[:, None], scales[k])[:, 0]
@@ -300,7 +300,7 @@ class Case:
 
     def decoded(self, make, *prompt):
         given = self.host, _nextstep()["host"], *prompt, TOKENS, self.branches, make
-        return np.asarray(jax.jit(lambda: nextstep_host.decode(*given)[0])())
+        return np.asarray(jax.jit(lambda: nextstep_plain.decode(*given)[0])())
 
 
 CASES = [Case(True, 1), Case(True, 2), Case(True, 3), Case(False, 1), Case(False, 2)]

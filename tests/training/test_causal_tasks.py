@@ -14,7 +14,7 @@ from driftar_jax import model
 from driftar_jax.data import captions
 from driftar_jax.evaluation import compare
 from driftar_jax.heads import draft, randomness
-from driftar_jax.hosts import nextstep_host
+from driftar_jax.hosts import nextstep_encodings
 from driftar_jax.sampling import batches, generator, plain, texts
 from driftar_jax.training import tasks
 
@@ -203,9 +203,9 @@ def test_one_token_after_another_is_one_call_over_all():
         return model.family.plain(model, settings, params, rows, keys, head, None)
 
     made = run(params, rows, keys)
-    encode = jax.jit(nextstep_host.encodings, static_argnums=0)
+    encode = jax.jit(nextstep_encodings.encodings, static_argnums=0)
     hidden = encode(model, params, rows[:, 1:], rows[:, 0], made)
-    hidden = nextstep_host.projected(model.host, params["host"], hidden)
+    hidden = nextstep_encodings.projected(model.host, params["host"], hidden)
     head = plain.one_step_head(model, settings, params)
     mu, std = head.starts(hidden, keys)
     eps = randomness.normal(randomness.token_keys(keys, N), 0, C)

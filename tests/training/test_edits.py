@@ -13,7 +13,7 @@ from configs import nextstep_small
 from driftar_jax import model
 from driftar_jax.data import captions
 from driftar_jax.data.pixels import patchify
-from driftar_jax.hosts import nextstep_host, nextstep_own
+from driftar_jax.hosts import nextstep_encodings, nextstep_own
 from driftar_jax.sampling import batches, generator, texts
 from driftar_jax.sampling.conditions import Request
 from driftar_jax.training import tasks
@@ -137,7 +137,7 @@ def test_sampling_reads_what_training_has_shown():
         alone.sources,
         drawn.conditions(asked, 0, settings, Request(sources=list(DRAWN[1][:2]))).sources,
     )
-    ids, padding, sources = nextstep_host._branches(parts, settings, prompt)
+    ids, padding, sources = nextstep_encodings.by_branch(parts, settings, prompt)
     made = patchify(jnp.asarray(DRAWN[0][:2]) / 127.5 - 1.0, 2)
     made = jnp.tile(made, (3, 1, 1))
 
@@ -150,7 +150,7 @@ def test_sampling_reads_what_training_has_shown():
         first, cache = apply(ids, cache, sources, method="prefill")
         rest, _ = apply(made[:, :-1], cache, method="advance")
         joined = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), first, rest)
-        return joined, nextstep_host.encodings(parts, params, ids, padding, made, sources)
+        return joined, nextstep_encodings.encodings(parts, params, ids, padding, made, sources)
 
     walked, whole = both(params, sources)
     np.testing.assert_allclose(walked.z, whole.z, atol=2e-4)

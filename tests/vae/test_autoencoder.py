@@ -16,7 +16,7 @@ from driftar_jax import config, model
 from driftar_jax.data import pipeline
 from driftar_jax.storage import checkpoints, jsons
 from driftar_jax.training import autoencoder, masked, runs
-from driftar_jax.vae import cosine, encoding, kl, pixels, reconstruction, stored
+from driftar_jax.vae import encoding, kl, reconstruction, stored
 
 pytestmark = pytest.mark.timeout(300)
 IMAGES = model.ImageSpec((8, 8, 3), ("a", "b"), patch_size=1)
@@ -97,14 +97,14 @@ def test_folded_pixels_return_to_their_places():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_the_shortcut_begins_as_a_cosine_transform(channels):
     side, pixels = 4, channels * 16
-    there, back = cosine.maps(side, channels, pixels)
+    there, back = kl.cosine_maps(side, channels, pixels)
     np.testing.assert_allclose(there @ back, np.eye(pixels), atol=1e-12)
-    few, way_back = cosine.maps(side, channels, 5)
+    few, way_back = kl.cosine_maps(side, channels, 5)
     np.testing.assert_allclose(few, there[:, :5])
     np.testing.assert_allclose(way_back, np.linalg.pinv(few), atol=1e-12)
     # The first number is the mean of all pixels, whatever the scale.
     np.testing.assert_allclose(few[:, 0], few[0, 0])
-    spare = cosine.maps(2, channels, 4 * channels + 3)
+    spare = kl.cosine_maps(2, channels, 4 * channels + 3)
     assert not spare[0][:, 4 * channels :].any() and not spare[1][4 * channels :].any()
 
 
@@ -240,7 +240,7 @@ def test_its_latents_have_captions_and_become_pictures(trained):
         assert run.loop.manifest["vae_fingerprint"] == read.vae_fingerprint
     assert batch["moments"].shape == (4, 2, 4, 4, 8)
     assert batch["text"].shape[0] == 4 and batch["text"].max() < words
-    to_pixels = pixels.load(root / "vae", 4, read.vae_fingerprint)
+    to_pixels = stored.to_pixels(root / "vae", 4, read.vae_fingerprint)
     made = to_pixels(to_pixels.grid(sources[1].gather(np.arange(2))[0]))
     assert made.shape == (2, 16, 16, 3) and made.dtype == np.uint8
     (root / "set" / "captions.json").write_text('{"test": ["one"]}')
@@ -273,9 +273,9 @@ def test_a_rounded_export_is_known_by_the_fingerprint_of_its_run(trained, tmp_pa
     written.close()
     jsons.write_json(tmp_path / "config.json", checkpoints.read_config(root / "vae"))
     assert stored.fingerprint(stored.load(tmp_path)[1]) != run
-    assert pixels.load(tmp_path, 4, run).vae.latent_channels == 4
+    assert stored.to_pixels(tmp_path, 4, run).vae.latent_channels == 4
     with pytest.raises(ValueError, match="was encoded with another one"):
-        pixels.load(tmp_path, 4, "0123456789abcdef")
+        stored.to_pixels(tmp_path, 4, "0123456789abcdef")
 
 
 def test_it_is_none_of_another_kind(trained):

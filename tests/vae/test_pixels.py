@@ -16,7 +16,7 @@ from driftar_jax.conversion import mar, rules
 from driftar_jax.data.pixels import to_unit_range
 from driftar_jax.sampling import inpaint, load, plain
 from driftar_jax.storage import checkpoints, jsons
-from driftar_jax.vae import kl, pixels, stored
+from driftar_jax.vae import kl, stored
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -106,10 +106,10 @@ def test_tiles_bound_the_memory(folders):
 
     def peak(batch):
         grid = jax.ShapeDtypeStruct((batch, 8, 8, 3), jnp.float32)
-        done = pixels._decode.lower(vae, pixels.TILE, params, grid).compile()
+        done = stored._decode.lower(vae, stored.TILE, params, grid).compile()
         return done.memory_analysis().temp_size_in_bytes
 
-    assert peak(4 * pixels.TILE) < 1.1 * peak(2 * pixels.TILE)
+    assert peak(4 * stored.TILE) < 1.1 * peak(2 * stored.TILE)
 
 
 @pytest.mark.parametrize(
