@@ -15,7 +15,7 @@ from driftar_jax.config import blocks, whole, wrong
 from driftar_jax.heads import draft, flow_token, randomness
 from driftar_jax.heads.flow_token import FlowTokenHead
 from driftar_jax.hosts import fields as shared
-from driftar_jax.hosts.base import check_classes
+from driftar_jax.hosts.base import BaseFamily
 from driftar_jax.hosts.causal_contexts import CausalContexts
 from driftar_jax.hosts.causal_walk import CausalWalk, in_turn, traced
 from driftar_jax.hosts.contexts import by_image, take
@@ -176,7 +176,7 @@ FIELDS = {
 
 
 @dataclasses.dataclass(frozen=True)
-class SphereFamily:
+class SphereFamily(BaseFamily):
     """The `Family` of this host."""
 
     name: str = "sphere"
@@ -218,12 +218,6 @@ class SphereFamily:
         num_tokens = model.images.num_tokens
         if settings.ar_steps != num_tokens:
             raise wrong("ar_steps", settings.ar_steps, f"{num_tokens} (one per token)")
-
-    def check_conditions(self, model, condition):
-        check_classes(model, condition)
-
-    def prepare(self, model, params, rows):
-        return params, None
 
     def _rows(self, settings, label):
         return jnp.concatenate([label, jnp.full_like(label, -1)]) if settings.guided else label
@@ -281,14 +275,8 @@ class SphereFamily:
         tokens, entropy = in_turn(begin, advance, make, **rest)
         return traced(tokens, entropy) if trace else tokens
 
-    def pieces(self, model, settings, params, condition, index, head_of):
-        return {}
-
     def known_encoding(self, model, params, tokens, known, condition):
         return model.host.apply({"params": params["host"]}, condition, tokens)
-
-    def has_token_entropy(self, model):
-        return True
 
 
 FAMILY = SphereFamily()

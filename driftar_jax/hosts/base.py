@@ -1,7 +1,7 @@
 """The two protocols of a host: `Family` answers for its kind, `Walk` for a batch of its images.
 
 Everything outside `hosts/` asks these; nobody else knows which host there is. A new host is one
-file with a `FAMILY`, and one line in `hosts/__init__.py`.
+file with a `FAMILY` (a `BaseFamily`), and one line in `hosts/__init__.py`.
 """
 
 import dataclasses
@@ -336,6 +336,26 @@ class Family(Protocol):
 
     def has_token_entropy(self, model: Model) -> bool:
         """Say whether every token has an entropy of its own: not where one row is several."""
+
+
+class BaseFamily:
+    """What most families answer alike; each adds the rest of `Family`, and what differs."""
+
+    def check_conditions(self, model: Model, condition: Any) -> None:
+        """See `Family.check_conditions`: classes."""
+        check_classes(model, condition)
+
+    def prepare(self, model: Model, params: Any, rows: int) -> tuple[Any, float | None]:
+        """See `Family.prepare`: nothing is shared."""
+        return params, None
+
+    def pieces(self, model: Model, settings: Any, params, condition, index, head_of):
+        """See `Family.pieces`: none runs apart."""
+        return {}
+
+    def has_token_entropy(self, model: Model) -> bool:
+        """See `Family.has_token_entropy`."""
+        return True
 
 
 def check_classes(model: Model, labels: Any) -> None:

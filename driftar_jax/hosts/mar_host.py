@@ -16,7 +16,7 @@ from flax import linen as nn
 
 from driftar_jax.config import blocks, choice, flag, former, of_tasks, whole, wrong
 from driftar_jax.hosts import fields, mar
-from driftar_jax.hosts.base import ImageSpec, Model, check_classes
+from driftar_jax.hosts.base import BaseFamily, ImageSpec, Model
 from driftar_jax.hosts.mar import MAR
 from driftar_jax.hosts.schedules import (
     EVERYWHERE,
@@ -201,7 +201,7 @@ def _check(flat: dict[str, Any], tokens: int) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class MARFamily:
+class MARFamily(BaseFamily):
     """Serve as the `Family` (`base.py`) of MAR: class-conditional, masked, tokens in any order."""
 
     name: str = "mar"
@@ -297,14 +297,6 @@ class MARFamily:
         count = mar_work.pair if settings.draft_steps else mar_work.table
         return count(model, settings)
 
-    def check_conditions(self, model: Model, condition: Any) -> None:
-        """See `Family.check_conditions`."""
-        check_classes(model, condition)
-
-    def prepare(self, model: Model, params: Any, rows: int) -> tuple[Any, None]:
-        """See `Family.prepare`."""
-        return params, None
-
     def plain(self, model, settings, params, condition, keys, head, hole=None, trace=False):
         """See `Family.plain`."""
         from driftar_jax.hosts import mar_plain  # of the lock-step road alone
@@ -362,10 +354,6 @@ class MARFamily:
         from driftar_jax.hosts import mar_own
 
         return mar_own.draws(model, settings, params, z, noise, **guided)
-
-    def has_token_entropy(self, model: Model) -> bool:
-        """See `Family.has_token_entropy`."""
-        return True
 
 
 FAMILY = MARFamily()

@@ -10,7 +10,7 @@ from flax import linen as nn
 
 from driftar_jax.config import blocks, former, of_tasks, real, whole, wrong
 from driftar_jax.hosts import fields
-from driftar_jax.hosts.base import ImageSpec, Model, Walk
+from driftar_jax.hosts.base import BaseFamily, ImageSpec, Model, Walk
 from driftar_jax.hosts.nextstep import NextStep
 from driftar_jax.types import Encoding, Prompt
 
@@ -49,7 +49,7 @@ def _check(flat: dict[str, Any], tokens: int) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class NextStepFamily:
+class NextStepFamily(BaseFamily):
     """Serve as the `Family` (`base.py`) of NextStep-1: from text, one token after another."""
 
     name: str = "nextstep"
@@ -134,10 +134,6 @@ class NextStepFamily:
         if rows.ndim != 2 or not len(rows) or rows.shape[1] != want:
             raise wrong("captions", f"shape {rows.shape}", f"at least one row of {want} numbers")
 
-    def prepare(self, model: Model, params: Any, rows: int) -> tuple[Any, None]:
-        """See `Family.prepare`."""
-        return params, None
-
     def plain(self, model, settings, params, condition, keys, head, hole=None, trace=False):
         """See `Family.plain`."""
         from driftar_jax.hosts import nextstep_plain  # of the lock-step road alone
@@ -150,10 +146,6 @@ class NextStepFamily:
 
         return nextstep_walk.walk_of(model, settings, params, condition, contexts)
 
-    def pieces(self, model: Model, settings: Any, params, condition, index, head_of):
-        """Return nothing: one loop over a cache, whose pieces never run apart."""
-        return {}
-
     def known_encoding(self, model: Model, params, tokens, known, condition) -> Encoding:
         """See `Family.known_encoding`."""
         from driftar_jax.hosts.nextstep_encodings import encodings, projected  # of known images
@@ -162,10 +154,6 @@ class NextStepFamily:
         rows = prompt.rows[:, 0]
         encoding = encodings(model, params, rows[:, 1:], rows[:, 0], tokens, prompt.sources)
         return projected(model.host, params["host"], encoding)
-
-    def has_token_entropy(self, model: Model) -> bool:
-        """See `Family.has_token_entropy`."""
-        return True
 
 
 FAMILY = NextStepFamily()

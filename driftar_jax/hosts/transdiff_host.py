@@ -17,7 +17,7 @@ from flax import linen as nn
 from driftar_jax.config import blocks, choice, former, of_tasks, place, real, whole, wrong
 from driftar_jax.heads import randomness
 from driftar_jax.hosts import fields
-from driftar_jax.hosts.base import Head, ImageSpec, Model, Walk, check_classes
+from driftar_jax.hosts.base import BaseFamily, Head, ImageSpec, Model, Walk
 from driftar_jax.hosts.schedules import grid_guidance_at
 from driftar_jax.hosts.transdiff import TransDiff, class_table
 from driftar_jax.types import Encoding
@@ -172,7 +172,7 @@ def _check_drift(flat: dict[str, Any]) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class TransDiffFamily:
+class TransDiffFamily(BaseFamily):
     """Serve as the `Family` (`base.py`) of TransDiff: class-conditional, whole grids."""
 
     name: str = "transdiff"
@@ -242,10 +242,6 @@ class TransDiffFamily:
         if not 0 < settings.drift_scale < math.inf:
             raise wrong("drift_scale", settings.drift_scale, "a number above 0")
 
-    def check_conditions(self, model: Model, condition: Any) -> None:
-        """See `Family.check_conditions`."""
-        check_classes(model, condition)
-
     def prepare(self, model: Model, params: Any, rows: int) -> tuple[Any, float | None]:
         """Add a group `table` where a table of the classes costs less than `rows` rows.
 
@@ -270,10 +266,6 @@ class TransDiffFamily:
 
         branches = 2 if settings.guided else 1
         return TransDiffWalk(model.host, params["host"], condition, model.images.grid, branches)
-
-    def pieces(self, model: Model, settings: Any, params, condition, index, head_of):
-        """Return nothing: a grid's backbone and head take turns inside one function."""
-        return {}
 
     def known_encoding(self, model: Model, params, tokens, known, condition) -> Encoding:
         """See `Family.known_encoding`: the class alone is known."""
