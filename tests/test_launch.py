@@ -3,10 +3,14 @@
 import os
 import pathlib
 import re
+import runpy
 import shlex
 import subprocess
 
+import jax
 import pytest
+
+from driftar_jax.targets import chips
 
 LAUNCH = pathlib.Path(__file__).parent.parent / "launch"
 TRAIN = ["--config=configs/mar_base.py", "--workdir=/mnt/runs/base"]
@@ -46,8 +50,26 @@ def _dry(script, *words, **environ):
             "chips.sh",
             ["runs/chips"],
             {"TARGETS": "gpu:h100:8"},
-            ["source", "mkdir", *["python"] * 22],
-            ["requirements-aot.txt", "--target=gpu:h100:1", "--config.mesh.fsdp=8"],
+            ["source", "python", "mkdir", *["python"] * 22],
+            ["requirements-aot.txt", "--target=gpu:h100:1", "--config.mesh.fsdp=-1"],
+        ),
+        (
+            "chips.sh",
+            [],
+            {
+                "TARGETS": "tpu:v5e:2x4 tpu:v5e:4x4 tpu:tpu7x:2x2x4 gpu:b200:16",
+                "CONFIGS": "configs/drift_transdiff.py:base",
+                "FIELDS": "optim.accumulate=4 drift.features=identity",
+            },
+            # One sampler for both slices of v5e.
+            ["source", "python", "mkdir", *["python"] * 7],
+            [
+                "--target=tpu:v5e:1x1 --config.optim.accumulate=4",
+                "--target=tpu:tpu7x:1x1x1 ",
+                "--target=gpu:b200:1 ",
+                "--target=gpu:b200:16 --config.host.scan=true",
+                "--config.optim.accumulate=16 --config.optim.accumulate=4 --config.drift.features=",
+            ],
         ),
         (
             "slurm.sbatch",
@@ -95,12 +117,121 @@ def test_a_dry_run_prints_every_command(script, words, environ, starts, holds):
         ("cuda.sh", TRAIN, {"MACHINES": "2"}, "COORDINATOR: got '', allowed HOST:PORT"),
         ("slurm.sbatch", [], {}, "flags: got '', allowed those of driftar_jax.train"),
         ("docker.sh", ["tpu"], {}, "target: got 'tpu', allowed cpu | cuda"),
+        ("chips.sh", [], {"TARGETS": "tpu:v5e:4x"}, "TARGETS: got 'tpu:v5e:4x', allowed tpu:v5e"),
+        ("chips.sh", [], {"TARGETS": "gpu:h100:4x2"}, "TARGETS: got 'gpu:h100:4x2', allowed tpu:"),
+        ("chips.sh", [], {"CONFIGS": "mar.py"}, "CONFIGS: got 'mar.py', allowed FILE.py[:SIZE]"),
+        ("chips.sh", [], {"PROGRAMS": "draw"}, "PROGRAMS: got 'draw', allowed sample | train"),
+        ("chips.sh", [], {"FIELDS": "remat"}, "FIELDS: got 'remat', allowed SECTION.FIELD=VALUE"),
+        ("chips.sh", [], {"LIMIT": "1h"}, "LIMIT: got '1h', allowed a whole number of seconds"),
     ],
 )
 def test_a_mistake_is_named(script, words, environ, line):
     status, lines, errors = _dry(script, *words, **environ)
     assert status == 2 and lines == [] and errors.count("\n") == 1
     assert errors.startswith(f"{script}: {line}")
+
+
+# Stands in for a chip's compiler: the words of `report`, and what a real one does wrong.
+COMPILER = """#!/usr/bin/env bash
+echo "$*" >> calls
+case "$*" in
+  *check_chips.py*) exit 0 ;;
+  *mar_huge*) echo "something" >&2; echo "driftar_jax: refused" >&2; exit 2 ;;
+  *mar_large*) sleep 20 ;;
+esac
+echo "compiled for       ${*: -1}, float32 products as TF32"
+echo "peak               9.5 GiB of 80.0 GiB a device: it does NOT fit"
+echo "code               0.25 GiB"
+echo "collectives        3 all-reduce (1.20 MiB) a device"
+echo "lowered in         2 s (1 of CPU), 66 matrix products"
+echo "compiled in        9 s (7 of CPU); nothing was run"
+"""
+
+
+def test_chips_that_were_asked_are_not_asked_again(tmp_path):
+    for script in ("chips.sh", "dry.sh"):
+        (tmp_path / "launch" / script).parent.mkdir(exist_ok=True)
+        (tmp_path / "launch" / script).write_text((LAUNCH / script).read_text())
+    (tmp_path / "launch" / "environment.sh").write_text("export PATH=$PWD:$PATH\n")
+    (tmp_path / "python").write_text(COMPILER)
+    (tmp_path / "python").chmod(0o755)
+    names = ["configs/mar_large.py", "configs/mar_huge.py", "configs/mar_base.py:tiny"]
+    for name in names:
+        (tmp_path / name.partition(":")[0]).parent.mkdir(exist_ok=True)
+        (tmp_path / name.partition(":")[0]).touch()
+    asked = {"TARGETS": "gpu:h100:8", "CONFIGS": " ".join(names), "PROGRAMS": "sample"}
+
+    def calls():
+        done = subprocess.run(
+            ["bash", "launch/chips.sh", "out"],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env={"PATH": os.environ["PATH"], "FIELDS": "host.remat=dots", "LIMIT": "1", **asked},
+            timeout=30,
+        )
+        assert (done.returncode, done.stderr) == (0, "")
+        made = (tmp_path / "calls").read_text().splitlines()
+        (tmp_path / "calls").unlink()
+        return [line.split("--config=")[1].split()[0] for line in made if "--config=" in line]
+
+    assert calls() == names
+    name = "sample_mar_base_tiny,host.remat=dots"
+    table = (tmp_path / "out" / "table.md").read_text().splitlines()
+    assert table[2:] == [
+        f"| {name} | --config.host.remat=dots | TF32 | 9.5 **does not fit** | 80.0 | 0.25 "
+        "| 3 all-reduce (1.20 MiB) | 66 | 7 |",
+        "",
+        "Not compiled: sample_mar_huge,host.remat=dots_gpu_h100_1: driftar_jax: refused",
+        "",
+        "Not compiled: sample_mar_large,host.remat=dots_gpu_h100_1: given up after 1 s",
+    ]
+    file = tmp_path / "out" / f"{name}_gpu_h100_1.txt"
+    assert file.read_text().startswith(
+        "command            python -m driftar_jax.benchmark --config="
+    )
+    assert calls() == names[:2]
+
+
+def _check(*words):
+    module = runpy.run_path(str(LAUNCH / "check_chips.py"))
+    module["main"](*words)
+
+
+@pytest.mark.parametrize(
+    ("configs", "fields", "line"),
+    [
+        (["configs/mar_bas.py"], [], "configs: got 'configs/mar_bas.py', allowed FILE.py[:SIZE]"),
+        (["configs/mar_base.py:x"], [], "config size: got 'x', allowed tiny"),
+        (["configs/mar_base.py"], ["host.scna=true"], "set: got 'host.scna=true', allowed FIELD="),
+        (["configs/mar_base.py"], ["optim.accumulate=0"], "optim.accumulate: got 0, allowed"),
+        (["configs/drift_transdiff.py:base"], [], "drift.features_from: got ''"),
+        (["configs/mar_base.py"], ["mesh.data=3"], "mesh: got data=3 fsdp=1 tensor=1, allowed"),
+        (
+            ["configs/mar_base.py"],
+            ["train.batch_size=24", "optim.accumulate=6", "mesh.data=1", "mesh.fsdp=-1"],
+            "train.batch_size: got 4 images at a time over 8 parts",
+        ),
+    ],
+)
+def test_what_chips_are_asked_is_checked_before(configs, fields, line, monkeypatch, capsys):
+    devices = jax.devices()[:1] * 8
+    target = chips.Target("tpu:v5e:2x4", "tpu", devices, 16 * chips.GIB)
+    monkeypatch.setattr(chips, "describe", lambda name: target)
+    with pytest.raises(SystemExit) as end:
+        _check([target.name], configs, fields)
+    said = capsys.readouterr().err
+    assert end.value.code == 2 and said.count("\n") == 1
+    assert said.startswith(f"driftar_jax: {line}")
+
+
+def test_presets_can_be_asked_of_chips(monkeypatch):
+    _, lines, _ = _dry("chips.sh")
+    words = next(shlex.split(line) for line in lines if "check_chips" in line)[2:]
+    devices = jax.devices()[:1] * 16
+    target = chips.Target("", "tpu", devices, 16 * chips.GIB)
+    monkeypatch.setattr(chips, "describe", lambda name: target)
+    _check(*(word.split() for word in words))
 
 
 def test_the_image_has_the_targets_that_the_script_builds():
