@@ -170,10 +170,14 @@ def test_the_windows_of_the_test_do_different_things():
 @pytest.mark.parametrize("window", WINDOWS[3:5], ids=str)
 def test_an_image_is_the_same_in_any_batch(window):
     tokens, found = _toy(window)
-    for images in ((2,), (3, 2, 0)):
+    results = []
+    for images in ((2,), (3, 2, 0), (1, 2, 3)):
         again, others = _toy(window, images)
-        np.testing.assert_array_equal(again[images.index(2)], tokens[2])
+        results.append(again[images.index(2)])
+        # A batch of one is a product of other shapes, which some processors round otherwise.
+        np.testing.assert_allclose(results[-1], tokens[2], rtol=0, atol=1e-6)
         assert others.backbone_calls[images.index(2)] == found.backbone_calls[2]
+    np.testing.assert_array_equal(results[1], results[2])
 
 
 # --- the hosts: delta = 0 is plain decoding, token for token ------------------------------------
