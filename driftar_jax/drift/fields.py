@@ -1,8 +1,9 @@
 """Drift fields of Eq. 8: `V = V_p - V_q`, pure functions on arrays.
 
-The one here, `energy`, is the field of per-token decoders: every context has exactly one real
+The first here, `energy`, is the field of per-token decoders: every context has exactly one real
 continuation, and this field is linear in the data distribution, so that one is enough. With
-weights it serves whole grids too, beside `laplace`.
+weights it serves whole grids too, beside `laplace`. The other, `matched`, is a rival's: it reads no
+samples of the data, but what two denoisers make of the draws.
 """
 
 import chex
@@ -12,6 +13,8 @@ import jax.numpy as jnp
 
 # Squared distances below it are rounding of equal points, whose unit vector is 0.
 _COINCIDENT = 1e-8
+# Below this a denoiser gives draws back as they were, and their distance divides by nothing.
+_UNMOVED = 1e-4
 
 
 def unit_vectors(v: jax.Array) -> jax.Array:
@@ -130,6 +133,35 @@ def guided_energy(
     chex.assert_shape(scale, x.shape[:-2])
     more = (scale - 1.0)[..., None, None] * energy(x, positives, unconditional)
     return energy(x, positives, repulsion=repulsion) + more
+
+
+def matched(x: jax.Array, real: jax.Array, fake: jax.Array) -> jax.Array:
+    """Return `V(x) = (real - fake) / mean |x - real|`, the field of distribution matching.
+
+    `real` and `fake` are what two denoisers take for the clean tokens of the same noisy draws: one
+    knows the distribution that is wanted, the other that of the draws. With exact ones the sum of V
+    without its divisor over the draws of a context is, in expectation and up to a factor of the
+    time, minus the gradient of KL(q_t || p_t) between the noised distributions, so it vanishes if
+    q = p.
+
+    Args:
+      x: `[..., G, C]` floating; G draws per context, noised at one time per context.
+      real, fake: like `x`.
+
+    Returns:
+      `[..., G, C]` float32.
+
+    Raises:
+      AssertionError: shapes differ.
+
+    Source: DMD (arXiv 2311.18828, Eq. 7-8): there a sample is an image and divides by its own
+    distance. A token has few numbers, whose distance may be near 0 by chance, so all draws of a
+    context share theirs here.
+    """
+    chex.assert_equal_shape([x, real, fake])
+    x, real, fake = (a.astype(jnp.float32) for a in (x, real, fake))
+    far = jnp.abs(x - real).mean(axis=(-2, -1), keepdims=True)
+    return (real - fake) / jnp.maximum(far, _UNMOVED)
 
 
 def _same_contexts(*samples: jax.Array) -> None:

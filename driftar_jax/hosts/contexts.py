@@ -133,6 +133,30 @@ class Contexts(Protocol):
         own head may stay beside the one-step head.
         """
 
+    def draw_matched(self, key: jax.Array, rows: Rows, draws: int) -> Rows:
+        """Draw times and noises for `clean_pair` and `fake_losses`, for so many draws of a token.
+
+        These three are asked of hosts whose own head may stay beside the one-step head.
+        """
+
+    def clean_pair(
+        self, params: Params, rows: Rows, encoding: Encoding, x: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Return the clean tokens that the own head and the fake one see in noised draws.
+
+        Args:
+          params: with the group `fake`, another own head.
+          rows: with those of `draw_matched`.
+          encoding: of the contexts, as the own head reads it.
+          x: `[B, M, G, C]` draws for the chosen tokens.
+
+        Returns:
+          Twice `[B, M, G, C]` float32.
+        """
+
+    def fake_losses(self, params: Params, rows: Rows, encoding: Encoding, x: jax.Array):
+        """Return the own head's loss of the group `fake` on draws `x [B, M, G, C]`: `[B, M]`."""
+
 
 def take(values: jax.Array, positions: jax.Array) -> jax.Array:
     """Return `values [B, N, ...]` at `positions [B, M]`, `[B, M, ...]`."""

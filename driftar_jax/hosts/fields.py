@@ -126,10 +126,14 @@ TOKEN_DRIFT = of_tasks(
         ),
     },
 )
-# And where the own head stays beside the one-step decoder: its loss, and what it draws.
+# And where the own head stays beside the one-step decoder: its loss, and what it draws or teaches.
 OWN_BESIDE = of_tasks(
     _DRIFT,
     {
+        "drift.field": choice(
+            ("energy", "laplace", "dmd"),
+            "Kernel of the drifting field (Eq. 8); dmd, on MAR: the frozen own head teaches.",
+        ),
         "drift.backbone": dataclasses.replace(
             TOKEN_DRIFT["drift.backbone"],
             rule=lambda v: v in BACKBONES,
@@ -159,6 +163,14 @@ OWN_BESIDE = of_tasks(
             may_miss=True,
         ),
         "drift.own_steps": whole(1, "Head evaluations of such a draw.", before=25, may_miss=True),
+        "drift.fake_rate": real(
+            0,
+            100,
+            "Learning rate of the head that follows the decoder with drift.field=dmd, in optim.lr.",
+            open_low=True,
+            before=1.0,
+            may_miss=True,
+        ),
     },
 )
 PHASES = of_tasks(
@@ -293,7 +305,7 @@ def check_tokens(flat: dict[str, Any], tokens: int) -> None:
 def has_own_head(flat: Mapping[str, Any]) -> bool:
     """Say whether the host's own head is part of a run, by its flat config."""
     beside = flat.get("drift.backbone") == "own_loss" or flat.get("drift.own_positives", 0) > 0
-    return flat["task"] == "host" or beside
+    return flat["task"] == "host" or beside or flat.get("drift.field") == "dmd"
 
 
 def check_own_head(flat: dict[str, Any]) -> None:
@@ -308,6 +320,23 @@ def check_own_head(flat: dict[str, Any]) -> None:
         raise wrong("drift.own_positives", drawn, allowed)
     if drawn and not flat["init_from"]:
         raise wrong("init_from", "", "the workdir of a host whose own head draws the positives")
+    if flat.get("drift.field") == "dmd":
+        _check_matched(flat)
+
+
+# What the field of distribution matching needs, and what it has no place for.
+_MATCHED = {
+    "drift.backbone": ("frozen", "the own head is a teacher for the contexts it knows"),
+    "drift.own_positives": (0, "nothing attracts by samples"),
+    "drift.guidance_max": (1.0, "guidance comes from two rows"),
+    "drift.repulsion": (1.0, "draws do not repel each other"),
+}
+
+
+def _check_matched(flat: dict[str, Any]) -> None:
+    for name, (value, why) in _MATCHED.items():
+        if flat.get(name, value) != value:
+            raise wrong(name, flat[name], f"{value} with drift.field dmd: {why}")
 
 
 def check_backbone(flat: dict[str, Any]) -> None:

@@ -15,6 +15,10 @@ from driftar_jax.hosts.schedules import cosine_counts
 from driftar_jax.layers.dense import of_batch
 from driftar_jax.types import Encoding
 
+# Times of the process, as shares of it, at which draws are compared (DMD, arXiv 2311.18828): hardly
+# any noise, and nothing but noise, would tell little of them.
+_MATCHED = (0.02, 0.98)
+
 
 @dataclasses.dataclass(frozen=True)
 class MaskedContexts:
@@ -196,6 +200,43 @@ class MaskedContexts:
         entropy_mean = weighted_mean(encoding.entropy, self.counted(rows), totals["unknown"])
         loss = weighted_mean(losses, weight, totals["chosen"])
         return loss, {"entropy_mean": entropy_mean}
+
+    def draw_matched(self, key, rows, draws) -> Rows:
+        """See `Contexts.draw_matched`: one time for all draws of a token that are compared."""
+        key_time, key_noise, key_fake, key_more = jax.random.split(key, 4)
+        places, channels = rows["positions"].shape, rows["tokens"].shape[2]
+        shape, steps = (*places, draws), diffusion.TRAIN_STEPS
+        low, high = (round(share * steps) for share in _MATCHED)
+        return {
+            "matched_t": jax.random.randint(key_time, places, low, high + 1, dtype=jnp.int32),
+            "matched_noise": jax.random.normal(key_noise, (*shape, channels), dtype=jnp.float32),
+            "fake_t": jax.random.randint(key_fake, shape, 0, steps, dtype=jnp.int32),
+            "fake_noise": jax.random.normal(key_more, (*shape, channels), dtype=jnp.float32),
+        }
+
+    def clean_pair(self, params, rows, encoding, x):
+        """See `Contexts.clean_pair`."""
+        schedule, t = diffusion.training_schedule(), rows["matched_t"][..., None]
+        x_t = diffusion.add_noise(schedule, x, t, rows["matched_noise"])
+
+        def clean(group):
+            denoise = self._denoiser(params[group], encoding, rows["positions"])
+            return diffusion.predict(schedule, t, x_t, *denoise(x_t, t)).clean
+
+        return clean("head"), clean("fake")
+
+    def fake_losses(self, params, rows, encoding, x):
+        """See `Contexts.fake_losses`: of one time and noise for each draw."""
+        denoise = self._denoiser(params["fake"], encoding, rows["positions"])
+        schedule = diffusion.training_schedule()
+        losses = diffusion.head_loss(denoise, schedule, x, rows["fake_t"], rows["fake_noise"])
+        return losses.mean(axis=-1)
+
+    def _denoiser(self, params, encoding, positions) -> diffusion.Denoiser:
+        """Return `(x_t [B, M, G, C], t) -> (eps, v)` for the chosen tokens."""
+        head, variables = self.model.head, {"params": params}
+        c = head.apply(variables, take(encoding.z, positions), method="condition")[:, :, None]
+        return lambda x_t, t: head.apply(variables, x_t, t, c, method="denoise")
 
 
 def contexts(config: Any, model: Any) -> MaskedContexts:

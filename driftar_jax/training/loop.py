@@ -101,7 +101,11 @@ class Loop:
             # Folded, so that everything else is drawn as in a run without adapters.
             key_adapters = jax.random.fold_in(key, _ADAPTERS)
             params = params | {low_rank.GROUP: low_rank.init(host, self.rank, key_adapters)}
-        return optim.init_state(params, self.optimizer, self.task.tracked, extra)
+        return self._state(params, extra)
+
+    def _state(self, params, extra) -> optim.TrainState:
+        aside = getattr(self.task, "aside", ())
+        return optim.init_state(params, self.optimizer, self.task.tracked, extra, aside)
 
     def _learns(self, groups: tuple[str, ...]) -> tuple[str, ...]:
         more = (low_rank.GROUP,) if self.rank and low_rank.OF in groups else ()
@@ -117,7 +121,9 @@ class Loop:
             # an average that began at the drawn weights would take thousands of steps to forget
             # them.
             params = {**state.params, **(weights or {})}
-            return optim.init_state(params, self.optimizer, self.task.tracked, state.extra)
+            for name, source in getattr(self.task, "aside", {}).items():
+                params[name] = params[source]
+            return self._state(params, state.extra)
 
         return jax.jit(init, out_shardings=self.shardings)()
 

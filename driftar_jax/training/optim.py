@@ -1,5 +1,6 @@
 """The optax chain, the weight-decay groups and the training state."""
 
+from collections.abc import Collection
 from typing import Any
 
 import flax.struct
@@ -10,7 +11,7 @@ import optax
 from driftar_jax.training import freezing
 
 # Groups whose parameters are never decayed: MAR decays nothing of its head (mar.md section 8.1).
-UNDECAYED_GROUPS = ("head",)
+UNDECAYED_GROUPS = ("head", "fake")
 # Decay of AdamW's first moment: the value of all three published recipes.
 B1 = 0.9
 
@@ -21,7 +22,8 @@ class TrainState:
 
     Attributes:
       params: parameters by group.
-      ema: their exponential moving average, float32; what sampling reads.
+      ema: their exponential moving average, float32; what sampling reads. Of groups that training
+        alone needs there is none.
       opt_state: optax state.
       tracked: running means of the task's `tracked` metrics, float32 scalars.
       step: int32 scalar, steps done; keys are folded from it.
@@ -90,13 +92,21 @@ def make_optimizer(
 
 
 def init_state(
-    params, optimizer: optax.GradientTransformation, tracked, extra: Any = None
+    params,
+    optimizer: optax.GradientTransformation,
+    tracked,
+    extra: Any = None,
+    aside: Collection[str] = (),
 ) -> TrainState:
-    """Return the state at step 0; the average starts as a copy of the parameters."""
+    """Return the state at step 0; the average starts as a copy of the parameters.
+
+    `aside` are the groups that have no average.
+    """
+    averaged = {name: tree for name, tree in params.items() if name not in aside}
     return TrainState(
         params=params,
         # A copy: the state is donated, and one buffer cannot be given away twice.
-        ema=jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params),
+        ema=jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), averaged),
         opt_state=optimizer.init(params),
         tracked={name: jnp.zeros((), jnp.float32) for name in tracked},
         step=jnp.zeros((), jnp.int32),

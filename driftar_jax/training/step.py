@@ -139,12 +139,15 @@ def make_step(
             stays = jax.tree.map(jnp.zeros_like, state.params[name])
             grads[name] = freezing.merged(held[name], stays, tree)
         updates, opt_state = optimizer.update({**zeros, **grads}, state.opt_state, state.params)
+        for name, rate in getattr(task, "rates", {}).items():
+            updates[name] = jax.tree.map(lambda u, rate=rate: rate * u, updates[name])
         # Momentum and decay would still move what has no gradient.
         moved = optax.apply_updates(
             {n: state.params[n] for n in learns}, {n: updates[n] for n in learns}
         )
         params = freezing.merged(held, state.params, {**state.params, **moved})
-        averages = update_ema(state.ema, params, ema)
+        averaged = {name: params[name] for name in state.ema}
+        averages = update_ema(state.ema, averaged, ema)
         # A plain mean of the first hundred steps, then an exponential one: without it the start
         # value 0 would weigh on the mean for hundreds of steps.
         rate = jnp.minimum(TRACK_DECAY, state.step / (state.step + 1.0))
@@ -153,7 +156,7 @@ def make_step(
             TrainState(
                 params=params,
                 # Of what never moves the average is what it was at first.
-                ema=freezing.merged(held, state.ema, averages),
+                ema=freezing.merged({n: held[n] for n in state.ema}, state.ema, averages),
                 opt_state=opt_state,
                 tracked=tracked,
                 step=state.step + 1,

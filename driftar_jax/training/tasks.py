@@ -30,7 +30,10 @@ class Task(Protocol):
       freeze_step: first step of Phase II, or None where there is one phase.
       tracked: names of metrics whose running means are part of the checkpoint.
 
-    A task may have `stays`, groups that never learn: they have no gradient, moment or average.
+    A task may have `stays`, groups that never learn: they have no gradient, moment or average;
+    `aside`, groups that training alone needs, each with the group that it begins as: they have no
+    average, and no export holds them; and `rates`, how many times the run's learning rate is a
+    group's own.
     """
 
     freeze_step: int | None

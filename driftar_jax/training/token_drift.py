@@ -1,7 +1,8 @@
 """Drift-AR on a host that makes single tokens: prior, one-step decoder, draft head (Eq. 3-10).
 
 The prior is bound to the encodings of single tokens, and the field is `energy`: every context has
-one real continuation. How the host meets an image is its own affair (`hosts/contexts.py`).
+one real continuation. Or it is `matched`, of a rival: the decoder learns from the own head alone.
+How the host meets an image is its own affair (`hosts/contexts.py`).
 """
 
 import dataclasses
@@ -22,6 +23,8 @@ Params = dict[str, Any]
 
 # Share of the images that learn without guidance, so that a scale of 1 stays the data's own.
 _UNGUIDED = 0.3
+# A copy of the own head that learns what the decoder draws, and what it begins as.
+_FAKE = {"fake": "head"}
 # The groups that learn in the first phase, by `drift.backbone`.
 _LEARN = {
     "joint": ("host", "prior", "decoder", "draft"),
@@ -42,6 +45,8 @@ class OwnHead:
       nfe: evaluations of a draw.
       spacing: of the diffusion head's steps.
       temperature: of a draw.
+      matched: whether the decoder learns from it by distribution matching, in place of Eq. 8.
+      fake_rate: how much larger the fake head's learning rate is than the decoder's.
     """
 
     copies: int
@@ -51,6 +56,8 @@ class OwnHead:
     nfe: int = 25
     spacing: str = "trimmed"
     temperature: float = 1.0
+    matched: bool = False
+    fake_rate: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +107,23 @@ class DriftTask(Drawn):
 
     def init(self, key: jax.Array) -> Params:
         """See `Task.init`."""
-        return model.init(self.parts, key)
+        made = model.init(self.parts, key)
+        return made | {name: made[source] for name, source in self.aside.items()}
+
+    @property
+    def matched(self) -> bool:
+        """Say whether the field is that of distribution matching."""
+        return self.own is not None and self.own.matched
+
+    @property
+    def aside(self) -> dict[str, str]:
+        """Return the groups that training alone needs, and which group each begins as."""
+        return _FAKE if self.matched else {}
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """Return the groups whose learning rate is so many times the run's."""
+        return dict.fromkeys(self.aside, self.own.fake_rate) if self.aside else {}
 
     @property
     def stays(self) -> tuple[str, ...]:
@@ -109,8 +132,11 @@ class DriftTask(Drawn):
         return tuple(name for name in kept if name not in _LEARN[self.backbone])
 
     def trainable(self, frozen: bool) -> tuple[str, ...]:
-        """See `Task.trainable`: all that learns of the backbone's kind, then the decoder alone."""
-        return ("decoder",) if frozen else _LEARN[self.backbone]
+        """See `Task.trainable`: all that learns of the backbone's kind, then the decoder alone.
+
+        What it is compared by follows it in both phases.
+        """
+        return (*(("decoder",) if frozen else _LEARN[self.backbone]), *self.aside)
 
     def draw(self, batch, key, frozen):
         """See `Drawn.draw`: contexts, and the noise of every draw of their tokens."""
@@ -135,6 +161,8 @@ class DriftTask(Drawn):
         }
         if self.own and self.own.positives:
             rows["own_keys"] = jax.random.split(jax.random.fold_in(key, 6), len(tokens))
+        if self.matched:
+            rows |= self.contexts.draw_matched(jax.random.fold_in(key, 7), rows, self.draws)
         if self.own and self.own.weight and not frozen:
             # Folded: the keys of the step itself have made the draws above.
             key_own = jax.random.fold_in(key, 5)
@@ -178,14 +206,21 @@ class DriftTask(Drawn):
             "entropy_mean": over_counted(encoding.entropy),
             "entropy_square": over_counted(jnp.square(encoding.entropy)),
         }
+        beside = 0.0
+        if self.matched:
+            # The decoder is no part of it: the draws are its data.
+            data = jax.lax.stop_gradient((encoding, x))
+            beside = over_chosen(contexts.fake_losses(params, rows, *data))
+            metrics["fake"] = beside
         if frozen:
-            return l_drift, metrics
+            return l_drift + beside, metrics
         # The mean alone has to point at the token: the drift only sees where draws end up.
         l_mu = over_counted(jnp.sum(jnp.square(mu - tokens), axis=-1))
         draft_terms = self._draft_terms(params, own, rows, totals["rounds"])
         # A traced step, so that the falling weight needs no new compilation.
         a = losses.alpha(step, self.steps, start=self.alpha_start, freeze_at=self.freeze_at)
         loss = a * sum(draft_terms.values()) + (1 - a) * (l_drift + l_mu)  # Eq. 9
+        loss += beside
         metrics |= draft_terms | {"mu": l_mu, "alpha": a}
         if self.own and self.own.weight:
             # Outside of Eq. 9: alpha falls to 0, and what the host learns from its own head does
@@ -196,6 +231,9 @@ class DriftTask(Drawn):
 
     def _field(self, params, rows, encoding, x, y, scale, step):
         """Return the field at draws `x [B, M, G, C]` of tokens `y [B, M, C]` (Eq. 8)."""
+        if self.matched:
+            fixed, encoding, x = jax.lax.stop_gradient((params, encoding, x))
+            return fields.matched(x, *self.contexts.clean_pair(fixed, rows, encoding, x))
         rho = losses.repulsion(
             step, self.steps, start=self.repulsion, schedule=self.repulsion_schedule
         )
@@ -324,4 +362,6 @@ def _own_head(config: Any, contexts: Contexts) -> OwnHead | None:
         share=drift.get("own_share", 1.0),
         nfe=drift.get("own_steps", 25),
         spacing=config.sample.spacing,
+        matched=drift.field == "dmd",
+        fake_rate=drift.get("fake_rate", 1.0),
     )

@@ -161,6 +161,24 @@ def test_weights_of_another_run_replace_their_groups_alone(open_loop):
         _equal(given.params[name], fresh.params[name])
 
 
+def test_a_group_beside_begins_as_another_and_goes_on(open_loop):
+    straight, batches = open_loop("straight", toy.AsideTask())
+    fresh = straight.fresh_state()
+    other = {"host": jax.tree.map(lambda p: np.asarray(p) + 1, fresh.params["host"])}
+    given = straight.fresh_state(other)
+    _equal(given.params["draft"], other["host"])
+    assert "draft" not in given.ema
+    want = straight.run(given, batches, say=_quiet)
+    cut, batches = open_loop("cut", toy.AsideTask())
+    with pytest.raises(Interrupted):
+        cut.run(cut.fresh_state(other), Stopping(batches, 4), say=_quiet)
+    cut.checkpoints.wait()
+    again, batches = open_loop("cut", toy.AsideTask())
+    state = again.restore(batches)
+    assert int(state.step) == 3
+    _equal(again.run(state, batches, say=_quiet), want)
+
+
 def test_the_host_is_never_far_ahead_of_the_device(open_loop):
     made, batches = open_loop("ahead", train__log_every=6, train__checkpoint_every=6)
     step, begun, most = made.step_function, [], []

@@ -251,3 +251,20 @@ def test_a_glob_that_freezes_nothing_or_all_is_refused(text, said):
     with pytest.raises(ValueError) as refused:
         freezing.check(freezing.globs(text), params, (TASK.trainable(False), TASK.trainable(True)))
     assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+def test_a_group_beside_has_its_own_rate_and_no_average():
+    task, batch = toy.AsideTask(), tiny.batch(6)
+    params = nn.meta.unbox(TASK.init(jax.random.key(0)))
+    fixed = dict(seed=SEED, frozen=False, accumulate=1, ema=EMA)
+    moved = {}
+    for one in (TASK, task):
+        aside = getattr(one, "aside", ())
+        state = optim.init_state(params, OPTIMIZER, one.tracked, aside=aside)
+        after, _ = jax.jit(step.make_step(one, OPTIMIZER, **fixed))(state, batch)
+        assert set(after.ema) == set(state.ema) == set(params) - set(aside)
+        moved[one] = jax.tree.map(lambda a, b: np.subtract(a, b), after.params, params)
+    for name, tree in moved[task].items():
+        times = 3.0 if name == "draft" else 1.0
+        want = jax.tree.map(lambda a, times=times: times * a, moved[TASK][name])
+        chex.assert_trees_all_close(tree, want, rtol=1e-3)

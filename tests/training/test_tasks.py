@@ -11,6 +11,7 @@ import pytest
 import tiny
 
 from driftar_jax import config
+from driftar_jax.heads import diffusion
 from driftar_jax.training import optim, step, tasks
 
 
@@ -239,13 +240,82 @@ def test_own_positives_take_the_guidance():
     assert np.abs(plain[:, :, 0] - plain[:, :, 1]).min() > 0
 
 
+def test_a_matched_decoder_learns_from_two_heads_and_one_of_them_from_it():
+    """The field is that of the own head and its copy, which take the draws for data."""
+    task = tasks.build(_beside("frozen", field="dmd"), tiny.IMAGES)
+    assert task.trainable(False) == ("prior", "decoder", "draft", "fake")
+    assert task.trainable(True) == ("decoder", "fake") and task.stays == ("host", "head")
+    batch = tiny.batch(4) | {"label": np.array([0, 1, 2, 1], np.int32)}
+    key = jax.random.key(0)
+
+    def by_hand(params, rows, totals):
+        encoding = task.contexts.encode(params, rows, None)
+        mu, std = task._prior(params, encoding, rows["prior_keys"])
+        x = task._draws(params, encoding, mu, std, rows["positions"], rows["eps"], None)
+        z = jnp.take_along_axis(encoding.z, rows["positions"][..., None], axis=1)[:, :, None]
+        z = jnp.broadcast_to(z, (*x.shape[:3], z.shape[-1]))
+        bar = jnp.asarray(diffusion.training_schedule().alphas_cumprod, jnp.float32)
+
+        def guessed(group, t, noise):
+            a = bar[t][..., None]
+            x_t = jnp.sqrt(a) * x + jnp.sqrt(1 - a) * noise
+            eps = task.parts.head.apply({"params": params[group]}, x_t, t, z)[0]
+            return eps, (x_t - jnp.sqrt(1 - a) * eps) / jnp.sqrt(a)
+
+        t = jnp.broadcast_to(rows["matched_t"][..., None], x.shape[:3])
+        real, fake = (guessed(g, t, rows["matched_noise"])[1] for g in ("head", "fake"))
+        field = (real - fake) / jnp.abs(x - real).mean(axis=(2, 3), keepdims=True)
+        size = jnp.sum(jnp.square(field), axis=-1).mean(axis=-1)
+        eps = guessed("fake", rows["fake_t"], rows["fake_noise"])[0]
+        error = jnp.square(eps - rows["fake_noise"]).mean(axis=(-1, -2))
+        weight = rows["weight"] / totals["chosen"]
+        return jnp.sum(weight * size), jnp.sum(weight * error)
+
+    @jax.jit
+    def measured(params):
+        rows, totals = task.draw(batch, key, False)
+
+        def terms(params):
+            loss, m = task.terms(params, rows, totals, key, jnp.int32(2), False)
+            return (m["drift"], m["fake"]), (loss, m)
+
+        _, pulled_back, found = jax.vjp(terms, params, has_aux=True)
+        both = [pulled_back(side)[0] for side in ((1.0, 0.0), (0.0, 1.0))]
+        return found, both, by_hand(params, rows, totals)
+
+    (value, m), (of_drift, of_fake), (size, error) = measured(tiny.params(task.init))
+    draft = m["draft_reg"] + m["draft_entropy"]
+    want = m["alpha"] * draft + (1 - m["alpha"]) * (m["drift"] + m["mu"]) + m["fake"]
+    np.testing.assert_allclose(value, want, rtol=1e-5)
+    np.testing.assert_allclose(m["drift"], size, rtol=1e-3)
+    assert m["fake"] > error  # the bound, which trains the variance, comes on top
+    largest = {
+        name: [max(float(np.abs(g).max()) for g in jax.tree.leaves(t[name])) for t in (a, b)]
+        for a, b in ((of_drift, of_fake),)
+        for name in ("fake", "decoder")
+    }
+    assert largest["fake"][0] == largest["decoder"][1] == 0
+    assert min(largest["fake"][1], largest["decoder"][0]) > 1e-4
+
+
 @pytest.mark.parametrize(
     ("changes", "complaint"),
     [
         ({"drift.backbone": "own"}, "drift.backbone: got 'own', allowed joint | frozen | own_loss"),
         ({"init_from": ""}, "init_from: got '', allowed the workdir of a trained host"),
         ({"drift.own_positives": 2, "drift.backbone": "joint"}, "drift.own_positives: got 2"),
+        (
+            {"drift.field": "dmd", "drift.backbone": "joint"},
+            "drift.backbone: got 'joint', allowed frozen with drift.field dmd",
+        ),
+        ({"drift.field": "dmd", "init_from": ""}, "init_from: got '', allowed the workdir of"),
+        (
+            {"drift.field": "dmd", "drift.guidance_max": 2.0},
+            "drift.guidance_max: got 2.0, allowed 1.0 with drift.field dmd",
+        ),
+        ({"drift.field": "dmd", "drift.fake_rate": 0.0}, "drift.fake_rate: got 0.0, allowed a"),
         ({"drift.repulsion": 1.5}, "drift.repulsion: got 1.5, allowed a number from 0 to 1.4"),
+        ({"drift.field": "dmd", "head": {}}, "head.depth: got None, allowed a whole number"),
         (
             {"head": {}, "drift.backbone": "own_loss"},
             "head.depth: got None, allowed a whole number",

@@ -42,3 +42,16 @@ class ToyTask:
         loss = jnp.where(step == self.bad_step, jnp.nan, loss)
         metrics = {"size": jnp.mean(jnp.abs(made[0]))}
         return loss, metrics if frozen else metrics | {"first_phase": jnp.mean(error)}
+
+
+@dataclasses.dataclass(frozen=True)
+class AsideTask(ToyTask):
+    """A toy one of whose groups training alone needs."""
+
+    @property
+    def aside(self):
+        return {"draft": "host"}
+
+    @property
+    def rates(self):
+        return {"draft": 3.0}
