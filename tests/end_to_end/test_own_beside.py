@@ -3,6 +3,7 @@
 import functools
 import json
 import pathlib
+import shutil
 
 import chex
 import jax
@@ -11,6 +12,7 @@ import pytest
 from PIL import Image
 
 import driftar_jax
+from driftar_jax.training import runs
 
 OWN = "--config=configs/drift_mar_own.py:tiny"
 
@@ -63,6 +65,38 @@ def test_both_heads_learn_and_the_run_goes_on(call, workdirs, tmp_path):
     alone = f"--config.init_from={workdirs.drift}"
     wrong = call("train", OWN, alone, f"--workdir={tmp_path / 'other'}")
     assert wrong.status == 2 and "a checkpoint that holds a host's own head" in wrong.stderr
+
+
+@pytest.mark.slow
+def test_a_decoder_is_taught_by_the_own_head_and_the_run_goes_on(call, workdirs, tmp_path):
+    """Bit for bit, the head that follows it included, which no export holds."""
+    words = ("drift.backbone=frozen", "drift.field=dmd", "drift.fake_rate=2")
+    words = [f"--config.{w}" for w in (*words, f"init_from={workdirs.own}")]
+    straight, cut = tmp_path / "straight", tmp_path / "cut"
+    done = call("train", OWN, *words, f"--workdir={straight}")
+    assert done.status == 0, done.stderr
+    records = [json.loads(r) for r in (straight / "metrics.jsonl").read_text().splitlines()]
+    assert all(np.isfinite(r["fake"]) and np.isfinite(r["drift"]) for r in records)
+    shutil.copytree(straight, cut)
+    shutil.rmtree(cut / "checkpoints" / "6")
+    assert call("train", OWN, *words, f"--workdir={cut}").status == 0
+    states = []
+    for workdir in (straight, cut):
+        with runs.open_run(driftar_jax.load(workdir).config, str(workdir)) as run:
+            states.append(run.start())
+    assert int(states[0].step) == 6
+    chex.assert_trees_all_equal(*states)
+    params = states[0].params
+    moved = jax.tree.map(lambda a, b: np.abs(a - b).max(), params["fake"], params["head"])
+    assert max(jax.tree.leaves(moved)) > 1e-4
+    run = driftar_jax.load(straight)
+    assert set(run.params) - {"tracker"} == {"host", "head", "prior", "decoder", "draft"}
+    assert run.settings().evaluations == 1
+    out = tmp_path / "export"
+    done = call("export", f"--workdir={straight}", f"--out={out}", "--dtype=float32")
+    assert done.status == 0, done.stderr
+    images = [driftar_jax.load(w).sample([1, 2], seed=3).images for w in (straight, out)]
+    np.testing.assert_array_equal(*images)
 
 
 @pytest.mark.slow
