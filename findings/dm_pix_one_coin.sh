@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Question: how many of a batch of 16 pictures does `dm_pix.random_flip_left_right(key, batch)` flip?
+# Question: how many pictures of a batch of 16 does `dm_pix.random_flip_left_right(key, batch)`
+# flip?
 #
 # Guess, written before the run: about half, each by a coin of its own.
 #

@@ -4,8 +4,8 @@
 # Guess, written before the run: yes: whole epochs, each in an order of its own.
 #
 # Seen (grain 0.2.18): no. The endless repetition is shuffled as one, so that each draw is one of
-# ten at random, with replacement: the first ten draws hold six of the records, and of 50,000 records
-# 37 % are missing from the first 50,000 draws. With `repeat(3)` each comes three times, but
+# ten at random, with replacement: the first ten draws hold six of the records, and of 50,000
+# records 37 % are missing from the first 50,000 draws. With `repeat(3)` each comes three times, but
 # anywhere in the thirty. `shuffle` before `repeat` does what was guessed.
 #
 #     repeat().shuffle(): 6 of 10 records in the first ten draws
