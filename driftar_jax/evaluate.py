@@ -47,6 +47,11 @@ _CONTROLS = flags.DEFINE_boolean(
 )
 _GUIDANCE = flags.DEFINE_list("guidance", [], "Also these scales, each in every way to reach it.")
 _RIVALS = flags.DEFINE_bool("rivals", False, "Also caches and orders of others (MAR).")
+_DRAFTERS = flags.DEFINE_list(
+    "draft_workdir",
+    [],
+    "With --rivals: models that draft for each --baseline (CSpD, MAR).",
+)
 _LOOKAHEAD = flags.DEFINE_integer("lookahead", 0, "Also both heads looking ahead so many tokens.")
 _AR_STEPS = flags.DEFINE_list("ar_steps", [], "Also both heads in so many AR steps each.")
 _DELTA = flags.DEFINE_float("delta", None, "How far a guess of --lookahead may move; 0.02.")
@@ -77,6 +82,7 @@ def main(_) -> None:
             metrics=quality.OPTIONAL if _METRICS.value is None else _METRICS.value,
             controls=_CONTROLS.value,
             rivals=_RIVALS.value,
+            drafters=_DRAFTERS.value,
             guidance=_GUIDANCE.value,
             lookahead=_LOOKAHEAD.value,
             delta=_DELTA.value,
@@ -84,7 +90,7 @@ def main(_) -> None:
             vae=_VAE.value,
         )
         compared = session.open_session(request)
-    pairs = f"{len(compared.drifts)} pairs of runs, {len(compared.images)} real images"
+    pairs = f"{len(compared.runs)} pairs of runs, {len(compared.images)} real images"
     cli.loaded(pairs)
     print(compared.run())
 

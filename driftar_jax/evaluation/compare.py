@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from driftar_jax.evaluation import quality, speed
 from driftar_jax.hosts.schedules import NFE_SCHEDULES
-from driftar_jax.sampling import batches, plain
+from driftar_jax.sampling import batches, plain, two_models
 from driftar_jax.sampling.generator import Generator
 from driftar_jax.sampling.settings import Settings
 from driftar_jax.storage import compiled
@@ -27,11 +27,40 @@ RIVALS = {
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """One row: a checkpoint (index into `runs`) and how it is sampled."""
+    """One row: which of a seed's checkpoints, and how it is sampled.
+
+    Attributes:
+      name: of the row.
+      baseline: whether it is the own head's, with a draft model where `settings` have draft steps.
+      settings: checked.
+      rival: whether it is what others speed the loop up by.
+    """
 
     name: str
     baseline: bool
     settings: Settings
+    rival: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Runs:
+    """The checkpoints of a training seed.
+
+    Attributes:
+      own: with the host's own head.
+      drift: with the one-step head.
+      drafted: `own` with another model that drafts for it (CSpD); None: there is none.
+    """
+
+    own: Generator
+    drift: Generator
+    drafted: Generator | None = None
+
+    def of(self, method: Method) -> Generator:
+        """Return the one that a row samples."""
+        if method.settings.draft_steps:
+            return self.drafted
+        return self.own if method.baseline else self.drift
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,8 +70,8 @@ class Row:
     method: str
     ar_steps: int
     nfe_per_step: int
-    backbone_calls: float
-    backbone_rows: float
+    cost: Counts
+    rival: bool
     speed: dict[int, speed.Speed]
     quality: tuple[quality.Quality, ...]
 
@@ -53,8 +82,8 @@ class Row:
             "method": self.method,
             "ar_steps": self.ar_steps,
             "nfe_per_step": self.nfe_per_step,
-            "backbone_calls": self.backbone_calls,
-            "backbone_rows": self.backbone_rows,
+            "rival": self.rival,
+            **dataclasses.asdict(self.cost),
             "images_per_s": largest.median,
             "images_per_s_low": largest.low,
             "images_per_s_high": largest.high,
@@ -88,7 +117,7 @@ class Extras:
       delta: their bound; None: the default.
       ar_steps: further numbers of AR steps, each for both heads, where the host can do so.
       rivals: caches and orders of others (`RIVALS`) under both heads, with the largest of the
-        scales; of hosts of any order.
+        scales; of hosts of any order. And the own head with a draft model, where there is one.
     """
 
     controls: bool = False
@@ -99,10 +128,11 @@ class Extras:
     rivals: bool = False
 
 
-def methods(own: Generator, drift: Generator, extras: Extras = Extras()) -> list[Method]:
+def methods(runs: Runs, extras: Extras = Extras()) -> list[Method]:
     """List the reference (own head, default steps) first, then its fewer steps, then Drift-AR's
     rows.
     """
+    own, drift = runs.own, runs.drift
     base = own.settings()
     # A flow head needs two steps at least.
     few = [n for n in FEW_STEPS if 2 * n <= base.nfe and _possible(own, nfe=n)]
@@ -145,21 +175,30 @@ def methods(own: Generator, drift: Generator, extras: Extras = Extras()) -> list
             settings = generator.settings(lookahead=extras.lookahead, delta=extras.delta)
             ahead = f"{name}, lookahead {settings.lookahead} ({settings.delta:g})"
             rows.append(Method(ahead, generator is own, settings))
-    return rows + (_rivals(own, drift, max((1.0, *extras.guidance))) if extras.rivals else [])
+    return rows + (_rivals(runs, max((1.0, *extras.guidance))) if extras.rivals else [])
 
 
-def _rivals(own: Generator, drift: Generator, scale: float) -> list[Method]:
-    """Return a row for each cache and order, under either head."""
-    rows = []
-    for name, generator in (("own", own), ("drift", drift)):
+def _rivals(runs: Runs, scale: float) -> list[Method]:
+    """Return a row for each cache and order, under either head, and those of a draft model."""
+    rows, own = [], runs.own
+    guided = f", guidance {scale:g}" if scale != 1 else ""
+    for name, generator in (("own", own), ("drift", runs.drift)):
         for setting, values in RIVALS.items():
             for value in values:
                 changes = {setting: value, "guidance": scale}
                 if _possible(generator, **changes):
-                    words = f"{name}, {value}" + (f", guidance {scale:g}" if scale != 1 else "")
                     extrapolated = {} if name == "own" else {"guidance_form": "extrapolate"}
                     settings = generator.settings(**changes, **extrapolated)
-                    rows.append(Method(words, generator is own, settings))
+                    words = f"{name}, {value}{guided}"
+                    rows.append(Method(words, generator is own, settings, rival=True))
+    if runs.drafted is not None:
+        settings = runs.drafted.settings(guidance=scale)
+        words = f"own, {settings.draft_steps} AR steps drafted{guided}"
+        rows.append(Method(words, True, settings, rival=True))
+        # What the target does alone in as many calls: its control.
+        calls = two_models.counts(settings).backbone_calls
+        alone = own.settings(guidance=scale, ar_steps=calls)
+        rows.append(Method(f"own, {calls} AR steps{guided}", True, alone, rival=True))
     return rows
 
 
@@ -175,8 +214,7 @@ def _fewer(ar_steps: int) -> list[int]:
 
 
 def measure(
-    baselines: Sequence[Generator],
-    drifts: Sequence[Generator],
+    runs: Sequence[Runs],
     real: quality.RealSet,
     *,
     num: int,
@@ -185,15 +223,14 @@ def measure(
     extras: Extras = Extras(),
     say: Callable[[str], None] = print,
 ) -> list[Row]:
-    """Measure quality over all checkpoint pairs and sampling seeds, and the speed of the first
-    pair.
+    """Measure quality over all training and sampling seeds, and the speed of the first one's runs.
 
     Args:
-      baselines, drifts: checkpoints, paired by training seed.
+      runs: checkpoints of each training seed.
       real: what samples are held against; their labels follow its shares of the classes, and are
         the same for all methods.
       num: images per seed.
-      sampling_seeds: seeds per pair.
+      sampling_seeds: seeds per training seed.
       batch_sizes: for the speed.
       extras: further rows.
       say: takes a line for every method and seed, when it is measured.
@@ -201,27 +238,27 @@ def measure(
     Returns:
       One row per method of `methods`.
     """
-    table = methods(baselines[0], drifts[0], extras)
+    first = runs[0]
+    table = methods(first, extras)
     # Before the quality: afterwards everything is compiled, and its cost could not be told.
-    first = baselines[0], drifts[0]
     say(f"compiling and timing {len(table)} methods, {batch_sizes} images a call")
     with real.ledger("speed"):
         timed = {size: _speeds(first, table, real.labels, size) for size in batch_sizes}
-        cost = [costs(_of(first, m), m.settings, real.labels, max(batch_sizes)) for m in table]
+        cost = [costs(first.of(m), m.settings, real.labels, max(batch_sizes)) for m in table]
     qualities: list[list[quality.Quality]] = [[] for _ in table]
     asked_for = [
-        (pair, seed, i)
-        for pair in zip(baselines, drifts, strict=True)
+        (trained, seed, i)
+        for trained in runs
         for seed in range(sampling_seeds)
         for i in range(len(table))
     ]
     with tqdm(total=num * len(asked_for), unit="image", disable=None, leave=False) as bar:
-        for pair, seed, i in asked_for:
+        for trained, seed, i in asked_for:
             # The same for every method: the rows of a seed differ by the method alone.
             labels = np.random.default_rng(seed).choice(real.labels, num)
             method = table[i]
             how = method.settings, real, labels, seed, max(batch_sizes)
-            result = judge(_of(pair, method), *how, bar.update)
+            result = judge(trained.of(method), *how, bar.update)
             say(
                 f"{method.name}, {method.settings.evaluations:g} NFE per step, seed {seed}: "
                 f"fd_{real.network.name} {result.frechet:.2f}, accuracy {result.accuracy:.3f}"
@@ -232,8 +269,8 @@ def measure(
             method=method.name,
             ar_steps=method.settings.ar_steps,
             nfe_per_step=method.settings.evaluations,
-            backbone_calls=cost[i].backbone_calls,
-            backbone_rows=cost[i].backbone_rows,
+            cost=cost[i],
+            rival=method.rival,
             speed={size: speeds[i] for size, speeds in timed.items()},
             quality=tuple(qualities[i]),
         )
@@ -284,10 +321,6 @@ def part_seed(seed: int, number: int) -> int:
     return int(np.random.SeedSequence((seed, number)).generate_state(1)[0]) % 2**31
 
 
-def _of(pair, method: Method) -> Generator:
-    return pair[0] if method.baseline else pair[1]
-
-
 def sample(loaded: Generator, settings: Settings, labels, seed: int, batch_size: int) -> np.ndarray:
     """Sample uint8 images `[n, H, W, C]` for classes `labels [n]`."""
     return batches.sample_images(
@@ -303,6 +336,8 @@ def sample(loaded: Generator, settings: Settings, labels, seed: int, batch_size:
 
 def costs(loaded: Generator, settings: Settings, labels: np.ndarray, size: int) -> Counts:
     """Say what an image costs: known beforehand, or the mean of a batch where images differ."""
+    if settings.draft_steps:
+        return two_models.counts(settings)
     if not settings.speculates:
         return jax.tree.map(int, plain.counts(loaded.model, settings))
     condition = loaded.conditions(np.resize(labels, size), 0, settings)
@@ -310,9 +345,9 @@ def costs(loaded: Generator, settings: Settings, labels: np.ndarray, size: int) 
     return batches.sample_images(loaded.model, settings, loaded.params, condition, 0, **rest)[1]
 
 
-def _speeds(pair, table: Sequence[Method], labels: np.ndarray, size: int) -> list[speed.Speed]:
+def _speeds(runs: Runs, table: Sequence[Method], labels, size: int) -> list[speed.Speed]:
     chosen = np.resize(labels, size)
-    calls = [lambda m=m: sample(_of(pair, m), m.settings, chosen, 0, size) for m in table]
+    calls = [lambda m=m: sample(runs.of(m), m.settings, chosen, 0, size) for m in table]
     # The seconds of the compiler stand in the table: nothing kept may shorten them.
     with compiled.afresh():
         return speed.alternate(calls, size)

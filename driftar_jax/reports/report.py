@@ -118,6 +118,7 @@ def write(
         "",
         *_batches(records),
         "",
+        *_rivals(records),
         "## Does entropy predict error?",
         "",
         "Spearman correlation of the entropy `E` and the residual `|x - mu|` of unknown tokens, at",
@@ -222,6 +223,34 @@ def _batches(records: Sequence[dict]) -> list[str]:
             cells += [digits(at["images_per_s"], 1), spread]
         rows.append([r["method"], r["nfe_per_step"], *cells])
     return tables.lines(["method", "NFE per step", *columns], rows)
+
+
+def _rivals(records: Sequence[dict]) -> list[str]:
+    """Return the section that holds rivals against both heads; nothing where there is none."""
+    if not any(r["rival"] for r in records):
+        return []
+    sizes = list(records[0]["by_batch_size"])
+    head = ["method", "AR steps", "backbone calls", "backbone rows", "draft calls"]
+    head += ["head evaluations", *(f"seconds an image at batch {size}" for size in sizes)]
+    head += ["Frechet distance", *(["recall"] if "recall" in records[0] else [])]
+    rows = []
+    for r in records:
+        counts = "ar_steps", "backbone_calls", "backbone_rows", "draft_calls", "head_evaluations"
+        cells = [r["method"], *(f"{r[name]:g}" for name in counts)]
+        cells += [digits(1 / r["by_batch_size"][size]["images_per_s"], 4) for size in sizes]
+        cells.append(f"{digits(r['frechet'], 2)} ± {digits(r['frechet_std'], 2)}")
+        if "recall" in r:
+            cells.append(f"{r['recall']:.3f} ± {r['recall_std']:.3f}")
+        rows.append(cells)
+    return [
+        "## Beside rivals",
+        "",
+        "Calls, rows and evaluations are of an image; rows are the backbone's that checks, and a",
+        "draft call is one of the model that drafts, whose evaluations are among the head's.",
+        "",
+        *tables.lines(head, rows),
+        "",
+    ]
 
 
 def _premise(correlations: dict[str, list[dict]]) -> list[str]:

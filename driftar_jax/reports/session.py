@@ -29,8 +29,7 @@ HELD_OUT, DRAWS = 128, 8
 class Session:
     """Everything an evaluation needs, checked."""
 
-    drifts: Sequence[generator.Generator]
-    baselines: Sequence[generator.Generator]
+    runs: Sequence[compare.Runs]
     classifier: networks.Network
     network: networks.Network
     network_dir: str
@@ -63,8 +62,7 @@ class Session:
         # Written before the long part: other evaluations may be held against the same moments.
         frechet.write(self.out / "reference.npz", real.moments, self.network.name)
         rows = compare.measure(
-            self.baselines,
-            self.drifts,
+            self.runs,
             real,
             num=self.num,
             sampling_seeds=self.seeds,
@@ -74,7 +72,7 @@ class Session:
         reached = report.RealRow(
             network=self.network.name,
             num_classes=self.classifier.num_classes,
-            pictures=self.num * self.seeds * len(self.drifts),
+            pictures=self.num * self.seeds * len(self.runs),
             floor=real.floor(),
             quality=quality.summary([real.quality(self.num, seed) for seed in range(self.seeds)]),
         )
@@ -82,8 +80,8 @@ class Session:
             premises = {
                 name: self._premise(loaded)
                 for name, loaded in (
-                    ("own head alone", self.baselines[0]),
-                    ("Drift-AR", self.drifts[0]),
+                    ("own head alone", self.first.own),
+                    ("Drift-AR", self.first.drift),
                 )
                 # Where a row stands for several tokens, no token has an entropy of its own.
                 if premise.measurable(loaded.model)
@@ -102,6 +100,11 @@ class Session:
         )
         return "\n".join([*report.summary(rows, reached), "", f"time: {ledger.line()}"])
 
+    @property
+    def first(self) -> compare.Runs:
+        """Return the runs of the first training seed, whose pictures are shown."""
+        return self.runs[0]
+
     def _premise(self, loaded: generator.Generator) -> list[premise.Premise]:
         images, condition = self._judged(1024, loaded)
         grids = inpaint.grids(loaded, images)
@@ -109,7 +112,7 @@ class Session:
 
     def _held_out(self) -> dict[str, contexts.Score]:
         """Draws of both heads in the same contexts of images that nothing was trained on."""
-        pair = {"own head": self.baselines[0], "Drift-AR": self.drifts[0]}
+        pair = {"own head": self.first.own, "Drift-AR": self.first.drift}
         images, labels = self.images[self.num_training :], self.labels[self.num_training :]
         if not len(images) or not all(contexts.possible(loaded) for loaded in pair.values()):
             return {}
@@ -129,7 +132,7 @@ class Session:
         return judges.some_real(loaded, self.images, self.labels, self.captions, most)
 
     def _facts(self, real_accuracy: float) -> dict:
-        drift = self.drifts[0]
+        own, drift = self.first.own, self.first.drift
         return {
             "command": "python -m driftar_jax.evaluate " + " ".join(sys.argv[1:]),
             "data": f"{drift.config.data.name}, {len(self.images)} real images",
@@ -141,19 +144,20 @@ class Session:
             ),
             "reference": "the real images" if self.reference is None else "the file given",
             "images": f"{self.num} per method and seed, {self.seeds} sampling seeds on each of "
-            f"{len(self.drifts)} training seeds",
-            "mask law": f"own head {_law(self.baselines[0])}, Drift-AR {_law(drift)}",
-            "steps": f"own head {self.baselines[0].step}, Drift-AR {drift.step}",
+            f"{len(self.runs)} training seeds",
+            "mask law": f"own head {_law(own)}, Drift-AR {_law(drift)}",
+            "steps": f"own head {own.step}, Drift-AR {drift.step}",
             "device": f"{drift.manifest['device']}, {drift.manifest['cpu_count']} CPU cores",
         }
 
     def _pictures(self, premises) -> list[tuple[str, str]]:
-        labels = np.arange(SHOWN) % self.drifts[0].model.images.num_classes
-        for name, loaded in (("own", self.baselines[0]), ("drift", self.drifts[0])):
+        own, drift = self.first.own, self.first.drift
+        labels = np.arange(SHOWN) % drift.model.images.num_classes
+        for name, loaded in (("own", own), ("drift", drift)):
             images = loaded.sample(labels, seed=0, batch_size=SHOWN).images
             path, names = self.out / f"samples_{name}.png", loaded.model.images.class_names
             pictures.save_by_class(path, images, labels, names)
-        pictures.save_grid(self.out / "real.png", self._judged(SHOWN, self.drifts[0])[0], columns=8)
+        pictures.save_grid(self.out / "real.png", self._judged(SHOWN, drift)[0], columns=8)
         curves = {name: _records(workdir) for name, workdir in self.workdirs.items()}
         pictures.save_curves(
             self.out / "curves_own.png", {"own head": curves["own"]}, ["loss", "grad_norm"]
@@ -166,7 +170,7 @@ class Session:
         report.entropy_against_residual(self.out / "residual.png", premises)
         self._entropy_map()
         return [
-            ("samples_own.png", f"Own head, {self.baselines[0].config.sample.nfe} NFE per AR step"),
+            ("samples_own.png", f"Own head, {own.config.sample.nfe} NFE per AR step"),
             ("samples_drift.png", "Drift-AR, 1 NFE per AR step"),
             ("real.png", "Real images"),
             ("curves_own.png", "Training of the own head"),
@@ -176,7 +180,7 @@ class Session:
         ]
 
     def _entropy_map(self) -> None:
-        drift = self.drifts[0]
+        drift = self.first.drift
         images, condition = self._judged(MAPPED, drift)
         order = np.argsort(np.random.default_rng(1).random((MAPPED, drift.model.images.num_tokens)))
         # Half of the tokens, in random order: what masked generation meets on its way. Tokens in
@@ -210,6 +214,8 @@ class Request:
       metrics: of `quality.OPTIONAL`.
       controls: whether the controls of the own head are measured too.
       rivals: whether caches and orders of others are.
+      drafters: workdirs of models that draft for the baselines in a row of rivals, one for each;
+        (): no such row.
       guidance: further scales, in digits.
       lookahead: tokens that both heads look ahead in further rows; 0: no such rows.
       delta: how far a guess may move there; None: the default.
@@ -230,6 +236,7 @@ class Request:
     metrics: Sequence[str] = quality.OPTIONAL
     controls: bool = False
     rivals: bool = False
+    drafters: Sequence[str] = ()
     guidance: Sequence[str] = ()
     lookahead: int = 0
     delta: float | None = None
@@ -243,6 +250,11 @@ class Request:
         pairs, owns = len(self.drifts), len(self.baselines)
         if pairs != owns:
             raise config.wrong("baseline", owns, f"as many runs as --workdir, {pairs}")
+        if self.drafters and not self.rivals:
+            raise config.wrong("draft_workdir", ",".join(self.drafters), "none without --rivals")
+        if self.drafters and len(self.drafters) != pairs:
+            allowed = f"as many runs as --workdir, {pairs}"
+            raise config.wrong("draft_workdir", len(self.drafters), allowed)
         if self.seeds < 1:
             raise config.wrong("seeds", self.seeds, "a whole number of at least 1")
         sizes = self.batch_sizes
@@ -282,8 +294,14 @@ def open_session(request: Request) -> Session:
         for path, drift in zip(request.baselines, drifts, strict=True)
     ]
     opened.check((*drifts, *baselines))
-    for method in compare.methods(baselines[0], drifts[0], extras):
-        (baselines[0] if method.baseline else drifts[0]).check(method.settings)
+    drafted = [
+        own.with_drafter(judges.open_subject(path, "host", "draft_workdir"))
+        for own, path in zip(baselines, request.drafters, strict=bool(request.drafters))
+    ]
+    drafted = drafted or [None] * len(drifts)
+    runs = list(map(compare.Runs, baselines, drifts, drafted))
+    for method in compare.methods(runs[0], extras):
+        runs[0].of(method).check(method.settings)
     sources = opened.open_sources()
     # The floor is a distance of two halves, and each must give a covariance of full rank.
     if (there := sum(map(len, sources))) // 2 <= network.width:
@@ -297,8 +315,7 @@ def open_session(request: Request) -> Session:
         captions = judges.all_captions(sources)
     folder.mkdir(parents=True, exist_ok=True)
     return Session(
-        drifts=drifts,
-        baselines=baselines,
+        runs=runs,
         classifier=opened.network,
         network=network,
         network_dir=inception_dir or request.judge,

@@ -159,6 +159,10 @@ def sample_images(
       ValueError: as `stream`.
     """
     images, counts = _all(stream(model, settings, params, condition, seed, **rest))
+    if settings.draft_steps:
+        from driftar_jax.sampling import two_models
+
+        return images, two_models.counts(settings)
     return images, counts_of(counts, len(images))
 
 

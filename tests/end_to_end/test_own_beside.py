@@ -150,3 +150,42 @@ def test_two_models_by_the_command(call, workdirs, tmp_path):
         wrong = call("sample", *asked, *words, f"--out={tmp_path / 'wrong'}")
         assert wrong.status == 2 and line in wrong.stderr, wrong.stderr
         assert wrong.stderr.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_rivals_stand_in_one_table_with_their_seconds(call, workdirs, tmp_path):
+    out = tmp_path / "report"
+    words = ("--rivals", f"--draft_workdir={workdirs.own}", "--num=8", "--seeds=1")
+    done = call("evaluate", *_pair(workdirs, out), *words, "--batch_sizes=4")
+    assert done.status == 0, done.stderr
+    report = json.loads((out / "report.json").read_text())
+    rows = {r["method"]: r for r in report["rows"] if r["rival"]}
+    drafted, alone = rows["own, 4 AR steps drafted"], rows["own, 2 AR steps"]
+    assert (drafted["backbone_calls"], drafted["draft_calls"]) == (2, 2)
+    assert (alone["backbone_calls"], alone["draft_calls"]) == (2, 0)
+    text = (out / "report.md").read_text()
+    table = text.partition("## Beside rivals")[2].partition("##")[0].strip().splitlines()[-100:]
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table if "|" in line]
+    head = cells[0].index("seconds an image at batch 4")
+    found = {row[0]: row for row in cells[2:]}
+    for name, row in rows.items():
+        want = 1 / row["by_batch_size"]["4"]["images_per_s"]
+        assert float(found[name][head]) == pytest.approx(want, rel=0.01)
+    assert found["own, 4 AR steps drafted"][1:6] == ["3", "2", "2", "2", "16"]
+
+
+def _pair(workdirs, out):
+    runs = f"--workdir={workdirs.drift}", f"--baseline={workdirs.own}"
+    return *runs, f"--judge={workdirs.judge}", f"--out={out}"
+
+
+@pytest.mark.slow  # of three lines
+def test_a_draft_model_that_cannot_be_among_the_rivals_is_named(call, workdirs, tmp_path):
+    for words, line in (
+        ([f"--draft_workdir={workdirs.own}"], "allowed none without --rivals"),
+        (["--rivals", f"--draft_workdir={workdirs.own},x"], "draft_workdir: got 2, allowed as"),
+        (["--rivals", f"--draft_workdir={workdirs.drift}"], "allowed a run of task host, not"),
+    ):
+        wrong = call("evaluate", *_pair(workdirs, tmp_path / "out"), *words)
+        assert wrong.status == 2 and line in wrong.stderr, wrong.stderr
+        assert wrong.stderr.count("\n") == 1 and wrong.compiled < 5

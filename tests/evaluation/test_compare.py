@@ -65,9 +65,10 @@ def _loaded(task, **changes):
 
 def test_the_rows_that_were_asked_for():
     own, drift = _loaded("host"), _loaded("drift", drift__guidance_max=3.0)
-    plain = compare.methods(own, drift)
+    runs = compare.Runs(own, drift)
+    plain = compare.methods(runs)
     asked = compare.Extras(controls=True, guidance=(2.0,))
-    rows = {m.name: m for m in compare.methods(own, drift, asked)}
+    rows = {m.name: m for m in compare.methods(runs, asked)}
     assert rows.keys() - {m.name for m in plain} == {
         "own, two_stage to 1",
         "own, linear to 1",
@@ -81,16 +82,43 @@ def test_the_rows_that_were_asked_for():
     assert rows["own, linear to 1"].settings.head_steps == (4, 2, 1)
     assert rows["own, guidance 2"].settings.guided and rows["own, guidance 2"].baseline
     assert not rows["drift, guidance 2 trained"].settings.guided
-    assert compare.methods(own, _loaded("drift"), asked)[-1].name.endswith("extrapolate")
+    assert compare.methods(compare.Runs(own, _loaded("drift")), asked)[-1].name.endswith(
+        "extrapolate"
+    )
 
 
 def test_further_numbers_of_ar_steps_are_for_both_heads_and_come_once():
     own, drift = _loaded("host"), _loaded("drift")
-    base, plain = own.settings().ar_steps, {m.name for m in compare.methods(own, drift)}
+    runs, base = compare.Runs(own, drift), own.settings().ar_steps
+    plain = {m.name for m in compare.methods(runs)}
     asked = compare.Extras(controls=True, ar_steps=(1, base, 5))
-    names = [m.name for m in compare.methods(own, drift, asked)]
+    names = [m.name for m in compare.methods(runs, asked)]
     assert len(names) == len(set(names)) + 2  # the own head with fewer evaluations
-    rows = {m.name: m for m in compare.methods(own, drift, compare.Extras(ar_steps=(1, base, 5)))}
+    rows = {m.name: m for m in compare.methods(runs, compare.Extras(ar_steps=(1, base, 5)))}
     assert rows.keys() - plain == {f"{h}, {n} AR steps" for h in ("own", "drift") for n in (1, 5)}
     assert rows["own, 5 AR steps"].baseline and not rows["drift, 5 AR steps"].baseline
     assert rows["drift, 5 AR steps"].settings.ar_steps == 5
+
+
+def test_a_draft_model_has_a_row_among_the_rivals_and_so_has_its_control():
+    own, drift = _loaded("host"), _loaded("drift")
+    runs = compare.Runs(own, drift, own.with_drafter(_loaded("host", host__width=6)))
+    asked = compare.Extras(rivals=True, guidance=(2.0,))
+    rows = {m.name: m for m in compare.methods(runs, asked)}
+    without = compare.methods(compare.Runs(own, drift), asked)
+    drafted, alone = "own, 4 AR steps drafted, guidance 2", "own, 2 AR steps, guidance 2"
+    assert rows.keys() - {m.name for m in without} == {drafted, alone}
+    assert {m.name for m in without if m.rival} == {
+        f"{head}, {way}, guidance 2"
+        for head in ("own", "drift")
+        for ways in compare.RIVALS.values()
+        for way in ways
+    }
+    assert runs.of(rows[drafted]) is runs.drafted and runs.of(rows[alone]) is own
+    assert runs.of(without[0]) is own and runs.of(rows["drift"]) is drift
+    settings = rows[drafted].settings
+    settings.check(runs.drafted.model)
+    cost = compare.costs(runs.drafted, settings, np.array([0]), 1)
+    # The first of three AR steps is the target's; one check is of both others.
+    assert (cost.backbone_calls, cost.draft_calls, cost.backbone_rows) == (2, 2, 4)
+    assert rows[alone].settings.ar_steps == 2 and cost.head_evaluations == 4 * own.settings().nfe

@@ -268,13 +268,13 @@ def test_looking_ahead_without_a_bound_changes_nothing(name):
 def test_an_evaluation_looks_ahead():
     """A row for each head, with the calls that were counted; plain rows have theirs as before."""
     asked = compare.Extras(lookahead=4, delta=1e6)
-    table = compare.methods(_loaded("host"), _loaded("drift"), asked)
+    table = compare.methods(compare.Runs(_loaded("host"), _loaded("drift")), asked)
     assert [m.name for m in table[-2:]] == [f"{n}, lookahead 4 (1e+06)" for n in ("own", "drift")]
     plain, ahead = table[-3].settings, table[-1].settings
     labels = np.array([0, 1])
     assert compare.costs(_loaded("drift"), plain, labels, 2).backbone_calls == N
     assert compare.costs(_loaded("drift"), ahead, labels, 2).backbone_calls < N
-    assert len(compare.methods(_loaded("host"), _loaded("drift"))) == len(table) - 2
+    assert len(compare.methods(compare.Runs(_loaded("host"), _loaded("drift")))) == len(table) - 2
 
 
 @pytest.mark.parametrize(
