@@ -155,7 +155,7 @@ def test_two_models_by_the_command(call, workdirs, tmp_path):
 @pytest.mark.slow
 def test_rivals_stand_in_one_table_with_their_seconds(call, workdirs, tmp_path):
     out = tmp_path / "report"
-    words = ("--rivals", f"--draft_workdir={workdirs.own}", "--num=8", "--seeds=1")
+    words = ("--rivals", f"--draft_workdir={workdirs.own}", "--num=9", "--seeds=1")
     done = call("evaluate", *_pair(workdirs, out), *words, "--batch_sizes=4")
     assert done.status == 0, done.stderr
     report = json.loads((out / "report.json").read_text())
