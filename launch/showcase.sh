@@ -7,8 +7,8 @@
 set -euo pipefail
 source "$(dirname "$0")/environment.sh" requirements.txt
 
-runs=${RUNS:-runs/showcase} show=${SHOW:-.} num=${NUM:-512} size=${SIZE:-emoji64}
-real=emoji64 seeds=2 batches=1,64 window=16 steps=4,16,32,64 latents=() judge=()
+runs=${RUNS:-runs/showcase} show=${SHOW:-.} num=${NUM:-384} size=${SIZE:-emoji64}
+real=emoji64 seeds=2 batches=1,32 window=8 steps=4,16,32,64 latents=() judge=(--config.train.steps=600)
 if [ "$size" = tiny ]; then
   real=emoji32 num=${NUM:-16} seeds=1 batches=4 window=4 steps=2
   latents=(--config.data.image_size=4 --config.data.patch_size=1)
@@ -38,8 +38,8 @@ measure() {
     --num="$num" --seeds="$seeds" --batch_sizes="$batches" "${@:2}"
   cp "$runs/report_$1/report.json" "$show/results/emoji64_$1.json"
 }
-measure nextstep --lookahead="$window" --guidance=1.5,2
-measure mar --ar_steps="$steps" --guidance=1.5,2
+measure nextstep --lookahead="$window" --delta=0.05 --guidance=2
+measure mar --ar_steps="$steps" --guidance=2
 
 # What is given away: averaged parameters in bfloat16, each with its model card.
 give() { # RUN NAME FLAGS
