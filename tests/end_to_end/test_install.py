@@ -88,7 +88,8 @@ def test_an_installed_package_learns_edits_of_ones_own(use):
     use("driftar", "train", "--config=nextstep_small:tiny", "--workdir=edit", *words)
     words = ("--image=edits/0.png", "--prompt=make it blue")
     use("driftar", "sample", "--workdir=edit", "--out=blue", *words)
-    assert Image.open(next((use.folder / "blue").glob("0*.png"))).size == (12, 12)
+    with Image.open(next((use.folder / "blue").glob("0*.png"))) as picture:
+        assert picture.size == (12, 12)
 
 
 @pytest.mark.slow
