@@ -11,8 +11,8 @@
 #     dog: 1.jpg
 #     v1.5/bird: jpg txt
 #
-# Why it matters: numbers, sizes and versions stand in names of pictures ("cat.256.jpg", "v1.5_cat"),
-# and tars are made with `tar cf` from a folder of them. Samples with the same beginning melt into
+# Why it matters: numbers, sizes and versions stand in names of pictures ("cat.256.jpg",
+# "v1.5_cat"), and tars are made with `tar cf` from a folder of them. Samples with the same beginning melt into
 # one, those that remain lack the field that a pipeline picks, and the count of the set is wrong.
 # Replace dots before packing.
 set -euo pipefail

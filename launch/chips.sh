@@ -38,7 +38,7 @@ for program in "${PROGRAMS[@]}"; do
   [[ $program == sample || $program == train ]] || refuse PROGRAMS "$program" "sample | train"
 done
 for field in ${FIELDS[@]+"${FIELDS[@]}"}; do
-  [[ $field =~ ^[a-z_]+\.[a-z_.]+=. ]] || refuse FIELDS "$field" "SECTION.FIELD=VALUE"
+  [[ $field =~ ^[a-z_]+\.[a-z0-9_.]+=. ]] || refuse FIELDS "$field" "SECTION.FIELD=VALUE"
 done
 [[ $LIMIT =~ ^[0-9]+$ ]] || refuse LIMIT "$LIMIT" "a whole number of seconds; 0 is without end"
 

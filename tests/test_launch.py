@@ -59,16 +59,16 @@ def _dry(script, *words, **environ):
             {
                 "TARGETS": "tpu:v5e:2x4 tpu:v5e:4x4 tpu:tpu7x:2x2x4 gpu:b200:16",
                 "CONFIGS": "configs/drift_transdiff.py:base",
-                "FIELDS": "optim.accumulate=4 drift.features=identity",
+                "FIELDS": "optim.b2=0.9 optim.accumulate=4 drift.features=identity",
             },
             # One sampler for both slices of v5e.
             ["source", "python", "mkdir", *["python"] * 7],
             [
-                "--target=tpu:v5e:1x1 --config.optim.accumulate=4",
+                "--target=tpu:v5e:1x1 --config.optim.b2=0.9 --config.optim.accumulate=4",
                 "--target=tpu:tpu7x:1x1x1 ",
                 "--target=gpu:b200:1 ",
                 "--target=gpu:b200:16 --config.host.scan=true",
-                "--config.optim.accumulate=16 --config.optim.accumulate=4 --config.drift.features=",
+                "--config.optim.accumulate=16 --config.optim.b2=0.9 --config.optim.accumulate=4",
             ],
         ),
         (
