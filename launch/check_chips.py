@@ -1,6 +1,6 @@
 """Says what is wrong with the words of chips.sh, before anything is compiled.
 
-python launch/check_chips.py "TARGETS" "CONFIGS" "FIELDS OF A TRAINING STEP"
+python -m launch.check_chips "TARGETS" "CONFIGS" "FIELDS OF A TRAINING STEP"
 
 Words are separated by blanks: the fields that a training step changes, `SECTION.FIELD=VALUE`, hold
 for each config.

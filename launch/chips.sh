@@ -45,7 +45,7 @@ done
 # Of training steps; FIELDS come after them, and win. Micro-batches and remat make most of them fit.
 STEP=(mesh.data=1 mesh.fsdp=-1 host.remat=full optim.accumulate=16 ${FIELDS[@]+"${FIELDS[@]}"})
 run source launch/environment.sh requirements-aot.txt
-run python launch/check_chips.py "${TARGETS[*]}" "${CONFIGS[*]}" "${STEP[*]}"
+run python -m launch.check_chips "${TARGETS[*]}" "${CONFIGS[*]}" "${STEP[*]}"
 run mkdir -p "$FOLDER"
 
 # one TARGET: the smallest slice of its kind.

@@ -10,8 +10,11 @@ checkpoint arrives where it should.
 
 import json
 import math
+import pathlib
 import sys
 import tempfile
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # run as a file, in a checkout
 
 import flax.linen as nn
 import jax

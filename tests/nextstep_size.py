@@ -11,6 +11,9 @@ import argparse
 import json
 import multiprocessing
 import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))  # run as a file, in a checkout
 
 import jax
 import numpy as np

@@ -6,6 +6,7 @@ import re
 import runpy
 import shlex
 import subprocess
+import sys
 
 import jax
 import pytest
@@ -135,7 +136,7 @@ def test_a_mistake_is_named(script, words, environ, line):
 COMPILER = """#!/usr/bin/env bash
 echo "$*" >> calls
 case "$*" in
-  *check_chips.py*) exit 0 ;;
+  *check_chips*) exit 0 ;;
   *mar_huge*) echo "something" >&2; echo "driftar_jax: refused" >&2; exit 2 ;;
   *mar_large*) sleep 20 ;;
 esac
@@ -225,9 +226,30 @@ def test_what_chips_are_asked_is_checked_before(configs, fields, line, monkeypat
     assert said.startswith(f"driftar_jax: {line}")
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["-m", "launch.check_chips", "gpu:none:1", "", ""],
+        ["tests/nextstep_size.py", "--folder"],
+        ["tests/nextstep_meshes.py", "none", "{}"],
+    ],
+)
+def test_a_checkout_that_is_not_installed_has_them(command):
+    environ = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(
+        [sys.executable, *command],
+        capture_output=True,
+        text=True,
+        cwd=LAUNCH.parent,
+        env=environ,
+        timeout=60,
+    )
+    assert done.returncode and "ModuleNotFoundError" not in done.stderr
+
+
 def test_presets_can_be_asked_of_chips(monkeypatch):
     _, lines, _ = _dry("chips.sh")
-    words = next(shlex.split(line) for line in lines if "check_chips" in line)[2:]
+    words = next(shlex.split(line) for line in lines if "check_chips" in line)[3:]
     devices = jax.devices()[:1] * 16
     target = chips.Target("", "tpu", devices, 16 * chips.GIB)
     monkeypatch.setattr(chips, "describe", lambda name: target)
