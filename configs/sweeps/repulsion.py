@@ -20,7 +20,7 @@ def get_sweep(size: str = "fashion28") -> dict:
         return {**frozen, "question": "repulsion", "set": (*frozen["set"], *weights)}
 
     arms = {f"repulsion {weight:g}": arm(weight) for weight in (1.01, 1.02, 1.05)}
-    arms["repulsion 1.05, annealed"] = arm(1.05, "annealed")
+    arms["repulsion 1.05 annealed"] = arm(1.05, "annealed")
     made["arms"] = {
         "own": made["arms"]["own"],
         shared.REFERENCE: {**frozen, "question": ""},
