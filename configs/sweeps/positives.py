@@ -52,6 +52,6 @@ def get_sweep(size: str = "fashion28") -> dict:
             "against": "guided",
         },
         "guided own draws": guided(),
-        "guided own draws, and the real token": guided("drift.own_share=0.5"),
+        "guided own draws and the real token": guided("drift.own_share=0.5"),
     }
     return made

@@ -51,7 +51,7 @@ def get_sweep(size: str = "digits8") -> dict:
     }
     for draws, positives in ((4, 8), (4, 32), (16, 8), (32, 32), (16, 64)):
         changes = f"drift.draws={draws}", f"drift.positives={positives}"
-        arms[f"G {draws}, P {positives}"] = arm("draws and positives", *changes)
+        arms[f"G {draws} P {positives}"] = arm("draws and positives", *changes)
     arms["identity"] = {**arm("features", "drift.features=identity"), "needs": {}}
     arms["penultimate"] = arm("features", "drift.features=penultimate", needs="flow")
     arms["energy"] = arm("field", "drift.field=energy")

@@ -135,6 +135,8 @@ def _check(sweep: Sweep) -> None:
     for arm in sweep.arms.values():
         if slugs.count(arm.slug) > 1 or not arm.slug or arm.slug == sweep.judge.slug:
             raise wrong("arms", arm.name, "names that differ in letters and digits, none judge")
+        if "," in arm.name:
+            raise wrong("arms", arm.name, "names without commas, which separate those of --only")
         if bool(arm.of) == bool(arm.config):
             raise wrong(f"arm {arm.name}", arm.of, "either a config, or the arm that it samples")
         if sweep.against(arm) not in sweep.arms:

@@ -80,6 +80,7 @@ def test_a_number_of_another_run_becomes_a_setting(made):
         (dict(arms={"x": {"config": "no.py"}}), "config: got 'no.py'"),
         (dict(arms={"x": {"of": "late", "config": "no.py"}}), "arm x: got"),
         (dict(arms={"x": {"of": "lost"}}), "arms: got 'lost'"),
+        (dict(arms={"x, y": {"of": "late"}}), "arms: got 'x, y', allowed names without commas"),
         (dict(arms={"La te": {"of": "late"}, "la-te": {"of": "late"}}), "arms: got 'La te'"),
         (
             dict(arms={"x": {"config": f"{FILE}:tiny", "set": ("drift.draws=2",)}}),
