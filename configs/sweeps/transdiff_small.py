@@ -14,7 +14,7 @@ STEPS = {
     "tiny": (3, 3, 3),
 }
 
-REFERENCE = "G 16, P 32"
+REFERENCE = "G 16 P 32"
 
 
 def get_sweep(size: str = "digits8") -> dict:
