@@ -1,7 +1,7 @@
 """Tables of lookahead: what it saved and left, and where it pays, for the page and for its own."""
 
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from driftar_jax.evaluation import windows
 from driftar_jax.reports import tables
@@ -134,12 +134,13 @@ def predicted(record: dict, others: Sequence[dict] = ()) -> list[str]:
 
     Args:
       record: of `write`.
-      others: results of `benchmark --windows`.
+      others: results of `benchmark --windows`; those of another trained checkpoint are left out.
     """
     head = "host | device | batch | window | cost of a call | tokens per call | times plain"
     settled = _settled(record["ahead"])
     measured = [(record["facts"], record["calls"])]
-    measured += [(other["facts"], other["windows"]) for other in others]
+    runs = {row["run"] for row in record["ahead"]}
+    measured += [(o["facts"], o["windows"]) for o in others if _is_for(o["facts"], runs)]
     cells = []
     for facts, calls in measured:
         for call in calls:
@@ -156,6 +157,13 @@ def predicted(record: dict, others: Sequence[dict] = ()) -> list[str]:
                 + _worth(cost, settled[_WINDOW])
             )
     return _table(head, cells)
+
+
+def _is_for(facts: dict, runs: Collection[str]) -> bool:
+    """Whether costs of calls may stand beside the tokens per call of these runs."""
+    # Another trained checkpoint settles other tokens per call; random weights are a size alone.
+    of = facts.get("weights", "random")
+    return of.startswith("random") or pathlib.PurePath(of).name in runs
 
 
 def _settled(rows: Sequence[dict]) -> dict[int, float]:

@@ -159,6 +159,21 @@ def test_it_pays_where_a_call_settles_more_than_it_costs():
     )
 
 
+@pytest.mark.parametrize(
+    ("weights", "rows"),
+    [
+        ("random: speed only, the images mean nothing", 1),
+        ("step 9 of runs/small", 1),
+        ("step 9 of runs/large", 0),
+    ],
+)
+def test_costs_of_another_checkpoint_say_nothing_of_this_one(weights, rows):
+    facts = {"host": "60 million", "device": "a cpu", "weights": weights}
+    other = {"facts": facts, "windows": [{"batch_size": 8, "window": 16, "ratio": 1.2}]}
+    lines = ahead_table.predicted(_record(), [other])
+    assert sum(line.startswith("| 60 million") for line in lines) == rows
+
+
 def test_the_page_shows_lookahead_with_costs_of_other_hosts(tmp_path):
     (tmp_path / "small.json").write_text(json.dumps(_record()))
     facts = {"host": "60 million", "device": "a cpu"}
