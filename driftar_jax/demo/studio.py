@@ -27,8 +27,9 @@ MOST_LETTERS = 200
 MOST_GUIDANCE = 10.0
 # Compiled programs that are kept; each takes some MB, and every setting is one.
 MOST_PROGRAMS = 48
-# Different pictures of a growth: more than one sees, and a decoder makes each.
-_MOMENTS = 33
+# Moments of a growth, more than one sees, and pictures in all of them: a decoder makes each, which
+# would take longer than four pictures do to draw.
+_MOMENTS, _GROWN = 33, 66
 _WORDS = 6000  # known words that a page is given
 _EXAMPLES = 12
 
@@ -327,7 +328,7 @@ def _grown(generator: Generator, samples) -> tuple[np.ndarray, list[list[str]] |
     if samples.trace is None:
         blank = np.full_like(samples.images, traces.BLANK)
         return np.stack([blank, samples.images]), None
-    steps = traces.moments(samples.trace, _MOMENTS)
+    steps = traces.moments(samples.trace, min(_MOMENTS, _GROWN // len(samples.images)))
     entropy = []
     for step in steps:
         values = traces.entropy(samples.trace, step)
@@ -344,7 +345,8 @@ def _png(moments: np.ndarray) -> str:
     rows, columns, height, width, channels = moments.shape
     sheet = moments.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, channels)
     file = io.BytesIO()
-    Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(file, "PNG")
+    # It goes to a browser of this machine: a smaller file would take longer to make than to send.
+    Image.fromarray(sheet[..., 0] if channels == 1 else sheet).save(file, "PNG", compress_level=1)
     return base64.b64encode(file.getvalue()).decode()
 
 

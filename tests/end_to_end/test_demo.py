@@ -122,6 +122,16 @@ def test_a_drawing_is_that_of_its_command_and_of_its_python(served, call, tmp_pa
     _same(names["images"][..., 0], sheet[-1])
 
 
+def test_many_pictures_grow_in_fewer_moments(desk, monkeypatch):
+    """All of them are decoded in every moment, which would take longer than to draw them."""
+    whole = desk.ask("draw", FOUR)
+    assert whole["moments"] == 3
+    monkeypatch.setattr(studio, "_GROWN", 8)
+    few = desk.ask("draw", FOUR)
+    assert few["moments"] == 2
+    np.testing.assert_array_equal(_sheet(few)[-1], _sheet(whole)[-1])
+
+
 def test_a_part_is_filled_in_and_the_rest_stands(served):
     image = np.full((8, 8), 77, np.uint8)
     mask = np.zeros((8, 8), np.uint8)
