@@ -8,7 +8,6 @@ compared by energy distance and moments.
 """
 
 import pathlib
-import sys
 
 import numpy as np
 from absl import flags
@@ -71,7 +70,7 @@ def main(_) -> None:
         for own, drift, again in zip(owns, drifts, others, strict=True)
     ]
     facts = {
-        "command": "python -m driftar_jax.deviation " + " ".join(sys.argv[1:]),
+        "command": cli.command("deviation"),
         "data": f"{drifts[0].config.data.name}, {_CONTEXTS.value} contexts of its test split",
         "draws": f"{_DRAWS.value} of each of {_TOKENS.value} tokens a context",
         "steps": f"own head {owns[0].step}, Drift-AR {drifts[0].step}",

@@ -18,7 +18,6 @@ rows of one table, and a run of the own head may stand among them alone.
 
 import os
 import pathlib
-import sys
 
 import jax
 from absl import flags
@@ -145,7 +144,7 @@ def _early_stop(loaded, stop: float) -> str:
 def _facts(loaded, real: quality.RealSet) -> dict[str, str]:
     first, device = loaded[0], jax.devices()[0]
     return {
-        "command": "python -m driftar_jax.evaluate_drafts " + " ".join(sys.argv[1:]),
+        "command": cli.command("evaluate_drafts"),
         "checkpoints": f"{len(loaded)} of task {first.config.task}, step {first.step}",
         "images": f"{_NUM.value} per row, {_SEEDS.value} sampling seeds on each checkpoint",
         "distance": f"fd_{real.network.name} to {len(real.images)} real images of "

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import os
 import re
+import shlex
 import sys
 import threading
 import time
@@ -91,6 +92,11 @@ def fail(message: str, status: int = USER_ERROR) -> None:
     lines = message.strip().splitlines() or ["unknown error"]
     print(f"driftar_jax: {lines[0]}", file=sys.stderr)
     sys.exit(status)
+
+
+def command(program: str) -> str:
+    """Return the command line of this process, `python -m driftar_jax.PROGRAM ...`, for a shell."""
+    return shlex.join(["python", "-m", f"driftar_jax.{program}", *sys.argv[1:]])
 
 
 def loaded(what: str) -> None:

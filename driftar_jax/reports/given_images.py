@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from driftar_jax.cli import program
 from driftar_jax.config import wrong
 from driftar_jax.data import picture_sets
 from driftar_jax.evaluation import frechet, inception_score, judges, manifold, networks, quality
@@ -86,7 +87,7 @@ def measure(
     # Part by part: a folder may hold more pictures than memory does.
     features = _see(network, files.parts(), len(files), "inception_score" in metrics)
     record = {
-        "command": "python -m driftar_jax.evaluate " + " ".join(sys.argv[1:]),
+        "command": program.command("evaluate"),
         "images": images,
         "count": len(files),
         "size": list(files.shape[1:]),

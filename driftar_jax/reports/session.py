@@ -2,13 +2,13 @@
 
 import dataclasses
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from driftar_jax import config
+from driftar_jax.cli import program
 from driftar_jax.data import pictures
 from driftar_jax.evaluation import compare, frechet, judges, networks, premise, quality
 from driftar_jax.evaluation.stopwatch import Ledger
@@ -134,7 +134,7 @@ class Session:
     def _facts(self, real_accuracy: float) -> dict:
         own, drift = self.first.own, self.first.drift
         return {
-            "command": "python -m driftar_jax.evaluate " + " ".join(sys.argv[1:]),
+            "command": program.command("evaluate"),
             "data": f"{drift.config.data.name}, {len(self.images)} real images",
             "feature network": (
                 f"{self.network.name} ({self.network_dir}, {self.network.width} features)"

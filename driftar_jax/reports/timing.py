@@ -2,13 +2,13 @@
 
 import os
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 
 from driftar_jax import config
+from driftar_jax.cli import program
 from driftar_jax.evaluation import benchmark, windows
 from driftar_jax.reports import tables
 from driftar_jax.sampling import generator, load
@@ -86,7 +86,7 @@ def write_windows(
 def _facts(weights: str, averages: tuple) -> dict[str, str]:
     device = jax.devices()[0]
     return {
-        "command": "python -m driftar_jax.benchmark " + " ".join(sys.argv[1:]),
+        "command": program.command("benchmark"),
         "weights": weights,
         "device": f"{device.device_kind}, {os.cpu_count()} CPU cores",
         "products of float32": precision.words(),

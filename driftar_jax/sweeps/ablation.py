@@ -10,7 +10,6 @@ import json
 import os
 import pathlib
 import shutil
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ import jax
 import numpy as np
 
 from driftar_jax import config
+from driftar_jax.cli import program
 from driftar_jax.evaluation import ahead, compare, judges, premise, quality, speed
 from driftar_jax.sampling import batches, contexts, generator, load
 from driftar_jax.sampling.settings import Settings
@@ -181,7 +181,7 @@ class Ablation:
             "order": list(self.sweep.arms).index(arm.name),
             "seed": seed,
             "asked": self._asked(arm),
-            "sweep": "python -m driftar_jax.ablate " + " ".join(sys.argv[1:]),
+            "sweep": program.command("ablate"),
             "machine": runs.environment() | {"load": round(os.getloadavg()[0], 1)},
         }
         try:

@@ -6,6 +6,7 @@ fields of `Sweep` and `Arm`, in data alone.
 
 import dataclasses
 import re
+import shlex
 from typing import Any
 
 import ml_collections
@@ -181,4 +182,4 @@ def command(arm: Arm, resolved: ml_collections.ConfigDict, workdir: str) -> str:
     words = [f"--config={arm.config}", f"--config.seed={resolved.seed}"]
     words += [f"--config.{word}" for word in arm.set]
     words += [f"--config.{field}={flat[field]}" for field in (*arm.needs, *arm.measured)]
-    return " ".join(["python -m driftar_jax.train", *words, f"--workdir={workdir}"])
+    return shlex.join(["python", "-m", "driftar_jax.train", *words, f"--workdir={workdir}"])

@@ -1,6 +1,7 @@
 """How every program ends where the disk or the machine ends it."""
 
 import os
+import shlex
 import subprocess
 import sys
 
@@ -68,6 +69,12 @@ def test_disks_end_programs_in_one_line_and_mistakes_of_ours_do_not():
         "a traceback",
         "",
     ]
+
+
+def test_a_command_of_a_result_can_be_typed_as_it_stands(monkeypatch):
+    words = ["--only=own,own longer", "--prompt=it's $HOME", "--out=runs/a"]
+    monkeypatch.setattr(sys, "argv", ["ablate.py", *words])
+    assert shlex.split(program.command("ablate")) == ["python", "-m", "driftar_jax.ablate", *words]
 
 
 def test_texts_are_what_their_bytes_say_on_any_terminal(monkeypatch):
